@@ -1,0 +1,90 @@
+"""SAC: soft actor-critic with automatic temperature (Haarnoja et al., 2018b, algorithm 1).
+
+f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = one network · L = objective.
+"""
+
+import torch
+from torch import Tensor
+
+from rlamort.agent import Adam, Agent, descend
+from rlamort.config import Count, Fraction, NonNegative, Positive, Widths
+from rlamort.critic import Critic, frozen_copy, polyak
+from rlamort.domain import SquashedGaussian
+from rlamort.env import Spec
+from rlamort.losses import objective, td_target
+from rlamort.model import Full
+from rlamort.nets import mlp
+from rlamort.objective import MaxQ, Metrics, Soft, Temperature
+from rlamort.source import Batch
+
+
+class SAC(Agent):
+    """A stochastic policy on the soft max-Q problem of an ensemble of critics.
+
+    Args:
+        spec: sizes and action bounds.
+        hidden: widths of the hidden layers, of policy and critics.
+        learning_rate: Adam's step size for the policy and the temperature.
+        critic_learning_rate: the critics'; null takes learning_rate.
+        discount: per step.
+        tau: share of the online critics that their targets take over at every update.
+        critics: size of the ensemble.
+        pessimism: beta in mean - beta std over the ensemble; 1 over two critics is their minimum.
+        temperature: initial alpha, the price of a nat of entropy.
+        target_entropy: what the temperature steers the policy's entropy to, in nats on [-1, 1]^n; null takes -n.
+        normalise: normalise observations by running statistics.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        hidden: Widths = (256, 256),
+        learning_rate: Positive = 3e-4,
+        critic_learning_rate: Positive | None = None,
+        discount: Fraction = 0.99,
+        tau: Fraction = 0.005,
+        critics: Count = 2,
+        pessimism: NonNegative = 1.0,
+        temperature: Positive = 1.0,
+        target_entropy: float | None = None,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__(spec, normalise=normalise)
+        self.tau = tau
+        self.density = SquashedGaussian(self.domain.dim)
+        self.target_entropy = -float(self.density.dim) if target_entropy is None else target_entropy
+
+        def new_critic() -> Critic:
+            return Critic(spec.x_dim, self.domain.dim, hidden, critics)
+
+        self.model = Full(mlp(spec.x_dim, hidden, self.density.inputs), self.density)
+        self.critic = new_critic()
+        self.target_critic = frozen_copy(self.critic, new_critic())
+        self.alpha = Temperature(temperature)
+        self.f = Soft(MaxQ(self.critic, pessimism), self.density, self.alpha)
+        self.target_f = Soft(MaxQ(self.target_critic, pessimism), self.density, self.alpha)
+        self.model_adam = Adam(self.model.parameters(), learning_rate)
+        self.critic_adam = Adam(self.critic.parameters(), critic_learning_rate or learning_rate)
+        self.alpha_adam = Adam(self.alpha.parameters(), learning_rate)
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        lam = self.model(self.normaliser(x))
+        return self.density.sample(lam)[0] if explore else self.density.median(lam)
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        with torch.no_grad():  # V(x') = -f(lam; x'): the critics' target is the value of the problem the actor solves
+            target = td_target(batch, -self.target_f(self.model(batch.x_next), batch.x_next))
+        q = self.critic(batch.x, batch.y)  # (E, B)
+        loss = 0.5 * (q - target).square().mean(-1).sum()
+        descend(loss, self.critic.parameters(), self.critic_adam)
+        polyak(self.target_critic, self.critic, self.tau)
+        return {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def improve(self, batch: Batch) -> Metrics:
+        loss, metrics = objective(self.model, self.f, batch)
+        descend(loss, self.model.parameters(), self.model_adam)
+        # entropy above its target makes alpha fall, in log space so that it stays positive
+        alpha_loss = self.alpha.log * (metrics["entropy"] - self.target_entropy)
+        descend(alpha_loss, self.alpha.parameters(), self.alpha_adam)
+        return {f"actor/{name}": value for name, value in metrics.items()} | {"temperature": self.alpha().detach()}

@@ -1,0 +1,171 @@
+"""Stable-Baselines3 itself, under the same commands, evaluation and run directory: the baseline is one override away."""
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from gymnasium.vector import AsyncVectorEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from torch import Tensor
+
+from rlamort.agent import Agent
+from rlamort.config import Fraction, Positive, Range, Widths
+from rlamort.env import Episode, Spec
+from rlamort.envs.gym import GymEnv
+from rlamort.errors import UserError
+from rlamort.score import Score
+from rlamort.track import Tracker
+from rlamort.train import Clock, Schedule, Update, crosses, speed, summary
+
+
+class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
+    """The spaces of an environment and nothing else, to build a policy from."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.x_dim,), np.float64)
+        self.action_space = gymnasium.spaces.Box(np.float32(spec.low), np.float32(spec.high))
+
+
+class SB3(Agent):
+    """A policy that Stable-Baselines3 trains. What is None is left to its default.
+
+    Args:
+        spec: sizes and action bounds.
+        algorithm: which of its algorithms.
+        learning_rate: its learning_rate.
+        discount: its gamma.
+        hidden: its net_arch.
+        exploration_noise: standard deviation of Gaussian action noise (TD3), in units of half the action range.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        algorithm: Literal["SAC", "TD3", "PPO"] = "SAC",
+        learning_rate: Positive | None = None,
+        discount: Fraction = 0.99,
+        hidden: Widths | None = None,
+        exploration_noise: Positive | None = None,
+    ) -> None:
+        super().__init__(spec, normalise=False)
+        self.algorithm = algorithm
+        self.keywords: dict[str, Any] = {"gamma": discount}
+        if learning_rate is not None:
+            self.keywords["learning_rate"] = learning_rate
+        if hidden is not None:
+            self.keywords["policy_kwargs"] = {"net_arch": list(hidden)}
+        if exploration_noise is not None:
+            n = len(spec.low)
+            noise = NormalActionNoise(np.zeros(n), np.full(n, exploration_noise))
+            self.keywords["action_noise"] = noise
+        small = {} if algorithm == "PPO" else {"buffer_size": 1}
+        self.take(self.build(DummyVecEnv([lambda: _Shape(spec)]), torch.device("cpu"), small))
+
+    def build(self, env: VecEnv, device: torch.device, more: dict[str, Any]) -> Any:
+        """The algorithm's own object on `env`."""
+        return getattr(stable_baselines3, self.algorithm)("MlpPolicy", env, device=device, **self.keywords, **more)
+
+    def take(self, model: Any) -> None:
+        """Act by that model's policy from now on, and save it."""
+        self.policy = model.policy
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        action, _ = self.policy.predict(x.numpy(force=True), deterministic=not explore)
+        return self.box.encode(torch.from_numpy(action).to(x)).clamp(-1, 1)
+
+
+class Own:
+    """p(x) is Stable-Baselines3's own affair; this says where it plays and how much it stores.
+
+    Args:
+        env: where it plays.
+        buffer_size: transitions that its replay buffer holds (SAC, TD3).
+    """
+
+    def __init__(self, env: GymEnv, *, buffer_size: Annotated[int, Range(1)] = 1_000_000) -> None:
+        self.env, self.buffer_size = env, buffer_size
+        self.model: Any = None
+
+    def vec_env(self) -> VecEnv:
+        """The same environments, as Stable-Baselines3 wants them."""
+        make = self.env.make
+        if make is None:
+            raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
+        kind = SubprocVecEnv if isinstance(self.env.vector, AsyncVectorEnv) else DummyVecEnv
+        return kind([lambda: Monitor(make())] * self.env.count)
+
+    def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
+        """Cadence and seed, in its words."""
+        seed = int(torch.randint(2**31, ()))  # from the run's own stream
+        if algorithm == "PPO":
+            return {"seed": seed, "batch_size": schedule.batch_size}
+        return {
+            "seed": seed,
+            "batch_size": schedule.batch_size,
+            "buffer_size": self.buffer_size,
+            "learning_starts": schedule.warmup_steps,
+            "train_freq": 1,
+            "gradient_steps": schedule.utd * self.env.count,
+        }
+
+
+class _Follow(BaseCallback):
+    """Records losses, returns and evaluations as `rlamort.train` does."""
+
+    def __init__(
+        self, agent: SB3, score: Callable[[Agent], Score] | None, schedule: Schedule, tracker: Tracker, clock: Clock
+    ) -> None:
+        super().__init__()
+        self.agent, self.score, self.schedule, self.tracker, self.clock = agent, score, schedule, tracker, clock
+        self.episodes: list[Episode] = []
+
+    def _on_training_start(self) -> None:
+        self.before = self.clock.env_step
+        self.origin = self.num_timesteps - self.before
+        self.started = time.perf_counter() - self.clock.seconds
+
+    def _on_step(self) -> bool:
+        before, now = self.clock.env_step, self.num_timesteps - self.origin
+        self.clock.env_step, self.clock.seconds = now, time.perf_counter() - self.started
+        self.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
+        latest = self.episodes[-1] if self.episodes else None
+        self.tracker.progress(now, now / self.clock.seconds, latest)
+        if crosses(before, now, self.schedule.log_every):
+            losses = {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
+            self.tracker.record(now, {**losses, **summary(self.episodes), **speed(self.clock)})
+            self.episodes.clear()
+        if self.score is not None and crosses(before, now, self.schedule.eval_every):
+            self.tracker.record(now, self.score(self.agent).values())
+            self.started = time.perf_counter() - self.clock.seconds
+        return True
+
+
+def train(
+    agent: SB3, source: Own, score: Callable[[Agent], Score] | None, schedule: Schedule, tracker: Tracker, clock: Clock,
+    update: Update,
+) -> None:  # fmt: skip
+    """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.
+
+    Raises:
+        UserError: something is asked for that it does not have.
+    """
+    if update != agent.update:
+        raise UserError("compile: Stable-Baselines3's updates are not compiled; compile=false is needed")
+    if schedule.update_after != schedule.warmup_steps:
+        raise UserError(
+            f"update_after={schedule.update_after}: Stable-Baselines3 has one warm-up for random actions and updates; "
+            f"leave update_after out, or give it the value of warmup_steps ({schedule.warmup_steps})"
+        )
+    if source.model is None:
+        source.model = agent.build(source.vec_env(), source.env.device, source.keywords(agent.algorithm, schedule))
+        agent.take(source.model)
+    follow = _Follow(agent, score, schedule, tracker, clock)
+    source.model.learn(schedule.steps, callback=follow, reset_num_timesteps=source.model.num_timesteps == 0)

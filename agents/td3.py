@@ -1,0 +1,95 @@
+"""TD3: twin delayed deep deterministic policy gradient (Fujimoto, van Hoof and Meger, 2018, algorithm 1).
+
+f = -Q_1 · Y = box · p(x) = replay · y_theta = one network · L = objective. With one critic, no smoothing and no delay it is
+DDPG (Lillicrap et al., 2016), as configs/method/ddpg.yaml says.
+"""
+
+import torch
+from torch import Tensor
+
+from rlamort.agent import Adam, Agent, descend
+from rlamort.config import Count, Fraction, NonNegative, Positive, Widths
+from rlamort.critic import Critic, frozen_copy, polyak
+from rlamort.env import Spec
+from rlamort.losses import objective, td_target
+from rlamort.model import Full
+from rlamort.nets import mlp
+from rlamort.objective import MaxQ, Metrics
+from rlamort.source import Batch
+
+
+class TD3(Agent):
+    """A deterministic policy on the max-Q problem of the first of two critics, which learn from the lower of the two.
+
+    Args:
+        spec: sizes and action bounds.
+        hidden: widths of the hidden layers, of policy and critics.
+        learning_rate: Adam's step size for the policy.
+        critic_learning_rate: the critics'; null takes learning_rate.
+        discount: per step.
+        tau: share of the online network that a target takes over whenever targets move.
+        critics: size of the ensemble; targets are its minimum where there are two.
+        exploration_noise: standard deviation of the noise on actions in play, in units of half the action range.
+        smoothing_noise: standard deviation of the noise on target actions, in the same units, drawn per sample.
+        smoothing_clip: bound of that noise.
+        actor_delay: updates of the critics for one of policy and targets.
+        normalise: normalise observations by running statistics.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        hidden: Widths = (256, 256),
+        learning_rate: Positive = 1e-3,
+        critic_learning_rate: Positive | None = None,
+        discount: Fraction = 0.99,
+        tau: Fraction = 0.005,
+        critics: Count = 2,
+        exploration_noise: NonNegative = 0.1,
+        smoothing_noise: NonNegative = 0.2,
+        smoothing_clip: NonNegative = 0.5,
+        actor_delay: Count = 2,
+        normalise: bool = False,
+    ) -> None:
+        super().__init__(spec, normalise=normalise)
+        self.tau, self.improve_every = tau, actor_delay
+        self.exploration_noise, self.smoothing_noise, self.smoothing_clip = (
+            exploration_noise, smoothing_noise, smoothing_clip,
+        )  # fmt: skip
+
+        def new_model() -> Full:
+            return Full(mlp(spec.x_dim, hidden, self.domain.inputs), self.domain)
+
+        def new_critic() -> Critic:
+            return Critic(spec.x_dim, self.domain.dim, hidden, critics)
+
+        self.model, self.critic = new_model(), new_critic()
+        self.target_model = frozen_copy(self.model, new_model())
+        self.target_critic = frozen_copy(self.critic, new_critic())
+        self.f = MaxQ(self.critic, beta=0.0, members=1)
+        self.target_f = MaxQ(self.target_critic, beta=1.0)
+        self.model_adam = Adam(self.model.parameters(), learning_rate)
+        self.critic_adam = Adam(self.critic.parameters(), critic_learning_rate or learning_rate)
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        y: Tensor = self.model(self.normaliser(x))
+        return (y + self.exploration_noise * torch.randn_like(y)).clamp(-1, 1) if explore else y
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        with torch.no_grad():
+            y_next = self.target_model(batch.x_next)
+            noise = self.smoothing_noise * torch.randn_like(y_next)  # one draw per sample and coordinate
+            y_next = (y_next + noise.clamp(-self.smoothing_clip, self.smoothing_clip)).clamp(-1, 1)
+            target = td_target(batch, -self.target_f(y_next, batch.x_next))
+        q = self.critic(batch.x, batch.y)  # (E, B)
+        loss = (q - target).square().mean(-1).sum()
+        descend(loss, self.critic.parameters(), self.critic_adam)
+        return {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+
+    def improve(self, batch: Batch) -> Metrics:
+        loss, metrics = objective(self.model, self.f, batch)
+        descend(loss, self.model.parameters(), self.model_adam)
+        polyak(self.target_critic, self.critic, self.tau)
+        polyak(self.target_model, self.model, self.tau)
+        return {f"actor/{name}": value for name, value in metrics.items()}

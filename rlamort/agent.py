@@ -1,0 +1,128 @@
+"""The agent's contract, and the one way in which anything learns. B batch · d = x_dim · n = dim of an action"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+from rlamort.domain import Box, unit_box
+from rlamort.env import Spec
+from rlamort.nets import Normaliser, Unnormalised
+from rlamort.objective import Metrics
+from rlamort.source import Batch
+
+
+class Adam(nn.Module):
+    """Adam (Kingma and Ba, 2015, algorithm 1) as state tensors that travel with the agent's; the arithmetic is torch's.
+
+    `torch.optim.Adam` keeps its state in Python and breaks a compiled graph at every step; this one does neither.
+
+    Args:
+        parameters: the tensors that it will move, which fix the shapes of its state.
+        learning_rate: step size.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        super().__init__()
+        parameters = list(parameters)
+        self.learning_rate = learning_rate
+        self.mean = _state(torch.zeros_like(p) for p in parameters)
+        self.square = _state(torch.zeros_like(p) for p in parameters)
+        self.steps = _state(torch.zeros(()) for _ in parameters)
+
+    @torch.no_grad()
+    def step(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """Move the parameters, in place, against their gradients."""
+        capturing = torch.compiler.is_compiling()
+        adam(
+            parameters, gradients, list(self.mean), list(self.square), [], list(self.steps),
+            foreach=capturing, fused=not capturing, capturable=capturing,  # one kernel either way
+            amsgrad=False, beta1=0.9, beta2=0.999, lr=self.learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
+        )  # fmt: skip
+
+
+def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(t, requires_grad=False) for t in tensors)
+
+
+def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimiser: Adam) -> None:
+    """One step down `loss` for exactly these parameters: no other gradient is computed, and none is left behind."""
+    owned: list[Tensor] = list(parameters)
+    optimiser.step(owned, list(torch.autograd.grad(loss, owned)))
+
+
+class Agent(nn.Module):
+    """Something that acts, learns f (`evaluate`) and amortizes it (`improve`).
+
+    `evaluate` and `improve` take a batch of fixed shape and give detached 0-d tensors; nothing in them reads a value back
+    to Python, so that a whole update can be captured. They draw from torch's global generator.
+
+    Args:
+        spec: sizes and action bounds.
+        normalise: whether observations are normalised by running statistics.
+
+    Attributes:
+        improve_every: calls of `evaluate` for one of `improve`.
+    """
+
+    improve_every: int = 1
+
+    def __init__(self, spec: Spec, *, normalise: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.box = Box(spec.low, spec.high)
+        self.domain = unit_box(len(spec.low))
+        self.normaliser = Normaliser(spec.x_dim) if normalise else Unnormalised()
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        """x (B, d), as the environment gives it -> y (B, n) in [-1, 1]^n; called without gradients."""
+        raise NotImplementedError
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        """Learn f."""
+        raise NotImplementedError
+
+    def improve(self, batch: Batch) -> Metrics:
+        """Amortize f: train y_theta on it."""
+        raise NotImplementedError
+
+    def update(self, batch: Batch, improve: bool) -> Metrics:
+        """One whole update on a raw batch: what is compiled, where something is."""
+        batch = batch._replace(x=self.normaliser(batch.x), x_next=self.normaliser(batch.x_next))
+        metrics = self.evaluate(batch)
+        return metrics | self.improve(batch) if improve else metrics
+
+    def observe(self, x: Tensor) -> None:
+        """Take contexts (B, d) met in play into the observation statistics."""
+        self.normaliser.update(x)
+
+    @torch.no_grad()
+    def predict(
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """An action in the environment's units; the signature is Stable-Baselines3's.
+
+        Args:
+            observation: one observation, or a batch of them along the first axis.
+            state: passed through; agents here keep none.
+            episode_start: likewise.
+            deterministic: the policy's median action, instead of an exploring one.
+
+        Returns:
+            Action (n,) or (B, n) in float32, and `state`.
+
+        Raises:
+            ValueError: the observation has another size than the agent was trained on.
+        """
+        x = np.asarray(observation, dtype=np.float32)
+        d = self.spec.x_dim
+        if x.size != d and (x.ndim < 2 or x[0].size != d):
+            raise ValueError(f"observation: shape {x.shape} given; ({d},) or (batch, {d}) is needed")
+        single = x.ndim == 1 or x.shape[0] * d != x.size
+        tensor = torch.from_numpy(x.reshape(-1, d)).to(self.box.scale.device)
+        action = self.box.decode(self.act(tensor, explore=not deterministic)).numpy(force=True)
+        action = action.clip(np.float32(self.spec.low), np.float32(self.spec.high))
+        return (action[0] if single else action), state

@@ -1,0 +1,270 @@
+"""The commands: list, train, eval, video, plot, reproduce."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlamort.config import check_names, defaults, describe, fields, methods, read_row
+from rlamort.errors import Fault, UserError, nearest
+
+USAGE = """\
+rlamort: reinforcement learning in which a policy is an amortization model
+
+  rlamort list                                        methods, and the problem that each amortizes
+  rlamort train METHOD env=ENV [key=value ...]        train; -m seed=0,1,2 runs several
+  rlamort train METHOD --help                         every key, its meaning and default
+  rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
+  rlamort video RUN                                   film an episode
+  rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
+  rlamort reproduce METHOD                            measure a method's claims on this machine
+
+RUN is a run directory, the last line that `train` prints.
+"""
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: an exit code of 0, 2 (what was asked cannot be done), 3 (an environment or agent failed) or 4
+    (storage). RLAMORT_TRACEBACK=1 shows where an error came from."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        name, *rest = arguments
+        if name not in COMMANDS:
+            raise UserError(f"{name}: there is no such command. {nearest(name, COMMANDS)}")
+        return _guarded(lambda: COMMANDS[name](rest))
+    except UserError as error:
+        return _say(error, error.exit_code)
+
+
+def _guarded(work: Callable[[], Any]) -> int:
+    """The exit code of `work`, with what went wrong said in one message."""
+    try:
+        work()
+    except (UserError, Fault) as error:
+        return _say(error, error.exit_code)
+    except OSError as error:
+        return _say(error, 4)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def _say(error: Exception, code: int) -> int:
+    if os.environ.get("RLAMORT_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"rlamort: {error}", file=sys.stderr)
+    return code
+
+
+def list_methods(arguments: list[str]) -> None:
+    """`rlamort list`."""
+    _parser("list", "Methods, and the problem that each amortizes: argmin over y in Y of f(y; x), for x ~ p(x).").parse_args(
+        arguments
+    )
+    rows = [(name, read_row(name)) for name in methods()]
+    for name, row in rows:
+        print(f"{name:<10} {row['about']}")
+        parts = [f"{key} = {row[key]}" for key in ("f", "Y", "p(x)", "model", "loss", "needs") if key in row]
+        if parts:
+            print(f"{'':<10} {' · '.join(parts)}")
+    print("\nenv = any Gymnasium id (HalfCheetah-v5, Pendulum-v1, ...) or module:Class, from the current folder too")
+
+
+def train(arguments: list[str]) -> None:
+    """`rlamort train METHOD key=value ...`: checks every key, then hands over to Hydra, which may run it several times."""
+    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+        raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
+    method, *rest = arguments
+    row = read_row(method)
+    known = fields(row)
+    if "-h" in rest or "--help" in rest:
+        return _help(method, row)
+    overrides = [_checked(argument, known) for argument in rest]
+
+    from hydra import main as hydra_main
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig, OmegaConf
+
+    store = ConfigStore.instance()
+    values = defaults(row)
+    store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
+    choice = Path(method).stem if method.endswith((".yaml", ".yml")) else method
+    if choice not in methods():
+        store.store(group="method", name=choice, node=row, package="_global_")
+
+    def job(composed: DictConfig) -> None:
+        given = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(given, dict)
+        values = {str(key): value for key, value in given.items() if key in known}
+        code = _guarded(lambda: run_one(method, values))
+        if code:  # before Hydra sees an exception and prints where it came from
+            raise SystemExit(code)
+
+    program, before = sys.argv[0], sys.argv
+    sys.argv = [program, f"method={choice}", *overrides]
+    try:
+        hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
+    finally:
+        sys.argv = before
+
+
+def _checked(argument: str, known: dict[str, Any]) -> str:
+    """An override whose key exists; flags are Hydra's."""
+    if argument.startswith("-"):
+        flags = ("-m", "--multirun", "-c", "--cfg", "--info", "--resolve", "-p", "--package")
+        if argument.split("=")[0] not in flags:
+            raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: {', '.join(flags)}")
+        return argument
+    if argument in ("job", "hydra", "all"):  # what --cfg takes
+        return argument
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise UserError(f"{argument}: key=value is needed")
+    root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
+    if root == "hydra":
+        return argument
+    check_names([root], known)
+    return f"++{key.lstrip('+')}={value}" if root == "env_kwargs" else argument
+
+
+def _help(method: str, row: dict[str, Any]) -> None:
+    print(f"rlamort train {method} key=value ...\n\n{row['about']}\n")
+    chosen = defaults(row)
+    owner = ""
+    for field in fields(row).values():
+        if field.owner != owner:
+            owner = field.owner
+            print(f"{'keys of every run' if owner == 'Run' else 'keys of ' + owner}:")
+        default = chosen[field.name]
+        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        shown = list(shown) if isinstance(shown, tuple) else shown
+        print(f"  {field.name}={shown}  ({describe(field.type)})\n      {field.help}")
+    print("\n-m key=a,b,c runs once for each value; hydra/launcher=... chooses where.")
+
+
+def run_one(method: str, given: dict[str, Any]) -> Path:
+    """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
+    from rlamort.run import learner_class, new_path, resolve
+    from rlamort.track import Terminal
+
+    config = resolve(method, given)
+    if config.run.env is None:
+        raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
+    path = config.run.dir or str(new_path(config))
+    learner = learner_class(method)(**{**config.values, "dir": path})
+    run = config.run
+    with Terminal(run.steps) as terminal:
+        terminal.print(f"{method} on {run.env}, seed {run.seed}, {learner.device}: {path}")
+        try:
+            learner.learn(run.steps, trackers=[terminal])
+            if learner.clock.env_step // run.eval_every * run.eval_every < run.steps:
+                final = learner.score().values()
+                for tracker in (learner.directory.records, terminal):
+                    tracker.record(learner.clock.env_step, final)
+        except KeyboardInterrupt:
+            terminal.print(f"interrupted at step {learner.clock.env_step:,}; the agent is saved in {path}/agent")
+            raise
+        finally:
+            learner.save(Path(path) / "agent")
+    _leave_behind(Path(path), run.video)
+    print(path)
+    return Path(path)
+
+
+def _leave_behind(path: Path, video: bool) -> None:
+    from rlamort.plot import plot
+    from rlamort.video import film_apart
+
+    print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
+    if video:
+        print(film_apart(path))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`rlamort eval RUN`."""
+    parser = _parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in training)")
+    given = parser.parse_args(arguments)
+    if given.episodes is not None and given.episodes < 1:
+        raise UserError(f"--episodes {given.episodes}: a whole number >= 1 is needed")
+    from rlamort.run import load
+    from rlamort.score import interval
+
+    learner = load(given.run)
+    result = learner.score(given.episodes)
+    mean, low, high = interval(result.returns)
+    print(f"{learner.config.method} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
+    print(f"return {mean:.2f}, 95 % interval [{low:.2f}, {high:.2f}] over {len(result.returns)} episodes")
+
+
+def video(arguments: list[str]) -> None:
+    """`rlamort video RUN`."""
+    parser = _parser("video", "Film one evaluation episode.")
+    parser.add_argument("run", type=Path, help="run directory")
+    given = parser.parse_args(arguments)
+    if not os.environ.get("MUJOCO_GL"):
+        from rlamort.plot import config_of
+        from rlamort.video import film_apart
+
+        config_of(given.run)
+        said = film_apart(given.run)
+        if said.startswith("no video"):
+            raise UserError(said)
+        print(said)
+        return
+    from rlamort.run import load
+    from rlamort.video import film
+
+    learner = load(given.run)
+    run = learner.config.run
+    out = given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4"
+    total = film(learner.agent, run.env, run.env_kwargs, run.max_episode_steps, out)
+    print(f"video: {out} (return {total:.1f})")
+
+
+def plot_runs(arguments: list[str]) -> None:
+    """`rlamort plot RUN...`."""
+    parser = _parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories")
+    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="image to write (default: curves.png)")
+    given = parser.parse_args(arguments)
+    from rlamort.plot import plot
+
+    print(plot(given.runs, given.out))
+
+
+def reproduce_row(arguments: list[str]) -> None:
+    """`rlamort reproduce ROW`."""
+    parser = _parser("reproduce", "Measure a row's claims on this machine; exits with 1 when one fails.")
+    parser.add_argument("row", help="a method with claims")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where measurements are kept and looked up")
+    given = parser.parse_args(arguments)
+    from rlamort.reproduce import reproduce
+
+    verdicts = reproduce(given.row, given.results)
+    for claim, measured, threshold, passed in verdicts:
+        print(f"{'pass' if passed else 'FAIL'}  {claim}\n      measured {measured}; threshold {threshold}")
+    if not all(verdict.passed for verdict in verdicts):
+        raise SystemExit(1)
+
+
+def _parser(name: str, about: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"rlamort {name}", description=about)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Any]] = {
+    "list": list_methods,
+    "train": train,
+    "eval": evaluate,
+    "video": video,
+    "plot": plot_runs,
+    "reproduce": reproduce_row,
+}

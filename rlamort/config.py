@@ -1,0 +1,289 @@
+"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
+
+A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
+the constructors that the row names; their types, ranges, defaults and help are read from there.
+"""
+
+import importlib
+import importlib.resources
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+
+from rlamort.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both allowed; `above` and `below` leave the ends out."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        under = value < self.high if self.below else value <= self.high
+        return over and under
+
+    def __str__(self) -> str:
+        parts = []
+        if self.low > -math.inf:
+            parts.append(f"{'>' if self.above else '>='} {self.low:g}")
+        if self.high < math.inf:
+            parts.append(f"{'<' if self.below else '<='} {self.high:g}")
+        return " and ".join(parts)
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Widths = tuple[Count, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The keys that every method shares.
+
+    Args:
+        env: Gymnasium id, or module:Class from the current folder or an installed package.
+        env_kwargs: keywords of the environment's constructor, e.g. env_kwargs.ctrl_cost_weight=0.
+        max_episode_steps: truncates longer episodes; null keeps the environment's own limit.
+        steps: environment steps to train for.
+        seed: of networks, exploration, replay and environments; evaluation has its own.
+        device: where networks and replay live; auto takes a GPU where there is one.
+        dir: the run directory, which must not exist yet; null makes a new one under runs/.
+        num_envs: environments stepped side by side.
+        vectorization: sync steps them in this process, async in a worker process each.
+        utd: updates per environment step.
+        batch_size: transitions in an update.
+        warmup_steps: environment steps with uniformly random actions, before the agent acts.
+        update_after: environment steps before the first update; null takes warmup_steps.
+        eval_every: environment steps between evaluations.
+        eval_episodes: episodes in an evaluation, each with its own fixed seed.
+        log_every: environment steps between records of losses and training returns.
+        compile: true compiles the update into one graph (20-60 s, then faster); auto does so for runs of 30,000 updates or more.
+        threads: CPU threads of torch; null leaves its own choice.
+        video: whether a video of one episode is made at the end.
+    """
+
+    env: str | None = None
+    env_kwargs: dict[str, Any] | None = None
+    max_episode_steps: Count | None = None
+    steps: Count = 100_000
+    seed: Whole = 0
+    device: str = "auto"
+    dir: str | None = None
+    num_envs: Count = 1
+    vectorization: Literal["sync", "async"] = "sync"
+    utd: Count = 1
+    batch_size: Count = 256
+    warmup_steps: Whole = 1_000
+    update_after: Whole | None = None
+    eval_every: Count = 5_000
+    eval_episodes: Count = 10
+    log_every: Count = 1_000
+    compile: Literal["auto"] | bool = "auto"
+    threads: Count | None = None
+    video: bool = True
+
+
+class Field(NamedTuple):
+    """One key: where it is declared, what it may be, and what it means."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    owner: str
+
+
+class Config(NamedTuple):
+    """A method with every field settled."""
+
+    method: str
+    row: dict[str, Any]
+    run: Run
+    values: dict[str, Any]  # every field, run's and method's, in the order of `fields`
+
+    def keywords(self, target: Callable[..., Any]) -> dict[str, Any]:
+        """The part of the values that `target` takes."""
+        return {name: self.values[name] for name in fields_of(target)}
+
+
+TARGETS = ("source", "agent", "train")
+ROW_KEYS = ("about", "f", "Y", "p(x)", "model", "loss", "needs", *TARGETS)
+
+
+def locate(path: str) -> Any:
+    """The object that a dotted path names."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def methods() -> list[str]:
+    """The names of all rows."""
+    root = importlib.resources.files("rlamort.configs") / "method"
+    with importlib.resources.as_file(root) as folder:
+        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def read_row(method: str) -> dict[str, Any]:
+    """The YAML of a method: a name in configs/method, or the path of a file of the user's own."""
+    if method.endswith((".yaml", ".yml")):
+        path = Path(method)
+        if not path.is_file():
+            raise UserError(f"method {method}: there is no such file")
+        text = path.read_text()
+    elif method in methods():
+        text = (importlib.resources.files("rlamort.configs") / "method" / f"{method}.yaml").read_text()
+    else:
+        raise UserError(f"method {method!r} is unknown. {nearest(method, methods())}")
+    row = yaml.safe_load(text)
+    missing = [key for key in TARGETS if key not in (row or {})]
+    if missing:
+        raise UserError(f"method {method}: its file lacks {', '.join(missing)}")
+    return dict(row)
+
+
+def fields_of(target: Callable[..., Any]) -> dict[str, Field]:
+    """The keyword fields of a class or function, with the help that its docstring's Args section gives."""
+    function = target.__init__ if inspect.isclass(target) else target
+    hints = typing.get_type_hints(function, include_extras=True)
+    help_of = _arguments(inspect.getdoc(target) or "")
+    return {
+        p.name: Field(p.name, hints[p.name], p.default, help_of.get(p.name, ""), target.__name__)
+        for p in inspect.signature(target).parameters.values()
+        if p.default is not inspect.Parameter.empty
+    }
+
+
+def _arguments(doc: str) -> dict[str, str]:
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.S | re.M)
+    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w+: |\Z)", section.group(1), re.S | re.M) if section else []
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def fields(row: dict[str, Any]) -> dict[str, Field]:
+    """Every field of a method, the run's first; a name that two constructors share is one field."""
+    gathered: dict[str, Field] = {}
+    for target in (Run, locate(row["agent"]), locate(row["source"])):
+        for name, field in fields_of(target).items():
+            gathered.setdefault(name, field)
+    return gathered
+
+
+def defaults(row: dict[str, Any]) -> dict[str, Any]:
+    """What each field is when nobody says otherwise: the row's own choice, or that of the signature."""
+    known = fields(row)
+    chosen = {name: field.default for name, field in known.items()}
+    given = {key: value for key, value in row.items() if key not in ROW_KEYS}
+    check_names(given, known)
+    return chosen | given
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError for the first key that no field has."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise UserError(f"{name}: there is no such key. {nearest(name, known)}")
+
+
+def resolve(method: str, given: dict[str, Any]) -> Config:
+    """A method with what was given, over the row's choices, over the signatures' defaults; every value checked.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range: names it, what was given, what is allowed.
+    """
+    row = read_row(method)
+    known = fields(row)
+    check_names(given, known)
+    values = {
+        name: convert(name, value, known[name].type) for name, value in {**defaults(row), **given}.items()
+    }
+    run = Run(**{name: values[name] for name in fields_of(Run)})
+    return Config(method, row, run, values)
+
+
+def describe(kind: Any) -> str:
+    """What a field may be, in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return " ".join([describe(arguments[0]), *(str(a) for a in arguments[1:])])
+    if origin is Literal:
+        return ", ".join(str(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(a) for a in arguments)
+    if origin is tuple:
+        return f"a list of {describe(arguments[0])}"
+    if origin is dict:
+        return "a mapping"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[kind]
+
+
+def convert(name: str, value: Any, kind: Any) -> Any:
+    """`value` as the field's type.
+
+    Raises:
+        UserError: it is not one, or is out of range.
+    """
+    try:
+        return _convert(value, kind)
+    except (TypeError, ValueError):
+        raise UserError(f"{name}={value}: {describe(kind)} is needed") from None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        value = _convert(value, arguments[0])
+        if any(value not in constraint for constraint in arguments[1:]):
+            raise ValueError
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for one in sorted(arguments, key=lambda a: a is str):  # text takes anything, so it is asked last
+            try:
+                return _convert(value, one)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool):
+            raise ValueError
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError
+        return tuple(_convert(one, arguments[0]) for one in value)
+    if origin is dict:
+        return dict(value)
+    if kind is type(None):
+        if value is not None:
+            raise ValueError
+        return None
+    if isinstance(value, bool) != (kind is bool) or value is None:
+        raise ValueError
+    if kind is int:
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return int(value)
+    if kind is float:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    if not isinstance(value, kind):
+        raise ValueError
+    return value

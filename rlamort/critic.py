@@ -1,0 +1,40 @@
+"""Q functions. E members · B batch"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.nets import Ensemble
+
+
+class Critic(nn.Module):
+    """Q_1..Q_E : (x, y) -> expected discounted return, an ensemble of independent networks.
+
+    Args:
+        x_dim: coordinates of a state.
+        y_dim: coordinates of an action.
+        hidden: widths of the hidden layers.
+        members: E.
+    """
+
+    def __init__(self, x_dim: int, y_dim: int, hidden: Sequence[int], members: int) -> None:
+        super().__init__()
+        self.ensemble = Ensemble(members, x_dim + y_dim, hidden, 1)
+
+    def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
+        """x (B, d), y (B, n) -> (members, B); `members` None asks for all."""
+        q: Tensor = self.ensemble(torch.cat([x, y], dim=-1), members).squeeze(-1)
+        return q
+
+
+@torch.no_grad()
+def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, parameter by parameter, in one call."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+
+
+def frozen_copy(module: nn.Module, copy: nn.Module) -> nn.Module:
+    """`copy`, of the same shape as `module`, with its values and without gradients: a target network."""
+    copy.load_state_dict(module.state_dict())
+    return copy.requires_grad_(False)

@@ -1,0 +1,28 @@
+"""Errors a user can act on. The command line prints them as one message, without a traceback, and exits with their code."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something asked for cannot be done as it was asked: names the field, what was given and what is allowed."""
+
+    exit_code = 2
+
+
+class Fault(RuntimeError):
+    """An environment or an agent misbehaved while it ran: names it, the step, and what it did."""
+
+    exit_code = 3
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """The sentence that follows an unknown name: its neighbours among the allowed ones, or all when none is near."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
+    if not near:  # HalfCheeta -> HalfCheetah-v5: compare without versions and case as well
+        plain = {name.lower().split("-v")[0]: name for name in names}
+        near = [plain[n] for n in difflib.get_close_matches(given.lower().split("-v")[0], plain, n=3, cutoff=0.7)]
+    if near:
+        return "Did you mean " + " or ".join(near) + "?"
+    return "Allowed: " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") + "."

@@ -1,0 +1,94 @@
+"""Networks that several agents share. E ensemble members · B batch · d inputs"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """ReLU network (B, inputs) -> (B, outputs) with PyTorch's default initialisation."""
+    sizes = [inputs, *hidden, outputs]
+    layers: list[nn.Module] = []
+    for i, o in pairwise(sizes):
+        layers += [nn.Linear(i, o), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers in one batched product, each initialised like `nn.Linear`."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, h: Tensor, members: int) -> Tensor:
+        """h (members, B, inputs) -> (members, B, outputs), by the first `members` of the ensemble."""
+        return torch.baddbmm(self.bias[:members], h, self.weight[:members])
+
+
+class Ensemble(nn.Module):
+    """E independent ReLU networks (B, inputs) -> (E, B, outputs)."""
+
+    def __init__(self, members: int, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.members = members
+        self.layers = nn.ModuleList(EnsembleLinear(members, i, o) for i, o in pairwise([inputs, *hidden, outputs]))
+
+    def forward(self, h: Tensor, members: int | None = None) -> Tensor:
+        """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed."""
+        members = members or self.members
+        h = h.expand(members, *h.shape)
+        for i, layer in enumerate(self.layers):
+            h = layer(h, members) if i == 0 else layer(h.relu(), members)
+        return h
+
+
+class Unnormalised(nn.Module):
+    """Contexts as they come."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def update(self, x: Tensor) -> None:
+        pass
+
+
+class Normaliser(nn.Module):
+    """(x - mean) / std by running statistics, clipped to +-10. Statistics move in `update` alone.
+
+    Chan, Golub and LeVeque (1979) for the merge of two samples' moments; kept in float64, since runs are long.
+
+    Args:
+        dim: coordinates of x.
+    """
+
+    count: Tensor
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(dim, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        std = self.variance.sqrt().clamp_min(1e-4)  # a coordinate that never moved stays at zero, not at infinity
+        return ((x - self.mean.float()) / std.float()).clamp(-10, 10)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take x (B, dim) into the statistics."""
+        x = x.double()
+        fresh = x.shape[0]
+        total = self.count + fresh
+        delta = x.mean(0) - self.mean
+        moment = self.variance * self.count + x.var(0, correction=0) * fresh
+        self.variance.copy_((moment + delta.square() * self.count * fresh / total) / total)
+        self.mean.add_(delta * fresh / total)
+        self.count.copy_(total)

@@ -1,0 +1,70 @@
+"""Learning curves from the records of runs."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlamort.errors import UserError
+from rlamort.score import interval
+from rlamort.track import read_records
+
+
+def curve(run: Path) -> dict[int, float]:
+    """env_step -> mean evaluation return."""
+    return {int(r["env_step"]): float(r["eval/return"]) for r in read_records(run) if "eval/return" in r}  # type: ignore[arg-type]
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
+    return dict(yaml.safe_load(file.read_text()))
+
+
+def plot(runs: Sequence[Path], out: Path) -> Path:
+    """Draw evaluation return against environment steps: a line per method and environment, the mean over its runs.
+
+    Where a method has several runs (seeds), the band is a 95 % Student interval for that mean; where it has one, there is
+    none, since the spread of a single run's episodes says nothing of another seed.
+
+    Raises:
+        UserError: a folder is not a run, or no run has an evaluation yet.
+    """
+    groups: dict[tuple[str, str], list[dict[int, float]]] = defaultdict(list)
+    for run in runs:
+        config = config_of(run)
+        groups[config["env"], config["method"]].append(curve(run))
+    if not any(one for curves in groups.values() for one in curves):
+        raise UserError(f"{', '.join(map(str, runs))}: no evaluation has been recorded yet")
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    envs = sorted({env for env, _ in groups})
+    figure = Figure(figsize=(6.4 * len(envs), 4.2), layout="constrained")
+    for axes, env in zip(figure.subplots(1, len(envs), squeeze=False)[0], envs, strict=True):
+        for (_, method), curves in sorted((key, value) for key, value in groups.items() if key[0] == env):
+            steps = sorted(set.intersection(*(set(one) for one in curves)))
+            means = [interval([one[step] for one in curves]) for step in steps]
+            label = method if len(curves) == 1 else f"{method}, {len(curves)} runs"
+            (line,) = axes.plot(steps, [m.mean for m in means], marker="o", markersize=3, label=label)
+            if len(curves) > 1:
+                low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
+                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=env, xlabel="environment steps", ylabel="evaluation return")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    return out

@@ -1,0 +1,201 @@
+"""p(x), where an agent's contexts come from, as batches of fixed shape.
+
+N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an action · m steps in an n-step return
+"""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from rlamort.config import Range
+from rlamort.env import Env, Episode
+from rlamort.errors import UserError
+
+Act = Callable[[Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """Transitions. An n-step one has m <= n steps: fewer where its episode ended, or has not yet gone on."""
+
+    x: Tensor  # (B, d)
+    y: Tensor  # (B, n) in [-1, 1]^n
+    reward: Tensor  # (B,) sum_k discount^k r_k over the m steps
+    discount: Tensor  # (B,) discount^m
+    terminated: Tensor  # (B,) bool: x_next has no future
+    x_next: Tensor  # (B, d) the true successor after m steps
+
+
+class Collected(NamedTuple):
+    """What one round of collecting met."""
+
+    x: Tensor  # (N, d) the contexts acted on
+    count: int  # transitions taken
+    episodes: list[Episode]  # that ended in this round
+
+
+class Replay:
+    """A ring of the latest transitions on the training device, observations stored once.
+
+    Each environment row has a ring of T slots; a slot is a frame: x, and the y and reward that followed. The successor of
+    a frame is the next slot, so an episode of L steps takes L + 1 slots, the last of which begins no transition. `starts`
+    lists the slots that begin one, oldest first, which makes uniform sampling exact and its shapes fixed.
+
+    Args:
+        env: where transitions come from.
+        buffer_size: frames kept, over all rows; the oldest are overwritten.
+        n_step: steps in a return before it bootstraps.
+        discount: per step, inside those returns.
+
+    Raises:
+        UserError: the ring does not fit into memory (computed before it is allocated), or is smaller than a few steps.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        *,
+        buffer_size: Annotated[int, Range(1)] = 1_000_000,
+        n_step: Annotated[int, Range(1)] = 1,
+        discount: Annotated[float, Range(0, 1)] = 0.99,
+    ) -> None:
+        rows, slots = env.count, buffer_size // env.count
+        if slots < n_step + 3:
+            raise UserError(
+                f"buffer_size={buffer_size}: {slots} frames for each of {rows} environments; "
+                f"at least {(n_step + 3) * rows} are needed"
+            )
+        d, n, device = env.spec.x_dim, env.domain.dim, env.device
+        check_memory(rows * slots, d, n, device)
+        self.env, self.n_step, self.discount = env, n_step, discount
+        self.rows, self.slots, self.device = rows, slots, device
+        # flat over (row, slot): one index, one gather
+        self.x = torch.empty(rows * slots, d, device=device)
+        self.y = torch.empty(rows * slots, n, device=device)
+        self.reward = torch.empty(rows * slots, device=device)
+        self.terminated = torch.empty(rows * slots, dtype=torch.bool, device=device)
+        self.stop = torch.empty(rows * slots, dtype=torch.bool, device=device)  # nothing follows this transition (yet)
+        self.starts = torch.empty(rows * slots, dtype=torch.int32, device=device)  # a FIFO of slots per row
+        # bookkeeping, on the host, where the flags are
+        self.head = np.zeros(rows, dtype=np.int64)  # the slot that x goes to next
+        self.first = np.zeros(rows, dtype=np.int64)  # the oldest entry of the FIFO
+        self.size = np.zeros(rows, dtype=np.int64)  # its length: transitions that can be sampled
+        self.follows = np.zeros(rows, dtype=bool)  # the slot before head is an earlier step of the same episode
+        self.begins = np.zeros((rows, slots), dtype=bool)
+        self.collected = 0
+
+    def __len__(self) -> int:
+        return int(self.size.sum())
+
+    def collect(self, act: Act) -> Collected:
+        """Play act(x) once in every environment and keep what happened."""
+        x = self.env.x
+        y = act(x)
+        step = self.env.step(y)
+        valid = step.valid.numpy()
+        self.add(x, y, step.reward, step.x_next, step.terminated.numpy(), step.truncated.numpy(), valid)
+        self.collected += int(valid.sum())
+        return Collected(x, int(valid.sum()), self.env.episodes())
+
+    def add(
+        self,
+        x: Tensor,
+        y: Tensor,
+        reward: Tensor,
+        x_next: Tensor,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        valid: np.ndarray,
+    ) -> None:
+        """Keep one transition of every row that is valid; shapes as in `Step`."""
+        if not valid.all():
+            keep = torch.from_numpy(valid).to(self.device)
+            x, y, reward, x_next = x[keep], y[keep], reward[keep], x_next[keep]
+            terminated, truncated = terminated[valid], truncated[valid]
+        rows = np.flatnonzero(valid)
+        head = self.head[rows]
+        after = (head + 1) % self.slots
+        self._expire(rows, head)
+        self._expire(rows, after)
+        ended = terminated | truncated
+        at, successor = self._flat(rows, head), self._flat(rows, after)
+        self.x[at] = x
+        self.y[at] = y
+        self.reward[at] = reward
+        self.terminated[at] = torch.from_numpy(terminated).to(self.device)
+        self.stop[at] = True
+        self.x[successor] = x_next
+        earlier = rows[self.follows[rows]]
+        if len(earlier):
+            self.stop[self._flat(earlier, (self.head[earlier] - 1) % self.slots)] = False
+        entry = (self.first[rows] + self.size[rows]) % self.slots
+        self.starts[self._flat(rows, entry)] = torch.from_numpy(head.astype(np.int32)).to(self.device)
+        self.size[rows] += 1
+        self.begins[rows, head] = True
+        self.follows[rows] = ~ended
+        self.head[rows] = (head + 1 + ended) % self.slots
+
+    def sample(self, count: int) -> Batch:
+        """`count` transitions, uniformly and with replacement."""
+        row, slot = self._draw(count)
+        base = row * self.slots
+        start = base + slot
+        reward = self.reward[start]
+        end, length = slot, torch.ones_like(slot)
+        for k in range(1, self.n_step):
+            going = ~self.stop[base + end]
+            end = torch.where(going, (end + 1) % self.slots, end)
+            reward = reward + torch.where(going, self.discount**k * self.reward[base + end], 0.0)
+            length = length + going
+        last = base + end
+        return Batch(
+            self.x[start],
+            self.y[start],
+            reward,
+            self.discount**length,
+            self.terminated[last],
+            self.x[base + (end + 1) % self.slots],
+        )
+
+    def _draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Rows (count,) and slots (count,) of transitions."""
+        k = torch.randint(len(self), (count,), device=self.device)
+        if self.rows == 1:
+            row = torch.zeros_like(k)
+            entry = (int(self.first[0]) + k) % self.slots
+        else:
+            size, first = torch.from_numpy(np.stack([self.size, self.first])).to(self.device)
+            upto = size.cumsum(0)
+            row = torch.searchsorted(upto, k, right=True)
+            entry = (first[row] + k - (upto - size)[row]) % self.slots
+        return row, self.starts[row * self.slots + entry].long()
+
+    def _expire(self, rows: np.ndarray, slots: np.ndarray) -> None:
+        """These slots are overwritten: the transitions that they began, each its row's oldest, are gone."""
+        gone = rows[self.begins[rows, slots]]
+        self.first[gone] = (self.first[gone] + 1) % self.slots
+        self.size[gone] -= 1
+        self.begins[rows, slots] = False
+
+    def _flat(self, rows: np.ndarray, slots: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows * self.slots + slots).to(self.device)
+
+
+def bytes_per_frame(d: int, n: int) -> int:
+    """What one slot of the ring takes: x, y, reward in float32, two flags, an index, and a flag on the host."""
+    return 4 * (d + n + 1) + 2 + 4 + 1
+
+
+def check_memory(frames: int, d: int, n: int, device: torch.device) -> None:
+    """Raises UserError where a ring of `frames` would not fit into the memory that is free on `device`."""
+    needed = frames * bytes_per_frame(d, n)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        fits = free // bytes_per_frame(d, n)
+        raise UserError(
+            f"buffer_size={frames}: {frames} frames of {bytes_per_frame(d, n)} bytes are {needed / 2**30:.1f} GiB, "
+            f"and {device} has {free / 2**30:.1f} GiB free; at most {fits} fit"
+        )

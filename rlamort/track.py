@@ -1,0 +1,113 @@
+"""Where records go: the file that is the truth, and the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlamort.env import Episode
+
+Values = dict[str, float | list[float]]
+
+
+class Tracker(Protocol):
+    """What takes a run's records."""
+
+    def record(self, env_step: int, values: Values) -> None:
+        """Numbers worth keeping."""
+
+    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+        """Called after every step of the loop, with the latest finished episode; cheap."""
+
+
+class Records:
+    """`metrics.jsonl`: one JSON object a line, each with its `env_step`, on disk as soon as it is made."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8")
+
+    def record(self, env_step: int, values: Values) -> None:
+        self.file.write(json.dumps({"env_step": env_step, **values}, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+        pass
+
+
+class Terminal:
+    """A progress bar where the output is a terminal, plain lines where it is not.
+
+    Args:
+        steps: environment steps in all.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.console = Console(file=sys.stdout)
+        self.bar: Progress | None = None
+        self.drawn = 0.0
+        self.last_return: float | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("steps", total=self.steps, status="")
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def record(self, env_step: int, values: Values) -> None:
+        if "eval/return" in values:
+            line = f"step {env_step:,}: evaluation return {values['eval/return']:.1f}"
+            if "eval/low" in values:
+                line += f" [{values['eval/low']:.1f}, {values['eval/high']:.1f}]"
+            self.print(line)
+        elif self.bar is None and "time/steps_per_s" in values:
+            rate = values["time/steps_per_s"]
+            assert isinstance(rate, float)
+            left = max(self.steps - env_step, 0) / rate
+            shown = f", training return {values['train/return']:.1f}" if "train/return" in values else ""
+            self.print(f"step {env_step:,} of {self.steps:,}: {rate:.0f} steps/s{shown}, {left:.0f} s left")
+
+    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+        now = time.monotonic()
+        if self.bar is not None and now - self.drawn > 0.1:
+            self.drawn = now
+            status = f"{steps_per_s:.0f} steps/s" + (f" · return {episode.total:.1f}" if episode else "")
+            self.bar.update(self.task, completed=env_step, status=status)
+
+    def print(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+
+class Several:
+    """Every record to each of `trackers`."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = trackers
+
+    def record(self, env_step: int, values: Values) -> None:
+        for tracker in self.trackers:
+            tracker.record(env_step, values)
+
+    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+        for tracker in self.trackers:
+            tracker.progress(env_step, steps_per_s, episode)
+
+
+def read_records(run: Path) -> list[dict[str, float | list[float]]]:
+    """The records of a run directory; a last line that a kill cut short is left out."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
