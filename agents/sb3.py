@@ -1,15 +1,15 @@
 """Stable-Baselines3 itself, under the same commands, evaluation and run directory: the baseline is one override away."""
 
 import time
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from gymnasium.vector import AsyncVectorEnv
+from rlamort.envs.gym import GymEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
@@ -18,11 +18,9 @@ from torch import Tensor
 from rlamort.agent import Agent
 from rlamort.config import Fraction, Positive, Range, Widths
 from rlamort.env import Episode, Spec
-from rlamort.envs.gym import GymEnv
 from rlamort.errors import UserError
-from rlamort.score import Score
 from rlamort.track import Tracker
-from rlamort.train import Clock, Schedule, Update, crosses, speed, summary
+from rlamort.train import Clock, Schedule, Scorer, Update, crosses, measure, speed, summary
 
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -30,7 +28,7 @@ class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, spec: Spec) -> None:
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.x_dim,), np.float64)
-        self.action_space = gymnasium.spaces.Box(np.float32(spec.low), np.float32(spec.high))
+        self.action_space = gymnasium.spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))
 
 
 class SB3(Agent):
@@ -117,11 +115,11 @@ class Own:
         }
 
 
-class _Follow(BaseCallback):
+class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
     """Records losses, returns and evaluations as `rlamort.train` does."""
 
     def __init__(
-        self, agent: SB3, score: Callable[[Agent], Score] | None, schedule: Schedule, tracker: Tracker, clock: Clock
+        self, agent: SB3, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock
     ) -> None:
         super().__init__()
         self.agent, self.score, self.schedule, self.tracker, self.clock = agent, score, schedule, tracker, clock
@@ -143,13 +141,13 @@ class _Follow(BaseCallback):
             self.tracker.record(now, {**losses, **summary(self.episodes), **speed(self.clock)})
             self.episodes.clear()
         if self.score is not None and crosses(before, now, self.schedule.eval_every):
-            self.tracker.record(now, self.score(self.agent).values())
+            measure(self.agent, self.score, self.tracker, self.clock)
             self.started = time.perf_counter() - self.clock.seconds
         return True
 
 
 def train(
-    agent: SB3, source: Own, score: Callable[[Agent], Score] | None, schedule: Schedule, tracker: Tracker, clock: Clock,
+    agent: SB3, source: Own, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock,
     update: Update,
 ) -> None:  # fmt: skip
     """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.

@@ -53,7 +53,8 @@ def factory(
                 gymnasium.spec(env)
             except gymnasium.error.Error as error:
                 raise UserError(f"env={env}: there is no such environment. {nearest(env, gymnasium.registry)}") from error
-            return lambda: gymnasium.make(env, disable_env_checker=True, **limit, **kwargs)
+            name = env
+            return lambda: gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
         env = made
 
     def make() -> gymnasium.Env[Any, Any]:
@@ -88,9 +89,7 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
         UserError: a space that a continuous agent cannot use, named with what to do.
     """
     if not isinstance(action, BoxSpace):
-        raise UserError(
-            f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here"
-        )
+        raise UserError(f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
         raise UserError(
             f"env={name}: its action bounds are infinite ({action}); every bound must be finite. "
@@ -152,13 +151,16 @@ def probe(name: str, make: Factory) -> Spec:
 def _check_observation(name: str, when: str, given: Any, space: gymnasium.Space[Any]) -> None:
     declared = f"shape {space.shape} and dtype {space.dtype}"
     if not isinstance(given, np.ndarray | np.generic):
-        raise Fault(f"env {name}: {when} returned an observation of type {type(given).__name__}; an array of {declared} is needed")
+        raise Fault(
+            f"env {name}: {when} returned an observation of type {type(given).__name__}; an array of {declared} is needed"
+        )
     if given.shape != space.shape:
         raise Fault(f"env {name}: {when} returned an observation of shape {given.shape}; it declares {declared}")
     if given.dtype.kind != np.dtype(space.dtype).kind:  # widths may differ: training is in float32 anyway
         raise Fault(f"env {name}: {when} returned an observation of dtype {given.dtype}; it declares {declared}")
     if not np.isfinite(given).all():
-        raise Fault(f"env {name}: {when} returned an observation with {given[~np.isfinite(given)][0]}; finite numbers are needed")
+        odd = np.asarray(given)[~np.isfinite(given)][0]
+        raise Fault(f"env {name}: {when} returned an observation with {odd}; finite numbers are needed")
 
 
 def make_vector(make: Factory, count: int, vectorization: str) -> VectorEnv[Any, Any, Any]:
@@ -201,7 +203,7 @@ class GymEnv(Env):
         space = vector.single_action_space
         assert isinstance(space, BoxSpace)
         self._action_shape, self._action_dtype = (self.count, *space.shape), space.dtype
-        self._low, self._high = np.float32(space.low.ravel()), np.float32(space.high.ravel())
+        self._low, self._high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
         self._steps = 0
         self._ended = np.zeros(self.count, dtype=bool)  # rows whose episode is over and that NEXT_STEP resets next
         self._total = np.zeros(self.count)
@@ -230,7 +232,9 @@ class GymEnv(Env):
         ended = terminated | truncated
         reward = np.array(reward, dtype=np.float32)
         if not np.isfinite(reward).all():
-            raise Fault(f"env {self.name}, step {self._steps}: reward {reward[~np.isfinite(reward)][0]}; finite numbers are needed")
+            raise Fault(
+                f"env {self.name}, step {self._steps}: reward {reward[~np.isfinite(reward)][0]}; finite numbers are needed"
+            )
         following = self._rows(observation, f"step {self._steps}")
         successor = following
         if ended.any():

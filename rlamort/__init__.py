@@ -22,15 +22,16 @@ __all__ = ["DDPG", "SAC", "TD3", "Fault", "Learner", "UserError", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    from rlamort import config
-
     if name in ("Learner", "load"):
-        from rlamort import run
+        import rlamort.run
 
-        return getattr(run, name)
-    if name.lower() in config.methods():  # every method in configs/method is a class here, in capitals
-        from rlamort.run import learner_class
+        return getattr(rlamort.run, name)
+    if name.isupper():  # every method in configs/method is a class here, in capitals
+        from rlamort.config import methods
 
-        globals()[name] = made = learner_class(name.lower())
-        return made
+        if name.lower() in methods():
+            from rlamort.run import learner_class
+
+            globals()[name] = made = learner_class(name.lower())
+            return made
     raise AttributeError(f"module 'rlamort' has no attribute {name!r}")

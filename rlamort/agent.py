@@ -124,5 +124,5 @@ class Agent(nn.Module):
         single = x.ndim == 1 or x.shape[0] * d != x.size
         tensor = torch.from_numpy(x.reshape(-1, d)).to(self.box.scale.device)
         action = self.box.decode(self.act(tensor, explore=not deterministic)).numpy(force=True)
-        action = action.clip(np.float32(self.spec.low), np.float32(self.spec.high))
+        action = action.clip(np.array(self.spec.low, np.float32), np.array(self.spec.high, np.float32))
         return (action[0] if single else action), state

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlamort.config import check_names, defaults, describe, fields, methods, read_row
+from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve
 from rlamort.errors import Fault, UserError, nearest
 
 USAGE = """\
@@ -86,7 +86,7 @@ def train(arguments: list[str]) -> None:
     known = fields(row)
     if "-h" in rest or "--help" in rest:
         return _help(method, row)
-    overrides = [_checked(argument, known) for argument in rest]
+    flags, overrides = _parted(rest, known)
 
     from hydra import main as hydra_main
     from hydra.core.config_store import ConfigStore
@@ -108,22 +108,26 @@ def train(arguments: list[str]) -> None:
             raise SystemExit(code)
 
     program, before = sys.argv[0], sys.argv
-    sys.argv = [program, f"method={choice}", *overrides]
+    sys.argv = [program, *flags, f"method={choice}", *overrides]
     try:
         hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
     finally:
         sys.argv = before
 
 
+def _parted(arguments: list[str], known: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Hydra's own flags, and the overrides, whose keys must exist."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    given, rest = parser.parse_known_args(arguments)
+    flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
+    return flags, [_checked(argument, known) for argument in rest]
+
+
 def _checked(argument: str, known: dict[str, Any]) -> str:
-    """An override whose key exists; flags are Hydra's."""
     if argument.startswith("-"):
-        flags = ("-m", "--multirun", "-c", "--cfg", "--info", "--resolve", "-p", "--package")
-        if argument.split("=")[0] not in flags:
-            raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: {', '.join(flags)}")
-        return argument
-    if argument in ("job", "hydra", "all"):  # what --cfg takes
-        return argument
+        raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
     key, equals, value = argument.partition("=")
     if not equals:
         raise UserError(f"{argument}: key=value is needed")
@@ -151,7 +155,7 @@ def _help(method: str, row: dict[str, Any]) -> None:
 
 def run_one(method: str, given: dict[str, Any]) -> Path:
     """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.run import learner_class, new_path, resolve
+    from rlamort.run import learner_class, new_path
     from rlamort.track import Terminal
 
     config = resolve(method, given)
@@ -164,10 +168,6 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
         terminal.print(f"{method} on {run.env}, seed {run.seed}, {learner.device}: {path}")
         try:
             learner.learn(run.steps, trackers=[terminal])
-            if learner.clock.env_step // run.eval_every * run.eval_every < run.steps:
-                final = learner.score().values()
-                for tracker in (learner.directory.records, terminal):
-                    tracker.record(learner.clock.env_step, final)
         except KeyboardInterrupt:
             terminal.print(f"interrupted at step {learner.clock.env_step:,}; the agent is saved in {path}/agent")
             raise

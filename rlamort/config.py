@@ -73,7 +73,7 @@ class Run:
         eval_every: environment steps between evaluations.
         eval_episodes: episodes in an evaluation, each with its own fixed seed.
         log_every: environment steps between records of losses and training returns.
-        compile: true compiles the update into one graph (20-60 s, then faster); auto does so for runs of 30,000 updates or more.
+        compile: true compiles the update into one graph (20-60 s, then faster); auto does so from 15,000 updates on.
         threads: CPU threads of torch; null leaves its own choice.
         video: whether a video of one episode is made at the end.
     """
@@ -210,9 +210,7 @@ def resolve(method: str, given: dict[str, Any]) -> Config:
     row = read_row(method)
     known = fields(row)
     check_names(given, known)
-    values = {
-        name: convert(name, value, known[name].type) for name, value in {**defaults(row), **given}.items()
-    }
+    values = {name: convert(name, value, known[name].type) for name, value in {**defaults(row), **given}.items()}
     run = Run(**{name: values[name] for name in fields_of(Run)})
     return Config(method, row, run, values)
 

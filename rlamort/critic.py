@@ -1,11 +1,14 @@
 """Q functions. E members · B batch"""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rlamort.nets import Ensemble
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Critic(nn.Module):
@@ -34,7 +37,7 @@ def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 
-def frozen_copy(module: nn.Module, copy: nn.Module) -> nn.Module:
+def frozen_copy(module: M, copy: M) -> M:
     """`copy`, of the same shape as `module`, with its values and without gradients: a target network."""
     copy.load_state_dict(module.state_dict())
     return copy.requires_grad_(False)

@@ -6,7 +6,6 @@ y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, i
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -101,7 +100,7 @@ class SquashedGaussian(Density):
         v = mean + log_std.exp() * noise
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log |d tanh(v) / dv| = log(1 - tanh(v)^2), in the form that neither overflows nor cancels for large |v|
-        log_slope = 2 * (math.log(2) - v - F.softplus(-2 * v))
+        log_slope = 2 * (math.log(2) - v - nn.functional.softplus(-2 * v))
         return v.tanh(), (log_normal - log_slope).sum(-1)
 
     def median(self, lam: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ class UserError(ValueError):
     exit_code = 2
 
 
-class Fault(RuntimeError):
+class Fault(RuntimeError):  # noqa: N818  # as in fault injection
     """An environment or an agent misbehaved while it ran: names it, the step, and what it did."""
 
     exit_code = 3

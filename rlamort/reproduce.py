@@ -7,6 +7,7 @@ import importlib.resources
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ class Study(NamedTuple):
     steps: int
     seeds: list[int]
     threshold: float
-    overrides: list[str] = []
+    overrides: Sequence[str] = ()
 
     def command(self, seed: int) -> list[str]:
         """What a user types for one of its runs, after `rlamort`."""
@@ -60,11 +61,12 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
 
     Every finished run is kept in `results`/ROW.json at once, and not run again while its command stays the same.
     """
+    claims = studies(row)
     results.mkdir(parents=True, exist_ok=True)
     file = results / f"{row}.json"
     kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     verdicts = []
-    for study in studies(row):
+    for study in claims:
         returns = []
         for seed in study.seeds:
             command = study.command(seed)
@@ -87,7 +89,9 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
 
 def _run(command: list[str]) -> dict[str, Any]:
     """One training in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise Fault(f"rlamort {' '.join(command)}: it exited with {done.returncode}: {done.stderr.strip()[-500:]}")
     run = Path(done.stdout.strip().splitlines()[-1])

@@ -21,9 +21,9 @@ from rlamort.envs.gym import GymEnv, name_of, open_env
 from rlamort.errors import UserError
 from rlamort.score import Score, score
 from rlamort.track import Records, Several, Tracker
-from rlamort.train import Clock, Schedule, Update, captured
+from rlamort.train import Clock, Schedule, Update, captured, measure
 
-COMPILE_FROM = 30_000  # updates: below, compiling costs more time than it saves
+COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
 
 class Randomness:
@@ -104,7 +104,8 @@ class Learner:
         with self.randomness():
             self.agent = self._new_agent(spec)
         given = self.config.run.dir
-        self.directory = Directory(Path(given), self.config) if given else None
+        if given:
+            self.directory = Directory(Path(given), self.config)
 
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
@@ -149,9 +150,7 @@ class Learner:
             self._evaluation = self._open_env(self._eval_given, count)
         return score(self.agent, self._evaluation)
 
-    def learn(
-        self, total_timesteps: int, *, reset_num_timesteps: bool = True, trackers: Sequence[Tracker] = ()
-    ) -> Self:
+    def learn(self, total_timesteps: int, *, reset_num_timesteps: bool = True, trackers: Sequence[Tracker] = ()) -> Self:
         """Train for `total_timesteps` more environment steps.
 
         Args:
@@ -168,10 +167,12 @@ class Learner:
         )  # fmt: skip
         takers = [*([self.directory.records] if self.directory else []), *trackers]
         scorer = (lambda agent: self.score()) if takers else None
+        tracker = Several(takers)
         update = self._update(total_timesteps * run.utd)
         with self.randomness():
-            loop = locate(self.config.row["train"])
-            loop(self.agent, source, scorer, schedule, Several(takers), self.clock, update)
+            locate(self.config.row["train"])(self.agent, source, scorer, schedule, tracker, self.clock, update)
+            if scorer is not None and self.clock.scored != self.clock.env_step:
+                measure(self.agent, scorer, tracker, self.clock)
         return self
 
     def _update(self, planned: int) -> Update:

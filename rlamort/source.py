@@ -33,7 +33,7 @@ class Collected(NamedTuple):
     """What one round of collecting met."""
 
     x: Tensor  # (N, d) the contexts acted on
-    count: int  # transitions taken
+    transitions: int  # how many
     episodes: list[Episode]  # that ended in this round
 
 

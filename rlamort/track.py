@@ -30,11 +30,11 @@ class Records:
     """`metrics.jsonl`: one JSON object a line, each with its `env_step`, on disk as soon as it is made."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
+        self.path = path
 
     def record(self, env_step: int, values: Values) -> None:
-        self.file.write(json.dumps({"env_step": env_step, **values}, allow_nan=False) + "\n")
-        self.file.flush()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"env_step": env_step, **values}, allow_nan=False) + "\n")
 
     def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
         pass
@@ -62,9 +62,7 @@ class Terminal:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()
 

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -36,6 +36,7 @@ class Clock:
     env_step: int = 0
     updates: int = 0
     seconds: float = 0.0  # of training, without evaluations
+    scored: int = 0  # the env_step of the latest evaluation
 
 
 class Source(Protocol):
@@ -53,7 +54,13 @@ Scorer = Callable[[Agent], Score]
 
 
 def train(
-    agent: Agent, source: Source, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock, update: Update
+    agent: Agent,
+    source: Source,
+    score: Scorer | None,
+    schedule: Schedule,
+    tracker: Tracker,
+    clock: Clock,
+    update: Update,
 ) -> None:
     """Train `agent` for `schedule.steps` environment steps.
 
@@ -83,11 +90,11 @@ def train(
 
     while clock.env_step < until:
         met = source.collect(play_at_random if source.collected < schedule.warmup_steps else play)
-        before, clock.env_step = clock.env_step, clock.env_step + met.count
+        before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         agent.observe(met.x)
         episodes += met.episodes
         if source.collected > schedule.update_after:
-            for _ in range(schedule.utd * met.count):
+            for _ in range(schedule.utd * met.transitions):
                 clock.updates += 1
                 improve = clock.updates % agent.improve_every == 0
                 metrics = metrics | update(source.sample(schedule.batch_size), improve)
@@ -97,8 +104,14 @@ def train(
             tracker.record(clock.env_step, finite(metrics, clock) | summary(episodes) | speed(clock))
             episodes.clear()
         if score is not None and crosses(before, clock.env_step, schedule.eval_every):
-            tracker.record(clock.env_step, score(agent).values())
+            measure(agent, score, tracker, clock)
             started = time.perf_counter() - clock.seconds
+
+
+def measure(agent: Agent, score: Scorer, tracker: Tracker, clock: Clock) -> None:
+    """Score the agent, and record it."""
+    tracker.record(clock.env_step, score(agent).values())
+    clock.scored = clock.env_step
 
 
 def crosses(before: int, after: int, every: int) -> bool:
@@ -112,7 +125,9 @@ def finite(metrics: Metrics, clock: Clock) -> Values:
     for name, value in metrics.items():
         values[name] = number = float(value)
         if not torch.isfinite(value):
-            raise Fault(f"{name} is {number} at update {clock.updates}, environment step {clock.env_step}: learning has diverged")
+            raise Fault(
+                f"{name} is {number} at update {clock.updates}, environment step {clock.env_step}: learning has diverged"
+            )
     return values
 
 
@@ -128,7 +143,11 @@ def summary(episodes: list[Episode]) -> Values:
 
 
 def speed(clock: Clock) -> Values:
-    return {"time/seconds": clock.seconds, "time/steps_per_s": clock.env_step / clock.seconds, "time/updates": clock.updates}
+    return {
+        "time/seconds": clock.seconds,
+        "time/steps_per_s": clock.env_step / clock.seconds,
+        "time/updates": clock.updates,
+    }
 
 
 def captured(agent: Agent) -> Update:
@@ -137,7 +156,7 @@ def captured(agent: Agent) -> Update:
     The graph holds forward, backward, optimiser and target update. Noise is drawn as the eager update draws it.
     """
     torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
-    options = {} if agent.box.scale.is_cuda else {"fallback_random": True}
+    options: dict[str, str | int | bool | Callable[..., Any]] = {} if agent.box.scale.is_cuda else {"fallback_random": True}
     chosen: Update = torch.compile(agent.update, fullgraph=True, options=options)
 
     def update(batch: Batch, improve: bool) -> Metrics:

@@ -22,7 +22,7 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
         UserError: a package is missing, or this environment or machine renders nothing.
     """
     try:
-        import imageio
+        import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise UserError(f"video: {error.name} is not installed; pip install 'rlamort[video]'") from error

@@ -1,0 +1,115 @@
+"""Environments that misbehave, one way each."""
+
+import gymnasium
+import numpy as np
+
+BOX = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+UNIT = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+
+class Good(gymnasium.Env):
+    observation_space, action_space = BOX, UNIT
+    length = 20
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observe(), self.reward(), self.t == self.length, False, {}
+
+    def observe(self):
+        return np.full(2, self.t, np.float32)
+
+    def reward(self):
+        return 1.0
+
+
+class NaNObservation(Good):
+    def observe(self):
+        return np.array([0, np.nan], np.float32)
+
+
+class LateNaN(Good):
+    """Only after training has begun."""
+
+    steps = 0
+
+    def observe(self):
+        LateNaN.steps += 1
+        return np.full(2, np.nan if LateNaN.steps > 300 else 0.0, np.float32)
+
+
+class NaNReward(Good):
+    def reward(self):
+        return float("nan")
+
+
+class WrongShape(Good):
+    def observe(self):
+        return np.zeros(3, np.float32)
+
+
+class WrongDtype(Good):
+    def observe(self):
+        return np.array(["a", "b"])
+
+
+class AList(Good):
+    def observe(self):
+        return [0.0, 0.0]
+
+
+class Raises(Good):
+    def reward(self):
+        raise RuntimeError("the robot fell apart")
+
+
+class LateRaises(Good):
+    def reward(self):
+        if self.np_random.random() < 0.01:
+            raise RuntimeError("the robot fell apart")
+        return 1.0
+
+
+class Endless(Good):
+    length = -1
+
+
+class FourTuple(Good):
+    def step(self, action):
+        return super().step(action)[:4]
+
+
+class Reuses(Good):
+    """One array for all observations."""
+
+    def __init__(self):
+        self.array = np.zeros(2, np.float32)
+
+    def observe(self):
+        self.array[:] = self.t
+        return self.array
+
+
+class Discrete(Good):
+    action_space = gymnasium.spaces.Discrete(3)
+
+
+class Unbounded(Good):
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+class DictObservation(Good):
+    observation_space = gymnasium.spaces.Dict({"a": BOX})
+
+
+class NotAnEnv:
+    pass
+
+
+class Needs(Good):
+    def __init__(self, size):
+        pass

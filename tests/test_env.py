@@ -1,0 +1,183 @@
+"""The adapter: units, seeds, successors, and every way an environment can be wrong."""
+
+import gymnasium
+import numpy as np
+import odd_envs
+import pytest
+import torch
+from conftest import Count, Identity
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rlamort.envs.gym import GymEnv, open_env
+from rlamort.errors import Fault, UserError
+
+
+def test_actions_arrive_in_the_environments_units(device):
+    """[-1, 1] becomes [-3, 5] by scale and offset, clipped, in the space's dtype and shape."""
+    seen = []
+
+    class Spy(Identity):
+        def step(self, action):
+            seen.append(action.copy())
+            return super().step(action)
+
+    env = open_env(Spy, device=device)
+    env.reset(0)
+    seen.clear()
+    for y in (-1.0, 0.0, 1.0, 7.0):
+        env.step(torch.full((1, 1), y, device=device))
+    assert np.concatenate(seen).tolist() == [-3, 1, 5, 5]
+    assert seen[0].dtype == np.float32
+
+
+def test_tensors_are_float32_on_the_device_and_flags_on_the_host(device):
+    env = open_env("HalfCheetah-v5", count=2, device=device)
+    x = env.reset(0)
+    step = env.step(env.domain.uniform(2))
+    for tensor in (x, step.x_next, step.reward, env.x):
+        assert tensor.dtype == torch.float32
+        assert tensor.device.type == device.type
+    assert x.shape == step.x_next.shape == (2, 17)
+    assert {flag.device.type for flag in (step.terminated, step.truncated, step.valid)} == {"cpu"}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_rows_are_seeded_apart_and_the_same_seed_plays_the_same(vectorization):
+    def play(seed):
+        env = open_env("Pendulum-v1", count=3, vectorization=vectorization)
+        xs = [env.reset(seed)]
+        for _ in range(5):
+            xs.append(env.step(torch.full((3, 1), 0.3)).x_next)
+        env.close()
+        return torch.stack(xs)
+
+    first = play(4)
+    assert torch.equal(first, play(4))
+    assert len(first[0].unique(dim=0)) == 3
+    assert not torch.equal(first, play(5))
+
+
+def test_worker_processes_play_what_one_process_plays():
+    plays = []
+    for vectorization in ("sync", "async"):
+        env = open_env("InvertedPendulum-v5", count=2, vectorization=vectorization)
+        env.reset(1)
+        made = torch.Generator().manual_seed(0)
+        plays.append([env.step(torch.rand(2, 1, generator=made) * 2 - 1) for _ in range(40)])
+        env.close()
+    assert any(step.terminated.any() for step in plays[0])
+    for one, other in zip(*plays, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_action_space_is_seeded_too():
+    env = open_env("Pendulum-v1")
+    env.reset(3)
+    first = env.vector.action_space.sample()
+    env.reset(3)
+    assert np.array_equal(first, env.vector.action_space.sample())
+
+
+def test_successor_is_the_true_one_and_the_next_context_the_new_episodes():
+    env = open_env(lambda: Count((1,)))
+    first = env.reset(0).clone()
+    step = env.step(torch.zeros(1, 1))
+    assert first[0, 1] == 0
+    assert step.x_next[0].tolist() == [first[0, 0], 1]
+    assert env.x[0].tolist() == [first[0, 0] + 1, 0]
+
+
+def test_returned_tensors_are_never_written_again():
+    env = open_env("Pendulum-v1", count=2)
+    kept = [env.reset(0)]
+    copies = [kept[0].clone()]
+    for _ in range(5):
+        step = env.step(torch.ones(2, 1))
+        kept += [step.x_next, step.reward]
+        copies += [step.x_next.clone(), step.reward.clone()]
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+
+
+def test_an_environment_that_reuses_its_array_is_named_and_played_right():
+    with pytest.warns(UserWarning, match="Reuses reuses its observation array"):
+        env = open_env(odd_envs.Reuses)
+    env.reset(0)
+    steps = [env.step(torch.zeros(1, 1)).x_next for _ in range(3)]
+    assert [x[0, 0].item() for x in steps] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("NaNObservation", Fault, "NaNObservation: reset returned an observation with nan"),
+        ("NaNReward", Fault, "NaNReward: step returned reward nan"),
+        ("WrongShape", Fault, r"shape \(3,\); it declares shape \(2,\)"),
+        ("WrongDtype", Fault, "dtype <U1; it declares.*float32"),
+        ("AList", Fault, "type list; an array of shape"),
+        ("Raises", Fault, "RuntimeError: the robot fell apart"),
+        ("FourTuple", Fault, "must return .observation, reward, terminated, truncated, info."),
+        ("Discrete", UserError, r"action space is Discrete\(3\); a Box of bounded floats is needed"),
+        ("Unbounded", UserError, "action bounds are infinite"),
+        ("DictObservation", UserError, "FlattenObservation"),
+        ("NotAnEnv", UserError, "makes a NotAnEnv; a gymnasium.Env is needed"),
+        ("Needs", UserError, "cannot be made: TypeError.*size"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_shows_at_once(kind, error, message):
+    with pytest.raises(error, match=message):
+        open_env(getattr(odd_envs, kind))
+
+
+def test_constructor_keywords_reach_the_environment():
+    assert open_env(odd_envs.Needs, env_kwargs={"size": 3}).spec.x_dim == 2
+
+
+def test_an_episode_that_never_ends_is_named_and_can_be_cut(monkeypatch):
+    monkeypatch.setattr("rlamort.envs.gym.PATIENCE", 50)
+    env = open_env(odd_envs.Endless)
+    env.reset(0)
+    with pytest.raises(Fault, match=r"has not ended after 50 steps.*max_episode_steps=N"):
+        for _ in range(60):
+            env.step(torch.zeros(1, 1))
+    cut = open_env(odd_envs.Endless, max_episode_steps=7)
+    cut.reset(0)
+    steps = [cut.step(torch.zeros(1, 1)) for _ in range(7)]
+    assert steps[-1].truncated.item()
+    assert not steps[-1].terminated.item()
+    assert cut.episodes() == [(7.0, 7)]
+
+
+def test_an_action_that_is_no_number_is_caught_before_the_simulator_hides_it():
+    env = open_env("HalfCheetah-v5")
+    env.reset(0)
+    with pytest.raises(Fault, match="HalfCheetah-v5, step 0: the agent's action is .*nan.*diverged"):
+        env.step(torch.full((1, 6), float("nan")))
+
+
+def test_a_vector_environment_must_declare_how_it_resets():
+    vector = SyncVectorEnv([Count])
+    vector.metadata = {}
+    with pytest.raises(UserError, match=r"declares no 'autoreset_mode'.*NEXT_STEP"):
+        GymEnv(vector, "Count", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_gymnasium_vector_environments_are_taken_as_they_are(mode):
+    kwargs = {"autoreset_mode": mode}
+    vector = gymnasium.make_vec("InvertedPendulum-v5", 2, vectorization_mode="sync", vector_kwargs=kwargs)
+    env = open_env(vector)
+    assert env.count == 2
+    env.reset(0)
+    finished = []
+    for _ in range(60):
+        env.step(torch.ones(2, 1))
+        finished += env.episodes()
+    assert finished
+    assert all(e.length < 60 for e in finished)
+
+
+def test_an_unregistered_instance_serves_once_and_its_class_as_often_as_needed():
+    assert open_env(odd_envs.Good()).count == 1
+    with pytest.raises(UserError, match="an instance without a spec cannot be copied"):
+        open_env(odd_envs.Good(), count=2)
+    assert open_env(odd_envs.Good, count=2).count == 2

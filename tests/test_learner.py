@@ -1,0 +1,228 @@
+"""The Python interface: learn, predict, save, load, and what it promises about seeds."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import odd_envs
+import pytest
+import torch
+from conftest import Identity
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+
+import rlamort as ra
+from rlamort.config import methods
+from rlamort.run import learner_class
+from rlamort.track import read_records
+
+OURS = ["sac", "td3", "ddpg"]
+SMALL = {"hidden": [32, 32], "warmup_steps": 100, "batch_size": 32, "buffer_size": 10_000, "device": "cpu"}
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_every_agent_solves_the_identity_problem(method):
+    """Best return 0; a uniformly random policy gets about -54 in these units of [-3, 5]."""
+    fields = {**SMALL, "learning_rate": 3e-3, "discount": 0.5, "batch_size": 64}
+    agent = learner_class(method)(Identity, seed=1, **fields).learn(1_500)
+    assert np.mean(agent.score(20).returns) > -1.0
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_same_seed_same_agent_whatever_runs_beside_it(method):
+    def learn(disturb):
+        agent = learner_class(method)("Pendulum-v1", seed=3, **SMALL)
+        agent.learn(150)
+        if disturb:
+            torch.rand(17)
+            learner_class(method)("Pendulum-v1", seed=9, **SMALL).learn(120)
+        return agent.learn(100, reset_num_timesteps=False).agent.state_dict()
+
+    one, other = learn(False), learn(True)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_seeds_differ():
+    first, second = (ra.SAC("Pendulum-v1", seed=s, **SMALL).learn(50) for s in (0, 1))
+    assert not torch.equal(first.source.y[:50], second.source.y[:50])
+    assert not torch.equal(first.agent.model.net[0].weight, second.agent.model.net[0].weight)
+
+
+def test_learning_leaves_the_users_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    ra.TD3("Pendulum-v1", **SMALL).learn(110)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_warm_up_is_random_and_without_updates():
+    agent = ra.TD3("Pendulum-v1", **{**SMALL, "warmup_steps": 80, "update_after": 120})
+    before = agent.agent.model.net[0].weight.clone()
+    agent.learn(80)
+    assert agent.source.y[:80].abs().mean() == pytest.approx(0.5, abs=0.1)  # uniform on [-1, 1]
+    agent.learn(40, reset_num_timesteps=False)
+    assert agent.source.y[81:120].abs().mean() < 0.4  # the untrained policy with its noise
+    assert agent.clock.updates == 0
+    agent.learn(10, reset_num_timesteps=False)
+    assert agent.clock.updates == 10
+    assert not torch.equal(before, agent.agent.model.net[0].weight)
+
+
+@pytest.mark.parametrize(("num_envs", "utd"), [(1, 1), (1, 3), (4, 1), (4, 2)])
+def test_utd_counts_updates_per_environment_step(num_envs, utd):
+    agent = ra.DDPG("Pendulum-v1", **{**SMALL, "num_envs": num_envs, "utd": utd})
+    agent.learn(140)
+    assert agent.clock.env_step == 140
+    assert agent.clock.updates == 40 * utd
+    assert agent.source.collected == 140
+
+
+def test_learn_continues_or_counts_anew():
+    agent = ra.SAC("Pendulum-v1", **SMALL).learn(30)
+    assert agent.learn(30, reset_num_timesteps=False).clock.env_step == 60
+    assert agent.learn(10).clock.env_step == 10
+    assert agent.source.collected == 70
+
+
+def test_td3_actor_is_delayed():
+    agent = ra.TD3("Pendulum-v1", **SMALL, actor_delay=3)
+    agent.learn(111)
+    assert agent.agent.critic_adam.steps[0].item() == 11
+    assert agent.agent.model_adam.steps[0].item() == 3
+
+
+@pytest.mark.parametrize("method", [*OURS, "sb3/sac"])
+def test_saved_and_loaded_agents_act_the_same(method, tmp_path):
+    fields = {} if method.startswith("sb3") else {**SMALL, "normalise": True}
+    agent = learner_class(method)("Pendulum-v1", seed=0, **fields).learn(130)
+    agent.save(tmp_path / "kept")
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["agent.json", "agent.safetensors"]
+    again = ra.load(tmp_path / "kept")
+    observations = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    assert np.array_equal(agent.predict(observations, deterministic=True)[0], again.predict(observations, deterministic=True)[0])
+    state, other = agent.agent.state_dict(), again.agent.state_dict()
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert again.clock.env_step == 130
+
+
+def test_a_loaded_agent_learns_on(tmp_path):
+    ra.SAC("Pendulum-v1", **SMALL).learn(130).save(tmp_path / "kept")
+    again = ra.SAC.load(tmp_path / "kept").learn(150, reset_num_timesteps=False)
+    assert again.clock.env_step == 280
+    assert again.agent.critic_adam.steps[0].item() == 30 + 50
+
+
+def test_load_names_what_is_wrong(tmp_path):
+    ra.TD3("Pendulum-v1", **SMALL).save(tmp_path / "kept")
+    with pytest.raises(ra.UserError, match="an agent of td3, not of sac"):
+        ra.SAC.load(tmp_path / "kept")
+    with pytest.raises(ra.UserError, match="no agent is saved there"):
+        ra.load(tmp_path / "nothing")
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    with pytest.raises(ra.UserError, match="foreign format"):
+        ra.load(tmp_path / "model.zip")
+    tensors = tmp_path / "kept" / "agent.safetensors"
+    whole = tensors.read_bytes()
+    for damaged in (whole[:100], struct.pack("<Q", 2**60) + whole[8:], b""):
+        tensors.write_bytes(damaged)
+        with pytest.raises(ra.UserError, match="cannot be read as safetensors"):
+            ra.load(tmp_path / "kept")
+    tensors.write_bytes(whole)
+    facts = json.loads((tmp_path / "kept" / "agent.json").read_text())
+    facts["values"]["hidden"] = [16, 16]
+    (tmp_path / "kept" / "agent.json").write_text(json.dumps(facts))
+    with pytest.raises(ra.UserError, match="has shape"):
+        ra.load(tmp_path / "kept")
+    (tmp_path / "kept" / "agent.json").write_text(json.dumps(facts | {"format": 99}))
+    with pytest.raises(ra.UserError, match="format is 99; this rlamort reads format 1"):
+        ra.load(tmp_path / "kept")
+
+
+def test_stable_baselines3_evaluates_our_agent():
+    agent = ra.SAC("Pendulum-v1", **SMALL)
+    mean, _ = evaluate_policy(agent, Monitor(gymnasium.make("Pendulum-v1")), n_eval_episodes=2)
+    assert -2000 < mean < 0
+
+
+def test_evaluation_repeats_itself_and_leaves_the_normaliser_alone():
+    agent = ra.SAC("Pendulum-v1", **SMALL, normalise=True).learn(120)
+    before = agent.agent.normaliser.count.item()
+    assert before == 120
+    assert agent.score(4).returns == agent.score(4).returns
+    assert agent.agent.normaliser.count.item() == before
+    other = ra.SAC("Pendulum-v1", **{**SMALL, "seed": 8})
+    other.agent = agent.agent
+    assert other.score(4).returns == agent.score(4).returns  # episodes do not depend on the training seed
+
+
+def test_score_is_the_return_of_whole_episodes():
+    result = ra.TD3(odd_envs.Good, **SMALL).score(3)
+    assert result.returns == [20.0] * 3
+    assert result.lengths == [20] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rat": 1}, "learning_rat: there is no such key. Did you mean learning_rate"),
+        ({"steps": -5}, "steps=-5: a whole number >= 1 is needed"),
+        ({"batch_size": 2.5}, "batch_size=2.5: a whole number >= 1"),
+        ({"discount": 1.5}, "discount=1.5: a number >= 0 and <= 1 is needed"),
+        ({"learning_rate": "fast"}, "learning_rate=fast: a number > 0 is needed"),
+        ({"hidden": 256}, "hidden=256: a list of a whole number >= 1 is needed"),
+        ({"seed": True}, "seed=True: a whole number"),
+        ({"vectorization": "threads"}, "vectorization=threads: sync, async is needed"),
+        ({"compile": "maybe"}, "compile=maybe: auto or true or false is needed"),
+        ({"device": "cuda"}, "device=cuda: this torch .* sees no CUDA device"),
+        ({"device": "gpu"}, "device=gpu: auto, cpu, cuda or cuda:N is needed"),
+        ({"buffer_size": 10**12}, "buffer_size=1000000000000: .* GiB"),
+    ],
+)
+def test_bad_values_name_the_field_what_was_given_and_what_is_allowed(fields, message):
+    if fields.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(ra.UserError, match=message):
+        ra.SAC("Pendulum-v1", **fields)
+
+
+def test_unknown_names_come_with_their_neighbours():
+    with pytest.raises(ra.UserError, match="env=HalfCheeta-v5: .*Did you mean HalfCheetah-v5"):
+        ra.SAC("HalfCheeta-v5")
+    with pytest.raises(ra.UserError, match="module 'odd_envs' has no 'Goood'. Did you mean Good"):
+        ra.SAC("odd_envs:Goood")
+    with pytest.raises(ra.UserError, match="no module 'no_such_module'"):
+        ra.SAC("no_such_module:Env")
+
+
+def test_a_run_directory_that_exists_is_refused(tmp_path):
+    with pytest.raises(ra.UserError, match="it exists already"):
+        ra.SAC("Pendulum-v1", dir=str(tmp_path))
+
+
+def test_python_runs_leave_a_directory_when_asked(tmp_path):
+    ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL, eval_every=60, eval_episodes=2, log_every=50).learn(130)
+    records = read_records(tmp_path / "run")
+    assert [r["env_step"] for r in records if "eval/return" in r] == [60, 120, 130]
+    assert [r["env_step"] for r in records if "time/seconds" in r] == [50, 100]
+
+
+def test_every_method_runs(tmp_path):
+    for method in methods():
+        fields = {"batch_size": 32, "warmup_steps": 20} if method.startswith("sb3") else SMALL
+        agent = learner_class(method)("Pendulum-v1", **fields, dir=str(tmp_path / method), eval_every=2048, eval_episodes=1)
+        agent.learn(60)
+        assert any("eval/return" in record for record in read_records(tmp_path / method))
+
+
+def test_importing_is_light():
+    heavy = "wandb", "matplotlib", "hydra", "stable_baselines3", "torch"
+    code = f"import rlamort, sys; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    code = "import rlamort, sys; rlamort.SAC; print([n for n in ('wandb', 'matplotlib', 'hydra', 'stable_baselines3') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

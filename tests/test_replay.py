@@ -1,0 +1,183 @@
+"""The replay ring against a slow reference in plain Python, over random episodes, rows, capacities and n-step returns."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import Count
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlamort.domain import unit_box
+from rlamort.env import Spec
+from rlamort.envs.gym import GymEnv
+from rlamort.errors import UserError
+from rlamort.source import Replay, bytes_per_frame
+
+DISCOUNT = 0.9
+
+
+def stage(rows, d=2, n=1):
+    """What Replay asks of an environment, for tests that add transitions by hand."""
+    return SimpleNamespace(count=rows, spec=Spec(d, [-1.0] * n, [1.0] * n), domain=unit_box(n), device=torch.device("cpu"))
+
+
+class Reference:
+    """Per row, a list of episodes of (x, y, r, terminated, x_next), cut to the latest frames."""
+
+    def __init__(self, rows, slots, n_step):
+        self.rows = [[[]] for _ in range(rows)]
+        self.slots, self.n_step = slots, n_step
+
+    def add(self, row, x, y, r, terminated, truncated, x_next):
+        self.rows[row][-1].append((x, y, r, terminated, x_next))
+        if terminated or truncated:
+            self.rows[row].append([])
+
+    def transitions(self):
+        """Every n-step transition that is still stored, as {x: (y, return, discount, terminated, x_next)}."""
+        found = {}
+        for episodes in self.rows:
+            # a slot for every frame, and one for the successor of each episode's last; newest first, up to the capacity
+            frames, kept = 0, []
+            for episode in reversed(episodes):
+                frames += 1 if episode else 0
+                if not episode and episode is episodes[-1]:
+                    continue
+                for k in range(len(episode) - 1, -1, -1):
+                    frames += 1
+                    if frames > self.slots:
+                        break
+                    kept.append((episode, k))
+            for episode, k in kept:
+                window = episode[k : k + self.n_step]
+                total = sum(DISCOUNT**i * step[2] for i, step in enumerate(window))
+                last = window[-1]
+                found[episode[k][0]] = (episode[k][1], total, DISCOUNT ** len(window), last[3], last[4])
+        return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    slots=st.integers(8, 20),
+    n_step=st.integers(1, 4),
+    events=st.lists(
+        st.lists(st.sampled_from(["go", "go", "go", "terminate", "truncate", "both", "skip"]), min_size=3, max_size=3), max_size=45
+    ),
+)
+def test_ring_equals_reference(rows, slots, n_step, events):
+    ring = Replay(stage(rows), buffer_size=rows * slots, n_step=n_step, discount=DISCOUNT)
+    reference = Reference(rows, slots, n_step)
+    label, state = 0, []
+    for _ in range(rows):
+        label += 1
+        state.append(label)
+    for event in events:
+        event = event[:rows]
+        valid = np.array([e != "skip" for e in event])
+        terminated = np.array([e in ("terminate", "both") for e in event])
+        truncated = np.array([e in ("truncate", "both") for e in event])
+        successor = []
+        for _ in range(rows):
+            label += 1
+            successor.append(label)
+        x = torch.tensor([[s, -s] for s in state], dtype=torch.float32)
+        x_next = torch.tensor([[s, -s] for s in successor], dtype=torch.float32)
+        y, r = x[:, :1] / 1000, x[:, 0] / 7
+        ring.add(x, y, r, x_next, terminated, truncated, valid)
+        for row in range(rows):
+            if valid[row]:
+                reference.add(
+                    row, state[row], y[row, 0].item(), r[row].item(), terminated[row], truncated[row], successor[row]
+                )
+                if terminated[row] or truncated[row]:
+                    label += 1
+                    state[row] = label
+                else:
+                    state[row] = successor[row]
+    expected = reference.transitions()
+    assert len(ring) == len(expected)
+    if not expected:
+        return
+    batch = ring.sample(40 * len(expected))
+    seen = set()
+    for i in range(len(batch.x)):
+        key = int(batch.x[i, 0])
+        y, total, discount, terminated, x_next = expected[key]
+        assert batch.x[i, 1] == -key
+        assert batch.y[i, 0].item() == y
+        assert batch.reward[i].item() == pytest.approx(total, rel=1e-5)
+        assert batch.discount[i].item() == pytest.approx(discount, rel=1e-6)
+        assert batch.terminated[i].item() == terminated
+        assert batch.x_next[i, 0] == x_next
+        seen.add(key)
+    assert len(seen) >= 0.9 * len(expected)
+
+
+def test_sampling_is_uniform():
+    """Rows of different fullness and holes at episode ends change no transition's chance."""
+    torch.manual_seed(0)
+    ring = Replay(stage(2), buffer_size=40, n_step=1, discount=DISCOUNT)
+    for t in range(30):
+        x = torch.tensor([[2.0 * t, 0], [2.0 * t + 1, 0]])
+        ended = np.array([t % 2 == 0, t % 7 == 0])
+        ring.add(x, x[:, :1], x[:, 0], x + 2, ended, ~ended & False, np.array([True, t % 3 == 0]))
+    count = 200_000
+    labels, hits = ring.sample(count).x[:, 0].unique(return_counts=True)
+    assert len(labels) == len(ring)
+    expected = count / len(ring)
+    chi_square = ((hits - expected) ** 2 / expected).sum().item()
+    assert chi_square < len(ring) + 5 * (2 * len(ring)) ** 0.5
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_every_autoreset_mode_gives_the_same_transitions(mode, rows, n_step):
+    """Against the rules of the game itself: the true successor, and no transition across an episode's end."""
+    lengths = (3, 1, 4)
+    makers = [lambda i=i: Count(lengths, offset=1000 * i) for i in range(rows)]
+    env = GymEnv(SyncVectorEnv(makers, autoreset_mode=mode), "Count", torch.device("cpu"))
+    env.reset(0)
+    ring = Replay(env, buffer_size=600, n_step=n_step, discount=DISCOUNT)
+    finished = []
+    while ring.collected < 60 * rows:
+        finished += ring.collect(lambda x: torch.zeros(rows, 1)).episodes
+    for total, length in finished[: 3 * rows]:
+        assert length in lengths
+        assert total == pytest.approx(sum(100 * (total // (100 * length)) + t for t in range(1, length + 1)), abs=1)
+    batch = ring.sample(2000)
+    pairs = {(int(e), int(t)) for e, t in batch.x}
+    assert len(pairs) >= 55 * rows
+    for x, reward, discount, terminated, x_next in zip(
+        batch.x.tolist(), batch.reward.tolist(), batch.discount.tolist(), batch.terminated.tolist(), batch.x_next.tolist(),
+        strict=True,
+    ):  # fmt: skip
+        episode, t = int(x[0]) % 1000, int(x[1])
+        length = lengths[episode % 3]
+        steps = min(n_step, length - t)
+        newest = int(x_next[1]) - t  # an episode that is still going on may give fewer
+        assert 1 <= newest <= steps
+        assert x_next[0] == x[0]
+        assert discount == pytest.approx(DISCOUNT**newest)
+        assert reward == pytest.approx(sum(DISCOUNT**k * (100 * episode + t + k + 1) for k in range(newest)))
+        over = t + newest == length
+        assert terminated == (over and episode % 3 != 1)  # truncation alone is none, both at once is one
+
+
+def test_memory_is_computed_before_it_is_taken():
+    huge = psutil.virtual_memory().total // bytes_per_frame(2, 1) * 2
+    with pytest.raises(UserError, match=r"buffer_size=.*GiB.*at most \d+ fit"):
+        Replay(stage(1), buffer_size=huge)
+    with pytest.raises(UserError, match="at least 8 are needed"):
+        Replay(stage(2), buffer_size=4)
+
+
+def test_bytes_per_frame_is_what_is_allocated():
+    ring = Replay(stage(2, d=17, n=6), buffer_size=1000)
+    tensors = (ring.x, ring.y, ring.reward, ring.terminated, ring.stop, ring.starts)
+    assert sum(t.numel() * t.element_size() for t in tensors) + ring.begins.nbytes == 1000 * bytes_per_frame(17, 6)
