@@ -118,9 +118,7 @@ class Own:
 class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
     """Records losses, returns and evaluations as `rlamort.train` does."""
 
-    def __init__(
-        self, agent: SB3, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock
-    ) -> None:
+    def __init__(self, agent: SB3, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock) -> None:
         super().__init__()
         self.agent, self.score, self.schedule, self.tracker, self.clock = agent, score, schedule, tracker, clock
         self.episodes: list[Episode] = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve
+from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve, short_name
 from rlamort.errors import Fault, UserError, nearest
 
 USAGE = """\
@@ -83,6 +83,8 @@ def train(arguments: list[str]) -> None:
         raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
     method, *rest = arguments
     row = read_row(method)
+    if short_name(method) != method:  # a file of the user's own, which later commands must find from other folders
+        method = str(Path(method).resolve())
     known = fields(row)
     if "-h" in rest or "--help" in rest:
         return _help(method, row)
@@ -95,7 +97,7 @@ def train(arguments: list[str]) -> None:
     store = ConfigStore.instance()
     values = defaults(row)
     store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
-    choice = Path(method).stem if method.endswith((".yaml", ".yml")) else method
+    choice = short_name(method)
     if choice not in methods():
         store.store(group="method", name=choice, node=row, package="_global_")
 
@@ -165,7 +167,7 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
     learner = learner_class(method)(**{**config.values, "dir": path})
     run = config.run
     with Terminal(run.steps) as terminal:
-        terminal.print(f"{method} on {run.env}, seed {run.seed}, {learner.device}: {path}")
+        terminal.print(f"{short_name(method)} on {run.env}, seed {run.seed}, {learner.device}: {path}")
         try:
             learner.learn(run.steps, trackers=[terminal])
         except KeyboardInterrupt:
@@ -201,7 +203,7 @@ def evaluate(arguments: list[str]) -> None:
     learner = load(given.run)
     result = learner.score(given.episodes)
     mean, low, high = interval(result.returns)
-    print(f"{learner.config.method} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
+    print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
     print(f"return {mean:.2f}, 95 % interval [{low:.2f}, {high:.2f}] over {len(result.returns)} episodes")
 
 
@@ -250,8 +252,7 @@ def reproduce_row(arguments: list[str]) -> None:
     from rlamort.reproduce import reproduce
 
     verdicts = reproduce(given.row, given.results)
-    for claim, measured, threshold, passed in verdicts:
-        print(f"{'pass' if passed else 'FAIL'}  {claim}\n      measured {measured}; threshold {threshold}")
+    print(*verdicts, sep="\n")
     if not all(verdict.passed for verdict in verdicts):
         raise SystemExit(1)
 

@@ -9,6 +9,7 @@ import importlib.resources
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -127,9 +128,17 @@ ROW_KEYS = ("about", "f", "Y", "p(x)", "model", "loss", "needs", *TARGETS)
 
 
 def locate(path: str) -> Any:
-    """The object that a dotted path names."""
+    """The object that a dotted path names. Raises UserError where there is none."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: a method names this, and it cannot be imported: {error}") from error
+
+
+def short_name(method: str) -> str:
+    """What a method is called in file names and legends: a row's name, or that of the user's file."""
+    return Path(method).stem if method.endswith((".yaml", ".yml")) else method
 
 
 def methods() -> list[str]:
@@ -145,6 +154,8 @@ def read_row(method: str) -> dict[str, Any]:
         path = Path(method)
         if not path.is_file():
             raise UserError(f"method {method}: there is no such file")
+        if str(path.resolve().parent) not in sys.path:
+            sys.path.insert(0, str(path.resolve().parent))  # its agent may be a module beside it
         text = path.read_text()
     elif method in methods():
         text = (importlib.resources.files("rlamort.configs") / "method" / f"{method}.yaml").read_text()

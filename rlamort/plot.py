@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlamort.config import short_name
 from rlamort.errors import UserError
 from rlamort.score import interval
 from rlamort.track import read_records
@@ -42,7 +43,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     groups: dict[tuple[str, str], list[dict[int, float]]] = defaultdict(list)
     for run in runs:
         config = config_of(run)
-        groups[config["env"], config["method"]].append(curve(run))
+        groups[config["env"], short_name(config["method"])].append(curve(run))
     if not any(one for curves in groups.values() for one in curves):
         raise UserError(f"{', '.join(map(str, runs))}: no evaluation has been recorded yet")
     import matplotlib as mpl
@@ -56,7 +57,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
         for (_, method), curves in sorted((key, value) for key, value in groups.items() if key[0] == env):
             steps = sorted(set.intersection(*(set(one) for one in curves)))
             means = [interval([one[step] for one in curves]) for step in steps]
-            label = method if len(curves) == 1 else f"{method}, {len(curves)} runs"
+            label = method if len(curves) == 1 else f"{method}: mean of {len(curves)} runs, 95 %"
             (line,) = axes.plot(steps, [m.mean for m in means], marker="o", markersize=3, label=label)
             if len(curves) > 1:
                 low, high = np.array([m.low for m in means]), np.array([m.high for m in means])

@@ -41,6 +41,9 @@ class Verdict(NamedTuple):
     threshold: str
     passed: bool
 
+    def __str__(self) -> str:
+        return f"{'pass' if self.passed else 'FAIL'}  {self.claim}\n      measured {self.measured}; threshold {self.threshold}"
+
 
 def rows() -> list[str]:
     """The rows that have claims."""
@@ -57,34 +60,61 @@ def studies(row: str) -> list[Study]:
 
 
 def reproduce(row: str, results: Path) -> list[Verdict]:
-    """Run what is missing of a row's studies and judge them all.
+    """Run what is missing of a row's studies, judge them all, and write the table of every row measured so far.
 
     Every finished run is kept in `results`/ROW.json at once, and not run again while its command stays the same.
     """
     claims = studies(row)
     results.mkdir(parents=True, exist_ok=True)
-    file = results / f"{row}.json"
-    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    verdicts = []
     for study in claims:
-        returns = []
         for seed in study.seeds:
-            command = study.command(seed)
-            key = " ".join(["rlamort", *command])
+            kept = _kept(row, results)
+            key = " ".join(["rlamort", *study.command(seed)])
             if key not in kept:
                 print(f"running: {key}", flush=True)
-                kept[key] = _run(command)
-                file.write_text(json.dumps(kept, indent=1) + "\n")
-            returns.append(float(kept[key]["evaluations"][-1]["eval/return"]))
-        verdicts.append(
-            Verdict(
-                f"{row} on {study.env}: return at {study.steps:,} steps, each of seeds {study.seeds}",
-                ", ".join(f"{value:.1f}" for value in returns),
-                f">= {study.threshold:g}",
-                min(returns) >= study.threshold,
-            )
-        )
+                kept[key] = _run(study.command(seed))
+                (results / f"{row}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    verdicts = [judge(study, _kept(row, results)) for study in claims]
+    (results / "README.md").write_text(table(results))
     return verdicts
+
+
+def _kept(row: str, results: Path) -> dict[str, Any]:
+    file = results / f"{row}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def judge(study: Study, kept: dict[str, Any]) -> Verdict:
+    """A study whose runs are all kept."""
+    runs = [kept[" ".join(["rlamort", *study.command(seed)])] for seed in study.seeds]
+    returns = [float(run["evaluations"][-1]["eval/return"]) for run in runs]
+    return Verdict(
+        f"{study.row} on {study.env}: return after {study.steps:,} steps on each of the seeds {study.seeds}",
+        ", ".join(f"{value:.1f}" for value in returns),
+        f">= {study.threshold:g}",
+        min(returns) >= study.threshold,
+    )
+
+
+def table(results: Path) -> str:
+    """Every row with complete measurements, as Markdown."""
+    lines = [
+        "# What was measured here",
+        "",
+        "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
+        "the mean of ten evaluation episodes at the end of training.",
+        "",
+        "| command | claim | threshold | measured, seed by seed | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows():
+        kept = _kept(row, results)
+        for study in studies(row):
+            if all(" ".join(["rlamort", *study.command(seed)]) in kept for seed in study.seeds):
+                claim, measured, threshold, passed = judge(study, kept)
+                verdict = "pass" if passed else "**FAIL**"
+                lines.append(f"| `rlamort reproduce {row}` | {claim} | {threshold} | {measured} | {verdict} |")
+    return "\n".join(lines) + "\n"
 
 
 def _run(command: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
-from rlamort.config import Config, locate, resolve
+from rlamort.config import Config, locate, resolve, short_name
 from rlamort.env import Spec
 from rlamort.envs.gym import GymEnv, name_of, open_env
 from rlamort.errors import UserError
@@ -77,7 +77,7 @@ class Directory:
 def new_path(config: Config) -> Path:
     """A name under runs/ that says what it is: method, environment, seed, time."""
     env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
-    method = Path(config.method).stem if config.method.endswith("ml") else config.method.replace("/", "-")
+    method = short_name(config.method).replace("/", "-")
     name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
     return next(path for path in (Path("runs") / c for c in candidates) if not path.exists())
@@ -97,6 +97,7 @@ class Learner:
     """
 
     method: ClassVar[str]
+    directory: Directory | None = None
 
     def __init__(self, env: Any, *, eval_env: Any = None, **fields: Any) -> None:
         self._settle(resolve(self.method, {**fields, "env": name_of(env)}), env, eval_env)
@@ -104,8 +105,7 @@ class Learner:
         with self.randomness():
             self.agent = self._new_agent(spec)
         given = self.config.run.dir
-        if given:
-            self.directory = Directory(Path(given), self.config)
+        self.directory = Directory(Path(given), self.config) if given else None
 
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
@@ -115,7 +115,6 @@ class Learner:
         self.device = device_of(config.run.device)
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
-        self.directory: Directory | None = None
         self._source: Any = None
         self._evaluation: GymEnv | None = None
         self._captured: Update | None = None
@@ -245,7 +244,7 @@ def _kind_of(env: Any) -> Any:
 
 def learner_class(name: str) -> type[Learner]:
     """The `Learner` of one method."""
-    return type(name.upper().replace("/", "_"), (Learner,), {"method": name})
+    return type(short_name(name).upper().replace("/", "_"), (Learner,), {"method": name})
 
 
 def device_of(name: str) -> torch.device:

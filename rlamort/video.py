@@ -40,6 +40,7 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
     total = 0.0
     fps = playing.metadata.get("render_fps", 30)
     partial = out.with_name(f".{out.name}")
+    writer: Any
     with imageio.get_writer(partial, format="FFMPEG", mode="I", fps=fps, macro_block_size=2, codec="libx264") as writer:
         writer.append_data(first)
         for _ in range(limit or PATIENCE):

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from rlamort.agents.sac import SAC
+from rlamort.agents.td3 import TD3
 from torch import nn
 
 from rlamort.agent import Adam, descend
-from rlamort.agents.sac import SAC
-from rlamort.agents.td3 import TD3
 from rlamort.critic import Critic, polyak
 from rlamort.domain import Box, SquashedGaussian
 from rlamort.losses import objective, td_target
@@ -100,7 +100,10 @@ def test_soft_becomes_max_q_as_noise_and_temperature_vanish(spec):
         gaps.append((soft(lam, x) - exact).abs().max().item())
     assert gaps == sorted(gaps, reverse=True)
     assert gaps[-1] < 1e-3
-    assert torch.equal(Soft(MaxQ(critic), density, Temperature(0.0))(torch.cat([mean, torch.full_like(mean, -30)], -1), x).isnan().any(), torch.tensor(False))
+    assert torch.equal(
+        Soft(MaxQ(critic), density, Temperature(0.0))(torch.cat([mean, torch.full_like(mean, -30)], -1), x).isnan().any(),
+        torch.tensor(False),
+    )
 
 
 def test_soft_at_temperature_one_is_the_negative_elbo():

@@ -10,10 +10,10 @@ from conftest import Count
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rlamort.envs.gym import GymEnv
 
 from rlamort.domain import unit_box
 from rlamort.env import Spec
-from rlamort.envs.gym import GymEnv
 from rlamort.errors import UserError
 from rlamort.source import Replay, bytes_per_frame
 
@@ -66,7 +66,8 @@ class Reference:
     slots=st.integers(8, 20),
     n_step=st.integers(1, 4),
     events=st.lists(
-        st.lists(st.sampled_from(["go", "go", "go", "terminate", "truncate", "both", "skip"]), min_size=3, max_size=3), max_size=45
+        st.lists(st.sampled_from(["go", "go", "go", "terminate", "truncate", "both", "skip"]), min_size=3, max_size=3),
+        max_size=45,
     ),
 )
 def test_ring_equals_reference(rows, slots, n_step, events):
@@ -91,9 +92,7 @@ def test_ring_equals_reference(rows, slots, n_step, events):
         ring.add(x, y, r, x_next, terminated, truncated, valid)
         for row in range(rows):
             if valid[row]:
-                reference.add(
-                    row, state[row], y[row, 0].item(), r[row].item(), terminated[row], truncated[row], successor[row]
-                )
+                reference.add(row, state[row], y[row, 0].item(), r[row].item(), terminated[row], truncated[row], successor[row])
                 if terminated[row] or truncated[row]:
                     label += 1
                     state[row] = label

@@ -1,0 +1,56 @@
+"""What the documents show runs as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_cli import QUICK, rlamort
+
+from rlamort.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+@pytest.mark.parametrize("block", range(len(blocks(README, "python"))))
+def test_readme_python(block, tmp_path):
+    code = blocks(README, "python")[block]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_commands_exist():
+    named = set(re.findall(r"^rlamort (\w+)", README, re.M))
+    assert named == set(COMMANDS)
+
+
+def test_contributing_method_trains_from_two_files(tmp_path):
+    (code,), (row,) = (blocks(CONTRIBUTING, language) for language in ("python", "yaml"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "averaged.py").write_text(code)
+    (folder / "averaged.yaml").write_text(row)
+    common = [o for o in QUICK if not o.startswith("hidden")]
+    done = rlamort(
+        "train", "mine/averaged.yaml", "env=Pendulum-v1", "steps=120", "critics=3", "video=false", *common, cwd=tmp_path
+    )
+    run = done.stdout.splitlines()[-1]
+    assert run.startswith("runs/averaged-Pendulum-v1-s0")
+    assert "averaged on Pendulum-v1" in rlamort("eval", run, cwd=tmp_path).stdout
+    assert "critics=5" in rlamort("train", "mine/averaged.yaml", "--help", cwd=tmp_path).stdout
+    failed = rlamort("train", "mine/averaged.yaml", "env=Pendulum-v1", "critic=3", cwd=tmp_path, code=2)
+    assert "Did you mean critics" in failed.stderr
+
+
+def test_design_names_every_module():
+    design = (ROOT / "docs" / "design.md").read_text()
+    for folder in ("rlamort", "agents", "envs"):
+        for path in (ROOT / folder).glob("*.py"):
+            if not path.stem.startswith("__"):
+                assert f"{path.stem}.py" in design, path
