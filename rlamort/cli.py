@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0
+    warnings.showwarning = _warn
     try:
         name, *rest = arguments
         if name not in COMMANDS:
@@ -54,6 +56,11 @@ def _guarded(work: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
+    """One line a warning: where in the code it was raised is not what a user needs."""
+    print(f"rlamort: warning: {message}", file=sys.stderr)
 
 
 def _say(error: Exception, code: int) -> int:
@@ -175,6 +182,7 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
             raise
         finally:
             learner.save(Path(path) / "agent")
+            learner.close()
     _leave_behind(Path(path), run.video)
     print(path)
     return Path(path)

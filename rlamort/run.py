@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -142,12 +143,20 @@ class Learner:
             self._source = kind(env, **self.config.keywords(kind))
         return self._source
 
+    def _evaluation_env(self, episodes: int) -> GymEnv:
+        if self._evaluation is None or self._evaluation.count != episodes:
+            self._evaluation = self._open_env(self._eval_given, episodes)
+        return self._evaluation
+
     def score(self, episodes: int | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, environments of their own."""
-        count = episodes or self.config.run.eval_episodes
-        if self._evaluation is None or self._evaluation.count != count:
-            self._evaluation = self._open_env(self._eval_given, count)
-        return score(self.agent, self._evaluation)
+        return score(self.agent, self._evaluation_env(episodes or self.config.run.eval_episodes))
+
+    def close(self) -> None:
+        """Give back what the environments hold, worker processes among it."""
+        for env in (self._source.env if self._source else None, self._evaluation):
+            if env is not None:
+                env.close()
 
     def learn(self, total_timesteps: int, *, reset_num_timesteps: bool = True, trackers: Sequence[Tracker] = ()) -> Self:
         """Train for `total_timesteps` more environment steps.
@@ -165,7 +174,10 @@ class Learner:
             run.utd, run.batch_size, run.eval_every, run.log_every,
         )  # fmt: skip
         takers = [*([self.directory.records] if self.directory else []), *trackers]
-        scorer = (lambda agent: self.score()) if takers else None
+        scorer = None
+        if takers:
+            evaluation = self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
+            scorer = functools.partial(score, env=evaluation)
         tracker = Several(takers)
         update = self._update(total_timesteps * run.utd)
         with self.randomness():

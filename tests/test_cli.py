@@ -199,3 +199,12 @@ def test_a_terminal_gets_a_progress_bar(tmp_path):
     assert "━" in shown.decode()
     assert re.search(r"/400", shown.decode())
     assert "steps/s" in shown.decode()
+
+
+def test_warnings_are_one_line(tmp_path):
+    shutil.copy(HERE / "odd_envs.py", tmp_path / "my_module.py")
+    said = rlamort("train", "td3", "env=my_module:Reuses", "steps=60", "video=false", *QUICK, cwd=tmp_path).stderr
+    assert set(said.strip().splitlines()) == {
+        "rlamort: warning: env my_module:Reuses reuses its observation array: what it returned before changes with every "
+        "step. rlamort copies, so training is right, but other code that keeps observations is not"
+    }

@@ -228,3 +228,12 @@ def test_importing_is_light():
     code = f"import rlamort, sys; rlamort.SAC; print([name for name in {heavy[:4]} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_environment_that_cannot_be_evaluated_in_says_so_before_training(tmp_path):
+    agent = ra.TD3(odd_envs.Good(), dir=str(tmp_path / "run"), **SMALL)
+    with pytest.raises(ra.UserError, match="an instance without a spec cannot be copied"):
+        agent.learn(100)
+    assert agent.clock.env_step == 0
+    other = ra.TD3(odd_envs.Good(), eval_env=odd_envs.Good, dir=str(tmp_path / "other"), **SMALL).learn(100)
+    assert other.clock.env_step == 100
