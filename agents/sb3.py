@@ -19,8 +19,7 @@ from rlamort.agent import Agent
 from rlamort.config import Fraction, Positive, Range, Widths
 from rlamort.env import Episode, Spec
 from rlamort.errors import UserError
-from rlamort.track import Tracker
-from rlamort.train import Clock, Schedule, Scorer, Update, crosses, measure, speed, summary
+from rlamort.train import Clock, Journal, Schedule, Update, crosses, speed, summary
 
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -88,6 +87,8 @@ class Own:
         buffer_size: transitions that its replay buffer holds (SAC, TD3).
     """
 
+    resumable = False
+
     def __init__(self, env: GymEnv, *, buffer_size: Annotated[int, Range(1)] = 1_000_000) -> None:
         self.env, self.buffer_size = env, buffer_size
         self.model: Any = None
@@ -118,36 +119,32 @@ class Own:
 class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
     """Records losses, returns and evaluations as `rlamort.train` does."""
 
-    def __init__(self, agent: SB3, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock) -> None:
+    def __init__(self, agent: SB3, schedule: Schedule, clock: Clock, journal: Journal) -> None:
         super().__init__()
-        self.agent, self.score, self.schedule, self.tracker, self.clock = agent, score, schedule, tracker, clock
-        self.episodes: list[Episode] = []
+        self.agent, self.schedule, self.clock, self.journal = agent, schedule, clock, journal
 
     def _on_training_start(self) -> None:
-        self.before = self.clock.env_step
-        self.origin = self.num_timesteps - self.before
+        self.origin = self.num_timesteps - self.clock.env_step
         self.started = time.perf_counter() - self.clock.seconds
 
     def _on_step(self) -> bool:
-        before, now = self.clock.env_step, self.num_timesteps - self.origin
-        self.clock.env_step, self.clock.seconds = now, time.perf_counter() - self.started
-        self.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
-        latest = self.episodes[-1] if self.episodes else None
-        self.tracker.progress(now, now / self.clock.seconds, latest)
-        if crosses(before, now, self.schedule.log_every):
+        clock = self.clock
+        before, clock.env_step = clock.env_step, self.num_timesteps - self.origin
+        clock.seconds = time.perf_counter() - self.started
+        clock.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
+        self.journal.progress(clock)
+        if crosses(before, clock.env_step, self.schedule.log_every):
             losses = {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
-            self.tracker.record(now, {**losses, **summary(self.episodes), **speed(self.clock)})
-            self.episodes.clear()
-        if self.score is not None and crosses(before, now, self.schedule.eval_every):
-            measure(self.agent, self.score, self.tracker, self.clock)
-            self.started = time.perf_counter() - self.clock.seconds
+            self.journal.record(clock, {**losses, **summary(clock.episodes), **speed(clock)})
+            clock.episodes.clear()
+        if crosses(before, clock.env_step, self.schedule.eval_every):
+            self.journal.measure(self.agent, clock)
+        self.journal.keep()
+        self.started = time.perf_counter() - clock.seconds
         return True
 
 
-def train(
-    agent: SB3, source: Own, score: Scorer | None, schedule: Schedule, tracker: Tracker, clock: Clock,
-    update: Update,
-) -> None:  # fmt: skip
+def train(agent: SB3, source: Own, schedule: Schedule, clock: Clock, update: Update, journal: Journal) -> None:
     """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.
 
     Raises:
@@ -163,5 +160,5 @@ def train(
     if source.model is None:
         source.model = agent.build(source.vec_env(), source.env.device, source.keywords(agent.algorithm, schedule))
         agent.take(source.model)
-    follow = _Follow(agent, score, schedule, tracker, clock)
+    follow = _Follow(agent, schedule, clock, journal)
     source.model.learn(schedule.steps, callback=follow, reset_num_timesteps=source.model.num_timesteps == 0)

@@ -1,5 +1,6 @@
 """Any Gymnasium environment, id, instance or `gymnasium.vector` environment, as a batched `Env`."""
 
+import functools
 import importlib
 import math
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from rlamort.envs.snapshot import Snapshot
 
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Fault, UserError, nearest
@@ -165,11 +167,15 @@ def _check_observation(name: str, when: str, given: Any, space: gymnasium.Space[
 
 def make_vector(make: Factory, count: int, vectorization: str) -> VectorEnv[Any, Any, Any]:
     """`count` environments stepped in this process (sync) or in a worker process each (async), reset on demand."""
-    makers = [make] * count
+    makers = [functools.partial(_in_row, make, row) for row in range(count)]
     if vectorization == "async":
         # not fork: the parent already runs torch's threads
         return AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
     return SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _in_row(make: Factory, row: int) -> Snapshot:
+    return Snapshot(make(), row)
 
 
 class GymEnv(Env):
@@ -204,6 +210,7 @@ class GymEnv(Env):
         assert isinstance(space, BoxSpace)
         self._action_shape, self._action_dtype = (self.count, *space.shape), space.dtype
         self._low, self._high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
+        self._ours = make is not None  # made by `make_vector`, so that each row can give its state
         self._steps = 0
         self._ended = np.zeros(self.count, dtype=bool)  # rows whose episode is over and that NEXT_STEP resets next
         self._total = np.zeros(self.count)
@@ -264,6 +271,29 @@ class GymEnv(Env):
     def episodes(self) -> list[Episode]:
         finished, self._finished = self._finished, []
         return finished
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "x": self.x,
+            "steps": self._steps,
+            "ended": self._ended,
+            "total": self._total,
+            "length": self._length,
+            "finished": [[e.total, e.length] for e in self._finished],
+            "rows": list(self.vector.call("snapshot")) if self._ours else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        self._steps = state["steps"]
+        self._finished = [Episode(total, length) for total, length in state["finished"]]
+        if not self._ours or any(row is None for row in state["rows"]):
+            self.reset(int(state["steps"]))  # as good a seed as any, and the same whenever it is done again
+            return False
+        self._call(lambda: self.vector.reset(seed=0))  # they must have been reset once before a state is put in
+        self._call(lambda: self.vector.call("restore", state["rows"]))
+        self._ended[:], self._total[:], self._length[:] = state["ended"], state["total"], state["length"]
+        self.x = state["x"].to(self.device)
+        return True
 
     def close(self) -> None:
         self.vector.close()

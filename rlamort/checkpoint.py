@@ -1,26 +1,48 @@
-"""An agent on disk: tensors as safetensors, everything else as JSON. Reading one runs no code that it brings."""
+"""Agents and runs on disk: arrays as safetensors, everything else as JSON. Reading them runs no code that they bring.
 
+    RUN/ckpt/step_000000010000/ manifest.json (checksums), agent.json, agent.safetensors, state.safetensors
+    RUN/ckpt/frames/            what was added to the replay between checkpoints: each file serves all later ones
+    RUN/ckpt/LATEST             the newest step; a hint, for the newest folder whose checksums hold is what counts
+
+A step is written under a temporary name, synced, and renamed: it is there whole, or not at all.
+"""
+
+import contextlib
+import hashlib
 import json
 import os
+import re
 import shutil
-import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from rlamort.errors import UserError
 
 FORMAT = 1
 TENSORS, FACTS = "agent.safetensors", "agent.json"
+STATE = "state.safetensors"  # with the JSON that refers to its tensors in its header
+MANIFEST, LATEST, FRAMES = "manifest.json", "LATEST", "frames"
+LARGEST_JSON = 64 * 2**20  # bytes
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file of the folder itself: no separators, no dots in front
+ARRAY, TENSOR = "array", "tensor"
+
+
+class Damaged(Exception):  # noqa: N818  # it says what the checkpoint is
+    """A checkpoint that must not be used, and why."""
 
 
 class Saved(NamedTuple):
-    """What a saved agent says of itself."""
+    """A folder with an agent in it."""
 
     path: Path
     facts: dict[str, Any]
@@ -50,19 +72,11 @@ class Saved(NamedTuple):
             raise UserError(f"{file}: it cannot be read as safetensors: {error}") from error
 
 
-def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write an agent to the folder `path`, whole or not at all: it is made beside it and then renamed."""
+def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write an agent to the folder `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, fresh / TENSORS)
-        (fresh / FACTS).write_text(json.dumps({"format": FORMAT, **facts}, indent=2) + "\n", encoding="utf-8")
-        fresh.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(fresh, path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    with _published(path) as fresh:
+        _write_agent(fresh, tensors, facts)
 
 
 def open_saved(path: Path) -> Saved:
@@ -71,19 +85,245 @@ def open_saved(path: Path) -> Saved:
     Raises:
         UserError: there is none, or a newer rlamort wrote it.
     """
-    file = path / FACTS
     if path.is_file():
         raise UserError(f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}")
-    if not file.is_file():
+    if not (path / FACTS).is_file():
         raise UserError(f"{path}: no agent is saved there; a folder with {FACTS} and {TENSORS} is needed")
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = _read_json(path / FACTS)
         written = facts["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: it is not a description of an agent: {error}") from error
+    except (Damaged, KeyError, TypeError) as error:
+        raise UserError(f"{path / FACTS}: it is not a description of an agent: {error}") from error
     if written != FORMAT:
-        raise UserError(f"{file}: its format is {written}; this rlamort reads format {FORMAT}")
+        raise UserError(f"{path / FACTS}: its format is {written}; this rlamort reads format {FORMAT}")
     return Saved(path, facts)
+
+
+class Loaded(NamedTuple):
+    """A checkpoint whose checksums hold."""
+
+    saved: Saved
+    state: dict[str, Any]
+    segments: list[dict[str, Any]]  # of the replay, in the order they were written
+    folder: Path
+
+    def frames(self) -> Iterator[dict[str, Any]]:
+        """The replay's parts, one at a time."""
+        for segment in self.segments:
+            yield _unpack(*_read_pair(self.folder / FRAMES / segment["name"]))
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        self.segments: list[dict[str, Any]] = []  # that the next checkpoint will name
+
+    def write(
+        self, env_step: int, agent: dict[str, Tensor], facts: dict[str, Any], state: dict[str, Any], frames: dict[str, Any]
+    ) -> int:
+        """Publish one checkpoint; the bytes that it took.
+
+        Args:
+            env_step: names it.
+            agent: the agent's `state_dict`.
+            facts: what `load` needs beside it.
+            state: everything else but frames.
+            frames: what was added to the replay since the last one; of every row, slots up to `high`, of `slots` in a ring.
+        """
+        (self.folder / FRAMES).mkdir(parents=True, exist_ok=True)
+        segment = self._write_frames(env_step, frames)
+        live = frames["high"] + 1 - frames["slots"]
+        segments = [s for s in [*self.segments, segment] if (np.array(s["high"]) >= live).any()]
+        path = self.folder / f"step_{env_step:012d}"
+        with _published(path) as fresh:
+            _write_agent(fresh, agent, facts)
+            _write_pair(fresh / STATE, *_pack(state))
+            files = {file.name: _checksum(file) for file in sorted(fresh.iterdir())}
+            manifest = {"format": FORMAT, "env_step": env_step, "files": files, "segments": segments, "versions": versions()}
+            _write(fresh / MANIFEST, json.dumps(manifest, indent=1).encode())
+            size = sum(file.stat().st_size for file in fresh.iterdir())
+        self.segments = segments
+        pointer = self.folder / f".{LATEST}"
+        _write(pointer, path.name.encode())
+        os.replace(pointer, self.folder / LATEST)
+        self._prune()
+        return size + int(segment["bytes"])
+
+    def newest(self) -> Loaded | None:
+        """The newest checkpoint that is whole; a warning names each that is not. None where none was ever published."""
+        steps = sorted(self.folder.glob("step_*"), reverse=True) if self.folder.is_dir() else []
+        for path in steps:
+            try:
+                loaded = self._read(path)
+            except Damaged as damage:
+                warnings.warn(f"checkpoint {path}: {damage}; an earlier one is used", stacklevel=2)
+                continue
+            self.segments = loaded.segments
+            return loaded
+        if steps:
+            raise UserError(f"{self.folder}: none of its {len(steps)} checkpoints can be used")
+        return None
+
+    def sweep(self) -> None:
+        """Remove what a kill left half written."""
+        for place in (self.folder, self.folder / FRAMES):
+            for path in place.glob(".tmp-*") if place.is_dir() else []:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> Loaded:
+        manifest = _read_json(path / MANIFEST)
+        try:
+            if manifest["format"] != FORMAT:
+                raise Damaged(f"its format is {manifest['format']}; this rlamort reads format {FORMAT}")
+            files = {path / _plain(name): digest for name, digest in manifest["files"].items()}
+            segments = [dict(segment) for segment in manifest["segments"]]
+            files |= {self.folder / FRAMES / _plain(segment["name"]): segment["sha256"] for segment in segments}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{MANIFEST} lacks {error}") from error
+        for file, digest in files.items():
+            if file.is_symlink() or not file.is_file():
+                raise Damaged(f"{file.name} is missing, or no plain file")
+            if _checksum(file) != digest:
+                raise Damaged(f"{file.name} is not what was written: its checksum differs")
+        try:
+            return Loaded(open_saved(path), _unpack(*_read_pair(path / STATE)), segments, self.folder)
+        except UserError as error:
+            raise Damaged(str(error)) from error
+
+    def _write_frames(self, env_step: int, frames: dict[str, Any]) -> dict[str, Any]:
+        temporary = self.folder / FRAMES / f".tmp-{uuid.uuid4().hex}"
+        try:
+            _write_pair(temporary, *_pack(frames))
+            digest = _checksum(temporary)
+            name = f"{env_step:012d}-{digest[:8]}.safetensors"
+            os.replace(temporary, self.folder / FRAMES / name)
+            _sync(self.folder / FRAMES)
+        finally:
+            temporary.unlink(missing_ok=True)
+        size = (self.folder / FRAMES / name).stat().st_size
+        return {"name": name, "sha256": digest, "bytes": size, "high": frames["high"].tolist()}
+
+    def _prune(self) -> None:
+        steps = sorted(self.folder.glob("step_*"))
+        for path in steps[: -self.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(Damaged, KeyError, TypeError):
+            named = {s["name"] for path in steps[-self.keep :] for s in _read_json(path / MANIFEST)["segments"]}
+            for file in (self.folder / FRAMES).glob("*.safetensors"):
+                if file.name not in named:
+                    file.unlink(missing_ok=True)
+
+
+def _plain(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise Damaged(f"{MANIFEST} names {name!r}, which is no file of this checkpoint")
+    return name
+
+
+@contextlib.contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes it when the block has succeeded, and vanishes when it has not."""
+    fresh = path.parent / f".tmp-{uuid.uuid4().hex}"
+    fresh.mkdir()
+    try:
+        yield fresh
+        _sync(fresh)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(fresh, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_agent(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    _write(folder / TENSORS, save({name: _ready(tensor) for name, tensor in tensors.items()}))
+    _write(folder / FACTS, (json.dumps({"format": FORMAT, **facts}, indent=1) + "\n").encode())
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().cpu()
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise Damaged(f"{file.name} has {file.stat().st_size} bytes; {LARGEST_JSON} are allowed")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{file.name} cannot be read as JSON: {error}") from error
+
+
+def _write_pair(file: Path, tensors: dict[str, Tensor], facts: Any) -> None:
+    """Tensors, with the JSON of what surrounds them in the file's own header."""
+    _write(file, save(tensors, metadata={"facts": json.dumps(facts)}))
+
+
+def _read_pair(file: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        with safe_open(file, framework="pt") as content:
+            facts = json.loads((content.metadata() or {})["facts"])
+        return load(file.read_bytes()), facts
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise Damaged(f"{file.name} cannot be read: {error}") from error
+
+
+def _pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """Plain values, arrays and tensors, nested -> the tensors, and JSON that refers to them."""
+    tensors: dict[str, Tensor] = {}
+
+    def packed(value: Any) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            name = str(len(tensors))
+            array = isinstance(value, np.ndarray)
+            tensors[name] = _ready(torch.from_numpy(np.array(value)) if array else value).clone()
+            return {ARRAY if array else TENSOR: name}
+        if isinstance(value, dict):
+            return {"dict": {key: packed(one) for key, one in value.items()}}
+        if isinstance(value, list | tuple):
+            return [packed(one) for one in value]
+        return value
+
+    return tensors, packed(tree)
+
+
+def _unpack(tensors: dict[str, Tensor], facts: Any) -> Any:
+    if isinstance(facts, list):
+        return [_unpack(tensors, one) for one in facts]
+    if isinstance(facts, dict):
+        ((kind, content),) = facts.items()
+        if kind == "dict":
+            return {key: _unpack(tensors, one) for key, one in content.items()}
+        return tensors[content].numpy() if kind == ARRAY else tensors[content]
+    return facts
 
 
 def versions() -> dict[str, str]:

@@ -1,16 +1,21 @@
-"""The commands: list, train, eval, video, plot, reproduce."""
+"""The commands: list, train, resume, eval, video, plot, reproduce."""
 
 import argparse
 import os
+import signal
 import sys
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve, short_name
-from rlamort.errors import Fault, UserError, nearest
+from rlamort.errors import Fault, Preempted, UserError, nearest
+
+if TYPE_CHECKING:
+    from rlamort.run import Learner
 
 USAGE = """\
 rlamort: reinforcement learning in which a policy is an amortization model
@@ -18,6 +23,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort list                                        methods, and the problem that each amortizes
   rlamort train METHOD env=ENV [key=value ...]        train; -m seed=0,1,2 runs several
   rlamort train METHOD --help                         every key, its meaning and default
+  rlamort resume RUN [key=value ...]                  go on with a run that was stopped, or make it longer
   rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
   rlamort video RUN                                   film an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
@@ -51,6 +57,8 @@ def _guarded(work: Callable[[], Any]) -> int:
         work()
     except (UserError, Fault) as error:
         return _say(error, error.exit_code)
+    except Preempted as end:
+        return end.exit_code
     except OSError as error:
         return _say(error, 4)
     except KeyboardInterrupt:
@@ -165,27 +173,87 @@ def _help(method: str, row: dict[str, Any]) -> None:
 def run_one(method: str, given: dict[str, Any]) -> Path:
     """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
     from rlamort.run import learner_class, new_path
-    from rlamort.track import Terminal
 
     config = resolve(method, given)
     if config.run.env is None:
         raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
-    path = config.run.dir or str(new_path(config))
-    learner = learner_class(method)(**{**config.values, "dir": path})
-    run = config.run
-    with Terminal(run.steps) as terminal:
-        terminal.print(f"{short_name(method)} on {run.env}, seed {run.seed}, {learner.device}: {path}")
+    if config.run.resume == "auto":
+        if config.run.dir is None:
+            raise UserError("resume=auto: it needs dir=..., the run directory to look for")
+        if (Path(config.run.dir) / "config.yaml").is_file():
+            return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given})
+    path = Path(config.run.dir or new_path(config))
+    learner = learner_class(method)(**{**config.values, "dir": str(path)})
+    return _run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
+
+
+def go_on(path: Path, changes: dict[str, Any]) -> Path:
+    """Resume a run and see it through."""
+    from rlamort.run import resume
+
+    learner, exactness = resume(path, changes)
+    return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness})")
+
+
+def _run(learner: "Learner", headline: str) -> Path:
+    from rlamort.track import Terminal
+
+    assert learner.directory is not None
+    run, path = learner.config.run, learner.directory.path
+    with Terminal(run.steps) as terminal, Interrupts() as interrupts:
+        terminal.print(headline)
         try:
-            learner.learn(run.steps, trackers=[terminal])
-        except KeyboardInterrupt:
-            terminal.print(f"interrupted at step {learner.clock.env_step:,}; the agent is saved in {path}/agent")
+            learner.learn(
+                run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
+            )
+        except Preempted as end:
+            terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
             raise
         finally:
-            learner.save(Path(path) / "agent")
+            learner.save(path / "agent")
             learner.close()
-    _leave_behind(Path(path), run.video)
+    _leave_behind(path, run.video)
     print(path)
-    return Path(path)
+    return path
+
+
+class Interrupts:
+    """SIGINT and SIGTERM as a request to stop at the next moment when all state is consistent; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        self.count = 0
+        self.before = [signal.signal(number, self._take) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in zip(self.SIGNALS, self.before, strict=True):
+            signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        return self.count > 0
+
+    def _take(self, number: int, frame: types.FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+
+
+def resume_run(arguments: list[str]) -> None:
+    """`rlamort resume RUN key=value ...`."""
+    parser = _parser("resume", "Go on with a run from its newest checkpoint.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("changes", nargs="*", help="key=value: what is to differ from now on, e.g. steps=200_000")
+    given = parser.parse_args(arguments)
+    from omegaconf import OmegaConf
+
+    for change in given.changes:
+        if "=" not in change:
+            raise UserError(f"{change}: key=value is needed")
+    changes = OmegaConf.to_container(OmegaConf.from_dotlist(given.changes))
+    assert isinstance(changes, dict)
+    go_on(given.run, {str(key): value for key, value in changes.items()})
 
 
 def _leave_behind(path: Path, video: bool) -> None:
@@ -272,6 +340,7 @@ def _parser(name: str, about: str) -> argparse.ArgumentParser:
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "list": list_methods,
     "train": train,
+    "resume": resume_run,
     "eval": evaluate,
     "video": video,
     "plot": plot_runs,

@@ -76,6 +76,9 @@ class Run:
         log_every: environment steps between records of losses and training returns.
         compile: true compiles the update into one graph (20-60 s, then faster); auto does so from 15,000 updates on.
         threads: CPU threads of torch; null leaves its own choice.
+        checkpoint_every: environment steps between checkpoints, from which `rlamort resume` goes on.
+        keep_checkpoints: how many of the newest stay.
+        resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.
         video: whether a video of one episode is made at the end.
     """
 
@@ -97,7 +100,27 @@ class Run:
     log_every: Count = 1_000
     compile: Literal["auto"] | bool = "auto"
     threads: Count | None = None
+    checkpoint_every: Count = 10_000
+    keep_checkpoints: Count = 2
+    resume: Literal["never", "auto"] = "never"
     video: bool = True
+
+
+# What a resumed run may be told anew: these change nothing that is learned,
+FREE = {"steps", "eval_every", "eval_episodes", "log_every", "checkpoint_every", "keep_checkpoints", "resume", "video", "dir"}
+# and these make it another run. The rest changes what is learned from here on, which is said.
+FIXED = {
+    "env",
+    "env_kwargs",
+    "max_episode_steps",
+    "num_envs",
+    "seed",
+    "buffer_size",
+    "n_step",
+    "hidden",
+    "critics",
+    "normalise",
+}
 
 
 class Field(NamedTuple):

@@ -1,6 +1,6 @@
 """X with dynamics: what an agent acts in. B rows, one environment each · d = x_dim · n = dim of an action"""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,14 @@ class Env:
 
     def episodes(self) -> list[Episode]:
         """The episodes that ended since this was last asked."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs, as plain values, arrays and tensors."""
+        raise NotImplementedError
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Go on where `state` was taken; False where only new episodes could be begun."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -16,6 +16,12 @@ class Fault(RuntimeError):  # noqa: N818  # as in fault injection
     exit_code = 3
 
 
+class Preempted(Exception):  # noqa: N818  # an end, not an error
+    """The run was asked to stop, and has saved itself."""
+
+    exit_code = 75  # EX_TEMPFAIL: what schedulers take as "start it again"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """The sentence that follows an unknown name: its neighbours among the allowed ones, or all when none is near."""
     names = sorted(allowed)

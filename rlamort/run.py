@@ -1,11 +1,17 @@
 """A run: a method built for an environment, trained, measured, saved."""
 
 import contextlib
-import dataclasses
+import fcntl
 import functools
 import json
+import os
+import random
+import shutil
+import socket
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,14 +22,15 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
-from rlamort.config import Config, locate, resolve, short_name
-from rlamort.env import Spec
+from rlamort.config import FIXED, FREE, Config, locate, resolve, short_name
+from rlamort.env import Episode, Spec
 from rlamort.envs.gym import GymEnv, name_of, open_env
-from rlamort.errors import UserError
+from rlamort.errors import Preempted, UserError
 from rlamort.score import Score, score
-from rlamort.track import Records, Several, Tracker
-from rlamort.train import Clock, Schedule, Update, captured, measure
+from rlamort.track import Records, Tracker
+from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
 
+LOCK = ".lock"
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
 
@@ -32,6 +39,7 @@ class Randomness:
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.devices = [device] if device.type == "cuda" else []
+        self.running = False
         with torch.random.fork_rng(self.devices):
             torch.manual_seed(seed)
             self.states = self._read()
@@ -42,37 +50,67 @@ class Randomness:
             torch.set_rng_state(self.states[0])
             for device, state in zip(self.devices, self.states[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
+            self.running = True
             try:
                 yield
             finally:
                 self.states = self._read()
+                self.running = False
+
+    def current(self) -> list[torch.Tensor]:
+        """Where the stream is now."""
+        return self._read() if self.running else self.states
 
     def _read(self) -> list[torch.Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
 
 
 class Directory:
-    """A run's files: config.yaml, versions.json, metrics.jsonl, agent/, plots/, videos/.
+    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. One process at a time has it.
 
     Args:
-        path: a folder that must not exist yet.
+        path: the folder.
+        config: the run's.
+        fresh: whether a run that is already there is refused.
 
     Raises:
-        UserError: it exists, or cannot be made.
+        UserError: it exists already, is in use, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, fresh: bool = True) -> None:
+        self.path, self.written = path, path / "config.yaml"
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
+            if fresh and any(file.name != LOCK for file in path.iterdir()):
+                raise UserError(
+                    f"dir={path}: it exists already; give a new one, leave dir out to have one made, "
+                    f"or go on with `rlamort resume {path}`"
+                )
+            self._lock()
+            facts = {"method": config.method, "row": config.row, **config.values}
+            temporary = path / ".config.yaml"
+            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False))
+            temporary.replace(path / "config.yaml")
+            (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
         except FileExistsError:
-            raise UserError(f"dir={path}: it exists already; give a new one, or leave dir out to have one made") from None
+            raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
-            raise UserError(f"dir={path}: it cannot be made: {error.strerror}") from error
-        self.path = path
-        facts = {"method": config.method, "row": config.row, **config.values}
-        (path / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False))
-        (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
+            raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
+        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", config.run.keep_checkpoints)
+
+    def _lock(self) -> None:
+        """Held until this process ends, however it ends: the kernel gives it back."""
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self.close = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 1000).decode()
+            self.close()
+            raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def new_path(config: Config) -> Path:
@@ -102,11 +140,14 @@ class Learner:
 
     def __init__(self, env: Any, *, eval_env: Any = None, **fields: Any) -> None:
         self._settle(resolve(self.method, {**fields, "env": name_of(env)}), env, eval_env)
-        spec = self.source.env.spec
-        with self.randomness():
-            self.agent = self._new_agent(spec)
+        self._build(self.source.env.spec)
         given = self.config.run.dir
         self.directory = Directory(Path(given), self.config) if given else None
+
+    def _build(self, spec: Spec) -> None:
+        with self.randomness():
+            kind = locate(self.config.row["agent"])
+            self.agent: Agent = kind(spec, **self.config.keywords(kind)).to(self.device)
 
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
@@ -119,11 +160,9 @@ class Learner:
         self._source: Any = None
         self._evaluation: GymEnv | None = None
         self._captured: Update | None = None
-
-    def _new_agent(self, spec: Spec) -> Agent:
-        kind = locate(self.config.row["agent"])
-        agent: Agent = kind(spec, **self.config.keywords(kind)).to(self.device)
-        return agent
+        self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
+        self._kept = 0  # the env_step of the latest checkpoint
+        self._kept_frames: np.ndarray | None = None
 
     def _open_env(self, env: Any, count: int, vectorization: str = "sync") -> GymEnv:
         run = self.config.run
@@ -157,14 +196,24 @@ class Learner:
         for env in (self._source.env if self._source else None, self._evaluation):
             if env is not None:
                 env.close()
+        if self.directory is not None:
+            self.directory.close()
 
-    def learn(self, total_timesteps: int, *, reset_num_timesteps: bool = True, trackers: Sequence[Tracker] = ()) -> Self:
+    def learn(
+        self,
+        total_timesteps: int,
+        *,
+        reset_num_timesteps: bool = True,
+        trackers: Sequence[Tracker] = (),
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Self:
         """Train for `total_timesteps` more environment steps.
 
         Args:
             total_timesteps: environment steps, over all environments.
             reset_num_timesteps: count steps in records from zero again; what was learned and stored stays either way.
             trackers: take losses, returns and evaluations; without one, and without `dir`, there are no evaluations.
+            stop: asked after every step; when it says so, the run saves itself and `Preempted` is raised.
         """
         run, source = self.config.run, self.source
         if reset_num_timesteps:
@@ -178,19 +227,92 @@ class Learner:
         if takers:
             evaluation = self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
             scorer = functools.partial(score, env=evaluation)
-        tracker = Several(takers)
+        journal = Journal(takers, scorer, functools.partial(self._keep, stop))
         update = self._update(total_timesteps * run.utd)
         with self.randomness():
-            locate(self.config.row["train"])(self.agent, source, scorer, schedule, tracker, self.clock, update)
-            if scorer is not None and self.clock.scored != self.clock.env_step:
-                measure(self.agent, scorer, tracker, self.clock)
+            locate(self.config.row["train"])(self.agent, source, schedule, self.clock, update, journal)
+            journal.measure(self.agent, self.clock)
+            if self.directory is not None:
+                self.save_checkpoint()
         return self
 
     def _update(self, planned: int) -> Update:
-        wanted = self.config.run.compile
-        if self._captured is None and (wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)):
+        if self._compiled is None:
+            wanted = self.config.run.compile
+            self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
+        if self._compiled and self._captured is None:
             self._captured = captured(self.agent)
         return self._captured or self.agent.update
+
+    def _keep(self, stop: Callable[[], bool]) -> None:
+        stopping = stop()
+        if self.directory is not None:
+            due = crosses(self._kept, self.clock.env_step, self.config.run.checkpoint_every)
+            if stopping or due:
+                self.save_checkpoint()
+        if stopping:
+            raise Preempted(f"stopped at step {self.clock.env_step:,}")
+
+    def save_checkpoint(self) -> None:
+        """Write everything that `resume` needs into the run directory. Storage that fails costs a warning, not the run."""
+        assert self.directory is not None, "only a run with a directory has checkpoints"
+        if not self.source.resumable:
+            return
+        frames = self.source.frames_since(
+            np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
+        )
+        try:
+            self.directory.checkpoints.write(self.clock.env_step, self.agent.state_dict(), self._facts(), self._state(), frames)
+        except OSError as error:
+            free = shutil.disk_usage(self.directory.path).free
+            warnings.warn(
+                f"checkpoint at step {self.clock.env_step:,}: {error.strerror} ({free / 2**20:.0f} MiB are free there); "
+                f"training goes on, and the one before is untouched",
+                stacklevel=2,
+            )
+        else:
+            self._kept, self._kept_frames = self.clock.env_step, frames["high"]
+
+    def _state(self) -> dict[str, Any]:
+        assert self.directory is not None
+        clock = self.clock
+        return {
+            "clock": {
+                "env_step": clock.env_step, "updates": clock.updates, "seconds": clock.seconds, "scored": clock.scored,
+                "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes],
+            },
+            "source": self.source.state(),
+            "torch": self.randomness.current(),
+            "numpy": np.random.get_state(legacy=False),  # not ours, but an environment may draw from them
+            "python": random.getstate(),
+            "records": self.directory.records.size(),
+            "compiled": self._compiled,
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
+
+    def _restore(self, loaded: checkpoint.Loaded) -> bool:
+        """Everything as it was; False where only new episodes could be begun."""
+        assert self.directory is not None
+        state = loaded.state
+        try:
+            loaded.saved.fill(self.agent)
+            clock = state["clock"]
+            self.clock = Clock(
+                clock["env_step"], clock["updates"], clock["seconds"], clock["scored"],
+                clock["metrics"], [Episode(total, length) for total, length in clock["episodes"]],
+            )  # fmt: skip
+            exact: bool = self.source.restore(state["source"], loaded.frames())
+            self.randomness.states = state["torch"]
+            np.random.set_state(state["numpy"])
+            version, words, gauss = state["python"]
+            random.setstate((version, tuple(words), gauss))
+            self.directory.records.cut(state["records"])
+            self._compiled = state["compiled"]
+            torch.set_num_threads(state["threads"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, checkpoint.Damaged) as error:
+            raise UserError(f"{loaded.saved.path}: it does not fit this run: {error}") from error
+        self._kept, self._kept_frames = self.clock.env_step, self.source.written.copy()
+        return exact
 
     def predict(
         self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
@@ -201,14 +323,17 @@ class Learner:
 
     def save(self, path: str | Path) -> None:
         """Write networks, targets, optimisers and normaliser to the folder `path`, as safetensors and JSON."""
-        facts = {
+        checkpoint.save_agent(Path(path), self.agent.state_dict(), self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "method": self.config.method,
             "values": self.config.values,
             "spec": self.agent.spec._asdict(),
-            "clock": dataclasses.asdict(self.clock),
+            "env_step": self.clock.env_step,
+            "updates": self.clock.updates,
             "versions": checkpoint.versions(),
         }
-        checkpoint.save(Path(path), self.agent.state_dict(), facts)
 
     @classmethod
     def load(cls, path: str | Path, env: Any = None) -> Self:
@@ -221,10 +346,10 @@ class Learner:
         Raises:
             UserError: there is none, or its parts do not fit each other, or another method's.
         """
-        path = Path(path)
-        saved = checkpoint.open_saved(path / "agent" if (path / "agent").is_dir() else path)
+        saved = _agent_in(Path(path))
         try:
-            method, values, clock = saved.facts["method"], saved.facts["values"], Clock(**saved.facts["clock"])
+            method, values = saved.facts["method"], saved.facts["values"]
+            clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec = Spec(**saved.facts["spec"])
         except (KeyError, TypeError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
@@ -233,8 +358,7 @@ class Learner:
         learner = cls.__new__(cls)
         config = resolve(method, {**values, "dir": None})
         learner._settle(config, values["env"] if env is None else env, None)
-        with learner.randomness():
-            learner.agent = learner._new_agent(spec)
+        learner._build(spec)
         saved.fill(learner.agent)
         learner.clock = clock
         return learner
@@ -242,9 +366,64 @@ class Learner:
 
 def load(path: str | Path, env: Any = None) -> Learner:
     """A saved agent of any method, as `Learner.load`."""
-    path = Path(path)
-    saved = checkpoint.open_saved(path / "agent" if (path / "agent").is_dir() else path)
-    return learner_class(str(saved.facts.get("method"))).load(path, env)
+    return learner_class(str(_agent_in(Path(path)).facts.get("method"))).load(path, env)
+
+
+def _agent_in(path: Path) -> checkpoint.Saved:
+    """The agent in a folder, or in a run directory: the finished one, or that of the newest checkpoint."""
+    if (path / "agent").is_dir():
+        return checkpoint.open_saved(path / "agent")
+    if (path / "ckpt").is_dir() and (loaded := checkpoint.Checkpoints(path / "ckpt").newest()) is not None:
+        return loaded.saved
+    return checkpoint.open_saved(path)
+
+
+EXACT, EXCEPT_EPISODE, STATISTICAL = "exact", "exact but for the episode", "statistical"
+
+
+def resume(path: Path, changes: dict[str, Any]) -> tuple[Learner, str]:
+    """A run as it was at its newest whole checkpoint, ready to `learn` on, and how exact that is.
+
+    exact: it goes on bit for bit as if it had not been interrupted. Exact but for the episode: the environment cannot give its
+    state, so the episode that was going on ends there, as a truncated one. Statistical: versions, device or settings differ.
+
+    Args:
+        path: the run directory.
+        changes: values that are to differ from now on.
+
+    Raises:
+        UserError: it is no run, another process has it, or a change would make it another run.
+    """
+    config_file = path / "config.yaml"
+    if not config_file.is_file():
+        raise UserError(f"{path}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
+    facts = yaml.safe_load(config_file.read_text())
+    method = facts.pop("method")
+    facts.pop("row")
+    before = resolve(method, facts)
+    config = resolve(method, {**facts, **changes, "dir": str(path)})
+    differing = {name: (before.values[name], value) for name, value in config.values.items() if value != before.values[name]}
+    for name, (old, new) in differing.items():
+        if name in FIXED:
+            raise UserError(f"{name}: the run in {path} has {old}, and {new} would make it another run; start a new one")
+        if name not in FREE:
+            warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
+    learner = learner_class(method).__new__(learner_class(method))
+    learner._settle(config, config.values["env"], None)
+    learner.directory = Directory(path, config, fresh=False)
+    learner.directory.checkpoints.sweep()
+    loaded = learner.directory.checkpoints.newest()
+    learner._build(learner.source.env.spec)
+    if loaded is None:  # it was killed before its first checkpoint
+        learner.directory.records.cut(0)
+        return learner, EXACT
+    exact = learner._restore(loaded)
+    then, now = loaded.saved.facts["versions"], checkpoint.versions()
+    for name in sorted(now):
+        if then.get(name) != now[name]:
+            warnings.warn(f"{name} is {now[name]} now; the run was made with {then.get(name)}", stacklevel=2)
+    same = then == now and learner.device.type == "cpu" and not set(differing) - FREE
+    return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
 
 
 def _kind_of(env: Any) -> Any:

@@ -3,8 +3,8 @@
 N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an action · m steps in an n-step return
 """
 
-from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -16,6 +16,9 @@ from rlamort.env import Env, Episode
 from rlamort.errors import UserError
 
 Act = Callable[[Tensor], Tensor]
+Tree = dict[str, Any]  # plain values, arrays and tensors, nested: what a checkpoint holds
+BOOKS = ("written", "first", "size", "follows")
+FRAME = ("x", "y", "reward", "terminated", "stop")
 
 
 class Batch(NamedTuple):
@@ -54,6 +57,8 @@ class Replay:
         UserError: the ring does not fit into memory (computed before it is allocated), or is smaller than a few steps.
     """
 
+    resumable = True
+
     def __init__(
         self,
         env: Env,
@@ -80,10 +85,10 @@ class Replay:
         self.stop = torch.empty(rows * slots, dtype=torch.bool, device=device)  # nothing follows this transition (yet)
         self.starts = torch.empty(rows * slots, dtype=torch.int32, device=device)  # a FIFO of slots per row
         # bookkeeping, on the host, where the flags are
-        self.head = np.zeros(rows, dtype=np.int64)  # the slot that x goes to next
+        self.written = np.zeros(rows, dtype=np.int64)  # slots used so far; modulo slots, the one that x goes to next
         self.first = np.zeros(rows, dtype=np.int64)  # the oldest entry of the FIFO
         self.size = np.zeros(rows, dtype=np.int64)  # its length: transitions that can be sampled
-        self.follows = np.zeros(rows, dtype=bool)  # the slot before head is an earlier step of the same episode
+        self.follows = np.zeros(rows, dtype=bool)  # the slot before is an earlier step of the same episode
         self.begins = np.zeros((rows, slots), dtype=bool)
         self.collected = 0
 
@@ -116,7 +121,7 @@ class Replay:
             x, y, reward, x_next = x[keep], y[keep], reward[keep], x_next[keep]
             terminated, truncated = terminated[valid], truncated[valid]
         rows = np.flatnonzero(valid)
-        head = self.head[rows]
+        head = self.written[rows] % self.slots
         after = (head + 1) % self.slots
         self._expire(rows, head)
         self._expire(rows, after)
@@ -130,13 +135,13 @@ class Replay:
         self.x[successor] = x_next
         earlier = rows[self.follows[rows]]
         if len(earlier):
-            self.stop[self._flat(earlier, (self.head[earlier] - 1) % self.slots)] = False
+            self.stop[self._flat(earlier, (self.written[earlier] - 1) % self.slots)] = False
         entry = (self.first[rows] + self.size[rows]) % self.slots
         self.starts[self._flat(rows, entry)] = torch.from_numpy(head.astype(np.int32)).to(self.device)
         self.size[rows] += 1
         self.begins[rows, head] = True
         self.follows[rows] = ~ended
-        self.head[rows] = (head + 1 + ended) % self.slots
+        self.written[rows] += 1 + ended
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement."""
@@ -159,6 +164,65 @@ class Replay:
             self.terminated[last],
             self.x[base + (end + 1) % self.slots],
         )
+
+    def state(self) -> Tree:
+        """Everything but the frames."""
+        kept = {name: getattr(self, name) for name in BOOKS}
+        return {**kept, "collected": self.collected, "env": self.env.state()}
+
+    def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
+        """Put back what `state` and successive calls of `frames_since` gave; whether the environment could go on too.
+
+        Raises:
+            ValueError: they do not fit this ring.
+        """
+        for name in BOOKS:
+            if state[name].shape != (self.rows,):
+                raise ValueError(f"replay {name}: shape {state[name].shape}; ({self.rows},) is needed")
+            getattr(self, name)[:] = state[name]
+        self.collected = int(state["collected"])
+        for part in frames:
+            self._put_back(part)
+        for row in range(self.rows):
+            oldest = max(0, int(self.written[row]) - self.slots)
+            slots = np.arange(oldest, int(self.written[row])) % self.slots
+            slots = slots[self.begins[row, slots]]
+            if len(slots) != self.size[row]:
+                raise ValueError(f"replay row {row}: {len(slots)} transitions found; {self.size[row]} are needed")
+            entries = (self.first[row] + np.arange(len(slots))) % self.slots
+            self.starts[self._flat(np.full(len(slots), row), entries)] = torch.from_numpy(slots.astype(np.int32)).to(
+                self.device
+            )
+        exact = self.env.restore(state["env"])
+        if not exact:  # the episode that was going on ends here, as a truncated one
+            self.written += self.follows
+            self.follows[:] = False
+        return exact
+
+    def frames_since(self, written: np.ndarray) -> Tree:
+        """The slots used since `written` was what `self.written` is now, and the two beside them that have changed."""
+        low = np.maximum.reduce([written - 1, self.written + 1 - self.slots, np.zeros_like(written)])
+        at, rows, slots = self._range(low, self.written)
+        cut = {name: getattr(self, name)[at] for name in FRAME} | {"begins": self.begins[rows, slots]}
+        return {"slots": self.slots, "low": low, "high": self.written.copy(), **cut}
+
+    def _range(self, low: np.ndarray, high: np.ndarray) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Every row's slots from low to high, both among them: flat, and as rows and slots."""
+        rows = np.repeat(np.arange(self.rows), high - low + 1)
+        slots = np.concatenate([np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]) % self.slots
+        return self._flat(rows, slots), rows, slots
+
+    def _put_back(self, part: Tree) -> None:
+        low, high = part["low"], part["high"]
+        if low.shape != (self.rows,) or high.shape != (self.rows,) or (high - low >= self.slots).any() or (high < low).any():
+            raise ValueError("replay frames: their range is not one of this ring")
+        at, rows, slots = self._range(low, high)
+        for name in FRAME:
+            ours, value = getattr(self, name), part[name]
+            if value.shape != (len(at), *ours.shape[1:]) or value.dtype != ours.dtype:
+                raise ValueError(f"replay frames: {name} has shape {tuple(value.shape)} and dtype {value.dtype}")
+            ours[at] = value.to(self.device)
+        self.begins[rows, slots] = part["begins"]
 
     def _draw(self, count: int) -> tuple[Tensor, Tensor]:
         """Rows (count,) and slots (count,) of transitions."""

@@ -1,9 +1,9 @@
 """Where records go: the file that is the truth, and the terminal."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -35,6 +35,15 @@ class Records:
     def record(self, env_step: int, values: Values) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"env_step": env_step, **values}, allow_nan=False) + "\n")
+
+    def size(self) -> int:
+        """Bytes so far, which a checkpoint keeps."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Take back every record after the first `size` bytes: a resumed run writes them again."""
+        if self.size() > size:
+            os.truncate(self.path, size)
 
     def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
         pass
@@ -88,21 +97,6 @@ class Terminal:
 
     def print(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True)
-
-
-class Several:
-    """Every record to each of `trackers`."""
-
-    def __init__(self, trackers: Sequence[Tracker]) -> None:
-        self.trackers = trackers
-
-    def record(self, env_step: int, values: Values) -> None:
-        for tracker in self.trackers:
-            tracker.record(env_step, values)
-
-    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
-        for tracker in self.trackers:
-            tracker.progress(env_step, steps_per_s, episode)
 
 
 def read_records(run: Path) -> list[dict[str, float | list[float]]]:

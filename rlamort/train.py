@@ -1,9 +1,10 @@
 """The loop: collect, evaluate, improve, score. No method is named here."""
 
+import math
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,12 +32,14 @@ class Schedule(NamedTuple):
 
 @dataclass
 class Clock:
-    """How far a run is: it goes on over several calls of `train`."""
+    """How far a run is, over all calls of `train`, and what it has measured but not yet recorded."""
 
     env_step: int = 0
     updates: int = 0
     seconds: float = 0.0  # of training, without evaluations
     scored: int = 0  # the env_step of the latest evaluation
+    metrics: Metrics = field(default_factory=dict)  # of the latest update
+    episodes: list[Episode] = field(default_factory=list)  # that ended since the latest record
 
 
 class Source(Protocol):
@@ -53,32 +56,50 @@ Update = Callable[[Batch, bool], Metrics]
 Scorer = Callable[[Agent], Score]
 
 
-def train(
-    agent: Agent,
-    source: Source,
-    score: Scorer | None,
-    schedule: Schedule,
-    tracker: Tracker,
-    clock: Clock,
-    update: Update,
-) -> None:
+class Journal:
+    """What a run leaves behind: records, evaluations, checkpoints.
+
+    Args:
+        trackers: take every record.
+        score: measures the agent in environments of its own; None does without.
+        keep: called at the end of every round of the loop, when all state is consistent; may save, and may stop the run.
+    """
+
+    def __init__(
+        self, trackers: Sequence[Tracker] = (), score: Scorer | None = None, keep: Callable[[], None] = lambda: None
+    ) -> None:
+        self.trackers, self.score, self.keep = trackers, score, keep
+
+    def record(self, clock: Clock, values: Values) -> None:
+        for tracker in self.trackers:
+            tracker.record(clock.env_step, values)
+
+    def progress(self, clock: Clock) -> None:
+        for tracker in self.trackers:
+            tracker.progress(clock.env_step, clock.env_step / clock.seconds, clock.episodes[-1] if clock.episodes else None)
+
+    def measure(self, agent: Agent, clock: Clock) -> None:
+        """Score the agent, unless there is nothing to score it with or it has just been done."""
+        if self.score is not None and clock.scored != clock.env_step:
+            self.record(clock, self.score(agent).values())
+            clock.scored = clock.env_step
+
+
+def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update: Update, journal: Journal) -> None:
     """Train `agent` for `schedule.steps` environment steps.
 
     Args:
         agent: what learns.
         source: where its batches come from.
-        score: measures the agent in environments of its own; None does without.
         schedule: how often what happens.
-        tracker: takes the records.
         clock: where the run stands; moved on.
         update: `agent.update`, or a compiled form of it.
+        journal: what is left behind.
 
     Raises:
         Fault: a loss is no longer finite.
     """
     until = clock.env_step + schedule.steps
-    metrics: Metrics = {}
-    episodes: list[Episode] = []
     started = time.perf_counter() - clock.seconds
 
     def play(x: torch.Tensor) -> torch.Tensor:
@@ -92,26 +113,21 @@ def train(
         met = source.collect(play_at_random if source.collected < schedule.warmup_steps else play)
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         agent.observe(met.x)
-        episodes += met.episodes
+        clock.episodes += met.episodes
         if source.collected > schedule.update_after:
             for _ in range(schedule.utd * met.transitions):
                 clock.updates += 1
                 improve = clock.updates % agent.improve_every == 0
-                metrics = metrics | update(source.sample(schedule.batch_size), improve)
+                clock.metrics |= update(source.sample(schedule.batch_size), improve)
         clock.seconds = time.perf_counter() - started
-        tracker.progress(clock.env_step, clock.env_step / clock.seconds, episodes[-1] if episodes else None)
+        journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
-            tracker.record(clock.env_step, finite(metrics, clock) | summary(episodes) | speed(clock))
-            episodes.clear()
-        if score is not None and crosses(before, clock.env_step, schedule.eval_every):
-            measure(agent, score, tracker, clock)
-            started = time.perf_counter() - clock.seconds
-
-
-def measure(agent: Agent, score: Scorer, tracker: Tracker, clock: Clock) -> None:
-    """Score the agent, and record it."""
-    tracker.record(clock.env_step, score(agent).values())
-    clock.scored = clock.env_step
+            journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock))
+            clock.episodes.clear()
+        if crosses(before, clock.env_step, schedule.eval_every):
+            journal.measure(agent, clock)
+        journal.keep()
+        started = time.perf_counter() - clock.seconds  # neither evaluations nor checkpoints are training
 
 
 def crosses(before: int, after: int, every: int) -> bool:
@@ -119,15 +135,13 @@ def crosses(before: int, after: int, every: int) -> bool:
     return before // every < after // every
 
 
-def finite(metrics: Metrics, clock: Clock) -> Values:
-    """Losses as numbers. Raises Fault where one is none."""
-    values: Values = {}
-    for name, value in metrics.items():
-        values[name] = number = float(value)
-        if not torch.isfinite(value):
-            raise Fault(
-                f"{name} is {number} at update {clock.updates}, environment step {clock.env_step}: learning has diverged"
-            )
+def finite(clock: Clock) -> Values:
+    """The latest losses as numbers. Raises Fault where one is none."""
+    values: Values = {name: float(value) for name, value in clock.metrics.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):  # type: ignore[arg-type]
+            at = f"update {clock.updates}, environment step {clock.env_step}"
+            raise Fault(f"{name} is {value} at {at}: learning has diverged")
     return values
 
 

@@ -201,6 +201,7 @@ def test_unknown_names_come_with_their_neighbours():
 
 
 def test_a_run_directory_that_exists_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(ra.UserError, match="it exists already"):
         ra.SAC("Pendulum-v1", dir=str(tmp_path))
 

@@ -1,0 +1,131 @@
+"""The whole state of a Gymnasium environment, through its wrappers, as arrays and plain values.
+
+What an environment is made of decides: numbers, text, arrays, containers of these, NumPy generators and MuJoCo data are read
+and written; spaces, specifications, models, renderers and functions count as constant; anything else cannot be vouched for.
+"""
+
+import types
+from collections.abc import Iterator
+from typing import Any, SupportsFloat
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from rlamort.errors import Fault
+
+CONSTANT = (gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.FunctionType, types.MethodType, types.ModuleType)
+GENERATOR, MUJOCO = "numpy generator", "mujoco data"
+
+
+class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The outermost wrapper of an environment of ours.
+
+    Args:
+        env: the environment.
+        row: which of several it is.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], row: int) -> None:
+        super().__init__(env)
+        self.row = row
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        return self.env.step(action)
+
+    def snapshot(self) -> list[dict[str, Any]] | None:
+        """A dict for every layer, from the outside in; None where some part of it cannot be read."""
+        try:
+            return [
+                {name: _read(value) for name, value in vars(layer).items() if not _constant(value)}
+                for layer in _layers(self.env)
+            ]
+        except TypeError:
+            return None
+
+    def restore(self, snapshots: list[list[dict[str, Any]]]) -> None:
+        """Put back what `snapshot` gave, of the list of all rows'.
+
+        Raises:
+            Fault: this environment is built otherwise than the one it was taken from.
+        """
+        layers, states = list(_layers(self.env)), snapshots[self.row]
+        if len(layers) != len(states):
+            raise Fault(f"env {self.env}: it has {len(layers)} layers; the checkpoint's had {len(states)}")
+        for layer, state in zip(layers, states, strict=True):
+            for name, value in state.items():
+                _write(layer, name, value)
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _constant(value: Any) -> bool:
+    return isinstance(value, (*CONSTANT, gymnasium.Env)) or type(value).__name__ == "MujocoRenderer"
+
+
+def _read(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.generic):
+        return np.array(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return value.copy()
+    if isinstance(value, tuple | list):
+        return [_read(one) for one in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _read(one) for key, one in value.items() if not _constant(one)}
+    if isinstance(value, np.random.Generator):
+        return {GENERATOR: _read(value.bit_generator.state)}
+    if isinstance(value, mujoco.MjData):
+        return {MUJOCO: _read_mujoco(value)}
+    raise TypeError(f"{type(value).__name__}")
+
+
+def _write(layer: Any, name: str, value: Any) -> None:
+    own = getattr(layer, name, None)
+    if isinstance(value, dict) and GENERATOR in value:
+        if not isinstance(own, np.random.Generator):  # made lazily, so a fresh environment may not have its own yet
+            own = np.random.Generator(getattr(np.random, value[GENERATOR]["bit_generator"])())
+            setattr(layer, name, own)
+        own.bit_generator.state = value[GENERATOR]
+    elif isinstance(value, dict) and MUJOCO in value:
+        _write_mujoco(own, value[MUJOCO])
+    elif isinstance(own, np.ndarray) and isinstance(value, np.ndarray) and own.shape == value.shape and own.flags.writeable:
+        own[...] = value  # in place: it may be a view of something that others hold too
+    elif isinstance(own, np.generic) and isinstance(value, np.ndarray):
+        setattr(layer, name, value[()])
+    elif isinstance(own, tuple) and isinstance(value, list):
+        setattr(layer, name, tuple(value))
+    else:
+        setattr(layer, name, value)
+
+
+def _mujoco_arrays(data: mujoco.MjData) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
+    before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
+    for name in dir(data):
+        if name.startswith(("_", "efc_", "iefc_", "contact")):
+            continue
+        value = getattr(data, name)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
+            yield name, value
+
+
+def _read_mujoco(data: mujoco.MjData) -> dict[str, np.ndarray]:
+    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    state = np.empty(mujoco.mj_stateSize(data.model, kind))
+    mujoco.mj_getState(data.model, data, state, kind)
+    return {"integration state": state} | {name: value.copy() for name, value in _mujoco_arrays(data)}
+
+
+def _write_mujoco(data: mujoco.MjData, value: dict[str, np.ndarray]) -> None:
+    mujoco.mj_setState(data.model, data, value["integration state"], int(mujoco.mjtState.mjSTATE_INTEGRATION))
+    for name, own in _mujoco_arrays(data):
+        if name in value and own.shape == value[name].shape:
+            own[...] = value[name]

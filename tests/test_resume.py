@@ -1,0 +1,375 @@
+"""A run that is killed and resumed is, bit for bit, the run that was not."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import odd_envs
+import pytest
+import torch
+import yaml
+from test_cli import HERE, RLAMORT, rlamort
+
+import rlamort as ra
+from rlamort.checkpoint import Checkpoints
+from rlamort.errors import Preempted
+from rlamort.run import learner_class, resume
+from rlamort.track import read_records
+
+SMALL = {
+    "hidden": [16, 16], "warmup_steps": 60, "batch_size": 16, "buffer_size": 300, "device": "cpu", "eval_every": 100,
+    "eval_episodes": 2, "log_every": 50, "checkpoint_every": 70, "steps": 400,
+}  # fmt: skip
+
+
+def everything(learner):
+    """All that must be equal, with what is never read again left out."""
+    source, state = learner.source, learner._state()
+    books = {name: getattr(source, name) for name in ("written", "first", "size", "follows", "begins")}
+    live = torch.zeros(source.rows * source.slots, dtype=torch.bool)
+    fifo = []
+    for row in range(source.rows):
+        entries = (source.first[row] + np.arange(source.size[row])) % source.slots
+        starts = source.starts[row * source.slots + torch.from_numpy(entries)].long()
+        fifo.append(starts)
+        live[row * source.slots + starts] = True
+        live_next = row * source.slots + (starts + 1) % source.slots
+        fifo.append(source.x[live_next])
+    frames = [getattr(source, name)[live] for name in ("x", "y", "reward", "terminated", "stop")]
+    env = state["source"]["env"]
+    return [learner.agent.state_dict(), books, fifo, frames, env, state["torch"], state["clock"] | {"seconds": 0}]
+
+
+def assert_equal(one, other, where="state"):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal(a, b, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, other), where
+    else:
+        assert one == other, where
+
+
+def timeless(run):
+    return [{k: v for k, v in record.items() if not k.startswith("time/s")} for record in read_records(run)]
+
+
+CASES = {
+    "sac": ("sac", "InvertedPendulum-v5", {}),
+    "td3": ("td3", "Pendulum-v1", {"n_step": 3, "normalise": True}),
+    "ddpg": ("ddpg", "Hopper-v5", {"num_envs": 3}),
+    "sac, workers": ("sac", "InvertedPendulum-v5", {"num_envs": 2, "vectorization": "async", "n_step": 2}),
+    "td3, several updates": ("td3", "InvertedPendulum-v5", {"utd": 2, "num_envs": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("at", [30, 75, 333])
+def test_stopped_and_resumed_is_uninterrupted(case, at, tmp_path):
+    method, env, more = CASES[case]
+    fields = {**SMALL, **more}
+    whole = learner_class(method)(env, dir=str(tmp_path / "whole"), **fields).learn(400)
+    broken = learner_class(method)(env, dir=str(tmp_path / "broken"), **fields)
+    with pytest.raises(Preempted):
+        broken.learn(400, stop=lambda: broken.clock.env_step >= at)
+    broken.close()
+    torch.rand(3)
+    np.random.rand(3)
+    again, exactness = resume(tmp_path / "broken", {})
+    assert exactness == "exact"
+    assert again.clock.env_step >= at
+    again.learn(400 - again.clock.env_step, reset_num_timesteps=False)
+    assert_equal(everything(whole), everything(again))
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+    whole.close()
+    again.close()
+
+
+def test_compiled_runs_resume_exactly_too(tmp_path):
+    fields = {**SMALL, "compile": True, "threads": 1, "steps": 150}
+    whole = ra.SAC("Pendulum-v1", dir=str(tmp_path / "whole"), **fields).learn(150)
+    broken = ra.SAC("Pendulum-v1", dir=str(tmp_path / "broken"), **fields)
+    with pytest.raises(Preempted):
+        broken.learn(150, stop=lambda: broken.clock.env_step >= 97)
+    broken.close()
+    again, _ = resume(tmp_path / "broken", {})
+    again.learn(150 - again.clock.env_step, reset_num_timesteps=False)
+    assert again._captured is not None
+    assert_equal(everything(whole), everything(again))
+
+
+COMMAND = [
+    "sac", "env=InvertedPendulum-v5", "steps=4000", "hidden=[16,16]", "warmup_steps=50", "batch_size=16", "buffer_size=300",
+    "eval_every=500", "eval_episodes=2", "log_every=50", "checkpoint_every=40", "device=cpu", "threads=1", "video=false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    rlamort("train", *COMMAND, "dir=run", cwd=folder)
+    return folder / "run"
+
+
+def final_state(run):
+    loaded = Checkpoints(run / "ckpt").newest()
+    tensors = {name: (loaded.saved.path / name).read_bytes() for name in ("agent.safetensors",)}
+    state = loaded.state
+    for layer in ("records", "threads"):
+        state.pop(layer)
+    state["clock"]["seconds"] = 0
+    return tensors, {k: v for k, v in state.items() if k not in ("numpy", "python")}
+
+
+def kill_and_resume(folder, kills, seed):
+    """`kills` times SIGKILL, wherever the run happens to be: starting, updating, evaluating, writing a checkpoint."""
+    rng = random.Random(seed)
+    command = [RLAMORT, "train", *COMMAND, "dir=run", "resume=auto"]
+    for _ in range(kills):
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            resumed = process.stdout.readline()  # from here on it trains
+            assert resumed, process.stderr.read()
+            time.sleep(rng.random() * 0.5)
+            assert process.poll() is None, "the run ended before it could be killed"
+            process.kill()
+    rlamort("train", *COMMAND, "dir=run", "resume=auto", cwd=folder)
+
+
+def test_killed_at_random_moments_and_resumed_is_uninterrupted(uninterrupted, tmp_path):
+    kill_and_resume(tmp_path, 20, seed=0)
+    assert_equal(final_state(uninterrupted), final_state(tmp_path / "run"))
+    assert timeless(uninterrupted) == timeless(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, uninterrupted, tmp_path):
+    process = subprocess.Popen(
+        [RLAMORT, "train", *COMMAND, "dir=run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, (output, errors)
+    assert re.search(r"stopped at step \d+; `rlamort resume run` goes on from there", output)
+    assert "Traceback" not in errors
+    done = rlamort("resume", "run", cwd=tmp_path)
+    assert re.search(r"run: resumed at step \d+ \(exact\)", done.stdout)
+    assert_equal(final_state(uninterrupted), final_state(tmp_path / "run"))
+    assert timeless(uninterrupted) == timeless(tmp_path / "run")
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "steps": 150}).learn(150)
+    done = rlamort("resume", "run", "steps=220", "video=false", cwd=tmp_path)
+    assert "resumed at step 150 (exact)" in done.stdout
+    assert ra.load(tmp_path / "run").clock.env_step == 220
+
+
+def test_two_processes_do_not_share_a_run(tmp_path):
+    first = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(80)
+    done = rlamort("resume", "run", cwd=tmp_path, code=2)
+    assert f"another process has this run (process {os.getpid()} on" in done.stderr
+    first.close()
+    rlamort("resume", "run", "steps=90", "video=false", cwd=tmp_path)
+
+
+def run_with_checkpoints(folder, steps=150):
+    learner = ra.TD3("Pendulum-v1", dir=str(folder), **{**SMALL, "steps": steps}).learn(steps)
+    learner.close()
+    return sorted((folder / "ckpt").glob("step_*"))
+
+
+@pytest.mark.parametrize("file", ["agent.safetensors", "agent.json", "state.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "link"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(file, damage, tmp_path):
+    older, newer = run_with_checkpoints(tmp_path / "run")
+    target = newer / file
+    content = target.read_bytes()
+    target.unlink()
+    if damage == "truncated":
+        target.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        target.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        target.symlink_to(tmp_path / "elsewhere")
+    if file == "manifest.json" and damage in ("flipped", "link"):
+        pytest.skip("the manifest has no checksum of its own; what it says is checked")
+    with pytest.warns(UserWarning, match=rf"checkpoint .*{newer.name}: .*{re.escape(file)}.*an earlier one is used"):
+        again, _ = resume(tmp_path / "run", {})
+    assert f"step_{again.clock.env_step:012d}" == older.name
+    again.close()
+
+
+def test_when_no_checkpoint_is_whole_the_run_is_refused(tmp_path):
+    for path in run_with_checkpoints(tmp_path / "run"):
+        (path / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="checksum differs"), pytest.raises(ra.UserError, match="none of its 2 checkpoints"):
+        resume(tmp_path / "run", {})
+
+
+@pytest.mark.parametrize("name", ["../../../outside", "/etc/passwd", "..", ".hidden", "a/b"])
+def test_a_manifest_cannot_name_files_outside(name, tmp_path):
+    _, newer = run_with_checkpoints(tmp_path / "run")
+    manifest = json.loads((newer / "manifest.json").read_text())
+    for change in ({"files": {name: "0" * 64}}, {"segments": [{"name": name, "sha256": "0" * 64, "high": [1]}]}):
+        (newer / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.warns(UserWarning, match="which is no file of this checkpoint"):
+            again, _ = resume(tmp_path / "run", {})
+        again.close()
+
+
+def test_a_newer_format_is_refused_with_its_number(tmp_path):
+    for path in run_with_checkpoints(tmp_path / "run"):
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.warns(UserWarning, match="its format is 2; this rlamort reads format 1"), pytest.raises(ra.UserError):
+        resume(tmp_path / "run", {})
+
+
+def test_a_checkpoint_killed_between_writing_and_publishing_is_swept(tmp_path):
+    _, newer = run_with_checkpoints(tmp_path / "run")
+    shutil.copytree(newer, newer.parent / ".tmp-1234")
+    (newer.parent / "frames" / ".tmp-5678").write_bytes(b"half")
+    (newer.parent / "LATEST").unlink()  # as if killed between the rename and the pointer
+    again, _ = resume(tmp_path / "run", {})
+    assert f"step_{again.clock.env_step:012d}" == newer.name
+    assert not list((tmp_path / "run" / "ckpt").rglob(".tmp-*"))
+    again.close()
+
+
+def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
+    """A limit on the size of files, at any point of the writing; training goes on, and the next checkpoint is whole."""
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "checkpoint_every": 10_000}).learn(100)
+    kept = learner._kept
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rng = random.Random(1)
+    try:
+        for _ in range(8):
+            learner.agent.critic_adam.steps[0] += 0  # nothing changes
+            resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
+            with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
+                learner.save_checkpoint()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list((tmp_path / "run" / "ckpt").rglob(".tmp-*"))
+    learner.learn(30, reset_num_timesteps=False)
+    learner.close()
+    again, _ = resume(tmp_path / "run", {})
+    assert again.clock.env_step == 130 > kept
+    assert_equal(everything(learner), everything(again))
+    again.close()
+
+
+def test_checkpoints_cost_what_changed(tmp_path):
+    """Each frame is written once; what the ring has overwritten goes, and only the newest steps stay."""
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "buffer_size": 250, "checkpoint_every": 20})
+    learner.learn(400)
+    ckpt = tmp_path / "run" / "ckpt"
+    assert len(list(ckpt.glob("step_*"))) == 2
+    assert (ckpt / "LATEST").read_text() == "step_000000000400"
+    frames = sorted((ckpt / "frames").iterdir())
+    assert 250 // 20 <= len(frames) <= 250 // 20 + 4
+    assert max(f.stat().st_size for f in frames) < 3 * 20 * 40
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"env": "Hopper-v5"}, "env: the run in .* has Pendulum-v1, and Hopper-v5 would make it another run"),
+        ({"hidden": [8]}, "hidden: "),
+    ],
+)
+def test_changes_that_make_another_run_are_refused(change, message, tmp_path):
+    run_with_checkpoints(tmp_path / "run")
+    with pytest.raises(ra.UserError, match=message):
+        resume(tmp_path / "run", change)
+
+
+def test_changes_are_safe_or_said(tmp_path):
+    run_with_checkpoints(tmp_path / "run")
+    again, exactness = resume(tmp_path / "run", {"eval_every": 40})
+    assert exactness == "exact"
+    again.close()
+    with pytest.warns(UserWarning, match=r"learning_rate: 0.1 from here on, 0.001 until now"):
+        again, exactness = resume(tmp_path / "run", {"learning_rate": 0.1})
+    assert exactness == "statistical"
+    assert again.agent.model_adam.learning_rate == 0.1
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["learning_rate"] == 0.1
+    again.close()
+
+
+def test_other_versions_make_a_resume_statistical(tmp_path, monkeypatch):
+    run_with_checkpoints(tmp_path / "run")
+    now = {"rlamort": "9", **{k: v for k, v in ra.run.checkpoint.versions().items() if k != "rlamort"}}
+    monkeypatch.setattr("rlamort.checkpoint.versions", lambda: now)
+    with pytest.warns(UserWarning, match="rlamort is 9 now; the run was made with 0.1.0"):
+        again, exactness = resume(tmp_path / "run", {})
+    assert exactness == "statistical"
+    again.close()
+
+
+class Opaque(odd_envs.Good):
+    """It holds something whose state nobody can read."""
+
+    def __init__(self):
+        self.thing = object()
+
+
+def test_where_an_environment_cannot_give_its_state_the_episode_ends_and_that_is_said(tmp_path):
+    def start(folder):
+        return ra.TD3(Opaque, dir=str(tmp_path / folder), **{**SMALL, "checkpoint_every": 55})
+
+    learner = start("run")
+    with pytest.raises(Preempted):
+        learner.learn(200, stop=lambda: learner.clock.env_step >= 55)
+    learner.close()
+    shutil.copy(HERE / "odd_envs.py", tmp_path)
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("env: Opaque", "env: test_resume:Opaque"))
+    again, exactness = resume(tmp_path / "run", {})
+    assert exactness == "exact but for the episode"
+    assert again.source.written[0] == learner.source.written[0] + 1
+    again.learn(60, reset_num_timesteps=False)
+    batch = again.source.sample(2000)
+    assert (batch.x_next - batch.x).unique().tolist() == [1]  # no transition leads from one episode into another
+    again.close()
+
+
+def test_a_run_that_was_killed_can_be_evaluated(tmp_path):
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(90)
+    assert not (tmp_path / "run" / "agent").exists()
+    assert_equal(ra.load(tmp_path / "run").agent.state_dict(), learner.agent.state_dict())
+
+
+def test_nothing_that_loads_executes():
+    """No pickle, marshal, eval, exec, unsafe YAML or unrestricted torch.load anywhere in the package."""
+    root = Path(__file__).parent.parent
+    forbidden = (
+        r"\b(c?pickle|dill|joblib|marshal|shelve)\b|\beval\(|\bexec\(|yaml\.(load|unsafe_load|full_load)\(|weights_only=False"
+    )
+    for path in [p for folder in ("rlamort", "agents", "envs") for p in (root / folder).rglob("*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found = re.search(forbidden, line)
+            assert not found or "model.eval(" in line, f"{path}:{number}: {line}"
+            assert "torch.load(" not in line or "weights_only=True" in line, f"{path}:{number}: {line}"
