@@ -95,11 +95,11 @@ class Own:
 
     def vec_env(self) -> VecEnv:
         """The same environments, as Stable-Baselines3 wants them."""
-        make = self.env.make
-        if make is None:
+        ours = self.env.ours
+        if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
         kind = SubprocVecEnv if isinstance(self.env.vector, AsyncVectorEnv) else DummyVecEnv
-        return kind([lambda: Monitor(make())] * self.env.count)
+        return kind([lambda: Monitor(ours.make())] * self.env.count)
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
         """Cadence and seed, in its words."""

@@ -5,7 +5,7 @@ and written; spaces, specifications, models, renderers and functions count as co
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -16,30 +16,51 @@ from gymnasium.envs.registration import EnvSpec
 from rlamort.errors import Fault
 
 CONSTANT = (gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.FunctionType, types.MethodType, types.ModuleType)
+FAULT = "fault"  # the key in info under which a step that raised says so
 GENERATOR, MUJOCO = "numpy generator", "mujoco data"
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The outermost wrapper of an environment of ours.
+    """The outermost wrapper of an environment of ours: it can give its state, and survives the environment's exceptions.
+
+    A step that raises becomes one with a reward of NaN and the exception's text in info; the next reset is one of an
+    environment made anew, from a seed of its own.
 
     Args:
-        env: the environment.
+        make: makes the environment.
         row: which of several it is.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], row: int) -> None:
-        super().__init__(env)
-        self.row = row
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], row: int) -> None:
+        super().__init__(make())
+        self.make, self.row = make, row
+        self.seed, self.raised, self.broken = 0, 0, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.seed = seed
+        if self.broken:
+            self.env, self.broken = self.make(), False
+            seed = self.seed + 1_000_003 * self.raised if seed is None else seed
+        return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        return self.env.step(action)
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            self.raised, self.broken = self.raised + 1, True
+            nothing = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+            return nothing, float("nan"), False, True, {FAULT: f"{type(error).__name__}: {error}"}
 
     def snapshot(self) -> list[dict[str, Any]] | None:
-        """A dict for every layer, from the outside in; None where some part of it cannot be read."""
+        """A dict for this wrapper and for every layer below it; None where some part of one cannot be read."""
         try:
             return [
-                {name: _read(value) for name, value in vars(layer).items() if not _constant(value)}
-                for layer in _layers(self.env)
+                {"seed": self.seed, "raised": self.raised, "broken": self.broken},
+                *(
+                    {name: _read(value) for name, value in vars(layer).items() if not _constant(value)}
+                    for layer in _layers(self.env)
+                ),
             ]
         except TypeError:
             return None
@@ -50,7 +71,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         Raises:
             Fault: this environment is built otherwise than the one it was taken from.
         """
-        layers, states = list(_layers(self.env)), snapshots[self.row]
+        layers, states = [self, *_layers(self.env)], snapshots[self.row]
         if len(layers) != len(states):
             raise Fault(f"env {self.env}: it has {len(layers)} layers; the checkpoint's had {len(states)}")
         for layer, state in zip(layers, states, strict=True):

@@ -1,6 +1,7 @@
 """The commands: list, train, resume, eval, video, plot, reproduce."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve, short_name
-from rlamort.errors import Fault, Preempted, UserError, nearest
+from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
 
 if TYPE_CHECKING:
     from rlamort.run import Learner
@@ -209,9 +210,20 @@ def _run(learner: "Learner", headline: str) -> Path:
         except Preempted as end:
             terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
             raise
-        finally:
-            learner.save(path / "agent")
+        except Diverged as error:
+            terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
+            if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
+                raise
             learner.close()
+            slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
+            terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
+            return go_on(path, slower)
+        finally:
+            if not learner.closed:
+                with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
+                    learner.check_finite()
+                    learner.save(path / "agent")
+                learner.close()
     _leave_behind(path, run.video)
     print(path)
     return path

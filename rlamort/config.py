@@ -67,6 +67,8 @@ class Run:
         dir: the run directory, which must not exist yet; null makes a new one under runs/.
         num_envs: environments stepped side by side.
         vectorization: sync steps them in this process, async in a worker process each.
+        max_env_faults: steps that may raise, return NaN or lose a worker process; each ends its episode and is said.
+        env_timeout: seconds that worker processes may take over a step before they are replaced.
         utd: updates per environment step.
         batch_size: transitions in an update.
         warmup_steps: environment steps with uniformly random actions, before the agent acts.
@@ -79,6 +81,8 @@ class Run:
         checkpoint_every: environment steps between checkpoints, from which `rlamort resume` goes on.
         keep_checkpoints: how many of the newest stay.
         resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.
+        on_nan: what follows when learning diverges; stop ends the run, retry goes back to the newest checkpoint once, with half
+            the learning rate.
         video: whether a video of one episode is made at the end.
     """
 
@@ -91,6 +95,8 @@ class Run:
     dir: str | None = None
     num_envs: Count = 1
     vectorization: Literal["sync", "async"] = "sync"
+    max_env_faults: Whole = 10
+    env_timeout: Positive = 60.0
     utd: Count = 1
     batch_size: Count = 256
     warmup_steps: Whole = 1_000
@@ -103,11 +109,15 @@ class Run:
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count = 2
     resume: Literal["never", "auto"] = "never"
+    on_nan: Literal["stop", "retry"] = "stop"
     video: bool = True
 
 
 # What a resumed run may be told anew: these change nothing that is learned,
-FREE = {"steps", "eval_every", "eval_episodes", "log_every", "checkpoint_every", "keep_checkpoints", "resume", "video", "dir"}
+FREE = {
+    "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
+    "keep_checkpoints", "resume", "on_nan", "video", "dir",
+}  # fmt: skip
 # and these make it another run. The rest changes what is learned from here on, which is said.
 FIXED = {
     "env",

@@ -16,6 +16,10 @@ class Fault(RuntimeError):  # noqa: N818  # as in fault injection
     exit_code = 3
 
 
+class Diverged(Fault):
+    """The agent's own numbers are no longer finite."""
+
+
 class Preempted(Exception):  # noqa: N818  # an end, not an error
     """The run was asked to stop, and has saved itself."""
 

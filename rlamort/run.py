@@ -24,8 +24,9 @@ from rlamort import checkpoint
 from rlamort.agent import Agent
 from rlamort.config import FIXED, FREE, Config, locate, resolve, short_name
 from rlamort.env import Episode, Spec
-from rlamort.envs.gym import GymEnv, name_of, open_env
-from rlamort.errors import Preempted, UserError
+from rlamort.envs.gym import GymEnv
+from rlamort.envs.make import name_of, open_env
+from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.score import Score, score
 from rlamort.track import Records, Tracker
 from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
@@ -137,6 +138,7 @@ class Learner:
 
     method: ClassVar[str]
     directory: Directory | None = None
+    closed = False
 
     def __init__(self, env: Any, *, eval_env: Any = None, **fields: Any) -> None:
         self._settle(resolve(self.method, {**fields, "env": name_of(env)}), env, eval_env)
@@ -168,7 +170,8 @@ class Learner:
         run = self.config.run
         return open_env(
             env, count=count, env_kwargs=run.env_kwargs, vectorization=vectorization,
-            max_episode_steps=run.max_episode_steps, device=self.device,
+            max_episode_steps=run.max_episode_steps, max_faults=run.max_env_faults, timeout=run.env_timeout,
+            device=self.device,
         )  # fmt: skip
 
     @property
@@ -198,6 +201,7 @@ class Learner:
                 env.close()
         if self.directory is not None:
             self.directory.close()
+        self.closed = True
 
     def learn(
         self,
@@ -258,6 +262,7 @@ class Learner:
         assert self.directory is not None, "only a run with a directory has checkpoints"
         if not self.source.resumable:
             return
+        self.check_finite()
         frames = self.source.frames_since(
             np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
         )
@@ -272,6 +277,25 @@ class Learner:
             )
         else:
             self._kept, self._kept_frames = self.clock.env_step, frames["high"]
+
+    def check_finite(self) -> None:
+        """Raises Diverged where a parameter or an optimiser's state is no longer finite, so that none is ever saved."""
+        for name, tensor in self.agent.state_dict().items():
+            if not tensor.isfinite().all():
+                raise Diverged(f"{name} is no longer finite at environment step {self.clock.env_step}: learning has diverged")
+
+    def report_nan(self, error: Diverged) -> Path:
+        """Write what is known of a divergence beside the run: losses, and the state of every tensor; the file."""
+        assert self.directory is not None
+        tensors = {
+            name: {"finite": bool(t.isfinite().all()), "largest": float(t.abs().max()) if t.numel() else 0.0}
+            for name, t in self.agent.state_dict().items()
+        }
+        file = self.directory.path / "nan_report" / f"step_{self.clock.env_step:012d}.json"
+        file.parent.mkdir(exist_ok=True)
+        losses = {name: float(value) for name, value in self.clock.metrics.items()}
+        file.write_text(json.dumps({"error": str(error), "updates": self.clock.updates, "losses": losses, "tensors": tensors}))
+        return file
 
     def _state(self) -> dict[str, Any]:
         assert self.directory is not None

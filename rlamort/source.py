@@ -115,8 +115,10 @@ class Replay:
         truncated: np.ndarray,
         valid: np.ndarray,
     ) -> None:
-        """Keep one transition of every row that is valid; shapes as in `Step`."""
+        """Keep one transition of every row that is valid; shapes as in `Step`. One that is not ends its row's episode."""
         if not valid.all():
+            self.written += self.follows & ~valid
+            self.follows &= valid
             keep = torch.from_numpy(valid).to(self.device)
             x, y, reward, x_next = x[keep], y[keep], reward[keep], x_next[keep]
             terminated, truncated = terminated[valid], truncated[valid]

@@ -11,7 +11,7 @@ import torch
 
 from rlamort.agent import Agent
 from rlamort.env import Env, Episode
-from rlamort.errors import Fault
+from rlamort.errors import Diverged
 from rlamort.objective import Metrics
 from rlamort.score import Score
 from rlamort.source import Batch, Collected
@@ -97,7 +97,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         journal: what is left behind.
 
     Raises:
-        Fault: a loss is no longer finite.
+        Diverged: a loss is no longer finite.
     """
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds
@@ -136,12 +136,12 @@ def crosses(before: int, after: int, every: int) -> bool:
 
 
 def finite(clock: Clock) -> Values:
-    """The latest losses as numbers. Raises Fault where one is none."""
+    """The latest losses as numbers. Raises Diverged where one is none."""
     values: Values = {name: float(value) for name, value in clock.metrics.items()}
     for name, value in values.items():
         if not math.isfinite(value):  # type: ignore[arg-type]
             at = f"update {clock.updates}, environment step {clock.env_step}"
-            raise Fault(f"{name} is {value} at {at}: learning has diverged")
+            raise Diverged(f"{name} is {value} at {at}: learning has diverged")
     return values
 
 

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 
 from rlamort.agent import Agent
-from rlamort.envs.gym import PATIENCE, factory
+from rlamort.envs.make import PATIENCE, factory
 from rlamort.errors import UserError
 from rlamort.score import SEED
 

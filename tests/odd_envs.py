@@ -113,3 +113,49 @@ class NotAnEnv:
 class Needs(Good):
     def __init__(self, size):
         pass
+
+
+class Flaky(Good):
+    """It raises now and then, and is as new afterwards."""
+
+    def step(self, action):
+        if self.np_random.random() < 0.02:
+            raise RuntimeError("the robot fell apart")
+        return super().step(action)
+
+
+class FlakyNumbers(Good):
+    """NaN now and then, in the observation or the reward."""
+
+    def observe(self):
+        return np.full(2, np.nan if self.t and self.np_random.random() < 0.01 else self.t, np.float32)
+
+    def reward(self):
+        return float("nan") if self.np_random.random() < 0.01 else 1.0
+
+
+class Dies(Good):
+    """Its process ends, or hangs, once: the file says that it has happened."""
+
+    def __init__(self, once, how):
+        self.once, self.how = once, how
+
+    def step(self, action):
+        import os
+        import signal
+        import time
+
+        if self.t == 10 and self.np_random.random() < 0.5 and not os.path.exists(self.once):
+            with open(self.once, "w"):
+                pass
+            if self.how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3600)
+        return super().step(action)
+
+
+class BreaksTheAgent(Good):
+    """Rewards that no network survives, after a while."""
+
+    def reward(self):
+        return 1e38 if self.np_random.random() < 0.3 else 1.0

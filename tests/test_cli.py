@@ -112,10 +112,10 @@ def test_environment_keywords_reach_the_environment(tmp_path):
 def test_what_was_learned_is_kept_when_the_environment_fails(tmp_path):
     shutil.copy(HERE / "odd_envs.py", tmp_path / "my_module.py")
     done = rlamort("train", "td3", "env=my_module:LateNaN", "steps=2000", "dir=run", *QUICK, cwd=tmp_path, code=3)
-    assert re.search(r"rlamort: env my_module:LateNaN, .*step \d+: an observation holds nan; finite", done.stderr)
+    assert re.search(r"rlamort: env my_module:LateNaN, step \d+: reset holds nan; finite", done.stderr)
     assert (tmp_path / "run" / "agent" / "agent.safetensors").exists()
     done = rlamort("train", "td3", "env=my_module:LateRaises", "steps=5000", *QUICK, cwd=tmp_path, code=3)
-    assert "RuntimeError: the robot fell apart" in done.stderr
+    assert "RuntimeError: the robot fell apart; that is failure 11, and max_env_faults=10 are forgiven" in done.stderr
 
 
 def test_baselines_are_one_override_away(tmp_path):

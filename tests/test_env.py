@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import Count, Identity
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rlamort.envs.gym import GymEnv, open_env
+from rlamort.envs.make import open_env
 
 from rlamort.errors import Fault, UserError
 
@@ -133,7 +133,7 @@ def test_constructor_keywords_reach_the_environment():
 
 
 def test_an_episode_that_never_ends_is_named_and_can_be_cut(monkeypatch):
-    monkeypatch.setattr("rlamort.envs.gym.PATIENCE", 50)
+    monkeypatch.setattr("rlamort.envs.make.PATIENCE", 50)
     env = open_env(odd_envs.Endless)
     env.reset(0)
     for _ in range(49):
@@ -159,7 +159,7 @@ def test_a_vector_environment_must_declare_how_it_resets():
     vector = SyncVectorEnv([Count])
     vector.metadata = {}
     with pytest.raises(UserError, match=r"declares no 'autoreset_mode'.*NEXT_STEP"):
-        GymEnv(vector, "Count", torch.device("cpu"))
+        open_env(vector)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

@@ -1,0 +1,121 @@
+"""Faults of environments and agents, in real runs: what is forgiven, what is dropped, what is said, what is kept."""
+
+import re
+import shutil
+import warnings
+
+import numpy as np
+import odd_envs
+import pytest
+import torch
+from rlamort.envs.make import open_env
+from test_cli import HERE, QUICK, rlamort
+
+import rlamort as ra
+from rlamort.checkpoint import Checkpoints
+from rlamort.errors import Fault
+from rlamort.source import Replay
+
+SMALL = {"hidden": [16, 16], "warmup_steps": 50, "batch_size": 16, "buffer_size": 5_000, "device": "cpu"}
+
+
+def transitions(ring):
+    batch = ring.sample(5_000)
+    return batch.x, batch.x_next, batch.reward
+
+
+@pytest.mark.parametrize("kind", ["Flaky", "FlakyNumbers"])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_failing_step_is_dropped_counted_and_the_episode_ends(kind, vectorization):
+    env = open_env(getattr(odd_envs, kind), count=2, max_faults=1000, vectorization=vectorization)
+    env.reset(0)
+    ring, episodes = Replay(env, buffer_size=5_000), []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(400):
+            episodes += ring.collect(lambda x: torch.zeros(2, 1)).episodes
+    env.close()
+    assert env.faults == len([w for w in said if "a new episode begins" in str(w.message)]) >= 4
+    assert 800 - 2 * env.faults <= ring.collected < 800
+    x, x_next, reward = transitions(ring)
+    assert (x_next - x).unique().tolist() == [1]  # within one episode, always
+    assert reward.unique().tolist() == [1]
+    assert {e.length for e in episodes} == {20}  # only whole episodes are reported
+
+
+def test_beyond_the_limit_the_run_ends_with_what_was_raised():
+    env = open_env(odd_envs.Flaky, max_faults=2)
+    env.reset(0)
+
+    def play():
+        for _ in range(1000):
+            env.step(torch.zeros(1, 1))
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(
+            Fault, match="RuntimeError: the robot fell apart; that is failure 3, and max_env_faults=2 are forgiven"
+        ):
+            play()
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_lost_worker_is_replaced_and_training_goes_on(how, tmp_path):
+    kwargs = {"once": str(tmp_path / "once"), "how": how}
+    agent = ra.TD3(
+        odd_envs.Dies, env_kwargs=kwargs, num_envs=2, vectorization="async", env_timeout=3.0, **SMALL
+    )  # fmt: skip
+    reason = "died" if how == "dies" else "took more than 3 s"
+    with pytest.warns(UserWarning, match=rf"row 0, 1: a worker process {reason}; a new episode begins"):
+        agent.learn(400)
+    agent.close()
+    assert agent.clock.env_step == 400
+    x, x_next, _ = transitions(agent.source)
+    assert (x_next - x).unique().tolist() == [1]
+
+
+def test_faults_survive_a_resume(tmp_path):
+    from test_resume import assert_equal, everything
+
+    from rlamort.errors import Preempted
+    from rlamort.run import resume
+
+    fields = {**SMALL, "max_env_faults": 1000, "steps": 300, "checkpoint_every": 1000}
+    shutil.copy(HERE / "odd_envs.py", tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = ra.TD3("odd_envs:Flaky", dir=str(tmp_path / "whole"), **fields).learn(300)
+        broken = ra.TD3("odd_envs:Flaky", dir=str(tmp_path / "broken"), **fields)
+        with pytest.raises(Preempted):
+            broken.learn(300, stop=lambda: broken.clock.env_step >= 211)
+        broken.close()
+        again, exactness = resume(tmp_path / "broken", {})
+        again.learn(300 - again.clock.env_step, reset_num_timesteps=False)
+    assert exactness == "exact"
+    assert whole.source.env.faults > 0
+    assert_equal(everything(whole), everything(again))
+
+
+def test_a_checkpoint_never_holds_nan(tmp_path):
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(100)
+    with torch.no_grad():
+        learner.agent.critic.ensemble.layers[0].weight[0, 0, 0] = float("nan")
+    with pytest.raises(ra.Fault, match=r"critic.ensemble.layers.0.weight is no longer finite"):
+        learner.save_checkpoint()
+    assert all(t.isfinite().all() for t in ra.load(tmp_path / "run").agent.state_dict().values())
+
+
+def test_divergence_stops_with_a_report_and_the_last_good_agent(tmp_path):
+    shutil.copy(HERE / "odd_envs.py", tmp_path / "my_module.py")
+    common = ["env=my_module:BreaksTheAgent", "steps=3000", "checkpoint_every=10", "log_every=20", "eval_every=10000", *QUICK]
+    done = rlamort("train", "td3", *common, "dir=run", cwd=tmp_path, code=3)
+    assert re.search(r"rlamort: .*(nan|inf|no longer finite).*diverged", done.stderr)
+    (report,) = (tmp_path / "run" / "nan_report").iterdir()
+    assert '"finite": false' in report.read_text()
+    kept = Checkpoints(tmp_path / "run" / "ckpt").newest()
+    assert kept is not None
+    assert "return" in rlamort("eval", "run", "--episodes", 1, cwd=tmp_path).stdout
+    again = rlamort("train", "td3", *common, "dir=again", "on_nan=retry", "learning_rate=0.01", cwd=tmp_path, code=3)
+    assert "once more from the newest checkpoint, with learning_rate=0.005" in again.stdout
+    assert np.isfinite(kept.state["clock"]["env_step"])
