@@ -86,7 +86,10 @@ def open_saved(path: Path) -> Saved:
         UserError: there is none, or a newer rlamort wrote it.
     """
     if path.is_file():
-        raise UserError(f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}")
+        raise UserError(
+            f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}. "
+            f"What Stable-Baselines3 saved is read by rlamort.load('sb3:{path}')"
+        )
     if not (path / FACTS).is_file():
         raise UserError(f"{path}: no agent is saved there; a folder with {FACTS} and {TENSORS} is needed")
     try:

@@ -27,6 +27,7 @@ from rlamort.env import Episode, Spec
 from rlamort.envs.gym import GymEnv
 from rlamort.envs.make import name_of, open_env
 from rlamort.errors import Diverged, Preempted, UserError
+from rlamort.foreign import read_sb3
 from rlamort.score import Score, score
 from rlamort.track import Records, Tracker
 from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
@@ -179,6 +180,8 @@ class Learner:
         """p(x): opened, with its environment checked, when it is first needed."""
         if self._source is None:
             run = self.config.run
+            if self._env_given is None:
+                raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
             env = self._open_env(self._env_given, run.num_envs, run.vectorization)
             env.reset(run.seed)
             kind = locate(self.config.row["source"])
@@ -186,6 +189,8 @@ class Learner:
         return self._source
 
     def _evaluation_env(self, episodes: int) -> GymEnv:
+        if self._eval_given is None:
+            raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
         if self._evaluation is None or self._evaluation.count != episodes:
             self._evaluation = self._open_env(self._eval_given, episodes)
         return self._evaluation
@@ -389,8 +394,23 @@ class Learner:
 
 
 def load(path: str | Path, env: Any = None) -> Learner:
-    """A saved agent of any method, as `Learner.load`."""
+    """A saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one that Stable-Baselines3 saved.
+
+    Nothing in the file is executed: of a Stable-Baselines3 file, its tensors and plain JSON are read, never its pickles.
+    """
+    if str(path).startswith("sb3:"):
+        return _from_sb3(Path(str(path).removeprefix("sb3:")), env)
     return learner_class(str(_agent_in(Path(path)).facts.get("method"))).load(path, env)
+
+
+def _from_sb3(path: Path, env: Any) -> Learner:
+    foreign = read_sb3(path)
+    kind = learner_class(foreign.method)
+    learner = kind.__new__(kind)
+    learner._settle(resolve(foreign.method, {**foreign.values, "env": None if env is None else name_of(env)}), env, None)
+    learner._build(foreign.spec)
+    foreign.fill(learner.agent)
+    return learner
 
 
 def _agent_in(path: Path) -> checkpoint.Saved:
