@@ -1,10 +1,12 @@
-"""The commands: list, train, resume, eval, video, plot, reproduce."""
+"""The commands: list, train, resume, push, eval, video, plot, reproduce, bench."""
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
+import time
 import traceback
 import types
 import warnings
@@ -12,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rlamort.config import check_names, defaults, describe, fields, methods, read_row, resolve, short_name
+from rlamort.config import Run, check_names, defaults, describe, fields, fields_of, methods, read_row, resolve, short_name
 from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
 
 if TYPE_CHECKING:
@@ -25,9 +27,11 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort train METHOD env=ENV [key=value ...]        train; -m seed=0,1,2 runs several
   rlamort train METHOD --help                         every key, its meaning and default
   rlamort resume RUN [key=value ...]                  go on with a run that was stopped, or make it longer
+  rlamort push RUN [wandb_project=... ...]            send its records to Weights & Biases afterwards
   rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
   rlamort video RUN                                   film an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
+  rlamort bench checkpoint                            what a checkpoint costs here
   rlamort reproduce METHOD                            measure a method's claims on this machine
 
 RUN is a run directory, the last line that `train` prints.
@@ -105,6 +109,8 @@ def train(arguments: list[str]) -> None:
     if "-h" in rest or "--help" in rest:
         return _help(method, row)
     flags, overrides = _parted(rest, known)
+    if "--multirun" in flags and not any(override.startswith("wandb_group=") for override in overrides):
+        overrides.append(f"wandb_group={short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
 
     from hydra import main as hydra_main
     from hydra.core.config_store import ConfigStore
@@ -201,30 +207,33 @@ def _run(learner: "Learner", headline: str) -> Path:
 
     assert learner.directory is not None
     run, path = learner.config.run, learner.directory.path
-    with Terminal(run.steps) as terminal, Interrupts() as interrupts:
-        terminal.print(headline)
-        try:
-            learner.learn(
-                run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
-            )
-        except Preempted as end:
-            terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
-            raise
-        except Diverged as error:
-            terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
-            if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
+    try:
+        with Terminal(run.steps) as terminal, Interrupts() as interrupts:
+            terminal.print(headline)
+            try:
+                learner.learn(
+                    run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
+                )
+            except Preempted as end:
+                terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
                 raise
-            learner.close()
-            slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
-            terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
-            return go_on(path, slower)
-        finally:
-            if not learner.closed:
-                with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
-                    learner.check_finite()
-                    learner.save(path / "agent")
+            except Diverged as error:
+                terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
+                if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
+                    raise
                 learner.close()
-    _leave_behind(path, run.video)
+                slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
+                terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
+                return go_on(path, slower)
+            finally:
+                with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
+                    if not learner.closed:
+                        learner.check_finite()
+                        learner.save(path / "agent")
+        _leave_behind(path, run.video)
+    finally:
+        if not learner.closed:
+            learner.close()
     print(path)
     return path
 
@@ -258,14 +267,7 @@ def resume_run(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: what is to differ from now on, e.g. steps=200_000")
     given = parser.parse_args(arguments)
-    from omegaconf import OmegaConf
-
-    for change in given.changes:
-        if "=" not in change:
-            raise UserError(f"{change}: key=value is needed")
-    changes = OmegaConf.to_container(OmegaConf.from_dotlist(given.changes))
-    assert isinstance(changes, dict)
-    go_on(given.run, {str(key): value for key, value in changes.items()})
+    go_on(given.run, _dotlist(given.changes))
 
 
 def _leave_behind(path: Path, video: bool) -> None:
@@ -275,6 +277,38 @@ def _leave_behind(path: Path, video: bool) -> None:
     print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
     if video:
         print(film_apart(path))
+
+
+def push(arguments: list[str]) -> None:
+    """`rlamort push RUN key=value ...`."""
+    parser = _parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("changes", nargs="*", help="key=value, of the wandb_ keys, e.g. wandb_project=mine")
+    parser.add_argument("--new", action="store_true", help="as a new run over there")
+    given = parser.parse_args(arguments)
+    changes = _dotlist(given.changes)
+    check_names(changes, [name for name in fields_of(Run) if name.startswith("wandb_")])
+    from rlamort.mirror import copy, require
+    from rlamort.plot import config_of
+
+    config_of(given.run)
+    require("wandb")
+    if given.new:
+        (given.run / "mirror" / "wandb.json").unlink(missing_ok=True)
+    size = (given.run / "metrics.jsonl").stat().st_size
+    copy(given.run, "wandb", io.StringIO(f"{size}\nend\n"), os.getpid(), changes)
+    print(f"{given.run}: all records are sent")
+
+
+def _dotlist(changes: list[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    for change in changes:
+        if "=" not in change:
+            raise UserError(f"{change}: key=value is needed")
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(changes))
+    assert isinstance(given, dict)
+    return {str(key): value for key, value in given.items()}
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -345,6 +379,16 @@ def reproduce_row(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
+def bench(arguments: list[str]) -> None:
+    """`rlamort bench NAME`."""
+    parser = _parser("bench", "Measure rlamort itself on this machine, which should be idle.")
+    parser.add_argument("name", choices=["checkpoint"], help="what a checkpoint costs late in a long run")
+    given = parser.parse_args(arguments)
+    from rlamort.bench import BENCHES
+
+    print(*BENCHES[given.name](), sep="\n")
+
+
 def _parser(name: str, about: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"rlamort {name}", description=about)
 
@@ -353,8 +397,10 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "list": list_methods,
     "train": train,
     "resume": resume_run,
+    "push": push,
     "eval": evaluate,
     "video": video,
     "plot": plot_runs,
     "reproduce": reproduce_row,
+    "bench": bench,
 }

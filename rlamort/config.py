@@ -51,6 +51,7 @@ Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 Widths = tuple[Count, ...]
+Tracked = Literal["none", "wandb", "tensorboard"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class Run:
         resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.
         on_nan: what follows when learning diverges; stop ends the run, retry goes back to the newest checkpoint once, with half
             the learning rate.
+        track: where else records go; none, wandb, tensorboard, or a list of them. Rows appear there at checkpoints.
+        wandb_project: Weights & Biases project.
+        wandb_entity: user or team there; null takes the account's default.
+        wandb_group: runs that are shown together; null gives the runs of one -m a group of their own.
+        wandb_tags: labels.
+        wandb_notes: free text.
+        wandb_mode: online, offline (files that `wandb sync` sends later), or disabled.
         video: whether a video of one episode is made at the end.
     """
 
@@ -110,13 +118,21 @@ class Run:
     keep_checkpoints: Count = 2
     resume: Literal["never", "auto"] = "never"
     on_nan: Literal["stop", "retry"] = "stop"
+    track: Tracked | tuple[Tracked, ...] = "none"
+    wandb_project: str = "rlamort"
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    wandb_tags: tuple[str, ...] = ()
+    wandb_notes: str | None = None
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
     video: bool = True
 
 
 # What a resumed run may be told anew: these change nothing that is learned,
 FREE = {
     "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
-    "keep_checkpoints", "resume", "on_nan", "video", "dir",
+    "keep_checkpoints", "resume", "on_nan", "video", "dir", "track",
+    "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "wandb_mode",
 }  # fmt: skip
 # and these make it another run. The rest changes what is learned from here on, which is said.
 FIXED = {

@@ -28,6 +28,7 @@ from rlamort.envs.gym import GymEnv
 from rlamort.envs.make import name_of, open_env
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
+from rlamort.mirror import Mirror, require
 from rlamort.score import Score, score
 from rlamort.track import Records, Tracker
 from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
@@ -146,6 +147,8 @@ class Learner:
         self._build(self.source.env.spec)
         given = self.config.run.dir
         self.directory = Directory(Path(given), self.config) if given else None
+        if self.tracked and not given:
+            raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
 
     def _build(self, spec: Spec) -> None:
         with self.randomness():
@@ -166,6 +169,12 @@ class Learner:
         self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
         self._kept = 0  # the env_step of the latest checkpoint
         self._kept_frames: np.ndarray | None = None
+        self._mirrors: list[Mirror] = []
+        self._final = 0  # bytes of records that no resume will write again
+        track = (config.run.track,) if isinstance(config.run.track, str) else config.run.track
+        self.tracked = [backend for backend in track if backend != "none"]
+        for backend in self.tracked:
+            require(backend)
 
     def _open_env(self, env: Any, count: int, vectorization: str = "sync") -> GymEnv:
         run = self.config.run
@@ -204,6 +213,8 @@ class Learner:
         for env in (self._source.env if self._source else None, self._evaluation):
             if env is not None:
                 env.close()
+        for mirror in self._mirrors:
+            mirror.close(self._final)
         if self.directory is not None:
             self.directory.close()
         self.closed = True
@@ -231,6 +242,8 @@ class Learner:
             total_timesteps, run.warmup_steps, run.warmup_steps if run.update_after is None else run.update_after,
             run.utd, run.batch_size, run.eval_every, run.log_every,
         )  # fmt: skip
+        if self.directory is not None and not self._mirrors:
+            self._mirrors = [Mirror(self.directory.path, backend) for backend in self.tracked]
         takers = [*([self.directory.records] if self.directory else []), *trackers]
         scorer = None
         if takers:
@@ -266,7 +279,9 @@ class Learner:
         """Write everything that `resume` needs into the run directory. Storage that fails costs a warning, not the run."""
         assert self.directory is not None, "only a run with a directory has checkpoints"
         if not self.source.resumable:
-            return
+            return self._release()
+        if self._kept_frames is not None and (self._kept, self._final) == (self.clock.env_step, self.directory.records.size()):
+            return None  # it is the newest already
         self.check_finite()
         frames = self.source.frames_since(
             np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
@@ -282,6 +297,14 @@ class Learner:
             )
         else:
             self._kept, self._kept_frames = self.clock.env_step, frames["high"]
+            self._release()
+
+    def _release(self) -> None:
+        """Records so far are final: those who follow the run may have them."""
+        assert self.directory is not None
+        self._final = self.directory.records.size()
+        for mirror in self._mirrors:
+            mirror.advance(self._final)
 
     def check_finite(self) -> None:
         """Raises Diverged where a parameter or an optimiser's state is no longer finite, so that none is ever saved."""

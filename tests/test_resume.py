@@ -136,24 +136,45 @@ def final_state(run):
     return tensors, {k: v for k, v in state.items() if k not in ("numpy", "python")}
 
 
-def kill_and_resume(folder, kills, seed):
-    """`kills` times SIGKILL, wherever the run happens to be: starting, updating, evaluating, writing a checkpoint."""
+def kill_and_resume(folder, kills, seed, command=COMMAND):
+    """`kills` times SIGKILL, wherever the run happens to be: updating, evaluating, writing a checkpoint."""
     rng = random.Random(seed)
-    command = [RLAMORT, "train", *COMMAND, "dir=run", "resume=auto"]
     for _ in range(kills):
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        arguments = [RLAMORT, "train", *command, "dir=run", "resume=auto"]
+        with subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             resumed = process.stdout.readline()  # from here on it trains
             assert resumed, process.stderr.read()
             time.sleep(rng.random() * 0.5)
             assert process.poll() is None, "the run ended before it could be killed"
             process.kill()
-    rlamort("train", *COMMAND, "dir=run", "resume=auto", cwd=folder)
+    rlamort("train", *command, "dir=run", "resume=auto", cwd=folder)
 
 
 def test_killed_at_random_moments_and_resumed_is_uninterrupted(uninterrupted, tmp_path):
     kill_and_resume(tmp_path, 20, seed=0)
     assert_equal(final_state(uninterrupted), final_state(tmp_path / "run"))
     assert timeless(uninterrupted) == timeless(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sac", "td3", "ddpg"])
+def test_two_hundred_kills(method, tmp_path):
+    """67 kills a method, and the record of it in docs/results/kills.json."""
+    command = [method, *(a for a in COMMAND[1:] if not a.startswith("steps")), "steps=20000", "n_step=2", "normalise=true"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    rlamort("train", *command, "dir=run", cwd=whole)
+    kill_and_resume(killed, 67, seed=1, command=command)
+    assert_equal(final_state(whole / "run"), final_state(killed / "run"))
+    assert timeless(whole / "run") == timeless(killed / "run")
+    record = HERE.parent / "docs" / "results" / "kills.json"
+    kept = json.loads(record.read_text()) if record.exists() else {}
+    kept[method] = {
+        "command": f"pytest -m slow tests/test_resume.py -k {method}", "run": f"rlamort train {' '.join(command)}",
+        "kills": 67, "resumes_identical": 67, "versions": ra.run.checkpoint.versions(),
+    }  # fmt: skip
+    record.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,75 @@
+"""Measurements of rlamort itself: `rlamort bench NAME`."""
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from rlamort.run import Learner, learner_class
+from rlamort.source import Replay
+
+EVERY = 10_000  # environment steps between checkpoints
+FRAMES = 1_000_000
+
+
+def checkpoint() -> list[str]:
+    """What a checkpoint costs late in a long run: SAC on HalfCheetah-v5 with a full buffer of 10^6 frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        learner = learner_class("sac")("HalfCheetah-v5", dir=str(Path(folder) / "run"), buffer_size=FRAMES, warmup_steps=1)
+        _fill(learner.source)
+        assert learner.directory is not None
+        ckpt = learner.directory.path / "ckpt"
+        first = _timed(learner)
+        times, sizes = [], []
+        for _ in range(3):
+            for _ in range(EVERY):
+                learner.source.collect(lambda x: learner.source.env.domain.uniform(len(x)))
+            learner.clock.env_step += EVERY
+            times.append(_timed(learner))
+            newest = max(ckpt.glob("step_*"))
+            added = [f for f in (ckpt / "frames").iterdir() if f.name.startswith(newest.name.removeprefix("step_"))]
+            sizes.append(_size(newest) + sum(f.stat().st_size for f in added))
+        start, steps = time.perf_counter(), 600
+        update = learner.agent.update
+        for _ in range(steps):
+            learner.source.collect(lambda x: learner.agent.act(x, explore=True).detach())
+            update(learner.source.sample(256), True)
+        rate = steps / (time.perf_counter() - start)
+        learner.close()
+    return [
+        f"first checkpoint, with all {FRAMES:,} frames: {first:.2f} s",
+        f"each later one, {EVERY:,} steps on: {median(times):.3f} s, {median(sizes) / 2**20:.1f} MiB written",
+        f"training: {rate:.0f} steps/s eager, {torch.get_num_threads()} threads",
+        f"share of training time: {100 * median(times) * rate / EVERY:.2f} %",
+    ]
+
+
+def _fill(ring: Replay) -> None:
+    """As if it had been filled by one endless episode."""
+    ring.x.normal_()
+    ring.y.uniform_(-1, 1)
+    ring.reward.normal_()
+    ring.terminated.zero_()
+    ring.stop.zero_()
+    ring.written[:] = ring.slots
+    ring.size[:] = ring.slots - 1
+    ring.first[:] = 0
+    ring.begins[:] = True
+    ring.begins[:, 0] = False
+    ring.starts.copy_(torch.from_numpy(np.tile(np.roll(np.arange(ring.slots, dtype=np.int32), -1), ring.rows)))
+
+
+def _timed(learner: Learner) -> float:
+    start = time.perf_counter()
+    learner.save_checkpoint()
+    return time.perf_counter() - start
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+BENCHES = {"checkpoint": checkpoint}

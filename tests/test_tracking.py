@@ -1,0 +1,211 @@
+"""Weights & Biases and TensorBoard, with their real clients: every row once, and never in training's way."""
+
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import threading
+import time
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_cli import HERE, RLAMORT, rlamort
+from test_learner import SMALL
+from wandb.proto import wandb_internal_pb2
+
+import rlamort as ra
+from rlamort.config import check_names, fields, read_row
+from rlamort.track import read_records
+
+COMMON = [
+    "td3", "env=Pendulum-v1", "steps=400", "hidden=[16,16]", "warmup_steps=50", "batch_size=16", "checkpoint_every=50",
+    "log_every=25", "eval_every=100", "eval_episodes=2", "threads=1", "device=cpu", "video=false", "dir=run",
+]  # fmt: skip
+
+
+def wandb_records(file):
+    """The protocol buffers in a .wandb file, which is framed as LevelDB's log: blocks of 32 KiB, records in fragments."""
+    content, at, part = file.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while at + 7 <= len(content):
+        room = 32768 - at % 32768
+        if room < 7:
+            at += room
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, at)
+        if kind == 0:
+            at += room
+            continue
+        part += content[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last fragment
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(part)
+            part = b""
+            yield record
+
+
+def history(run):
+    """Rows of all offline files of a run, in order, as {name: value}."""
+    rows = []
+    for file in sorted((run / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda f: f.stat().st_mtime):
+        for record in wandb_records(file):
+            if record.HasField("history"):
+                row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in record.history.item}
+                rows.append({k: v for k, v in row.items() if not k.startswith("_")})
+    return rows
+
+
+def scalars(run):
+    return [{k: v for k, v in record.items() if not isinstance(v, list)} for record in read_records(run)]
+
+
+def assert_same_rows(ours, theirs):
+    assert [row["env_step"] for row in theirs] == [row["env_step"] for row in ours]
+    for one, other in zip(ours, theirs, strict=True):
+        assert other == pytest.approx(one)
+
+
+def test_an_offline_run_holds_every_row_once(tmp_path):
+    rlamort("train", *COMMON, "track=wandb", "wandb_mode=offline", "wandb_tags=[a,b]", "wandb_group=g", cwd=tmp_path)
+    run = tmp_path / "run"
+    assert_same_rows(scalars(run), history(run))
+    (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    records = list(wandb_records(file))
+    (about,) = [r.run for r in records if r.HasField("run")]
+    assert (about.project, about.run_group, list(about.tags)) == ("rlamort", "g", ["a", "b"])
+    config = {u.key: json.loads(u.value_json) for u in about.config.update}
+    assert config["method"] == "td3"
+    assert config["versions"]["mujoco"]
+    metrics = [r.metric for r in records if r.HasField("metric")]
+    assert any(m.glob_name == "*" and m.step_metric == "env_step" for m in metrics)
+
+
+def test_a_killed_and_resumed_run_is_one_run_with_every_row_once(tmp_path):
+    command = [RLAMORT, "train", *COMMON, "track=wandb", "wandb_mode=offline", "resume=auto"]
+    for delay in (0.6, 1.0, 0.9):
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            process.stdout.readline()
+            time.sleep(delay)
+            process.kill()
+    rlamort("train", *COMMON, "track=wandb", "wandb_mode=offline", "resume=auto", cwd=tmp_path)
+    run = tmp_path / "run"
+    files = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(files) > 1
+    assert len({file.name for file in files}) == 1  # one id
+    assert_same_rows(scalars(run), history(run))
+
+
+def test_push_sends_what_was_recorded(tmp_path):
+    rlamort("train", *COMMON, cwd=tmp_path)
+    said = rlamort("push", "run", "wandb_mode=offline", "wandb_project=mine", cwd=tmp_path)
+    assert said.stdout.strip().endswith("run: all records are sent")
+    assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
+    rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path)  # nothing is missing, so nothing is sent again
+    assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
+    said = rlamort("push", "run", "wandb_projct=mine", cwd=tmp_path, code=2)
+    assert "Did you mean wandb_project" in said.stderr
+
+
+class Refuses(BaseHTTPRequestHandler):
+    def do_POST(self):  # the base class's name
+        self.send_response(500)
+        self.end_headers()
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def endpoint(kind):
+    """A loopback address that answers 500, accepts and never answers, or is not there."""
+    if kind == "500":
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+        server.server_close()
+    else:
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            if kind == "hangs":
+                listening.listen()
+                yield listening.getsockname()[1]
+                return
+            port = listening.getsockname()[1]
+        yield port
+
+
+@pytest.mark.parametrize("kind", ["500", "hangs", "gone"])
+def test_a_backend_that_fails_costs_one_warning_and_no_record(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlamort.mirror.GRACE", 2.0)
+    fields_given = {**SMALL, "eval_every": 60, "eval_episodes": 2, "log_every": 50, "checkpoint_every": 40}
+    with endpoint(kind) as port:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track="wandb", **fields_given)
+        agent.learn(200)
+        with pytest.warns(UserWarning, match=r"it has not taken all records .*`rlamort push .*` sends them") as said:
+            agent.close()
+    assert len(said) == 1
+    assert [r["env_step"] for r in read_records(tmp_path / "run") if "eval/return" in r] == [60, 120, 180, 200]
+    monkeypatch.delenv("WANDB_BASE_URL")
+    rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path)
+    assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
+
+
+def test_a_backend_that_dies_costs_one_warning(tmp_path):
+    fields_given = {**SMALL, "eval_every": 60, "eval_episodes": 2, "checkpoint_every": 20, "wandb_mode": "offline"}
+    agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track="wandb", **fields_given)
+    agent.learn(40)
+    agent._mirrors[0].process.kill()
+    agent._mirrors[0].process.wait()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        agent.learn(200, reset_num_timesteps=False)
+        agent.close()
+    assert len([w for w in said if "has not taken" in str(w.message)]) == 1
+
+
+def test_tensorboard_gets_the_same_rows(tmp_path):
+    rlamort("train", *COMMON, "track=[tensorboard]", cwd=tmp_path)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    ours = [(r["env_step"], r["eval/return"]) for r in scalars(tmp_path / "run") if "eval/return" in r]
+    assert [(e.step, e.value) for e in events.Scalars("eval/return")] == [(s, pytest.approx(v)) for s, v in ours]
+
+
+def test_what_cannot_be_tracked_is_said_at_once(tmp_path, monkeypatch):
+    with pytest.raises(ra.UserError, match=r"track=wandb: .* dir is needed too"):
+        ra.TD3("Pendulum-v1", track="wandb")
+    with pytest.raises(ra.UserError, match="track=wandbb: none, wandb, tensorboard or a list of"):
+        ra.TD3("Pendulum-v1", track="wandbb", dir=str(tmp_path / "run"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ra.UserError, match="tensorboard is not installed; pip install tensorboard"):
+        ra.TD3("Pendulum-v1", track="tensorboard", dir=str(tmp_path / "run"))
+
+
+def test_runs_of_a_multirun_share_a_group(tmp_path):
+    arguments = [a for a in COMMON if not a.startswith(("dir", "steps"))]
+    rlamort("train", *arguments, "steps=60", "-m", "seed=0,1", cwd=tmp_path)
+    groups = {yaml.safe_load((r / "config.yaml").read_text())["wandb_group"] for r in (tmp_path / "runs").iterdir()}
+    assert len(groups) == 1
+    assert groups.pop().startswith("td3-")
+
+
+def test_the_shipped_sweep_names_keys_that_exist(tmp_path):
+    sweep = yaml.safe_load((HERE.parent / "configs" / "wandb-sweep.yaml").read_text())
+    check_names(sweep["parameters"], fields(read_row("sac")))
+    command = sweep["command"]
+    assert command[:3] == ["rlamort", "train", "sac"]
+    chosen = ["learning_rate=0.0005", "batch_size=128", "seed=1"]
+    words = [w for word in command for w in (chosen if word == "${args_no_hyphens}" else [word])]
+    quick = [*words[1:], "steps=30", "warmup_steps=20", "wandb_mode=offline", "dir=run", "eval_episodes=1"]
+    rlamort(*[w for w in quick if w != "steps=20_000"], cwd=tmp_path, WANDB_RUN_ID="fromsweep")
+    assert json.loads((tmp_path / "run" / "mirror" / "wandb.json").read_text())["id"] == "fromsweep"
