@@ -166,7 +166,7 @@ class GymEnv(Env):
             "total": self._total,
             "length": self._length,
             "finished": [[e.total, e.length] for e in self._finished],
-            "rows": list(self.vector.call("snapshot")) if self.ours else None,
+            "rows": self._call_rows("snapshot") if self.ours else None,
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
@@ -175,7 +175,7 @@ class GymEnv(Env):
             self.reset(self._steps)  # as good a seed as any, and the same whenever it is done again
             return False
         self.reset(0)  # they must have been reset once before a state is put in
-        self._call(lambda: self.vector.call("restore", state["rows"]))
+        self._call_rows("restore", state["rows"])
         self._finished = [Episode(total, length) for total, length in state["finished"]]
         self._ended[:], self._total[:], self._length[:] = state["ended"], state["total"], state["length"]
         self.x = state["x"].to(self.device)
@@ -192,6 +192,12 @@ class GymEnv(Env):
             self.vector.step_async(action)
             return self.vector.step_wait(timeout=self.timeout)
         return self.vector.step(action)
+
+    def _call_rows(self, name: str, *arguments: Any) -> list[Any]:
+        """A method of every row's `Snapshot`."""
+        assert isinstance(self.vector, SyncVectorEnv | AsyncVectorEnv)
+        call = self.vector.call
+        return list(self._call(lambda: call(name, *arguments)))
 
     def _lost(self, error: BaseException) -> Step:
         """A worker process is gone, and its neighbours with it: all rows begin new episodes in new processes."""

@@ -4,18 +4,18 @@ What an environment is made of decides: numbers, text, arrays, containers of the
 and written; spaces, specifications, models, renderers and functions count as constant; anything else cannot be vouched for.
 """
 
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, SupportsFloat
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from rlamort.errors import Fault
 
-CONSTANT = (gymnasium.Space, EnvSpec, mujoco.MjModel, type, types.FunctionType, types.MethodType, types.ModuleType)
+CONSTANT = (gymnasium.Space, EnvSpec, type, types.FunctionType, types.MethodType, types.ModuleType)
 FAULT = "fault"  # the key in info under which a step that raised says so
 GENERATOR, MUJOCO = "numpy generator", "mujoco data"
 
@@ -87,7 +87,12 @@ def _layers(env: Any) -> Iterator[Any]:
 
 
 def _constant(value: Any) -> bool:
-    return isinstance(value, (*CONSTANT, gymnasium.Env)) or type(value).__name__ == "MujocoRenderer"
+    return isinstance(value, (*CONSTANT, gymnasium.Env)) or type(value).__name__ in ("MjModel", "MujocoRenderer")
+
+
+def _is_mujoco_data(value: Any) -> bool:
+    """Without importing MuJoCo, which sets up rendering when it is imported, and is not every environment's affair."""
+    return type(value).__name__ == "MjData" and "mujoco" in sys.modules
 
 
 def _read(value: Any) -> Any:
@@ -103,7 +108,7 @@ def _read(value: Any) -> Any:
         return {key: _read(one) for key, one in value.items() if not _constant(one)}
     if isinstance(value, np.random.Generator):
         return {GENERATOR: _read(value.bit_generator.state)}
-    if isinstance(value, mujoco.MjData):
+    if _is_mujoco_data(value):
         return {MUJOCO: _read_mujoco(value)}
     raise TypeError(f"{type(value).__name__}")
 
@@ -127,7 +132,7 @@ def _write(layer: Any, name: str, value: Any) -> None:
         setattr(layer, name, value)
 
 
-def _mujoco_arrays(data: mujoco.MjData) -> Iterator[tuple[str, np.ndarray]]:
+def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
     before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
     for name in dir(data):
@@ -138,14 +143,18 @@ def _mujoco_arrays(data: mujoco.MjData) -> Iterator[tuple[str, np.ndarray]]:
             yield name, value
 
 
-def _read_mujoco(data: mujoco.MjData) -> dict[str, np.ndarray]:
+def _read_mujoco(data: Any) -> dict[str, np.ndarray]:
+    import mujoco
+
     kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
     state = np.empty(mujoco.mj_stateSize(data.model, kind))
     mujoco.mj_getState(data.model, data, state, kind)
     return {"integration state": state} | {name: value.copy() for name, value in _mujoco_arrays(data)}
 
 
-def _write_mujoco(data: mujoco.MjData, value: dict[str, np.ndarray]) -> None:
+def _write_mujoco(data: Any, value: dict[str, np.ndarray]) -> None:
+    import mujoco
+
     mujoco.mj_setState(data.model, data, value["integration state"], int(mujoco.mjtState.mjSTATE_INTEGRATION))
     for name, own in _mujoco_arrays(data):
         if name in value and own.shape == value[name].shape:

@@ -307,7 +307,7 @@ def _pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
         if isinstance(value, Tensor | np.ndarray):
             name = str(len(tensors))
             array = isinstance(value, np.ndarray)
-            tensors[name] = _ready(torch.from_numpy(np.array(value)) if array else value).clone()
+            tensors[name] = _ready(torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.clone())
             return {ARRAY if array else TENSOR: name}
         if isinstance(value, dict):
             return {"dict": {key: packed(one) for key, one in value.items()}}

@@ -179,7 +179,8 @@ def _help(method: str, row: dict[str, Any]) -> None:
 
 def run_one(method: str, given: dict[str, Any]) -> Path:
     """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.run import learner_class, new_path
+    from rlamort.directory import new_path
+    from rlamort.run import learner_class
 
     config = resolve(method, given)
     if config.run.env is None:

@@ -91,6 +91,7 @@ class Run:
         wandb_tags: labels.
         wandb_notes: free text.
         wandb_mode: online, offline (files that `wandb sync` sends later), or disabled.
+        wandb_artifacts: how many checkpoints, the first ones, have their agents uploaded as artifacts.
         video: whether a video of one episode is made at the end.
     """
 
@@ -125,6 +126,7 @@ class Run:
     wandb_tags: tuple[str, ...] = ()
     wandb_notes: str | None = None
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    wandb_artifacts: Whole = 0
     video: bool = True
 
 
@@ -132,7 +134,7 @@ class Run:
 FREE = {
     "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
     "keep_checkpoints", "resume", "on_nan", "video", "dir", "track",
-    "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "wandb_mode",
+    "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "wandb_mode", "wandb_artifacts",
 }  # fmt: skip
 # and these make it another run. The rest changes what is learned from here on, which is said.
 FIXED = {

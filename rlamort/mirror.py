@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, TextIO
@@ -38,6 +38,12 @@ class Backend(Protocol):
 
     def file(self, path: Path) -> None:
         """One file of the run, such as a video."""
+
+    def checkpoint(self, path: Path) -> None:
+        """The agent in the folder of a checkpoint."""
+
+    def preempted(self) -> None:
+        """The run will be resumed."""
 
     def close(self) -> None:
         """All has been sent."""
@@ -72,6 +78,17 @@ class Wandb:
     def file(self, path: Path) -> None:
         self.run.save(str(path), base_path=str(path.parent.parent), policy="now")
 
+    def checkpoint(self, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"agent-{self.run.id}", type="model", metadata={"checkpoint": path.name})
+        for file in path.glob("agent.*"):
+            artifact.add_file(str(file))
+        self.run.log_artifact(artifact)
+
+    def preempted(self) -> None:
+        self.run.mark_preempting()
+
     def close(self) -> None:
         self.run.finish()
 
@@ -93,11 +110,17 @@ class TensorBoard:
     def file(self, path: Path) -> None:
         pass
 
+    def checkpoint(self, path: Path) -> None:
+        pass
+
+    def preempted(self) -> None:
+        pass
+
     def close(self) -> None:
         self.writer.close()
 
 
-BACKENDS = {"wandb": Wandb, "tensorboard": TensorBoard}
+BACKENDS: dict[str, Callable[[Path, dict[str, Any], str, int], Backend]] = {"wandb": Wandb, "tensorboard": TensorBoard}
 
 
 def require(backend: str) -> None:
@@ -126,6 +149,10 @@ class Mirror:
     def advance(self, position: int) -> None:
         """All records before that byte are final. Never waits, never raises."""
         self._tell(str(position))
+
+    def preempted(self) -> None:
+        """The run is asked to stop, and will be resumed."""
+        self._tell("preempted")
 
     def close(self, position: int) -> None:
         """All records are final and none will follow; waits for `GRACE` seconds at most."""
@@ -168,7 +195,7 @@ def copy(run: Path, backend: str, positions: TextIO, watched: int, changes: Mapp
     Args:
         run: the run directory.
         backend: one of `BACKENDS`.
-        positions: byte positions, a line each, of which only the latest counts, and perhaps "end".
+        positions: byte positions, a line each, of which only the latest counts, and perhaps "preempted" and "end".
         watched: the process whose system metrics are logged.
         changes: values that replace those of the run's configuration.
     """
@@ -177,15 +204,15 @@ def copy(run: Path, backend: str, positions: TextIO, watched: int, changes: Mapp
     with (folder / f"{backend}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the mirror of a killed run may still be at work
         mark = folder / f"{backend}.json"
-        state = (
+        state: dict[str, Any] = (
             json.loads(mark.read_text())
             if mark.exists()
-            else {"id": os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12], "sent": 0}
+            else {"id": os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:12], "sent": 0, "artifacts": 0}
         )
         _write(mark, state)
         latest = _Latest(positions)
         config = yaml.safe_load((run / "config.yaml").read_text()) | dict(changes)
-        there: Backend = BACKENDS[backend](run, config, state["id"], watched)
+        there = BACKENDS[backend](run, config, state["id"], watched)
         with (run / "metrics.jsonl").open("rb") as records:
             while (position := latest.beyond(state["sent"])) is not None:
                 records.seek(state["sent"])
@@ -196,6 +223,13 @@ def copy(run: Path, backend: str, positions: TextIO, watched: int, changes: Mapp
                     _write(mark, state)
                 if state["sent"] < position:
                     raise RuntimeError(f"metrics.jsonl ends at byte {state['sent']}, before {position}")
+                steps = sorted((run / "ckpt").glob("step_*"))
+                if steps and state["artifacts"] < config["wandb_artifacts"]:
+                    there.checkpoint(steps[-1])
+                    state["artifacts"] += 1
+                    _write(mark, state)
+        if latest.preempted:
+            there.preempted()
         if latest.ended:
             for video in sorted((run / "videos").glob("*.mp4")):
                 there.file(video)
@@ -206,7 +240,7 @@ class _Latest:
     """The newest position of a stream that is read in a thread, so that a slow backend never makes its writer wait."""
 
     def __init__(self, positions: TextIO) -> None:
-        self.position, self.over, self.ended = 0, False, False
+        self.position, self.over, self.ended, self.preempted = 0, False, False, False
         self.changed = threading.Condition()
         threading.Thread(target=self._read, args=(positions,), daemon=True).start()
 
@@ -215,6 +249,8 @@ class _Latest:
             with self.changed:
                 if line.strip() == "end":
                     self.ended = True
+                elif line.strip() == "preempted":
+                    self.preempted = True
                 else:
                     self.position = int(line)
                 self.changed.notify()

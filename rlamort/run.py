@@ -1,17 +1,11 @@
 """A run: a method built for an environment, trained, measured, saved."""
 
-import contextlib
-import fcntl
 import functools
 import json
-import os
 import random
 import shutil
-import socket
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,106 +17,19 @@ from gymnasium.vector import VectorEnv
 from rlamort import checkpoint
 from rlamort.agent import Agent
 from rlamort.config import FIXED, FREE, Config, locate, resolve, short_name
+from rlamort.directory import Directory
 from rlamort.env import Episode, Spec
 from rlamort.envs.gym import GymEnv
 from rlamort.envs.make import name_of, open_env
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
 from rlamort.mirror import Mirror, require
+from rlamort.randomness import Randomness
 from rlamort.score import Score, score
-from rlamort.track import Records, Tracker
+from rlamort.track import Tracker
 from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
 
-LOCK = ".lock"
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
-
-
-class Randomness:
-    """A stream of torch's global generator of its own, so that what runs beside a learner neither moves it nor is moved."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.devices = [device] if device.type == "cuda" else []
-        self.running = False
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._read()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.states[0])
-            for device, state in zip(self.devices, self.states[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            self.running = True
-            try:
-                yield
-            finally:
-                self.states = self._read()
-                self.running = False
-
-    def current(self) -> list[torch.Tensor]:
-        """Where the stream is now."""
-        return self._read() if self.running else self.states
-
-    def _read(self) -> list[torch.Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
-
-
-class Directory:
-    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. One process at a time has it.
-
-    Args:
-        path: the folder.
-        config: the run's.
-        fresh: whether a run that is already there is refused.
-
-    Raises:
-        UserError: it exists already, is in use, or cannot be written.
-    """
-
-    def __init__(self, path: Path, config: Config, fresh: bool = True) -> None:
-        self.path, self.written = path, path / "config.yaml"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if fresh and any(file.name != LOCK for file in path.iterdir()):
-                raise UserError(
-                    f"dir={path}: it exists already; give a new one, leave dir out to have one made, "
-                    f"or go on with `rlamort resume {path}`"
-                )
-            self._lock()
-            facts = {"method": config.method, "row": config.row, **config.values}
-            temporary = path / ".config.yaml"
-            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False))
-            temporary.replace(path / "config.yaml")
-            (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
-        except FileExistsError:
-            raise UserError(f"dir={path}: it is a file; a folder is needed") from None
-        except OSError as error:
-            raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
-        self.records = Records(path / "metrics.jsonl")
-        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", config.run.keep_checkpoints)
-
-    def _lock(self) -> None:
-        """Held until this process ends, however it ends: the kernel gives it back."""
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        self.close = weakref.finalize(self, os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 1000).decode()
-            self.close()
-            raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
-
-
-def new_path(config: Config) -> Path:
-    """A name under runs/ that says what it is: method, environment, seed, time."""
-    env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
-    method = short_name(config.method).replace("/", "-")
-    name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
-    return next(path for path in (Path("runs") / c for c in candidates) if not path.exists())
 
 
 class Learner:
@@ -273,6 +180,8 @@ class Learner:
             if stopping or due:
                 self.save_checkpoint()
         if stopping:
+            for mirror in self._mirrors:
+                mirror.preempted()
             raise Preempted(f"stopped at step {self.clock.env_step:,}")
 
     def save_checkpoint(self) -> None:
@@ -280,9 +189,9 @@ class Learner:
         assert self.directory is not None, "only a run with a directory has checkpoints"
         if not self.source.resumable:
             return self._release()
+        self.check_finite()
         if self._kept_frames is not None and (self._kept, self._final) == (self.clock.env_step, self.directory.records.size()):
             return None  # it is the newest already
-        self.check_finite()
         frames = self.source.frames_since(
             np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
         )

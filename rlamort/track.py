@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -30,11 +31,22 @@ class Records:
     """`metrics.jsonl`: one JSON object a line, each with its `env_step`, on disk as soon as it is made."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.missed = path, 0
 
     def record(self, env_step: int, values: Values) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"env_step": env_step, **values}, allow_nan=False) + "\n")
+        """Storage that fails costs a warning and a gap, which the next record tells of, not the run."""
+        gap: Values = {"records/missed": self.missed} if self.missed else {}
+        line = json.dumps({"env_step": env_step, **values, **gap}, allow_nan=False) + "\n"
+        size = self.size()
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            self.missed = 0
+        except OSError as error:
+            self.cut(size)  # half a line would hide the next one
+            if not self.missed:
+                warnings.warn(f"{self.path}: {error.strerror}; training goes on without its records", stacklevel=2)
+            self.missed += 1
 
     def size(self) -> int:
         """Bytes so far, which a checkpoint keeps."""

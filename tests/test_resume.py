@@ -22,7 +22,7 @@ import rlamort as ra
 from rlamort.checkpoint import Checkpoints
 from rlamort.errors import Preempted
 from rlamort.run import learner_class, resume
-from rlamort.track import read_records
+from rlamort.track import Records, read_records
 
 SMALL = {
     "hidden": [16, 16], "warmup_steps": 60, "batch_size": 16, "buffer_size": 300, "device": "cpu", "eval_every": 100,
@@ -285,7 +285,7 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     rng = random.Random(1)
     try:
         for _ in range(8):
-            learner.agent.critic_adam.steps[0] += 0  # nothing changes
+            learner._kept = -1  # as if there were something new
             resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
             with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
                 learner.save_checkpoint()
@@ -394,3 +394,28 @@ def test_nothing_that_loads_executes():
             found = re.search(forbidden, line)
             assert not found or "model.eval(" in line, f"{path}:{number}: {line}"
             assert "torch.load(" not in line or "weights_only=True" in line, f"{path}:{number}: {line}"
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ra.UserError, match=r"dir=.*file/run: it cannot be written: Not a directory"):
+        ra.TD3("Pendulum-v1", dir=str(tmp_path / "file" / "run"), **SMALL)
+    with pytest.raises(ra.UserError, match="it is a file; a folder is needed"):
+        ra.TD3("Pendulum-v1", dir=str(tmp_path / "file"), **SMALL)
+
+
+def test_a_full_disk_leaves_a_gap_in_the_records_and_says_so(tmp_path):
+    records = Records(tmp_path / "metrics.jsonl")
+    records.record(1, {"a": 1.0})
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (records.size() + 5, hard))
+        with pytest.warns(UserWarning, match="File too large; training goes on without its records"):
+            records.record(2, {"a": 2.0})
+        records.record(3, {"a": 3.0})  # warnings are errors here, so a second one would fail
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    records.record(4, {"a": 4.0})
+    assert read_records(tmp_path) == [{"env_step": 1, "a": 1.0}, {"env_step": 4, "a": 4.0, "records/missed": 2}]

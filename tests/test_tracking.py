@@ -1,7 +1,9 @@
 """Weights & Biases and TensorBoard, with their real clients: every row once, and never in training's way."""
 
 import contextlib
+import gzip
 import json
+import signal
 import socket
 import struct
 import subprocess
@@ -109,6 +111,92 @@ def test_push_sends_what_was_recorded(tmp_path):
     assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
     said = rlamort("push", "run", "wandb_projct=mine", cwd=tmp_path, code=2)
     assert "Did you mean wandb_project" in said.stderr
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """As much of a Weights & Biases server as its client needs, which keeps the history rows that arrive."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):  # the base class's name
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        rows, answer = self.server.rows, {}
+        if self.path == "/graphql":
+            project = {"id": "p", "name": "rlamort", "entity": {"id": "e", "name": "me"}}
+            bucket = {
+                "id": "b", "name": "r", "displayName": "r", "description": "", "config": "{}", "wandbConfig": "{}", "tags": [],
+                "sweepName": None, "summaryMetrics": "{}", "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
+                "historyLineCount": len(rows), "historyTail": json.dumps([json.dumps(rows[-1])] if rows else []),
+                "project": project,
+            }  # fmt: skip
+            known = {"model": {"id": "p", "name": "rlamort", "entity": project["entity"], "bucket": bucket if rows else None}}
+            viewer = {"viewer": {"id": "v", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+            info = {"serverInfo": {"cliVersionInfo": {}, "latestLocalVersionInfo": None, "features": []}}
+            files = {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []}}
+            upsert = {"upsertBucket": {"bucket": bucket, "inserted": not rows}}
+            answer = {"data": {**viewer, **info, **known, **files, **upsert}}
+        elif self.path.endswith("/file_stream"):
+            part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            if part:
+                del rows[part["offset"] :]
+                rows += [json.loads(line) for line in part["content"]]
+        content = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST  # noqa: N815
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    server.rows = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def arrived(server):
+    return [{k: v for k, v in row.items() if not k.startswith("_")} for row in server.rows]
+
+
+def test_an_online_run_arrives_row_by_row(recorder, tmp_path):
+    rlamort("train", *COMMON, "track=wandb", cwd=tmp_path)
+    assert_same_rows(scalars(tmp_path / "run"), arrived(recorder))
+
+
+def test_wandb_sync_uploads_an_interrupted_offline_run_whole(recorder, tmp_path):
+    command = [RLAMORT, "train", *COMMON, "track=wandb", "wandb_mode=offline"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        time.sleep(1.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    rlamort("resume", "run", cwd=tmp_path)
+    folders = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"), key=lambda f: f.stat().st_mtime)
+    assert len(folders) == 2
+    for folder in folders:
+        subprocess.run([RLAMORT.parent / "wandb", "sync", folder], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert_same_rows(scalars(tmp_path / "run"), arrived(recorder))
+
+
+def test_agents_become_artifacts_on_request_and_no_more_than_asked(tmp_path):
+    rlamort("train", *COMMON, "track=wandb", "wandb_mode=offline", "wandb_artifacts=2", cwd=tmp_path)
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    artifacts = [r.request.log_artifact.artifact for r in wandb_records(file) if r.request.HasField("log_artifact")]
+    artifacts += [r.artifact for r in wandb_records(file) if r.HasField("artifact")]
+    assert 1 <= len(artifacts) <= 2
+    assert {c.path for c in artifacts[0].manifest.contents} == {"agent.json", "agent.safetensors"}
 
 
 class Refuses(BaseHTTPRequestHandler):

@@ -1,0 +1,75 @@
+"""A run's folder: what is in it, whose it is, what it is called."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+import weakref
+from pathlib import Path
+
+import yaml
+
+from rlamort import checkpoint
+from rlamort.config import Config, short_name
+from rlamort.errors import UserError
+from rlamort.track import Records
+
+LOCK = ".lock"
+
+
+class Directory:
+    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. One process at a time has it.
+
+    Args:
+        path: the folder.
+        config: the run's.
+        fresh: whether a run that is already there is refused.
+
+    Raises:
+        UserError: it exists already, is in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path, config: Config, fresh: bool = True) -> None:
+        self.path, self.written = path, path / "config.yaml"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if fresh and any(file.name != LOCK for file in path.iterdir()):
+                raise UserError(
+                    f"dir={path}: it exists already; give a new one, leave dir out to have one made, "
+                    f"or go on with `rlamort resume {path}`"
+                )
+            self._lock()
+            facts = {"method": config.method, "row": config.row, **config.values}
+            temporary = path / ".config.yaml"
+            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False))
+            temporary.replace(path / "config.yaml")
+            (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
+        except FileExistsError:
+            raise UserError(f"dir={path}: it is a file; a folder is needed") from None
+        except OSError as error:
+            raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
+        self.records = Records(path / "metrics.jsonl")
+        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", config.run.keep_checkpoints)
+
+    def _lock(self) -> None:
+        """Held until this process ends, however it ends: the kernel gives it back."""
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self.close = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 1000).decode()
+            self.close()
+            raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+
+
+def new_path(config: Config) -> Path:
+    """A name under runs/ that says what it is: method, environment, seed, time."""
+    env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
+    method = short_name(config.method).replace("/", "-")
+    name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+    return next(path for path in (Path("runs") / c for c in candidates) if not path.exists())
