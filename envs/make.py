@@ -64,7 +64,7 @@ def factory(
     return make
 
 
-def _imported(path: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
+def _imported(path: str) -> type[gymnasium.Env[Any, Any]] | None:
     """The class that `module:Class` names; None when the second half is a Gymnasium id that importing registers."""
     module_name, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:
@@ -78,7 +78,11 @@ def _imported(path: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     if not hasattr(module, attribute):
         public = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise UserError(f"env={path}: module {module_name!r} has no {attribute!r}. {nearest(attribute, public)}")
-    made: Callable[..., gymnasium.Env[Any, Any]] = getattr(module, attribute)
+    made = getattr(module, attribute)
+    if not (
+        isinstance(made, type) and issubclass(made, gymnasium.Env)
+    ):  # a name may come from a file: it must not call anything
+        raise UserError(f"env={path}: it is a {type(made).__name__}; a class derived from gymnasium.Env is needed")
     return made
 
 

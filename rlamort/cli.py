@@ -189,17 +189,17 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
         if config.run.dir is None:
             raise UserError("resume=auto: it needs dir=..., the run directory to look for")
         if (Path(config.run.dir) / "config.yaml").is_file():
-            return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given})
+            return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given}, method)
     path = Path(config.run.dir or new_path(config))
     learner = learner_class(method)(**{**config.values, "dir": str(path)})
     return _run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
 
 
-def go_on(path: Path, changes: dict[str, Any]) -> Path:
+def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
     """Resume a run and see it through."""
     from rlamort.run import resume
 
-    learner, exactness = resume(path, changes)
+    learner, exactness = resume(path, changes, method)
     return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness})")
 
 
@@ -225,13 +225,13 @@ def _run(learner: "Learner", headline: str) -> Path:
                 learner.close()
                 slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
                 terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
-                return go_on(path, slower)
+                return go_on(path, slower, learner.method)
             finally:
                 with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
                     if not learner.closed:
                         learner.check_finite()
                         learner.save(path / "agent")
-        _leave_behind(path, run.video)
+        _leave_behind(path, run.video, learner.method)
     finally:
         if not learner.closed:
             learner.close()
@@ -267,17 +267,18 @@ def resume_run(arguments: list[str]) -> None:
     parser = _parser("resume", "Go on with a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: what is to differ from now on, e.g. steps=200_000")
+    _method_option(parser)
     given = parser.parse_args(arguments)
-    go_on(given.run, _dotlist(given.changes))
+    go_on(given.run, _dotlist(given.changes), given.method)
 
 
-def _leave_behind(path: Path, video: bool) -> None:
+def _leave_behind(path: Path, video: bool, method: str) -> None:
     from rlamort.plot import plot
     from rlamort.video import film_apart
 
     print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
     if video:
-        print(film_apart(path))
+        print(film_apart(path, method))
 
 
 def push(arguments: list[str]) -> None:
@@ -317,13 +318,14 @@ def evaluate(arguments: list[str]) -> None:
     parser = _parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in training)")
+    _method_option(parser)
     given = parser.parse_args(arguments)
     if given.episodes is not None and given.episodes < 1:
         raise UserError(f"--episodes {given.episodes}: a whole number >= 1 is needed")
     from rlamort.run import load
     from rlamort.score import interval
 
-    learner = load(given.run)
+    learner = load(given.run, method=given.method)
     result = learner.score(given.episodes)
     mean, low, high = interval(result.returns)
     print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
@@ -334,13 +336,14 @@ def video(arguments: list[str]) -> None:
     """`rlamort video RUN`."""
     parser = _parser("video", "Film one evaluation episode.")
     parser.add_argument("run", type=Path, help="run directory")
+    _method_option(parser)
     given = parser.parse_args(arguments)
     if not os.environ.get("MUJOCO_GL"):
         from rlamort.plot import config_of
         from rlamort.video import film_apart
 
         config_of(given.run)
-        said = film_apart(given.run)
+        said = film_apart(given.run, given.method)
         if said.startswith("no video"):
             raise UserError(said)
         print(said)
@@ -348,7 +351,7 @@ def video(arguments: list[str]) -> None:
     from rlamort.run import load
     from rlamort.video import film
 
-    learner = load(given.run)
+    learner = load(given.run, method=given.method)
     run = learner.config.run
     out = given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4"
     total = film(learner.agent, run.env, run.env_kwargs, run.max_episode_steps, out)
@@ -388,6 +391,10 @@ def bench(arguments: list[str]) -> None:
     from rlamort.bench import BENCHES
 
     print(*BENCHES[given.name](), sep="\n")
+
+
+def _method_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", help="the YAML file of a method of your own, with which the run was trained")
 
 
 def _parser(name: str, about: str) -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
-from rlamort.config import FIXED, FREE, Config, locate, resolve, short_name
+from rlamort.config import FIXED, FREE, Config, locate, methods, resolve, short_name
 from rlamort.directory import Directory
 from rlamort.env import Episode, Spec
 from rlamort.envs.gym import GymEnv
@@ -143,6 +143,8 @@ class Learner:
             stop: asked after every step; when it says so, the run saves itself and `Preempted` is raised.
         """
         run, source = self.config.run, self.source
+        if reset_num_timesteps and self.clock.env_step and self.directory is not None:
+            raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
             self.clock = Clock(updates=self.clock.updates)
         schedule = Schedule(
@@ -188,10 +190,11 @@ class Learner:
         """Write everything that `resume` needs into the run directory. Storage that fails costs a warning, not the run."""
         assert self.directory is not None, "only a run with a directory has checkpoints"
         if not self.source.resumable:
-            return self._release()
+            self._release()
+            return
         self.check_finite()
         if self._kept_frames is not None and (self._kept, self._final) == (self.clock.env_step, self.directory.records.size()):
-            return None  # it is the newest already
+            return  # it is the newest already
         frames = self.source.frames_since(
             np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
         )
@@ -297,19 +300,21 @@ class Learner:
         }
 
     @classmethod
-    def load(cls, path: str | Path, env: Any = None) -> Self:
+    def load(cls, path: str | Path, env: Any = None, method: str | None = None) -> Self:
         """The agent that `save` wrote; the folder of a run counts as that of its agent.
 
         Args:
             path: the folder.
             env: to learn on; None takes the one it was trained on, opened when it is needed.
+            method: the YAML file of a method of your own. What a saved agent says of such a file is not followed, since
+                that would import what it names.
 
         Raises:
             UserError: there is none, or its parts do not fit each other, or another method's.
         """
         saved = _agent_in(Path(path))
         try:
-            method, values = saved.facts["method"], saved.facts["values"]
+            method, values = trusted(saved.facts["method"], method), saved.facts["values"]
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec = Spec(**saved.facts["spec"])
         except (KeyError, TypeError) as error:
@@ -325,14 +330,27 @@ class Learner:
         return learner
 
 
-def load(path: str | Path, env: Any = None) -> Learner:
+def trusted(named: Any, given: str | None) -> str:
+    """The method that a file names, if it is one of rlamort's; of another, only what the user gives is imported.
+
+    Raises:
+        UserError: the file names a method that is not rlamort's, and the user gives none.
+    """
+    if named in methods():
+        return str(named)
+    if given is None:
+        raise UserError(f"method: {named} is not one of rlamort's; name its file yourself to have it imported (method=FILE)")
+    return str(Path(given).resolve())
+
+
+def load(path: str | Path, env: Any = None, method: str | None = None) -> Learner:
     """A saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one that Stable-Baselines3 saved.
 
     Nothing in the file is executed: of a Stable-Baselines3 file, its tensors and plain JSON are read, never its pickles.
     """
     if str(path).startswith("sb3:"):
         return _from_sb3(Path(str(path).removeprefix("sb3:")), env)
-    return learner_class(str(_agent_in(Path(path)).facts.get("method"))).load(path, env)
+    return learner_class(trusted(_agent_in(Path(path)).facts.get("method"), method)).load(path, env, method)
 
 
 def _from_sb3(path: Path, env: Any) -> Learner:
@@ -357,7 +375,7 @@ def _agent_in(path: Path) -> checkpoint.Saved:
 EXACT, EXCEPT_EPISODE, STATISTICAL = "exact", "exact but for the episode", "statistical"
 
 
-def resume(path: Path, changes: dict[str, Any]) -> tuple[Learner, str]:
+def resume(path: Path, changes: dict[str, Any], method: str | None = None) -> tuple[Learner, str]:
     """A run as it was at its newest whole checkpoint, ready to `learn` on, and how exact that is.
 
     exact: it goes on bit for bit as if it had not been interrupted. Exact but for the episode: the environment cannot give its
@@ -366,6 +384,7 @@ def resume(path: Path, changes: dict[str, Any]) -> tuple[Learner, str]:
     Args:
         path: the run directory.
         changes: values that are to differ from now on.
+        method: as for `Learner.load`.
 
     Raises:
         UserError: it is no run, another process has it, or a change would make it another run.
@@ -374,7 +393,7 @@ def resume(path: Path, changes: dict[str, Any]) -> tuple[Learner, str]:
     if not config_file.is_file():
         raise UserError(f"{path}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
     facts = yaml.safe_load(config_file.read_text())
-    method = facts.pop("method")
+    method = trusted(facts.pop("method"), method)
     facts.pop("row")
     before = resolve(method, facts)
     config = resolve(method, {**facts, **changes, "dir": str(path)})

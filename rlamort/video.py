@@ -57,7 +57,7 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
     return total
 
 
-def film_apart(run: Path) -> str:
+def film_apart(run: Path, method: str | None = None) -> str:
     """`rlamort video RUN` in a process of its own, since a graphics library that fails can take its process along.
 
     Without MUJOCO_GL in the environment, tries the ways of rendering in turn. What it printed last.
@@ -67,7 +67,7 @@ def film_apart(run: Path) -> str:
     said = ""
     for way in ways:
         done = subprocess.run(
-            [sys.executable, "-m", "rlamort", "video", str(run)],
+            [sys.executable, "-m", "rlamort", "video", str(run), *(["--method", method] if method else [])],
             env={**os.environ, "MUJOCO_GL": way}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode == 0:

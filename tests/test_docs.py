@@ -42,7 +42,8 @@ def test_contributing_method_trains_from_two_files(tmp_path):
     )
     run = done.stdout.splitlines()[-1]
     assert run.startswith("runs/averaged-Pendulum-v1-s0")
-    assert "averaged on Pendulum-v1" in rlamort("eval", run, cwd=tmp_path).stdout
+    assert "averaged on Pendulum-v1" in rlamort("eval", run, "--method", "mine/averaged.yaml", cwd=tmp_path).stdout
+    assert "name its file yourself" in rlamort("eval", run, cwd=tmp_path, code=2).stderr
     assert "critics=5" in rlamort("train", "mine/averaged.yaml", "--help", cwd=tmp_path).stdout
     failed = rlamort("train", "mine/averaged.yaml", "env=Pendulum-v1", "critic=3", cwd=tmp_path, code=2)
     assert "Did you mean critics" in failed.stderr

@@ -419,3 +419,28 @@ def test_a_full_disk_leaves_a_gap_in_the_records_and_says_so(tmp_path):
         signal.signal(signal.SIGXFSZ, before)
     records.record(4, {"a": 4.0})
     assert read_records(tmp_path) == [{"env_step": 1, "a": 1.0}, {"env_step": 4, "a": 4.0, "records/missed": 2}]
+
+
+def test_a_saved_agent_cannot_make_us_call_or_import_what_it_names(tmp_path):
+    hit = tmp_path / "hit"
+    ra.TD3("Pendulum-v1", **{**SMALL, "steps": 10}).save(tmp_path / "kept")
+    file = tmp_path / "kept" / "agent.json"
+    facts = json.loads(file.read_text())
+    values = facts["values"] | {"env": "os:system", "env_kwargs": {"command": f"touch {hit}"}}
+    file.write_text(json.dumps(facts | {"values": values}))
+    with pytest.raises(ra.UserError, match="os:system: it is a builtin_function_or_method; a class derived from gymnasium.Env"):
+        ra.load(tmp_path / "kept").score(1)
+    (tmp_path / "evil.py").write_text(f"open({str(hit)!r}, 'w').close()")
+    (tmp_path / "evil.yaml").write_text("{source: evil.X, agent: evil.X, train: evil.X}")
+    file.write_text(json.dumps(facts | {"method": str(tmp_path / "evil.yaml")}))
+    with pytest.raises(ra.UserError, match=r"evil.yaml is not one of rlamort's; name its file yourself"):
+        ra.load(tmp_path / "kept")
+    assert not hit.exists()
+
+
+def test_steps_in_a_run_directory_count_on(tmp_path):
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(80)
+    with pytest.raises(ra.UserError, match="reset_num_timesteps=False is needed"):
+        learner.learn(20)
+    assert learner.learn(20, reset_num_timesteps=False).clock.env_step == 100
+    learner.close()
