@@ -79,9 +79,7 @@ def _imported(path: str) -> type[gymnasium.Env[Any, Any]] | None:
         public = [name for name, value in vars(module).items() if isinstance(value, type)]
         raise UserError(f"env={path}: module {module_name!r} has no {attribute!r}. {nearest(attribute, public)}")
     made = getattr(module, attribute)
-    if not (
-        isinstance(made, type) and issubclass(made, gymnasium.Env)
-    ):  # a name may come from a file: it must not call anything
+    if not (isinstance(made, type) and issubclass(made, gymnasium.Env)):  # the name may be a file's: nothing is called
         raise UserError(f"env={path}: it is a {type(made).__name__}; a class derived from gymnasium.Env is needed")
     return made
 

@@ -89,7 +89,8 @@ def judge(study: Study, kept: dict[str, Any]) -> Verdict:
     runs = [kept[" ".join(["rlamort", *study.command(seed)])] for seed in study.seeds]
     returns = [float(run["evaluations"][-1]["eval/return"]) for run in runs]
     return Verdict(
-        f"{study.row} on {study.env}: return after {study.steps:,} steps on each of the seeds {study.seeds}",
+        f"{' '.join([study.row, *study.overrides])} on {study.env}: return after {study.steps:,} steps on each of the seeds "
+        f"{study.seeds}",
         ", ".join(f"{value:.1f}" for value in returns),
         f">= {study.threshold:g}",
         min(returns) >= study.threshold,
