@@ -142,7 +142,7 @@ class Mirror:
         self.run, self.backend, self.given_up = run, backend, False
         with (run / "mirror" / f"{backend}.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rlamort.mirror", str(run.resolve()), backend],
+                [sys.executable, "-P", "-m", "rlamort.mirror", str(run.resolve()), backend],
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

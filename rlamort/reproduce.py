@@ -121,7 +121,7 @@ def table(results: Path) -> str:
 def _run(command: list[str]) -> dict[str, Any]:
     """One training in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise Fault(f"rlamort {' '.join(command)}: it exited with {done.returncode}: {done.stderr.strip()[-500:]}")

@@ -60,6 +60,7 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
 def film_apart(run: Path, method: str | None = None) -> str:
     """`rlamort video RUN` in a process of its own, since a graphics library that fails can take its process along.
 
+    -P keeps the current folder out of its imports: a user may well be in one that holds a folder named rlamort.
     Without MUJOCO_GL in the environment, tries the ways of rendering in turn. What it printed last.
     """
     chosen = os.environ.get("MUJOCO_GL")
@@ -67,10 +68,11 @@ def film_apart(run: Path, method: str | None = None) -> str:
     said = ""
     for way in ways:
         done = subprocess.run(
-            [sys.executable, "-m", "rlamort", "video", str(run), *(["--method", method] if method else [])],
+            [sys.executable, "-P", "-m", "rlamort", "video", str(run), *(["--method", method] if method else [])],
             env={**os.environ, "MUJOCO_GL": way}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode == 0:
             return done.stdout.strip().splitlines()[-1]
-        said = said or next((line for line in done.stderr.splitlines() if line.startswith("rlamort: ")), "")
+        lines = done.stderr.strip().splitlines()
+        said = said or next((line for line in lines if line.startswith("rlamort: ")), lines[-1] if lines else "")
     return f"no video: nothing renders here (MUJOCO_GL={', '.join(ways)} tried). {said.removeprefix('rlamort: ')}"

@@ -210,3 +210,13 @@ def test_warnings_are_one_line(tmp_path):
         "rlamort: warning: env my_module:Reuses reuses its observation array: what it returned before changes with every "
         "step. rlamort copies, so training is right, but other code that keeps observations is not"
     }
+
+
+def test_a_folder_named_rlamort_where_the_user_is_disturbs_nothing(tmp_path):
+    """As in a checkout of the repository, where the README's commands are typed."""
+    (tmp_path / "rlamort").mkdir()
+    (tmp_path / "rlamort" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    done = rlamort("train", "td3", "env=InvertedPendulum-v5", "steps=60", "dir=run", "track=tensorboard", *QUICK, cwd=tmp_path)
+    assert "the wrong one" not in done.stdout
+    assert "video: run/videos" in done.stdout or "does not render here" in done.stdout
+    assert list((tmp_path / "run" / "tensorboard").iterdir())

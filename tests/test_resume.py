@@ -428,9 +428,7 @@ def test_a_saved_agent_cannot_make_us_call_or_import_what_it_names(tmp_path):
     facts = json.loads(file.read_text())
     values = facts["values"] | {"env": "os:system", "env_kwargs": {"command": f"touch {hit}"}}
     file.write_text(json.dumps(facts | {"values": values}))
-    with pytest.raises(
-        ra.UserError, match=r"os:system: it is a builtin_function_or_method; a class derived"
-    ):
+    with pytest.raises(ra.UserError, match=r"os:system: it is a builtin_function_or_method; a class derived"):
         ra.load(tmp_path / "kept").score(1)
     (tmp_path / "evil.py").write_text(f"open({str(hit)!r}, 'w').close()")
     (tmp_path / "evil.yaml").write_text("{source: evil.X, agent: evil.X, train: evil.X}")
