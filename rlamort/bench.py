@@ -1,13 +1,17 @@
 """Measurements of rlamort itself: `rlamort bench NAME`."""
 
+import os
+import socket
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
+from rlamort import mirror
 from rlamort.run import Learner, learner_class
 from rlamort.source import Replay
 
@@ -72,4 +76,34 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-BENCHES = {"checkpoint": checkpoint}
+def tracking() -> list[str]:
+    """What it costs to be followed by a W&B server that takes connections and never answers: in turns with no tracking."""
+    steps, rounds = 4_000, 3
+    seconds: dict[str, list[float]] = {"none": [], "wandb": []}
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": "x" * 40}
+        mirror.GRACE = 0.1
+        for turn in range(rounds):
+            for track in seconds:
+                learner = learner_class("sac")(
+                    "HalfCheetah-v5", dir=f"{folder}/{track}-{turn}", track=track, warmup_steps=500, eval_every=10**6,
+                    log_every=100, checkpoint_every=500, buffer_size=10_000,
+                )  # fmt: skip
+                learner.learn(600)
+                start = time.perf_counter()
+                learner.learn(steps, reset_num_timesteps=False)
+                seconds[track].append(time.perf_counter() - start)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that it has not taken the records, which is the point
+                    learner.close()
+    ratios = [with_it / without for with_it, without in zip(seconds["wandb"], seconds["none"], strict=True)]
+    return [
+        f"{steps:,} steps of SAC on HalfCheetah-v5, {rounds} rounds in turns, {torch.get_num_threads()} threads",
+        f"without tracking: {median(seconds['none']):.2f} s; followed by a server that hangs: {median(seconds['wandb']):.2f} s",
+        f"median ratio: {median(ratios):.3f}",
+    ]
+
+
+BENCHES = {"checkpoint": checkpoint, "tracking": tracking}

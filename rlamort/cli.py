@@ -31,7 +31,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
   rlamort video RUN                                   film an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
-  rlamort bench checkpoint                            what a checkpoint costs here
+  rlamort bench checkpoint|tracking                   what a checkpoint, or a W&B server that hangs, costs here
   rlamort reproduce METHOD                            measure a method's claims on this machine
 
 RUN is a run directory, the last line that `train` prints.
@@ -386,7 +386,7 @@ def reproduce_row(arguments: list[str]) -> None:
 def bench(arguments: list[str]) -> None:
     """`rlamort bench NAME`."""
     parser = _parser("bench", "Measure rlamort itself on this machine, which should be idle.")
-    parser.add_argument("name", choices=["checkpoint"], help="what a checkpoint costs late in a long run")
+    parser.add_argument("name", choices=["checkpoint", "tracking"], help="what is measured")
     given = parser.parse_args(arguments)
     from rlamort.bench import BENCHES
 

@@ -272,4 +272,5 @@ def _write(mark: Path, state: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # training goes first
     copy(Path(sys.argv[1]), sys.argv[2], sys.stdin, os.getppid())
