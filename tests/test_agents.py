@@ -242,3 +242,32 @@ def test_a_compiler_that_fails_costs_one_warning(spec, monkeypatch):
     with pytest.warns(UserWarning, match="compile: it failed.*no compiler here"):
         update(batch_for(agent), True)
     assert set(update(batch_for(agent), False)) == {"critic/loss", "critic/q"}
+
+
+def test_a_graph_that_computes_something_else_is_not_used(spec, monkeypatch):
+    """Its first update is held against the eager one: the agent goes on from the right one, uncompiled."""
+    from rlamort import train
+
+    torch.manual_seed(0)
+    agent = LEARNERS["sac"](spec)
+    twin = copy.deepcopy(agent)
+
+    def sabotaged(function, **options):
+        def call(batch, improve):
+            metrics = function(batch, improve)
+            with torch.no_grad():
+                agent.critic.ensemble.layers[0].weight.mul_(1.1)
+            return metrics
+
+        return call
+
+    monkeypatch.setattr(train.torch, "compile", sabotaged)
+    update = train.captured(agent)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=r"differs from the uncompiled one in critic.ensemble.layers.0.weight"):
+        update(batch_for(agent), True)
+    update(batch_for(agent), True)
+    torch.manual_seed(1)
+    twin.update(batch_for(agent), True)
+    twin.update(batch_for(agent), True)
+    assert all(torch.equal(a, b) for a, b in zip(agent.state_dict().values(), twin.state_dict().values(), strict=True))

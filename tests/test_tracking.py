@@ -104,9 +104,13 @@ def test_a_killed_and_resumed_run_is_one_run_with_every_row_once(tmp_path):
 
 def test_push_sends_what_was_recorded(tmp_path):
     rlamort("train", *COMMON, cwd=tmp_path)
+    (tmp_path / "run" / "videos").mkdir()
+    (tmp_path / "run" / "videos" / "step-000000400.mp4").write_bytes(b"a film")
     said = rlamort("push", "run", "wandb_mode=offline", "wandb_project=mine", cwd=tmp_path)
     assert said.stdout.strip().endswith("run: all records are sent")
     assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert "videos/step-000000400.mp4" in [f.path for r in wandb_records(file) if r.HasField("files") for f in r.files.files]
     rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path)  # nothing is missing, so nothing is sent again
     assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
     said = rlamort("push", "run", "wandb_projct=mine", cwd=tmp_path, code=2)
