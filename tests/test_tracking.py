@@ -29,6 +29,9 @@ COMMON = [
 ]  # fmt: skip
 
 
+LONG = [word.replace("steps=400", "steps=1500") for word in COMMON]  # long enough to be interrupted on any machine
+
+
 def wandb_records(file):
     """The protocol buffers in a .wandb file, which is framed as LevelDB's log: blocks of 32 KiB, records in fragments."""
     content, at, part = file.read_bytes(), 7, b""
@@ -88,13 +91,13 @@ def test_an_offline_run_holds_every_row_once(tmp_path):
 
 
 def test_a_killed_and_resumed_run_is_one_run_with_every_row_once(tmp_path):
-    command = [RLAMORT, "train", *COMMON, "track=wandb", "wandb_mode=offline", "resume=auto"]
+    command = [RLAMORT, "train", *LONG, "track=wandb", "wandb_mode=offline", "resume=auto"]
     for delay in (0.6, 1.0, 0.9):
         with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
             process.stdout.readline()
             time.sleep(delay)
             process.kill()
-    rlamort("train", *COMMON, "track=wandb", "wandb_mode=offline", "resume=auto", cwd=tmp_path)
+    rlamort("train", *LONG, "track=wandb", "wandb_mode=offline", "resume=auto", cwd=tmp_path)
     run = tmp_path / "run"
     files = list((run / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) > 1
@@ -180,7 +183,7 @@ def test_an_online_run_arrives_row_by_row(recorder, tmp_path):
 
 
 def test_wandb_sync_uploads_an_interrupted_offline_run_whole(recorder, tmp_path):
-    command = [RLAMORT, "train", *COMMON, "track=wandb", "wandb_mode=offline"]
+    command = [RLAMORT, "train", *LONG, "track=wandb", "wandb_mode=offline"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         time.sleep(1.2)
