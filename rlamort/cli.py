@@ -208,33 +208,37 @@ def _run(learner: "Learner", headline: str) -> Path:
 
     assert learner.directory is not None
     run, path = learner.config.run, learner.directory.path
-    try:
-        with Terminal(run.steps) as terminal, Interrupts() as interrupts:
-            terminal.print(headline)
-            try:
-                learner.learn(
-                    run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
-                )
-            except Preempted as end:
-                terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
-                raise
-            except Diverged as error:
-                terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
-                if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
+    with Interrupts() as interrupts:  # to the very end: a finished run is not worth killing
+        try:
+            with Terminal(run.steps) as terminal:
+                terminal.print(headline)
+                try:
+                    learner.learn(
+                        run.steps - learner.clock.env_step,
+                        reset_num_timesteps=False,
+                        trackers=[terminal],
+                        stop=interrupts.asked,
+                    )
+                except Preempted as end:
+                    terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
                     raise
+                except Diverged as error:
+                    terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
+                    if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
+                        raise
+                    learner.close()
+                    slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
+                    terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
+                    return go_on(path, slower, learner.method)
+                finally:
+                    with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
+                        if not learner.closed:
+                            learner.check_finite()
+                            learner.save(path / "agent")
+            _leave_behind(path, run.video, learner.method)
+        finally:
+            if not learner.closed:
                 learner.close()
-                slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
-                terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
-                return go_on(path, slower, learner.method)
-            finally:
-                with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
-                    if not learner.closed:
-                        learner.check_finite()
-                        learner.save(path / "agent")
-        _leave_behind(path, run.video, learner.method)
-    finally:
-        if not learner.closed:
-            learner.close()
     print(path)
     return path
 
