@@ -40,8 +40,8 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: an exit code of 0, 2 (what was asked cannot be done), 3 (an environment or agent failed) or 4
-    (storage). RLAMORT_TRACEBACK=1 shows where an error came from."""
+    """The command line. Exit codes: 0; 1, a claim failed; 2, what was asked cannot be done; 3, an environment or agent failed;
+    4, storage did; 75, stopped and saved; 130, interrupted twice. RLAMORT_TRACEBACK=1 shows where an error came from."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")

@@ -73,7 +73,6 @@ class Terminal:
         self.console = Console(file=sys.stdout)
         self.bar: Progress | None = None
         self.drawn = 0.0
-        self.last_return: float | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
