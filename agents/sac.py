@@ -70,7 +70,7 @@ class SAC(Agent):
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         lam = self.model(self.normaliser(x))
-        return self.density.sample(lam)[0] if explore else self.density.median(lam)
+        return self.density.draw(lam) if explore else self.density.median(lam)
 
     def evaluate(self, batch: Batch) -> Metrics:
         with torch.no_grad():  # V(x') = -f(lam; x'): the critics' target is the value of the problem the actor solves

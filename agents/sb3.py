@@ -16,10 +16,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch import Tensor
 
 from rlamort.agent import Agent
+from rlamort.capture import Compiled
 from rlamort.config import Fraction, Positive, Range, Widths
 from rlamort.env import Episode, Spec
 from rlamort.errors import UserError
-from rlamort.train import Clock, Journal, Schedule, Update, crosses, speed, summary
+from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
 
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -38,17 +39,19 @@ class SB3(Agent):
         algorithm: which of its algorithms.
         learning_rate: its learning_rate.
         discount: its gamma.
+        tau: its tau (SAC, TD3, DDPG).
         hidden: its net_arch.
-        exploration_noise: standard deviation of Gaussian action noise (TD3), in units of half the action range.
+        exploration_noise: standard deviation of Gaussian action noise (TD3, DDPG), in units of half the action range.
     """
 
     def __init__(
         self,
         spec: Spec,
         *,
-        algorithm: Literal["SAC", "TD3", "PPO"] = "SAC",
+        algorithm: Literal["SAC", "TD3", "DDPG", "PPO"] = "SAC",
         learning_rate: Positive | None = None,
         discount: Fraction = 0.99,
+        tau: Fraction | None = None,
         hidden: Widths | None = None,
         exploration_noise: Positive | None = None,
     ) -> None:
@@ -57,6 +60,8 @@ class SB3(Agent):
         self.keywords: dict[str, Any] = {"gamma": discount}
         if learning_rate is not None:
             self.keywords["learning_rate"] = learning_rate
+        if tau is not None:
+            self.keywords["tau"] = tau
         if hidden is not None:
             self.keywords["policy_kwargs"] = {"net_arch": list(hidden)}
         if exploration_noise is not None:
@@ -144,13 +149,13 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
         return True
 
 
-def train(agent: SB3, source: Own, schedule: Schedule, clock: Clock, update: Update, journal: Journal) -> None:
+def train(agent: SB3, source: Own, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
     """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.
 
     Raises:
         UserError: something is asked for that it does not have.
     """
-    if update != agent.update:
+    if isinstance(updates, Compiled):
         raise UserError("compile: Stable-Baselines3's updates are not compiled; compile=false is needed")
     if schedule.update_after != schedule.warmup_steps:
         raise UserError(

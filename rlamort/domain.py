@@ -30,6 +30,10 @@ class Density(Domain):
         """lam (B, inputs) -> one draw y (B, dim), differentiable in lam, and log q(y; lam) (B,) in nats."""
         raise NotImplementedError
 
+    def draw(self, lam: Tensor) -> Tensor:
+        """lam (B, inputs) -> one draw y (B, dim), the one that `sample` would have given, without its density."""
+        return self.sample(lam)[0]
+
     def median(self, lam: Tensor) -> Tensor:
         """lam (B, inputs) -> y (B, dim): the coordinate-wise median, which is what a deterministic agent plays."""
         raise NotImplementedError
@@ -102,6 +106,10 @@ class SquashedGaussian(Density):
         # log |d tanh(v) / dv| = log(1 - tanh(v)^2), in the form that neither overflows nor cancels for large |v|
         log_slope = 2 * (math.log(2) - v - nn.functional.softplus(-2 * v))
         return v.tanh(), (log_normal - log_slope).sum(-1)
+
+    def draw(self, lam: Tensor) -> Tensor:
+        mean, log_std = lam.chunk(2, dim=-1)
+        return (mean + log_std.exp() * torch.randn_like(mean)).tanh()
 
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0].tanh()

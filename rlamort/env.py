@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,13 +10,13 @@ from rlamort.domain import Box, unit_box
 
 
 class Step(NamedTuple):
-    """What B environments answered. Tensors on the training device, flags on the host, where the loop decides by them."""
+    """What B environments answered. Numbers on the training device; flags on the host, where the loop decides by them."""
 
     x_next: Tensor  # (B, d) the true successor, also where the episode ended
     reward: Tensor  # (B,)
-    terminated: Tensor  # (B,) bool: the task ended, the future is worth nothing
-    truncated: Tensor  # (B,) bool: only the clock ran out, the future has a value
-    valid: Tensor  # (B,) bool: False where the row was merely reset (NEXT_STEP autoreset): no transition
+    terminated: np.ndarray  # (B,) bool: the task ended, the future is worth nothing
+    truncated: np.ndarray  # (B,) bool: only the clock ran out, the future has a value
+    valid: np.ndarray  # (B,) bool: False where the row was merely reset (NEXT_STEP autoreset): no transition
 
 
 class Episode(NamedTuple):

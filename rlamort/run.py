@@ -16,6 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
+from rlamort.capture import Compiled, Eager
 from rlamort.config import FIXED, FREE, Config, locate, methods, resolve, short_name
 from rlamort.directory import Directory
 from rlamort.env import Episode, Spec
@@ -27,7 +28,7 @@ from rlamort.mirror import Mirror, require
 from rlamort.randomness import Randomness
 from rlamort.score import Score, score
 from rlamort.track import Tracker
-from rlamort.train import Clock, Journal, Schedule, Update, captured, crosses
+from rlamort.train import Clock, Journal, Schedule, Updates, crosses
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
@@ -72,7 +73,7 @@ class Learner:
         self.clock = Clock()
         self._source: Any = None
         self._evaluation: GymEnv | None = None
-        self._captured: Update | None = None
+        self._updates: Updates | None = None
         self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
         self._kept = 0  # the env_step of the latest checkpoint
         self._kept_frames: np.ndarray | None = None
@@ -159,21 +160,21 @@ class Learner:
             evaluation = self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
             scorer = functools.partial(score, env=evaluation)
         journal = Journal(takers, scorer, functools.partial(self._keep, stop))
-        update = self._update(total_timesteps * run.utd)
         with self.randomness():
-            locate(self.config.row["train"])(self.agent, source, schedule, self.clock, update, journal)
+            locate(self.config.row["train"])(self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal)
             journal.measure(self.agent, self.clock)
             if self.directory is not None:
                 self.save_checkpoint()
         return self
 
-    def _update(self, planned: int) -> Update:
+    def _prepared(self, planned: int) -> Updates:
         if self._compiled is None:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
-        if self._compiled and self._captured is None:
-            self._captured = captured(self.agent)
-        return self._captured or self.agent.update
+        if self._updates is None:
+            source, count = self.source, self.config.run.batch_size
+            self._updates = (Compiled if self._compiled else Eager)(self.agent, lambda: source.sample(count))
+        return self._updates
 
     def _keep(self, stop: Callable[[], bool]) -> None:
         stopping = stop()

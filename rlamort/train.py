@@ -1,10 +1,8 @@
 """The loop: collect, evaluate, improve, score. No method is named here."""
 
-import copy
 import math
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -41,6 +39,7 @@ class Clock:
     scored: int = 0  # the env_step of the latest evaluation
     metrics: Metrics = field(default_factory=dict)  # of the latest update
     episodes: list[Episode] = field(default_factory=list)  # that ended since the latest record
+    y: torch.Tensor | None = None  # what the agent has already chosen to do next
 
 
 class Source(Protocol):
@@ -49,11 +48,11 @@ class Source(Protocol):
     env: Env
     collected: int
 
-    def collect(self, act: Callable[[torch.Tensor], torch.Tensor]) -> Collected: ...
+    def collect(self, y: torch.Tensor) -> Collected: ...
     def sample(self, count: int) -> Batch: ...
 
 
-Update = Callable[[Batch, bool], Metrics]
+Updates = Callable[[Sequence[bool], torch.Tensor], tuple[Metrics, torch.Tensor]]  # see `rlamort.capture.Eager`
 Scorer = Callable[[Agent], Score]
 
 
@@ -86,7 +85,7 @@ class Journal:
             clock.scored = clock.env_step
 
 
-def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update: Update, journal: Journal) -> None:
+def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
     """Train `agent` for `schedule.steps` environment steps.
 
     Args:
@@ -94,7 +93,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         source: where its batches come from.
         schedule: how often what happens.
         clock: where the run stands; moved on.
-        update: `agent.update`, or a compiled form of it.
+        updates: updates the agent on batches of the source, and then acts: see `rlamort.capture`.
         journal: what is left behind.
 
     Raises:
@@ -103,23 +102,24 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds
 
-    def play(x: torch.Tensor) -> torch.Tensor:
+    def chosen() -> torch.Tensor:
+        if source.collected < schedule.warmup_steps:
+            return source.env.domain.uniform(source.env.count)
+        if clock.y is not None:
+            return clock.y
         with torch.no_grad():
-            return agent.act(x, explore=True)
-
-    def play_at_random(x: torch.Tensor) -> torch.Tensor:
-        return source.env.domain.uniform(len(x))
+            return agent.act(source.env.x, explore=True)
 
     while clock.env_step < until:
-        met = source.collect(play_at_random if source.collected < schedule.warmup_steps else play)
+        met = source.collect(chosen())
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         agent.observe(met.x)
         clock.episodes += met.episodes
         if source.collected > schedule.update_after:
-            for _ in range(schedule.utd * met.transitions):
-                clock.updates += 1
-                improve = clock.updates % agent.improve_every == 0
-                clock.metrics |= update(source.sample(schedule.batch_size), improve)
+            due = range(clock.updates + 1, clock.updates + schedule.utd * met.transitions + 1)
+            fresh, clock.y = updates([number % agent.improve_every == 0 for number in due], source.env.x)
+            clock.metrics |= fresh
+            clock.updates += len(due)
         clock.seconds = time.perf_counter() - started
         journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
@@ -163,51 +163,3 @@ def speed(clock: Clock) -> Values:
         "time/steps_per_s": clock.env_step / clock.seconds,
         "time/updates": clock.updates,
     }
-
-
-def captured(agent: Agent) -> Update:
-    """`agent.update` as one compiled graph each with and without `improve`.
-
-    The graph holds forward, backward, optimiser and target update, and draws its noise as the eager update does. Its first
-    result is held against the eager one's; where compiling fails, or the two differ, updates go on uncompiled, with a warning.
-    """
-    torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
-    graph: Update = torch.compile(agent.update, fullgraph=True, options={"fallback_random": True})
-    checked: set[bool] = set()  # the values of `improve` whose graph has proved right
-    chosen = graph
-
-    def first(batch: Batch, improve: bool) -> Metrics:
-        nonlocal chosen
-        twin, devices = copy.deepcopy(agent), [agent.box.scale.device] if agent.box.scale.is_cuda else []
-        with torch.random.fork_rng(devices):
-            expected = twin.update(batch, improve)
-        try:
-            metrics = graph(batch, improve)
-            differing = [*_differing(metrics, expected), *_differing(agent.state_dict(), twin.state_dict())]
-            if not differing:
-                checked.add(improve)
-                return metrics
-            reason = f"its first update differs from the uncompiled one in {', '.join(differing[:3])}"
-            agent.load_state_dict(twin.state_dict())
-        except torch._dynamo.exc.TorchDynamoException as error:  # before anything has moved: compiling comes first
-            reason, expected = str(error).splitlines()[0], agent.update(batch, improve)
-        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
-        chosen = agent.update
-        return expected
-
-    def update(batch: Batch, improve: bool) -> Metrics:
-        return chosen(batch, improve) if chosen is not graph or improve in checked else first(batch, improve)
-
-    return update
-
-
-def _differing(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of tensors that are further apart than float32 arithmetic in another order explains.
-
-    By norms, since Adam's first step turns a rounding of a vanishing gradient into a step of full size.
-    """
-    return [
-        name
-        for name, tensor in theirs.items()
-        if not (ours[name] - tensor).double().norm() <= 1e-2 * tensor.double().norm() + 1e-5
-    ]
