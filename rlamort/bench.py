@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rlamort import mirror
+from rlamort.capture import Eager
 from rlamort.run import Learner, learner_class
 from rlamort.source import Replay
 
@@ -30,17 +31,18 @@ def checkpoint() -> list[str]:
         times, sizes = [], []
         for _ in range(3):
             for _ in range(EVERY):
-                learner.source.collect(lambda x: learner.source.env.domain.uniform(len(x)))
+                learner.source.collect(learner.source.env.domain.uniform(1))
             learner.clock.env_step += EVERY
             times.append(_timed(learner))
             newest = max(ckpt.glob("step_*"))
             added = [f for f in (ckpt / "frames").iterdir() if f.name.startswith(newest.name.removeprefix("step_"))]
             sizes.append(_size(newest) + sum(f.stat().st_size for f in added))
         start, steps = time.perf_counter(), 600
-        update = learner.agent.update
+        updates = Eager(learner.agent, lambda: learner.source.sample(256))
+        y = learner.source.env.domain.uniform(1)
         for _ in range(steps):
-            learner.source.collect(lambda x: learner.agent.act(x, explore=True).detach())
-            update(learner.source.sample(256), True)
+            learner.source.collect(y)
+            _, y = updates([True], learner.source.env.x)
         rate = steps / (time.perf_counter() - start)
         learner.close()
     return [

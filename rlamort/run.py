@@ -147,7 +147,7 @@ class Learner:
         if reset_num_timesteps and self.clock.env_step and self.directory is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
-            self.clock = Clock(updates=self.clock.updates)
+            self.clock = Clock(updates=self.clock.updates, y=self.clock.y)
         schedule = Schedule(
             total_timesteps, run.warmup_steps, run.warmup_steps if run.update_after is None else run.update_after,
             run.utd, run.batch_size, run.eval_every, run.log_every,
@@ -161,7 +161,9 @@ class Learner:
             scorer = functools.partial(score, env=evaluation)
         journal = Journal(takers, scorer, functools.partial(self._keep, stop))
         with self.randomness():
-            locate(self.config.row["train"])(self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal)
+            locate(self.config.row["train"])(
+                self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal
+            )
             journal.measure(self.agent, self.clock)
             if self.directory is not None:
                 self.save_checkpoint()
@@ -244,7 +246,7 @@ class Learner:
         return {
             "clock": {
                 "env_step": clock.env_step, "updates": clock.updates, "seconds": clock.seconds, "scored": clock.scored,
-                "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes],
+                "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes], "y": clock.y,
             },
             "source": self.source.state(),
             "torch": self.randomness.current(),
@@ -267,6 +269,8 @@ class Learner:
                 clock["metrics"], [Episode(total, length) for total, length in clock["episodes"]],
             )  # fmt: skip
             exact: bool = self.source.restore(state["source"], loaded.frames())
+            if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now
+                self.clock.y = clock["y"].to(self.device)
             self.randomness.states = state["torch"]
             np.random.set_state(state["numpy"])
             version, words, gauss = state["python"]

@@ -53,12 +53,10 @@ def score(agent: Agent, env: Env, seed: int = SEED) -> Score:
     The agent's observation statistics stay as they are.
     """
     x = env.reset(seed)
-    total = torch.zeros(env.count, dtype=torch.float64)
-    length = torch.zeros(env.count, dtype=torch.int64)
-    running = torch.ones(env.count, dtype=torch.bool)
+    total, length, running = np.zeros(env.count), np.zeros(env.count, dtype=np.int64), np.ones(env.count, dtype=bool)
     while running.any():
         step = env.step(agent.act(x, explore=False))
-        total += running * step.reward.to("cpu", torch.float64)
+        total += running * step.reward.numpy(force=True)
         length += running
         running &= ~(step.terminated | step.truncated)
         x = env.x

@@ -249,7 +249,7 @@ class Replay:
             self.fifo_on_device.copy_(torch.from_numpy(self.fifo))
 
     def _writable(self, values: Tensor | np.ndarray) -> Any:
-        """What takes part in assignments: on a CPU NumPy's view of the same memory, which makes small ones ten times cheaper."""
+        """What takes part in assignments: on a CPU, NumPy's view of the same memory, which makes small ones cheap."""
         if self.device.type == "cpu":
             return values.numpy() if isinstance(values, Tensor) else values
         return values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.device)

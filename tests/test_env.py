@@ -38,7 +38,7 @@ def test_tensors_are_float32_on_the_device_and_flags_on_the_host(device):
         assert tensor.dtype == torch.float32
         assert tensor.device.type == device.type
     assert x.shape == step.x_next.shape == (2, 17)
-    assert {flag.device.type for flag in (step.terminated, step.truncated, step.valid)} == {"cpu"}
+    assert all(isinstance(flag, np.ndarray) for flag in (step.terminated, step.truncated, step.valid))
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -67,7 +67,7 @@ def test_worker_processes_play_what_one_process_plays():
         env.close()
     assert any(step.terminated.any() for step in plays[0])
     for one, other in zip(*plays, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_action_space_is_seeded_too():
