@@ -5,6 +5,7 @@ import socket
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -13,14 +14,16 @@ import torch
 
 from rlamort import mirror
 from rlamort.capture import Eager
+from rlamort.checkpoint import versions
 from rlamort.run import Learner, learner_class
 from rlamort.source import Replay
+from rlamort.speed import Report, profile, scaling, speed
 
 EVERY = 10_000  # environment steps between checkpoints
 FRAMES = 1_000_000
 
 
-def checkpoint() -> list[str]:
+def checkpoint() -> Report:
     """What a checkpoint costs late in a long run: SAC on HalfCheetah-v5 with a full buffer of 10^6 frames."""
     with tempfile.TemporaryDirectory() as folder:
         learner = learner_class("sac")("HalfCheetah-v5", dir=str(Path(folder) / "run"), buffer_size=FRAMES, warmup_steps=1)
@@ -45,12 +48,13 @@ def checkpoint() -> list[str]:
             _, y = updates([True], learner.source.env.x)
         rate = steps / (time.perf_counter() - start)
         learner.close()
-    return [
+    lines = [
         f"first checkpoint, with all {FRAMES:,} frames: {first:.2f} s",
         f"each later one, {EVERY:,} steps on: {median(times):.3f} s, {median(sizes) / 2**20:.1f} MiB written",
         f"training: {rate:.0f} steps/s eager, {torch.get_num_threads()} threads",
         f"share of training time: {100 * median(times) * rate / EVERY:.2f} %",
     ]
+    return Report(lines, {"versions": versions(), "seconds": times, "bytes": sizes, "first_s": first, "steps_per_s": rate})
 
 
 def _fill(ring: Replay) -> None:
@@ -78,7 +82,7 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def tracking() -> list[str]:
+def tracking() -> Report:
     """What it costs to be followed by a W&B server that takes connections and never answers: in turns with no tracking."""
     steps, rounds = 4_000, 3
     seconds: dict[str, list[float]] = {"none": [], "wandb": []}
@@ -101,11 +105,14 @@ def tracking() -> list[str]:
                     warnings.simplefilter("ignore")  # that it has not taken the records, which is the point
                     learner.close()
     ratios = [with_it / without for with_it, without in zip(seconds["wandb"], seconds["none"], strict=True)]
-    return [
+    lines = [
         f"{steps:,} steps of SAC on HalfCheetah-v5, {rounds} rounds in turns, {torch.get_num_threads()} threads",
         f"without tracking: {median(seconds['none']):.2f} s; followed by a server that hangs: {median(seconds['wandb']):.2f} s",
         f"median ratio: {median(ratios):.3f}",
     ]
+    return Report(lines, {"versions": versions(), "seconds": seconds, "ratios": ratios})
 
 
-BENCHES = {"checkpoint": checkpoint, "tracking": tracking}
+BENCHES: dict[str, Callable[..., Report]] = {
+    "speed": speed, "profile": profile, "scaling": scaling, "checkpoint": checkpoint, "tracking": tracking,
+}  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
   rlamort video RUN                                   film an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
-  rlamort bench checkpoint|tracking                   what a checkpoint, or a W&B server that hangs, costs here
+  rlamort bench [NAME] [--out FILE]                   training speed beside SB3 and sbx; profile, scaling, checkpoint, tracking
   rlamort reproduce METHOD                            measure a method's claims on this machine
 
 RUN is a run directory, the last line that `train` prints.
@@ -388,13 +389,23 @@ def reproduce_row(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """`rlamort bench NAME`."""
+    """`rlamort bench [NAME] [ALGORITHM]`."""
     parser = _parser("bench", "Measure rlamort itself on this machine, which should be idle.")
-    parser.add_argument("name", choices=["checkpoint", "tracking"], help="what is measured")
+    names = ["speed", "profile", "scaling", "checkpoint", "tracking"]
+    about = "speed, the default: beside Stable-Baselines3 and, where SBX_PYTHON names an interpreter that has it, sbx"
+    parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
+    parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
+    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
+    if given.algorithm and given.name not in ("speed", "profile"):
+        raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
     from rlamort.bench import BENCHES
 
-    print(*BENCHES[given.name](), sep="\n")
+    report = BENCHES[given.name](*([given.algorithm] if given.algorithm else []))
+    print(*report.lines, sep="\n")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(report.data, indent=1) + "\n")
 
 
 def _method_option(parser: argparse.ArgumentParser) -> None:

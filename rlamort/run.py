@@ -73,7 +73,7 @@ class Learner:
         self.clock = Clock()
         self._source: Any = None
         self._evaluation: GymEnv | None = None
-        self._updates: Updates | None = None
+        self.updates: Updates | None = None
         self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
         self._kept = 0  # the env_step of the latest checkpoint
         self._kept_frames: np.ndarray | None = None
@@ -173,10 +173,10 @@ class Learner:
         if self._compiled is None:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
-        if self._updates is None:
+        if self.updates is None:
             source, count = self.source, self.config.run.batch_size
-            self._updates = (Compiled if self._compiled else Eager)(self.agent, lambda: source.sample(count))
-        return self._updates
+            self.updates = (Compiled if self._compiled else Eager)(self.agent, lambda: source.sample(count))
+        return self.updates
 
     def _keep(self, stop: Callable[[], bool]) -> None:
         stopping = stop()

@@ -110,7 +110,7 @@ def test_compiled_runs_resume_exactly_too(tmp_path):
     broken.close()
     again, _ = resume(tmp_path / "broken", {})
     again.learn(150 - again.clock.env_step, reset_num_timesteps=False)
-    assert isinstance(again._updates, Compiled)
+    assert isinstance(again.updates, Compiled)
     assert_equal(everything(whole), everything(again))
 
 
