@@ -1,6 +1,7 @@
 """Claims as commands: a study trains what it claims, keeps what it measured, and says whether the claim holds.
 
-A study is an entry of configs/reproduce/ROW.yaml: environment, steps, seeds, and the return that each seed must reach.
+A study is an entry of configs/reproduce/ROW.yaml: environment, steps, seeds, settings, and what is claimed: a return that each
+seed must reach, or a baseline, trained with the same settings, that the row must not fall below.
 """
 
 import importlib.resources
@@ -11,30 +12,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from rlamort.checkpoint import versions
 from rlamort.errors import Fault, UserError, nearest
+from rlamort.score import Interval, interval, iqm, stratified_bootstrap
 from rlamort.track import read_records
+
+Kept = dict[str, Any]  # finished runs, by the command that a user types for them
 
 
 class Study(NamedTuple):
-    """Train `row` on `env` for `steps` from each seed; its last evaluation must reach `threshold` on every one."""
+    """Train `row`, and `baseline` where there is one, on `env` for `steps` from each seed."""
 
     row: str
     env: str
     steps: int
     seeds: list[int]
-    threshold: float
+    threshold: float | None = None
+    baseline: str | None = None
     overrides: Sequence[str] = ()
 
-    def command(self, seed: int) -> list[str]:
+    def contenders(self) -> list[str]:
+        """Whose runs it needs."""
+        return [self.row, *([self.baseline] if self.baseline else [])]
+
+    def command(self, row: str, seed: int) -> list[str]:
         """What a user types for one of its runs, after `rlamort`."""
-        return ["train", self.row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *self.overrides]
+        return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *self.overrides]
+
+    def key(self, row: str, seed: int) -> str:
+        return " ".join(["rlamort", *self.command(row, seed)])
+
+    def missing(self, kept: Kept) -> list[tuple[str, int]]:
+        """Runs that are not kept yet."""
+        return [(row, seed) for seed in self.seeds for row in self.contenders() if self.key(row, seed) not in kept]
+
+    def curves(self, row: str, kept: Kept) -> np.ndarray:
+        """(seeds, evaluations) returns."""
+        runs = [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds]
+        return np.array([[one["eval/return"] for one in run] for run in runs])
+
+    def last(self, row: str, kept: Kept) -> np.ndarray:
+        """(seeds,) returns of the last evaluation."""
+        return np.array(self.curves(row, kept)[:, -1])
 
 
 class Verdict(NamedTuple):
-    """What came of a study."""
+    """What came of a claim."""
 
     claim: str
     measured: str
@@ -67,34 +93,43 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
     claims = studies(row)
     results.mkdir(parents=True, exist_ok=True)
     for study in claims:
-        for seed in study.seeds:
-            kept = _kept(row, results)
-            key = " ".join(["rlamort", *study.command(seed)])
-            if key not in kept:
-                print(f"running: {key}", flush=True)
-                kept[key] = _run(study.command(seed))
-                (results / f"{row}.json").write_text(json.dumps(kept, indent=1) + "\n")
-    verdicts = [judge(study, _kept(row, results)) for study in claims]
+        for contender, seed in study.missing(_kept(row, results)):
+            key = study.key(contender, seed)
+            print(f"running: {key}", flush=True)
+            found = _run(study.command(contender, seed))
+            (results / f"{row}.json").write_text(json.dumps(_kept(row, results) | {key: found}, indent=1) + "\n")
+    kept = _kept(row, results)
+    verdicts = [verdict for study in claims for verdict in judge(study, kept)]
     (results / "README.md").write_text(table(results))
     return verdicts
 
 
-def _kept(row: str, results: Path) -> dict[str, Any]:
+def _kept(row: str, results: Path) -> Kept:
     file = results / f"{row}.json"
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def judge(study: Study, kept: dict[str, Any]) -> Verdict:
-    """A study whose runs are all kept."""
-    runs = [kept[" ".join(["rlamort", *study.command(seed)])] for seed in study.seeds]
-    returns = [float(run["evaluations"][-1]["eval/return"]) for run in runs]
-    return Verdict(
-        f"{' '.join([study.row, *study.overrides])} on {study.env}: return after {study.steps:,} steps on each of the seeds "
-        f"{study.seeds}",
-        ", ".join(f"{value:.1f}" for value in returns),
-        f">= {study.threshold:g}",
-        min(returns) >= study.threshold,
-    )
+def judge(study: Study, kept: Kept) -> list[Verdict]:
+    """The claims of a study whose runs are all kept."""
+    what = f"{' '.join([study.row, *study.overrides])} on {study.env}, {study.steps:,} steps, seeds {study.seeds}"
+    ours, verdicts = study.last(study.row, kept), []
+    if study.threshold is not None:
+        measured = ", ".join(f"{value:.1f}" for value in ours)
+        verdicts.append(
+            Verdict(f"return of {what}: each seed", measured, f">= {study.threshold:g}", bool(ours.min() >= study.threshold))
+        )
+    if study.baseline is not None:
+        theirs = study.last(study.baseline, kept)
+        a, b = interval(list(ours)), interval(list(theirs))
+        area, other = (study.curves(row, kept).mean(-1) for row in study.contenders())
+        measured = f"{_shown(a)} (area {area.mean():.1f})"
+        threshold = f"interval overlaps or lies above {_shown(b)} (area {other.mean():.1f})"
+        verdicts.append(Verdict(f"return of {what}: beside {study.baseline}", measured, threshold, a.high >= b.low))
+    return verdicts
+
+
+def _shown(value: Interval) -> str:
+    return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"
 
 
 def table(results: Path) -> str:
@@ -103,22 +138,56 @@ def table(results: Path) -> str:
         "# What was measured here",
         "",
         "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
-        "the mean of ten evaluation episodes at the end of training.",
+        "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",
+        "area the mean over the run's evaluations. A threshold beside a baseline is that baseline's own result with the same",
+        "settings and seeds, on the same versions.",
         "",
-        "| command | claim | threshold | measured, seed by seed | verdict |",
+        "| command | claim | threshold | measured | verdict |",
         "|---|---|---|---|---|",
     ]
+    whole = []
     for row in rows():
         kept = _kept(row, results)
         for study in studies(row):
-            if all(" ".join(["rlamort", *study.command(seed)]) in kept for seed in study.seeds):
-                claim, measured, threshold, passed = judge(study, kept)
+            if study.missing(kept):
+                missing = len(study.missing(kept))
+                lines.append(
+                    f"| `rlamort reproduce {row}` | {study.env}, {study.steps:,} steps | | {missing} runs to go | open |"
+                )
+                continue
+            if study.baseline:
+                whole.append((study, kept))
+            for claim, measured, threshold, passed in judge(study, kept):
                 verdict = "pass" if passed else "**FAIL**"
                 lines.append(f"| `rlamort reproduce {row}` | {claim} | {threshold} | {measured} | {verdict} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
 
 
-def _run(command: list[str]) -> dict[str, Any]:
+def overall(whole: Sequence[tuple[Study, Kept]]) -> list[str]:
+    """All studies with a baseline as one: interquartile means with stratified bootstrap intervals (Agarwal et al., 2021).
+
+    A return counts from 0, the lowest evaluation of any run of its study, to 1, the baseline's mean at the end.
+    """
+    ours, theirs = [], []
+    for study, kept in whole:
+        assert study.baseline is not None
+        low = min(study.curves(row, kept).min() for row in study.contenders())
+        high = study.last(study.baseline, kept).mean()
+        ours.append((study.last(study.row, kept) - low) / (high - low))
+        theirs.append((study.last(study.baseline, kept) - low) / (high - low))
+    return [
+        f"Over these {len(whole)} studies with a baseline, returns scaled from 0, the lowest evaluation of any run, to 1, the",
+        "baseline's mean: interquartile mean of rlamort "
+        f"{_share(stratified_bootstrap(ours, iqm))}, of the baselines {_share(stratified_bootstrap(theirs, iqm))}",
+        "(95 % stratified bootstrap intervals over seeds).",
+    ]
+
+
+def _share(value: Interval) -> str:
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
+
+
+def _run(command: list[str]) -> Kept:
     """One training in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-P", "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False

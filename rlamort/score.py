@@ -1,7 +1,7 @@
 """Measuring: what an agent is worth in environments of its own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ SEED = 1_000_000  # evaluation episodes are the same for every training seed
 
 
 class Interval(NamedTuple):
-    """A mean and a 95 % Student interval for it; the bounds are NaN where there are fewer than two values."""
+    """A statistic and a 95 % interval for it; the bounds are NaN where there are fewer than two values."""
 
     mean: float
     low: float
@@ -23,12 +23,34 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean of `values` and its interval."""
+    """Mean of `values` and its Student interval."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
+
+
+def iqm(values: np.ndarray) -> float:
+    """Interquartile mean: of the middle half of all values (Agarwal et al., 2021)."""
+    return float(stats.trim_mean(values, 0.25, axis=None))
+
+
+def stratified_bootstrap(
+    groups: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float], draws: int = 2_000, seed: int = 0
+) -> Interval:
+    """`statistic` of all values together, with a 95 % percentile interval over draws within each group (Agarwal et al., 2021).
+
+    Args:
+        groups: the values of one task each, one per seed.
+        statistic: of an array of values.
+        draws: how many.
+        seed: of the draws.
+    """
+    made = np.random.default_rng(seed)
+    drawn = [statistic(np.concatenate([made.choice(group, len(group)) for group in groups])) for _ in range(draws)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(statistic(np.concatenate(groups)), float(low), float(high))
 
 
 class Score(NamedTuple):
