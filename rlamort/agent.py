@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rlamort.domain import Box, unit_box
 from rlamort.env import Spec
@@ -16,32 +15,58 @@ from rlamort.source import Batch
 
 
 class Adam(nn.Module):
-    """Adam (Kingma and Ba, 2015, algorithm 1) as state tensors that travel with the agent's; the arithmetic is torch's.
+    """Adam (Kingma and Ba, 2015, algorithm 1), with its state in tensors that travel with the agent's.
 
     `torch.optim.Adam` keeps its state in Python and breaks a compiled graph at every step; this one does neither.
 
     Args:
         parameters: the tensors that it will move, which fix the shapes of its state.
         learning_rate: step size.
+        decay: beta_1 and beta_2, of the moments.
+        epsilon: added to the root of the second moment.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+    steps: Tensor
+    corrections: Tensor
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        decay: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-8,
+    ) -> None:
         super().__init__()
         parameters = list(parameters)
-        self.learning_rate = learning_rate
+        self.learning_rate, self.decay, self.epsilon = learning_rate, decay, epsilon
         self.mean = _state(torch.zeros_like(p) for p in parameters)
         self.square = _state(torch.zeros_like(p) for p in parameters)
-        self.steps = _state(torch.zeros(()) for _ in parameters)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        # of the next step: kept, since a compiled kernel that derived them would do so for every few numbers that it moves
+        self.register_buffer("corrections", torch.zeros(2))
+        self._correct()
 
     @torch.no_grad()
     def step(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """Move the parameters, in place, against their gradients."""
-        capturing = torch.compiler.is_compiling()
-        adam(
-            parameters, gradients, list(self.mean), list(self.square), [], list(self.steps),
-            foreach=capturing, fused=not capturing, capturable=capturing,  # one kernel either way
-            amsgrad=False, beta1=0.9, beta2=0.999, lr=self.learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip
+        mean, square, (first, second) = list(self.mean), list(self.square), self.decay
+        torch._foreach_lerp_(mean, gradients, 1 - first)
+        torch._foreach_mul_(square, second)
+        torch._foreach_addcmul_(square, gradients, gradients, 1 - second)
+        scales = torch._foreach_sqrt(square)
+        torch._foreach_mul_(scales, self.corrections[1])
+        torch._foreach_add_(scales, self.epsilon)
+        moves = torch._foreach_div(mean, scales)
+        torch._foreach_mul_(moves, self.corrections[0])
+        torch._foreach_sub_(parameters, moves)
+        self.steps += 1
+        self._correct()
+
+    @torch.no_grad()
+    def _correct(self) -> None:
+        """How the next step corrects for moments that began at zero."""
+        first, second = (1 - torch.pow(decay, self.steps + 1) for decay in self.decay)
+        self.corrections.copy_(torch.stack([self.learning_rate / first, second.rsqrt()]))
 
 
 def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:

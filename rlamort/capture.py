@@ -1,8 +1,13 @@
-"""Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim"""
+"""Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim
+
+A round is what follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and
+then exploring actions for the contexts x (N, d) that stand now.
+"""
 
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +19,15 @@ from rlamort.source import Batch
 Sampler = Callable[[], Batch]
 
 
-def update(agent: Agent, sample: Sampler, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-    """One update on a fresh batch, with or without `improve`; then an exploring action for x (N, d), where one is given."""
-    metrics = agent.update(sample(), improve)
-    with torch.no_grad():
-        return metrics, None if x is None else agent.act(x, explore=True)
+class Round(NamedTuple):
+    """What came of a round."""
+
+    metrics: Metrics  # of the latest updates
+    y: Tensor  # (N, n) in [-1, 1]^n
 
 
 class Eager:
-    """Updates as Python runs them.
+    """Rounds as Python runs them.
 
     Args:
         agent: what is updated.
@@ -32,65 +37,141 @@ class Eager:
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
 
-    def __call__(self, improves: Sequence[bool], x: Tensor) -> tuple[Metrics, Tensor]:
-        """An update for each entry, with or without `improve`; the latest metrics, and exploring actions for x (N, d)."""
+    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
         metrics: Metrics = {}
-        y = None
         for improve in improves:
-            fresh, y = self.once(improve, x if len(improves) == 1 else None)
-            metrics |= fresh
-        if y is None:
-            with torch.no_grad():
-                y = self.agent.act(x, explore=True)
-        return metrics, y
-
-    def once(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-        return update(self.agent, self.sample, improve, x)
+            metrics |= self.agent.update(self.sample(), improve)
+        with torch.no_grad():
+            return Round(metrics, self.agent.act(x, explore=True))
 
 
-class Compiled(Eager):
+class Compiled:
     """Sampling, forward, backward, optimiser, target update and the next action as one compiled graph.
 
-    There is one with and one without `improve`. They draw their noise as the eager update does. The first result of each is
-    held against the eager one's; where compiling fails, or the two differ, updates go on uncompiled, with a warning.
+    There is one with and one without `improve`; where a round has several updates, it calls them one after another, and acts
+    after the last. They draw their noise as the eager round does.
     """
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
-        super().__init__(agent, sample)
+        self.agent, self.sample = agent, sample
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
-        self.graph = torch.compile(update, fullgraph=True, dynamic=False, options={"fallback_random": True})
-        self.checked: set[tuple[bool, bool]] = set()  # the graphs that have proved right
-        self.failed = False
+        torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
+        # the eager update's random numbers; and sums over an action's coordinates in vector instructions, not unrolled ones
+        options = {"fallback_random": True, "unroll_reductions_threshold": 1}
+        self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
-    def once(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-        if (improve, x is None) in self.checked:
-            return self.graph(self.agent, self.sample, improve, x)
-        return super().once(improve, x) if self.failed else self._first(improve, x)
+    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+        if len(improves) == 1:  # the usual round is one graph
+            return Round(*self.graph(improves[0], x))
+        metrics: Metrics = {}
+        for improve in improves:
+            metrics |= self.graph(improve, None)[0]
+        with torch.no_grad():
+            return Round(metrics, self.agent.act(x, explore=True))
 
-    def _first(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-        twin, devices = copy.deepcopy(self.agent), [self.agent.box.scale.device] if self.agent.box.scale.is_cuda else []
-        with torch.random.fork_rng(devices):
-            expected = update(twin, self.sample, improve, x)
+    def _update(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
+        metrics = self.agent.update(self.sample(), improve)
+        with torch.no_grad():
+            return metrics, None if x is None else self.agent.act(x, explore=True)
+
+
+class CudaGraph:
+    """A whole round as one CUDA graph for each pattern of `improves`: nothing of it is launched by Python.
+
+    Parameters, replay and random state are where the graph found them; x is copied into a buffer of its own.
+    """
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.eager = Eager(agent, sample)
+        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor, Round]] = {}
+
+    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+        pattern = tuple(improves)
+        if pattern not in self.graphs:
+            self.graphs[pattern] = self._record(pattern, x)
+        graph, buffer, found = self.graphs[pattern]
+        buffer.copy_(x)
+        graph.replay()
+        return Round({name: value.clone() for name, value in found.metrics.items()}, found.y.clone())
+
+    def _record(self, pattern: tuple[bool, ...], x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Round]:
+        buffer, before = x.clone(), Moment(self.eager.agent)
+        aside = torch.cuda.Stream(x.device)
+        aside.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
+            for _ in range(3):
+                self.eager(pattern, buffer)
+        torch.cuda.current_stream(x.device).wait_stream(aside)
+        before.restore()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = self.eager(pattern, buffer)
+        return graph, buffer, found
+
+
+class Moment:
+    """An agent's state and the random generators', to come back to.
+
+    Args:
+        agent: whose state is kept, on whatever device it is.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent, self.device = agent, agent.box.scale.device
+        self.tensors = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+        self.random = torch.get_rng_state()
+        self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Everything as it was, in the same memory."""
+        self.agent.load_state_dict(self.tensors)
+        torch.set_rng_state(self.random)
+        if self.random_on_device is not None:
+            torch.cuda.set_rng_state(self.random_on_device, self.device)
+
+
+class Captured:
+    """Rounds by `Compiled` or, on a GPU, by `CudaGraph`, each pattern of them held against the eager one at its first use.
+
+    Where capturing fails, or the two differ, rounds go on eager, with one warning.
+
+    Args:
+        agent: what is updated.
+        sample: gives a batch.
+    """
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.agent, self.sample = agent, sample
+        self.rounds: Callable[[Sequence[bool], Tensor], Round] = (
+            CudaGraph(agent, sample) if agent.box.scale.is_cuda else Compiled(agent, sample)
+        )
+        self.proved: set[tuple[bool, ...]] = set()
+
+    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+        if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
+            return self.rounds(improves, x)
+        before, twin = Moment(self.agent), copy.deepcopy(self.agent)
+        expected = _named(Eager(twin, self.sample)(improves, x), twin)
+        before.restore()
         try:
-            found = self.graph(self.agent, self.sample, improve, x)
-            ours, theirs = _named(found, self.agent), _named(expected, twin)
-            differing = [name for name in theirs if not close(ours[name], theirs[name])]
+            found = self.rounds(improves, x)
+            ours = _named(found, self.agent)
+            differing = [name for name in expected if not close(ours[name], expected[name])]
             if not differing:
-                self.checked.add((improve, x is None))
+                self.proved.add(tuple(improves))
                 return found
             reason = f"its first update differs from the uncompiled one in {', '.join(differing[:3])}"
-            self.agent.load_state_dict(twin.state_dict())
-        except torch._dynamo.exc.TorchDynamoException as error:  # before anything has moved: compiling comes first
-            reason, expected = str(error).splitlines()[0], super().once(improve, x)
-        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=4)
-        self.failed = True
-        return expected
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
+        before.restore()
+        self.rounds = Eager(self.agent, self.sample)
+        return self.rounds(improves, x)
 
 
-def _named(found: tuple[Metrics, Tensor | None], agent: Agent) -> Mapping[str, Tensor]:
-    """All that an update gives or changes."""
-    metrics, y = found
-    return {**metrics, **agent.state_dict(), **({} if y is None else {"y": y})}
+def _named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
+    """All that a round gives or changes."""
+    return {**found.metrics, **agent.state_dict(), "y": found.y}
 
 
 def close(one: Tensor, other: Tensor) -> bool:

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
-from rlamort.capture import Compiled, Eager
+from rlamort.capture import Captured, Eager
 from rlamort.config import FIXED, FREE, Config, locate, methods, resolve, short_name
 from rlamort.directory import Directory
 from rlamort.env import Episode, Spec
@@ -175,7 +175,7 @@ class Learner:
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
         if self.updates is None:
             source, count = self.source, self.config.run.batch_size
-            self.updates = (Compiled if self._compiled else Eager)(self.agent, lambda: source.sample(count))
+            self.updates = (Captured if self._compiled else Eager)(self.agent, lambda: source.sample(count))
         return self.updates
 
     def _keep(self, stop: Callable[[], bool]) -> None:

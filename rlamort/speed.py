@@ -143,9 +143,7 @@ def profile(algorithm: str = "sac", env: str = "HalfCheetah-v5", updates: int = 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded, learner.randomness():
         for number in range(1, updates + 1):
             learner.updates([number % every == 0], learner.source.env.x)  # type: ignore[misc]
-    groups = dict.fromkeys(
-        ("matrix products", "fused elementwise kernels", "random numbers", "guards", "launching the rest"), 0.0
-    )
+    groups = dict.fromkeys(("matrix products", "elementwise kernels", "random numbers", "guards", "launching the rest"), 0.0)
     for event in recorded.key_averages():
         groups[_group(event.key)] += event.self_cpu_time_total / updates
     total = sum(groups.values())

@@ -19,7 +19,7 @@ import yaml
 from test_cli import HERE, RLAMORT, rlamort
 
 import rlamort as ra
-from rlamort.capture import Compiled
+from rlamort.capture import Captured
 from rlamort.checkpoint import Checkpoints
 from rlamort.errors import Preempted
 from rlamort.run import learner_class, resume
@@ -110,7 +110,7 @@ def test_compiled_runs_resume_exactly_too(tmp_path):
     broken.close()
     again, _ = resume(tmp_path / "broken", {})
     again.learn(150 - again.clock.env_step, reset_num_timesteps=False)
-    assert isinstance(again.updates, Compiled)
+    assert isinstance(again.updates, Captured)
     assert_equal(everything(whole), everything(again))
 
 
