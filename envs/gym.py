@@ -76,9 +76,16 @@ class Ours:
     def __call__(self) -> VectorEnv[Any, Any, Any]:
         makers = [functools.partial(Snapshot, self.make, row) for row in range(self.count)]
         if self.vectorization == "async":
+            makers = [functools.partial(_in_worker, maker) for maker in makers]
             # not fork: the parent already runs torch's threads
             return AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
         return Rows(makers)
+
+
+def _in_worker(make: Callable[[], Snapshot]) -> Snapshot:
+    """A worker process computes on one thread: the others belong to the update."""
+    torch.set_num_threads(1)
+    return make()
 
 
 def abandon(vector: VectorEnv[Any, Any, Any]) -> None:

@@ -7,7 +7,7 @@ then exploring actions for the contexts x (N, d) that stand now.
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,17 +57,19 @@ class Compiled:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
         torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
         # the eager update's random numbers; and sums over an action's coordinates in vector instructions, not unrolled ones
-        options = {"fallback_random": True, "unroll_reductions_threshold": 1}
+        options: dict[str, Any] = {"fallback_random": True, "unroll_reductions_threshold": 1}
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
     def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
-        if len(improves) == 1:  # the usual round is one graph
-            return Round(*self.graph(improves[0], x))
         metrics: Metrics = {}
-        for improve in improves:
-            metrics |= self.graph(improve, None)[0]
-        with torch.no_grad():
-            return Round(metrics, self.agent.act(x, explore=True))
+        y = None
+        for improve in improves:  # the usual round has one, and then all of it is one graph
+            fresh, y = self.graph(improve, x if len(improves) == 1 else None)
+            metrics |= fresh
+        if y is None:
+            with torch.no_grad():
+                y = self.agent.act(x, explore=True)
+        return Round(metrics, y)
 
     def _update(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
         metrics = self.agent.update(self.sample(), improve)
@@ -96,7 +98,7 @@ class CudaGraph:
 
     def _record(self, pattern: tuple[bool, ...], x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Round]:
         buffer, before = x.clone(), Moment(self.eager.agent)
-        aside = torch.cuda.Stream(x.device)
+        aside = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
             for _ in range(3):

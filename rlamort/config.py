@@ -77,8 +77,10 @@ class Run:
         eval_every: environment steps between evaluations.
         eval_episodes: episodes in an evaluation, each with its own fixed seed.
         log_every: environment steps between records of losses and training returns.
-        compile: true compiles the update into one graph (20-60 s, then faster); auto does so from 15,000 updates on.
-        threads: CPU threads of torch; null leaves its own choice.
+        compile: true captures sampling, update and action as one graph (5-60 s, then faster); auto does so from 15,000 updates
+            on. What was compiled is kept for later runs.
+        threads: CPU threads of torch; null leaves its own choice, within the cores and the quota that the process has.
+            Worker processes of environments use one each.
         checkpoint_every: environment steps between checkpoints, from which `rlamort resume` goes on.
         keep_checkpoints: how many of the newest stay.
         resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.

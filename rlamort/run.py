@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import random
 import shutil
 import warnings
@@ -66,8 +67,7 @@ class Learner:
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
         self._eval_given = _kind_of(env) if eval_env is None else eval_env
-        if config.run.threads is not None:
-            torch.set_num_threads(config.run.threads)
+        torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cores()))
         self.device = device_of(config.run.device)
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
@@ -436,6 +436,17 @@ def _kind_of(env: Any) -> Any:
 def learner_class(name: str) -> type[Learner]:
     """The `Learner` of one method."""
     return type(short_name(name).upper().replace("/", "_"), (Learner,), {"method": name})
+
+
+def cores() -> int:
+    """Cores that this process may use: those of its affinity, and no more than its container's quota pays for."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, _, period = quota.read_text().partition(" ")
+        if allowed != "max":
+            found = min(found, max(1, int(allowed) // int(period)))
+    return found
 
 
 def device_of(name: str) -> torch.device:
