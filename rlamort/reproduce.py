@@ -110,17 +110,18 @@ def _kept(row: str, results: Path) -> Kept:
 
 
 def judge(study: Study, kept: Kept) -> list[Verdict]:
-    """The claims of a study whose runs are all kept."""
+    """Those claims of a study whose runs are all kept."""
     what = f"{' '.join([study.row, *study.overrides])} on {study.env}, {study.steps:,} steps, seeds {study.seeds}"
-    ours, verdicts = study.last(study.row, kept), []
+    waiting = {row for row, _ in study.missing(kept)}
+    verdicts: list[Verdict] = []
+    if study.row in waiting:
+        return verdicts
+    ours = study.last(study.row, kept)
     if study.threshold is not None:
-        measured = ", ".join(f"{value:.1f}" for value in ours)
-        verdicts.append(
-            Verdict(f"return of {what}: each seed", measured, f">= {study.threshold:g}", bool(ours.min() >= study.threshold))
-        )
-    if study.baseline is not None:
-        theirs = study.last(study.baseline, kept)
-        a, b = interval(list(ours)), interval(list(theirs))
+        measured, passed = ", ".join(f"{value:.1f}" for value in ours), bool(ours.min() >= study.threshold)
+        verdicts.append(Verdict(f"return of {what}: each seed", measured, f">= {study.threshold:g}", passed))
+    if study.baseline is not None and not waiting:
+        a, b = interval(list(ours)), interval(list(study.last(study.baseline, kept)))
         area, other = (study.curves(row, kept).mean(-1) for row in study.contenders())
         measured = f"{_shown(a)} (area {area.mean():.1f})"
         threshold = f"interval overlaps or lies above {_shown(b)} (area {other.mean():.1f})"
@@ -133,7 +134,7 @@ def _shown(value: Interval) -> str:
 
 
 def table(results: Path) -> str:
-    """Every row with complete measurements, as Markdown."""
+    """Every claim, with what was measured or how many runs it waits for, as Markdown."""
     lines = [
         "# What was measured here",
         "",
@@ -149,17 +150,14 @@ def table(results: Path) -> str:
     for row in rows():
         kept = _kept(row, results)
         for study in studies(row):
-            if study.missing(kept):
-                missing = len(study.missing(kept))
-                lines.append(
-                    f"| `rlamort reproduce {row}` | {study.env}, {study.steps:,} steps | | {missing} runs to go | open |"
-                )
-                continue
-            if study.baseline:
-                whole.append((study, kept))
             for claim, measured, threshold, passed in judge(study, kept):
                 verdict = "pass" if passed else "**FAIL**"
                 lines.append(f"| `rlamort reproduce {row}` | {claim} | {threshold} | {measured} | {verdict} |")
+            if missing := study.missing(kept):
+                what = f"{study.env}, {study.steps:,} steps, beside {study.baseline}"
+                lines.append(f"| `rlamort reproduce {row}` | {what} | | {len(missing)} runs to go | open |")
+            elif study.baseline:
+                whole.append((study, kept))
     return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
 
 
