@@ -31,7 +31,7 @@ def build_other(library: str, algorithm: str, env: str) -> Any:
 
 
 def updates_of(library: str, model: Any) -> Callable[[int], Any]:
-    """Pure updates: sampling and learning, without environment or acting."""
+    """Pure updates: sampling and learning without the environment; rlamort's choose the next action too, as one graph."""
     if library != "rlamort":
         return lambda count: model.train(gradient_steps=count, batch_size=256)
 

@@ -86,7 +86,10 @@ def _contest(library: str, algorithm: str, env: str, threads: int) -> dict[str, 
 
 
 def products(algorithm: str, batch: int = 256, h: int = 256, critics: int = 2, d: int = 17, n: int = 6) -> Products:
-    """The matrix products of one update with two hidden layers, each with how often an update does it."""
+    """The matrix products of one update with two hidden layers, each with how often an update does it.
+
+    TD3's policy learns at every second update, from the first critic (Fujimoto et al., 2018, algorithm 1).
+    """
     b, members = batch, critics if algorithm != "ddpg" else 1
     actor = 0.5 if algorithm == "td3" else 1.0  # its policy learns at every second update
     steered = members if algorithm == "sac" else 1  # critics that the policy climbs
@@ -232,7 +235,7 @@ def _step_rates(count: int, seconds: float) -> dict[str, float]:
     for vectorization in ("sync", "async"):
         learner = learner_class("sac")(
             "HalfCheetah-v5", num_envs=count, vectorization=vectorization, compile=False, buffer_size=100_000
-        )  # fmt: skip
+        )
         source, played, start = learner.source, 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             played += source.collect(source.env.domain.uniform(count)).transitions
