@@ -1,9 +1,7 @@
 """From what a user calls an environment to one that has been checked: ids, `module:Class`, classes, instances."""
 
-import importlib
+import functools
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,22 +12,26 @@ import torch
 from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import VectorEnv
 from rlamort.envs.gym import Factory, GymEnv, Ours
+from rlamort.envs.named import class_at, module_of
+from rlamort.envs.one_step import single
 
 from rlamort.env import Spec
 from rlamort.errors import Fault, UserError, nearest
+from rlamort.problem import Problem
 
 PATIENCE = 10_000  # steps after which an episode of an environment that declares no limit counts as endless
 
 
 def factory(
-    env: str | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
+    env: str | Problem | type[Problem] | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
 ) -> Factory:
     """What makes one fresh environment of that kind, each time it is called.
 
     Args:
-        env: Gymnasium id, `module:Class` (the current folder counts), a class or function that makes one, or an instance.
+        env: Gymnasium id, `module:Class` (the current folder counts), a class or function that makes one, or an instance;
+            of a `Problem` its class or an instance, which become one-step environments.
         env_kwargs: keywords of its constructor.
         max_episode_steps: truncates longer episodes; None leaves the environment's own limit.
 
@@ -56,32 +58,23 @@ def factory(
             name = env
             return lambda: gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
         env = made
+    kind: Callable[..., Any] = env
+    if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
+        kind = functools.partial(single, env)
 
     def make() -> gymnasium.Env[Any, Any]:
-        single = env(**kwargs)
-        return single if max_episode_steps is None else gymnasium.wrappers.TimeLimit(single, max_episode_steps)
+        fresh = kind(**kwargs)
+        return fresh if max_episode_steps is None else gymnasium.wrappers.TimeLimit(fresh, max_episode_steps)
 
     return make
 
 
-def _imported(path: str) -> type[gymnasium.Env[Any, Any]] | None:
+def _imported(path: str) -> type[Any] | None:
     """The class that `module:Class` names; None when the second half is a Gymnasium id that importing registers."""
-    module_name, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"env={path}: no module {module_name!r} could be imported from {os.getcwd()}: {error}") from error
-    if attribute in gymnasium.registry:
+    module_of(path, "env")
+    if path.partition(":")[2] in gymnasium.registry:
         return None
-    if not hasattr(module, attribute):
-        public = [name for name, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(f"env={path}: module {module_name!r} has no {attribute!r}. {nearest(attribute, public)}")
-    made = getattr(module, attribute)
-    if not (isinstance(made, type) and issubclass(made, gymnasium.Env)):  # the name may be a file's: nothing is called
-        raise UserError(f"env={path}: it is a {type(made).__name__}; a class derived from gymnasium.Env is needed")
-    return made
+    return class_at(path, "env", (gymnasium.Env, Problem))
 
 
 def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> Spec:

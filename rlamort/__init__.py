@@ -7,25 +7,59 @@
 Names are loaded when they are first used, so that importing the package is quick and needs none of its neighbours.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from rlamort.errors import Fault, UserError
 
 if TYPE_CHECKING:
+    from rlamort.amortize import amortize, load_solver
+    from rlamort.domain import (
+        PSD,
+        Birkhoff,
+        Box,
+        CappedSimplex,
+        Euclid,
+        ExponentialCone,
+        Gaussian,
+        Orthant,
+        Product,
+        SecondOrderCone,
+        Simplex,
+        Sphere,
+        SquashedGaussian,
+    )
+    from rlamort.problem import Problem
     from rlamort.run import Learner, load
+    from rlamort.solver import Solver
 
     SAC: type[Learner]
     TD3: type[Learner]
     DDPG: type[Learner]
 
-__all__ = ["DDPG", "SAC", "TD3", "Fault", "Learner", "UserError", "load"]
+HOMES = {
+    "run": ("Learner", "load"),
+    "problem": ("Problem",),
+    "amortize": ("amortize", "load_solver"),
+    "solver": ("Solver",),
+    "domain": (
+        "PSD", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant", "Product",
+        "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian",
+    ),
+}  # fmt: skip
+
+__all__ = [
+    "DDPG", "PSD", "SAC", "TD3", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault", "Gaussian", "Learner",
+    "Orthant", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver", "Sphere", "SquashedGaussian", "UserError",
+    "amortize", "load", "load_solver",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Learner", "load"):
-        import rlamort.run
-
-        return getattr(rlamort.run, name)
+    for module, names in HOMES.items():
+        if name in names:
+            globals()[name] = found = getattr(importlib.import_module(f"rlamort.{module}"), name)
+            return found
     if name.isupper():  # every method in configs/method is a class here, in capitals
         from rlamort.config import methods
 

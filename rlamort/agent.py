@@ -11,7 +11,7 @@ from rlamort.domain import Box, unit_box
 from rlamort.env import Spec
 from rlamort.nets import Normaliser, Unnormalised
 from rlamort.objective import Metrics
-from rlamort.source import Batch
+from rlamort.source import Batch, Contexts
 
 
 class Adam(nn.Module):
@@ -24,6 +24,7 @@ class Adam(nn.Module):
         learning_rate: step size.
         decay: beta_1 and beta_2, of the moments.
         epsilon: added to the root of the second moment.
+        horizon: steps over which the step size falls to zero along a half cosine (Loshchilov and Hutter, 2017); None keeps it.
     """
 
     steps: Tensor
@@ -35,10 +36,11 @@ class Adam(nn.Module):
         learning_rate: float,
         decay: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
+        horizon: int | None = None,
     ) -> None:
         super().__init__()
         parameters = list(parameters)
-        self.learning_rate, self.decay, self.epsilon = learning_rate, decay, epsilon
+        self.learning_rate, self.decay, self.epsilon, self.horizon = learning_rate, decay, epsilon, horizon
         self.mean = _state(torch.zeros_like(p) for p in parameters)
         self.square = _state(torch.zeros_like(p) for p in parameters)
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
@@ -66,7 +68,9 @@ class Adam(nn.Module):
     def _correct(self) -> None:
         """How the next step corrects for moments that began at zero."""
         first, second = (1 - torch.pow(decay, self.steps + 1) for decay in self.decay)
-        self.corrections.copy_(torch.stack([self.learning_rate / first, second.rsqrt()]))
+        done = 0 if self.horizon is None else (self.steps / self.horizon).clamp(max=1)
+        rate = self.learning_rate * (1 + torch.cos(torch.pi * done * torch.ones_like(first))) / 2
+        self.corrections.copy_(torch.stack([rate / first, second.rsqrt()]))
 
 
 def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:
@@ -106,17 +110,17 @@ class Agent(nn.Module):
         """x (B, d), as the environment gives it -> y (B, n) in [-1, 1]^n; called without gradients."""
         raise NotImplementedError
 
-    def evaluate(self, batch: Batch) -> Metrics:
+    def evaluate(self, batch: Any) -> Metrics:
         """Learn f."""
         raise NotImplementedError
 
-    def improve(self, batch: Batch) -> Metrics:
+    def improve(self, batch: Any) -> Metrics:
         """Amortize f: train y_theta on it."""
         raise NotImplementedError
 
-    def update(self, batch: Batch, improve: bool) -> Metrics:
+    def update(self, batch: Batch | Contexts, improve: bool) -> Metrics:
         """One whole update on a raw batch: what is compiled, where something is."""
-        batch = batch._replace(x=self.normaliser(batch.x), x_next=self.normaliser(batch.x_next))
+        batch = batch.through(self.normaliser)
         metrics = self.evaluate(batch)
         return metrics | self.improve(batch) if improve else metrics
 

@@ -1,5 +1,6 @@
 """Measurements of rlamort itself: `rlamort bench NAME`."""
 
+import functools
 import os
 import socket
 import tempfile
@@ -34,7 +35,7 @@ def checkpoint() -> Report:
         times, sizes = [], []
         for _ in range(3):
             for _ in range(EVERY):
-                learner.source.collect(learner.source.env.domain.uniform(1))
+                learner.source.collect(lambda: learner.source.env.domain.uniform(1))
             learner.clock.env_step += EVERY
             times.append(_timed(learner))
             newest = max(ckpt.glob("step_*"))
@@ -42,10 +43,9 @@ def checkpoint() -> Report:
             sizes.append(_size(newest) + sum(f.stat().st_size for f in added))
         start, steps = time.perf_counter(), 600
         updates = Eager(learner.agent, lambda: learner.source.sample(256))
-        y = learner.source.env.domain.uniform(1)
         for _ in range(steps):
-            learner.source.collect(y)
-            _, y = updates([True], learner.source.env.x)
+            learner.source.collect(functools.partial(learner.agent.act, learner.source.waiting, explore=True))
+            updates([True], None)
         rate = steps / (time.perf_counter() - start)
         learner.close()
     lines = [

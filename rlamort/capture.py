@@ -1,7 +1,7 @@
 """Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim
 
 A round is what follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and
-then exploring actions for the contexts x (N, d) that stand now.
+then exploring actions for the contexts x (N, d) that stand now, where somebody acts (x is not None).
 """
 
 import copy
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
-from rlamort.source import Batch
+from rlamort.source import Batch, Contexts
 
-Sampler = Callable[[], Batch]
+Sampler = Callable[[], Batch | Contexts]
 
 
 class Round(NamedTuple):
     """What came of a round."""
 
     metrics: Metrics  # of the latest updates
-    y: Tensor  # (N, n) in [-1, 1]^n
+    y: Tensor | None  # (N, n) in [-1, 1]^n; None where nobody acts
 
 
 class Eager:
@@ -37,12 +37,11 @@ class Eager:
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
 
-    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         metrics: Metrics = {}
         for improve in improves:
             metrics |= self.agent.update(self.sample(), improve)
-        with torch.no_grad():
-            return Round(metrics, self.agent.act(x, explore=True))
+        return Round(metrics, _next(self.agent, x))
 
 
 class Compiled:
@@ -60,21 +59,22 @@ class Compiled:
         options: dict[str, Any] = {"fallback_random": True, "unroll_reductions_threshold": 1}
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
-    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         metrics: Metrics = {}
         y = None
         for improve in improves:  # the usual round has one, and then all of it is one graph
             fresh, y = self.graph(improve, x if len(improves) == 1 else None)
             metrics |= fresh
-        if y is None:
-            with torch.no_grad():
-                y = self.agent.act(x, explore=True)
-        return Round(metrics, y)
+        return Round(metrics, _next(self.agent, x) if y is None else y)
 
     def _update(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-        metrics = self.agent.update(self.sample(), improve)
-        with torch.no_grad():
-            return metrics, None if x is None else self.agent.act(x, explore=True)
+        return self.agent.update(self.sample(), improve), _next(self.agent, x)
+
+
+def _next(agent: Agent, x: Tensor | None) -> Tensor | None:
+    """What the agent does next."""
+    with torch.no_grad():
+        return None if x is None else agent.act(x, explore=True)
 
 
 class CudaGraph:
@@ -85,25 +85,28 @@ class CudaGraph:
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.eager = Eager(agent, sample)
-        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor, Round]] = {}
+        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor | None, Round]] = {}
 
-    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         pattern = tuple(improves)
         if pattern not in self.graphs:
             self.graphs[pattern] = self._record(pattern, x)
         graph, buffer, found = self.graphs[pattern]
-        buffer.copy_(x)
+        if buffer is not None and x is not None:
+            buffer.copy_(x)
         graph.replay()
-        return Round({name: value.clone() for name, value in found.metrics.items()}, found.y.clone())
+        y = None if found.y is None else found.y.clone()
+        return Round({name: value.clone() for name, value in found.metrics.items()}, y)
 
-    def _record(self, pattern: tuple[bool, ...], x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Round]:
-        buffer, before = x.clone(), Moment(self.eager.agent)
-        aside = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(x.device))
+    def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
+        buffer, before = None if x is None else x.clone(), Moment(self.eager.agent)
+        device = self.eager.agent.box.scale.device
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
             for _ in range(3):
                 self.eager(pattern, buffer)
-        torch.cuda.current_stream(x.device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(aside)
         before.restore()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -144,12 +147,12 @@ class Captured:
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
-        self.rounds: Callable[[Sequence[bool], Tensor], Round] = (
+        self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = (
             CudaGraph(agent, sample) if agent.box.scale.is_cuda else Compiled(agent, sample)
         )
         self.proved: set[tuple[bool, ...]] = set()
 
-    def __call__(self, improves: Sequence[bool], x: Tensor) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
             return self.rounds(improves, x)
         before, twin = Moment(self.agent), copy.deepcopy(self.agent)
@@ -173,7 +176,7 @@ class Captured:
 
 def _named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
     """All that a round gives or changes."""
-    return {**found.metrics, **agent.state_dict(), "y": found.y}
+    return {**found.metrics, **agent.state_dict(), **({} if found.y is None else {"y": found.y})}
 
 
 def close(one: Tensor, other: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The commands: list, train, resume, push, eval, video, plot, reproduce, bench."""
+"""The commands: what a user types, and the messages that answer."""
 
 import argparse
 import contextlib
@@ -32,10 +32,14 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
   rlamort video RUN                                   film an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
+  rlamort check PROBLEM                               look a problem over: shapes, derivatives, batches; what fits it
+  rlamort amortize PROBLEM [model=full,semi ...]      train solvers for it; gap, speed-up and break-even beside the reference
+  rlamort compare PROBLEM|RUN [loss=objective,es ...] same network, contexts and budget under several losses or models
+  rlamort gap RUN|sb3:FILE.zip [env=ENV]              how far a policy is from the best action: by its critic, and re-simulated
   rlamort bench [NAME] [--out FILE]                   training speed beside SB3 and sbx; profile, scaling, checkpoint, tracking
   rlamort reproduce METHOD                            measure a method's claims on this machine
 
-RUN is a run directory, the last line that `train` prints.
+RUN is a run directory, the last line that `train` prints. PROBLEM is module:Class or a registered id (rlamort/Sphere-v0).
 """
 INTERRUPTED = 130
 
@@ -374,15 +378,99 @@ def plot_runs(arguments: list[str]) -> None:
     print(plot(given.runs, given.out))
 
 
+def check_problem(arguments: list[str]) -> None:
+    """`rlamort check PROBLEM`."""
+    parser = _parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
+    parser.add_argument("problem", help="module:Class, or a registered id")
+    given = parser.parse_args(arguments)
+    from rlamort.check import check
+    from rlamort.envs.one_step import problem_of
+
+    found = check(problem_of(given.problem))
+    print(found)
+    if not found.ok:
+        raise SystemExit(1)
+
+
+def amortize_problem(arguments: list[str]) -> None:
+    """`rlamort amortize PROBLEM key=value ...`."""
+    parser = _parser("amortize", "Train solvers for a problem, and hold them against its reference.")
+    parser.add_argument("problem", help="module:Class, or a registered id")
+    keys = "model=full,semi,recurrent,latent loss=objective,regress,iterates,es,rl, and keys of `rlamort train amortize --help`"
+    parser.add_argument("keys", nargs="*", help=keys)
+    parser.add_argument("--out", type=Path, help="folder for solvers, plots and data (default: a new one under runs/)")
+    given = parser.parse_args(arguments)
+    from rlamort.amortize import report
+
+    fields = _dotlist(given.keys)
+    models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full,semi"), ("loss", "objective")))
+    name = given.problem.split(":")[-1].replace("/", "-")
+    out = given.out or Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _tell(report(given.problem, models, losses, out, **fields), out / "report.json")
+
+
+def compare_losses(arguments: list[str]) -> None:
+    """`rlamort compare PROBLEM|RUN key=value ...`."""
+    parser = _parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
+    parser.add_argument("target", help="module:Class or a registered id; or a run or sb3:FILE.zip, for its critic")
+    parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
+    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
+    given = parser.parse_args(arguments)
+    from rlamort.amortize import compare
+
+    fields = _dotlist(given.keys)
+    models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full"), ("loss", "objective,regress")))
+    seeds = [int(seed) for seed in _names(fields.pop("seeds", "0,1,2"))]
+    _tell(compare(_target(given.target), models, losses, seeds, **fields), given.out)
+
+
+def _target(given: str) -> Any:
+    """A problem, or those of a run's critic: contexts to train on, and contexts held out."""
+    if not given.startswith("sb3:") and not (Path(given) / "config.yaml").is_file():
+        return given
+    from rlamort.gap import max_q
+
+    return max_q(given)
+
+
+def _names(given: Any) -> list[str]:
+    """`a,b`, `[a,b]` or one value, as users of the shell and of Hydra write lists."""
+    return [str(one) for one in given] if isinstance(given, list) else str(given).split(",")
+
+
+def _tell(report: Any, out: Path | None) -> None:
+    print(*report.lines, sep="\n")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report.data, indent=1) + "\n")
+
+
+def policy_gap(arguments: list[str]) -> None:
+    """`rlamort gap RUN|sb3:FILE.zip`."""
+    parser = _parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
+    parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
+    parser.add_argument("keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting")
+    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
+    given = parser.parse_args(arguments)
+    fields = _dotlist(given.keys)
+    check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting"])
+    from rlamort.gap import gap
+
+    _tell(gap(given.run, fields.pop("env", None), **fields), given.out)
+
+
 def reproduce_row(arguments: list[str]) -> None:
     """`rlamort reproduce ROW`."""
     parser = _parser("reproduce", "Measure a row's claims on this machine; exits with 1 when one fails.")
-    parser.add_argument("row", help="a method with claims")
+    parser.add_argument("row", nargs="?", help="a method with claims")
+    parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where measurements are kept and looked up")
     given = parser.parse_args(arguments)
-    from rlamort.reproduce import reproduce
+    if (given.row is not None) == given.all:
+        raise UserError("reproduce: either a row or --all is needed")
+    from rlamort.reproduce import reproduce, rows
 
-    verdicts = reproduce(given.row, given.results)
+    verdicts = [one for row in (rows() if given.all else [given.row]) for one in reproduce(row, given.results)]
     print(*verdicts, sep="\n")
     if not all(verdict.passed for verdict in verdicts):
         raise SystemExit(1)
@@ -401,11 +489,7 @@ def bench(arguments: list[str]) -> None:
         raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
     from rlamort.bench import BENCHES
 
-    report = BENCHES[given.name](*([given.algorithm] if given.algorithm else []))
-    print(*report.lines, sep="\n")
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(report.data, indent=1) + "\n")
+    _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), given.out)
 
 
 def _method_option(parser: argparse.ArgumentParser) -> None:
@@ -424,6 +508,10 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "eval": evaluate,
     "video": video,
     "plot": plot_runs,
+    "check": check_problem,
+    "amortize": amortize_problem,
+    "compare": compare_losses,
+    "gap": policy_gap,
     "reproduce": reproduce_row,
     "bench": bench,
 }

@@ -176,7 +176,7 @@ class Config(NamedTuple):
         return {name: self.values[name] for name in fields_of(target)}
 
 
-TARGETS = ("source", "agent", "train")
+TARGETS = ("opens", "source", "agent", "train")  # who opens the environment, gives batches, learns, loops
 ROW_KEYS = ("about", "f", "Y", "p(x)", "model", "loss", "needs", *TARGETS)
 
 
@@ -252,7 +252,7 @@ def defaults(row: dict[str, Any]) -> dict[str, Any]:
     """What each field is when nobody says otherwise: the row's own choice, or that of the signature."""
     known = fields(row)
     chosen = {name: field.default for name, field in known.items()}
-    given = {key: value for key, value in row.items() if key not in ROW_KEYS}
+    given = {key: value for key, value in row.items() if key not in ROW_KEYS or key in known}
     check_names(given, known)
     return chosen | given
 

@@ -1,26 +1,60 @@
 """Y, where solutions live, and P(Y), densities over it.
 
 y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, inputs) · logq log-density (B,)
+
+No item's answer depends on its neighbours: what iterates does so a fixed number of times, each item on its own.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from rlamort.errors import UserError
 
 
 class Domain(nn.Module):
     """Y: `dim` coordinates, reached from `inputs` unconstrained numbers by a differentiable projection.
 
     Amos, Tutorial on amortized optimization, section 5.1.2.
+
+    Attributes:
+        dim: n.
+        inputs: unconstrained numbers that `project` takes.
+        reach: how far out, in v, an action at the border of [-1, 1]^inputs lies.
     """
 
     dim: int
     inputs: int
+    reach: float = 3.0
 
     def project(self, v: Tensor) -> Tensor:
         """v (B, inputs) -> y (B, dim) in Y; for a density, lam (B, inputs) within its bounds."""
         raise NotImplementedError
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """y (B, dim) -> argmin_{s in Y} |s - y| (B, dim), the Euclidean projection; differentiable almost everywhere."""
+        raise NotImplementedError
+
+    def violation(self, y: Tensor) -> Tensor:
+        """y (B, dim) -> (B,) >= 0, its distance to Y."""
+        distance: Tensor = torch.linalg.vector_norm(y - self.nearest(y), dim=-1)
+        return distance
+
+    def linear(self, g: Tensor) -> Tensor:
+        """g (B, dim) -> argmin_{s in Y} <g, s> (B, dim), a corner of Y, without a derivative.
+
+        Raises:
+            UserError: Y is unbounded, so that nothing attains the minimum.
+        """
+        raise UserError(f"{type(self).__name__}.linear: this set is unbounded; a bounded one (Box, Simplex, ...) is needed")
+
+    def act(self, u: Tensor) -> Tensor:
+        """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
+        return self.project(self.reach * u)
 
 
 class Density(Domain):
@@ -38,13 +72,38 @@ class Density(Domain):
         """lam (B, inputs) -> y (B, dim): the coordinate-wise median, which is what a deterministic agent plays."""
         raise NotImplementedError
 
+    def nearest(self, y: Tensor) -> Tensor:
+        """lam (B, inputs) -> lam within its bounds; they are a box, and `project` clamps to it."""
+        return self.project(y)
+
+
+class Euclid(Domain):
+    """R^dim.
+
+    Args:
+        dim: n.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("Euclid.dim", dim)
+
+    def project(self, v: Tensor) -> Tensor:
+        return v
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return y
+
 
 class Box(Domain):
     """{y : low <= y <= high}, reached by tanh.
 
     Args:
         low: lower bounds, one per coordinate, finite.
-        high: upper bounds, each above its lower bound.
+        high: upper bounds, each above its lower bound, finite.
+
+    Raises:
+        UserError: bounds of unequal number, infinite, or not in order.
     """
 
     scale: Tensor
@@ -52,6 +111,12 @@ class Box(Domain):
 
     def __init__(self, low: list[float], high: list[float]) -> None:
         super().__init__()
+        _at_least_one("Box.low: its length", len(low))
+        if len(low) != len(high):
+            raise UserError(f"Box.high: {len(high)} bounds are given; {len(low)}, as in low, are needed")
+        for i, (least, most) in enumerate(zip(low, high, strict=True)):
+            if not -math.inf < least < most < math.inf:
+                raise UserError(f"Box.low: {least} with high {most} in coordinate {i}; finite bounds, low < high, are needed")
         bounds = torch.tensor([low, high], dtype=torch.float64)  # halved in float64, so that unit bounds stay exact
         self.dim = self.inputs = len(low)
         self.register_buffer("scale", ((bounds[1] - bounds[0]) / 2).float(), persistent=False)
@@ -68,6 +133,15 @@ class Box(Domain):
         """Y -> [-1, 1]^n, affine."""
         return (y - self.offset) / self.scale
 
+    def nearest(self, y: Tensor) -> Tensor:
+        return y.clamp(self.offset - self.scale, self.offset + self.scale)
+
+    def linear(self, g: Tensor) -> Tensor:
+        return self.decode(torch.where(g > 0, -1.0, 1.0).to(g.dtype))
+
+    def act(self, u: Tensor) -> Tensor:
+        return self.decode(u)
+
     def uniform(self, count: int) -> Tensor:
         """(count, dim): uniform over Y, from torch's generator."""
         return self.decode(torch.rand(count, self.dim, device=self.scale.device) * 2 - 1)
@@ -76,6 +150,470 @@ class Box(Domain):
 def unit_box(dim: int) -> Box:
     """[-1, 1]^dim: every action inside rlamort lives here; the units of an environment begin at its adapter."""
     return Box([-1.0] * dim, [1.0] * dim)
+
+
+class Orthant(Domain):
+    """{y : y >= 0}, reached by softplus.
+
+    relu would leave a coordinate that once fell below zero without a gradient, and so there for good.
+
+    Args:
+        dim: n.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("Orthant.dim", dim)
+
+    def project(self, v: Tensor) -> Tensor:
+        return nn.functional.softplus(v)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return y.relu()
+
+
+class Simplex(Domain):
+    """{y : y >= 0, sum y = 1}, reached by softmax.
+
+    Args:
+        dim: n.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("Simplex.dim", dim)
+
+    def project(self, v: Tensor) -> Tensor:
+        return v.softmax(-1)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return _waterfill(y, 1)
+
+    def linear(self, g: Tensor) -> Tensor:
+        return torch.zeros_like(g).scatter(-1, g.argmin(-1, keepdim=True), 1.0)
+
+
+class CappedSimplex(Domain):
+    """{y : 0 <= y <= 1, sum y = k}, a soft choice of k out of n, reached by the limited multi-label projection.
+
+    `project` is argmin_{y in Y} -<v, y> - sum_i H(y_i), H the binary entropy in nats (Amos, Koltun and Kolter, 2019, eq. 3):
+    y = sigmoid(v + nu), where nu makes the sum k.
+
+    Args:
+        dim: n.
+        k: what the coordinates sum to, in (0, dim).
+    """
+
+    def __init__(self, dim: int, k: float) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("CappedSimplex.dim", dim)
+        if not 0 < k < dim:
+            raise UserError(f"CappedSimplex.k: {k} is given; a number above 0 and below dim = {dim} is needed")
+        self.k = k
+
+    def project(self, v: Tensor) -> Tensor:
+        # the largest entries that fill k lie near 0 then, so that their differences survive in float32
+        v = v - _kth_largest(v, self.k)
+        with torch.no_grad():
+            logit = math.log(self.k / (self.dim - self.k))
+            low, high = logit - v.amax(-1, keepdim=True), logit - v.amin(-1, keepdim=True)
+            for _ in range(32):
+                middle = (low + high) / 2
+                below = (v + middle).sigmoid().sum(-1, keepdim=True) < self.k
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            nu = (low + high) / 2
+            for _ in range(3):  # Newton's error squares in every step, from any distance below 1
+                nu = torch.clamp(self._newton(nu, v), low, high)
+        # one step from the root has the derivative that the implicit function theorem gives; two have the second one, too
+        nu = self._newton(self._newton(nu, v), v)
+        return (v + nu).sigmoid()
+
+    def _newton(self, nu: Tensor, v: Tensor) -> Tensor:
+        """nu (B, 1) -> one step (B, 1) towards sum sigmoid(v + nu) = k."""
+        y = (v + nu).sigmoid()
+        slope = (y * (-v - nu).sigmoid()).sum(-1, keepdim=True)
+        # where every coordinate is 0 or 1 to rounding, nu may be anything, and must not follow the rounding
+        return nu - (y.sum(-1, keepdim=True) - self.k) / slope.clamp(min=self.dim * torch.finfo(v.dtype).eps)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return _waterfill(y, self.k)
+
+    def linear(self, g: Tensor) -> Tensor:
+        filled = (self.k - torch.arange(self.dim, dtype=g.dtype, device=g.device)).clamp(0, 1)
+        return torch.zeros_like(g).scatter(-1, g.argsort(-1), filled.expand_as(g))
+
+
+class Sphere(Domain):
+    """{y : |y| = 1}, reached by v / |v|; the origin, from which every point is as near, goes to the first axis.
+
+    Args:
+        dim: n, of the space around it: 3 for the globe.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("Sphere.dim", dim)
+
+    def project(self, v: Tensor) -> Tensor:
+        axis = torch.zeros_like(v[..., :1])
+        axis = torch.cat([axis + 1, axis.expand(*v.shape[:-1], self.dim - 1)], dim=-1)
+        v = torch.where((v == 0).all(-1, keepdim=True), axis, v)
+        v = v / v.detach().abs().amax(-1, keepdim=True)  # squares of large or small numbers leave the range of floats
+        length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        return v / length
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return self.project(y)
+
+    def linear(self, g: Tensor) -> Tensor:
+        return self.project(-g.detach())
+
+
+class SecondOrderCone(Domain):
+    """{y = (z, t) : |z| <= t}, t the last coordinate, reached by its Euclidean projection (Parikh and Boyd, 2014, 6.3.2).
+
+    Args:
+        dim: n, t included.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = self.inputs = _at_least_one("SecondOrderCone.dim", dim)
+
+    def project(self, v: Tensor) -> Tensor:
+        return self.nearest(v)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        z, t = y[..., :-1], y[..., -1:]
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        half = (length + t) / 2
+        edge = torch.cat([z * (half / torch.where(length > 0, length, 1.0)), half], dim=-1)
+        return torch.where(length <= t, y, torch.where(length <= -t, 0.0, edge))
+
+
+class PSD(Domain):
+    """Symmetric positive semidefinite matrices, flattened row by row, reached by clipping eigenvalues at 0.
+
+    That is the Euclidean projection; of a matrix that is not symmetric, the symmetric part is taken.
+
+    Args:
+        size: rows of the matrix; dim is size^2.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = _at_least_one("PSD.size", size)
+        self.dim = self.inputs = size * size
+
+    def project(self, v: Tensor) -> Tensor:
+        return self.nearest(v)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        matrix = _matrix(y, self.size)
+        clipped: Tensor = _ClipEigenvalues.apply((matrix + matrix.mT) / 2)  # type: ignore[no-untyped-call]
+        return clipped.flatten(-2)
+
+
+class _ClipEigenvalues(torch.autograd.Function):
+    """A symmetric (B, m, m) -> Q max(w, 0) Q' with A = Q w Q'.
+
+    eigh's own derivative divides by differences of eigenvalues. That of a matrix function needs divided differences alone,
+    which stay finite for repeated ones (Higham, Functions of matrices, theorem 3.11).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        finite = a.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+        w, q = torch.linalg.eigh(torch.where(finite, a, 0.0))  # it fails for the batch where it fails for one
+        w = torch.where(finite[..., 0], w, torch.nan)
+        ctx.save_for_backward(a, w, q)
+        clipped: Tensor = (q * w.relu()[..., None, :]) @ q.mT
+        return clipped
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        slope: Tensor = _ClipSlope.apply(*ctx.saved_tensors, g)  # type: ignore[no-untyped-call]
+        return slope
+
+
+class _ClipSlope(torch.autograd.Function):
+    """The derivative of `_ClipEigenvalues` at A = Q w Q', applied to G (B, m, m); differentiable once, in A and in G."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, w: Tensor, q: Tensor, g: Tensor) -> Tensor:
+        ctx.save_for_backward(w, q, g)
+        return _clip_slope(w, q, g)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, h: Tensor) -> tuple[Tensor, None, None, Tensor]:
+        w, q, g = ctx.saved_tensors
+        inverse, rise, fall = _clip_differences(w)
+        x, y = q.mT @ g.mT @ q, q.mT @ h @ q
+        bent = torch.zeros_like(x)
+        for left, right in ((x, y), (y, x)):  # (i, j) -> sum_k f[w_i, w_k, w_j] left_ik right_kj
+            # where f = max(., 0), two of the three must lie on one side; each line is for one that may be the other
+            bent = bent + fall * (left @ (inverse * right)) + rise.mT * (left @ (inverse.mT * right))
+            bent = bent + (fall * left) @ (inverse.mT * right) + (rise.mT * left) @ (inverse * right)
+            bent = bent + fall.mT * ((inverse.mT * left) @ right) + rise * ((inverse * left) @ right)
+        return q @ bent @ q.mT, None, None, _clip_slope(w, q, h)
+
+
+def _clip_slope(w: Tensor, q: Tensor, g: Tensor) -> Tensor:
+    """Q (F o Q' G Q) Q' (B, m, m), F_ij = (max(w_i, 0) - max(w_j, 0)) / (w_i - w_j): 1 and 0 where the signs are equal."""
+    _, rise, _ = _clip_differences(w)
+    above = (w > 0).to(w.dtype)
+    return q @ ((above[..., :, None] * above[..., None, :] + rise + rise.mT) * (q.mT @ g @ q)) @ q.mT
+
+
+def _clip_differences(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """1 / (w_i - w_j), w_i / (w_i - w_j) and -w_j / (w_i - w_j), each (B, m, m), where w_i > 0 >= w_j, and 0 elsewhere."""
+    apart = (w[..., :, None] > 0) & (w[..., None, :] <= 0)  # so that the difference is a sum, and nothing cancels
+    inverse = torch.where(apart, 1 / (w[..., :, None] - w[..., None, :]), 0.0)
+    return inverse, inverse * w[..., :, None], -inverse * w[..., None, :]
+
+
+class ExponentialCone(Domain):
+    """The closure of {(r, s, t) : s > 0, s exp(r / s) <= t}, reached by its Euclidean projection.
+
+    Off the easy cases, v is a point of a ray of the cone's boundary plus one of the ray of the polar cone that is normal to
+    it. Both rays are known by one number rho, the root of a function that rises (Friberg, 2023, Projection onto the
+    exponential cone: a univariate root-finding problem).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = self.inputs = 3
+
+    def project(self, v: Tensor) -> Tensor:
+        return self.nearest(v)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        # a projection onto a cone scales with its argument, so that sizes need not be thought of below
+        size = y.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+        r, s, t = v = (y / size).unbind(-1)
+        with torch.no_grad():
+            inside = torch.where(s > 0, s * (r / s).exp() <= t, (s == 0) & (r <= 0) & (t >= 0))
+            polar = (r > 0) & (r * (s / r - 1).exp() <= -t)
+            face = (r <= 0) & (s <= 0)
+            boundary = ~(inside | polar | face)
+        apex = torch.zeros_like(r)
+        on_ray = _exponential_ray(*(torch.where(boundary, part, 1.0 if i < 2 else 0.0) for i, part in enumerate(v)))
+        cases = [
+            torch.where(inside, kept, torch.where(polar, 0.0, torch.where(face, flat, ray)))
+            for kept, flat, ray in zip(v, (r, apex, t.relu()), on_ray, strict=True)
+        ]
+        return size * torch.stack(cases, dim=-1)
+
+
+def _exponential_ray(r: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(r, s, t), each (B,), neither in the cone, nor in its polar, nor over its flat face -> their projection.
+
+    (r, s, t) = a (rho, 1, e^rho) + b (1, 1 - rho, -e^-rho) with a, b > 0. The first two rows give a = A / q and b = B / q with
+    A = (rho - 1) r + s, B = r - rho s, q = rho^2 - rho + 1; the third, times q, is what rho is the root of.
+    """
+    with torch.no_grad():
+        # A > 0 and B > 0 bound rho by r and s alone on one side or both; `room` is how much further the root can lie
+        first, last, far = 1 - s / r, r / s, 1 / torch.finfo(r.dtype).eps
+        over, under = (2 + 2 * part.relu().log1p() for part in (t / r, -t / s))
+        high = torch.minimum(torch.where(s > 0, last, far), torch.where(r > 0, first.clamp(min=1) + over, far))
+        low = torch.maximum(torch.where(r > 0, first, -far), torch.where(s > 0, last.clamp(max=0) - under, -far))
+        low, high = low.clamp(-far, far), high.clamp(-far, far)
+        for _ in range(64):
+            middle = (low + high) / 2
+            below = _exponential_root(middle, r, s, t)[0] < 0
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        rho = (low + high) / 2
+    for _ in range(2):  # as in CappedSimplex: exact first and second derivatives
+        value, slope = _exponential_root(rho, r, s, t)
+        # where the slope is lost in rounding, so is the step
+        rho = rho - (value / slope.clamp(min=torch.finfo(r.dtype).tiny)).clamp(-1e-3, 1e-3)
+    q = rho.square() - rho + 1
+    a, b = ((rho - 1) * r + s) / q, (r - rho * s) / q
+    # whichever of a e^rho and b e^-rho would blow rounding up is not used
+    steep, shrink = rho > 0, (-rho.abs()).exp()
+    height = torch.where(steep, (t + b * shrink).relu(), a * shrink)
+    a = torch.where(steep, height * shrink, a)
+    return a * rho, a, height
+
+
+def _exponential_root(rho: Tensor, r: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """rho (B,) -> A e^rho - B e^-rho - t q and its slope in rho, both (B,), over e^|rho| so that neither overflows."""
+    scale = rho.detach().abs()
+    up, down, one = (rho - scale).exp(), (-rho - scale).exp(), (-scale).exp()
+    a, b = (rho - 1) * r + s, r - rho * s
+    value = a * up - b * down - t * (rho.square() - rho + 1) * one
+    return value, (r + a) * up + (s + b) * down - t * (2 * rho - 1) * one
+
+
+class Birkhoff(Domain):
+    """Doubly stochastic matrices, flattened row by row, reached by Sinkhorn's iteration on exp(v).
+
+    What the iterations leave undone is mended by the rounding of Altschuler, Weed and Rigollet (2017, algorithm 2), so that
+    y is in Y after any number of them.
+
+    Args:
+        size: rows of the matrix; dim is size^2.
+
+    Attributes:
+        sinkhorn: iterations of `project`.
+        newton: iterations of `nearest`.
+    """
+
+    sinkhorn = 20
+    newton = 40
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = _at_least_one("Birkhoff.size", size)
+        self.dim = self.inputs = size * size
+
+    def project(self, v: Tensor) -> Tensor:
+        log = _matrix(v, self.size)
+        for _ in range(self.sinkhorn):
+            log = log - log.logsumexp(-1, keepdim=True)
+            log = log - log.logsumexp(-2, keepdim=True)
+        return _doubly_stochastic(log.exp()).flatten(-2)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """Newton's method on the dual: Y = max(V + a 1' + 1 b', 0) (Li, Sun and Toh, 2020)."""
+        matrix = _matrix(y, self.size)
+        with torch.no_grad():
+            shift = 1 - matrix.amax(-1, keepdim=True).expand_as(matrix)  # a 1' + 1 b'
+            scale = 1 + (matrix + shift).abs().amax((-1, -2))
+            for _ in range(self.newton):
+                off, step = _dual_newton(matrix + shift)
+                length = _line_search(matrix + shift, step)
+                # at the solution only rounding is left, and following it would lead away
+                moves = off.abs().amax(-1) > 4 * self.size * torch.finfo(y.dtype).eps * scale
+                shift = shift + torch.where(moves, length, 0.0)[..., None, None] * step
+        # a step from the solution has the derivative that the implicit function theorem gives; what is 0 stays 0 in it
+        z = matrix + shift
+        return _doubly_stochastic(torch.where(z > 0, z + _dual_newton(z)[1], 0.0).relu()).flatten(-2)
+
+    def linear(self, g: Tensor) -> Tensor:
+        from scipy.optimize import linear_sum_assignment  # here, since importing it takes longer than most runs of `linear`
+
+        corner = torch.zeros(*g.shape[:-1], self.size, self.size, dtype=g.dtype, device=g.device)
+        # an assignment is solved on the host: this is for certificates, not for updates
+        for i, cost in enumerate(_matrix(g.detach(), self.size).numpy(force=True)):
+            corner[i][linear_sum_assignment(cost)] = 1.0
+        return corner.flatten(-2)
+
+
+def _doubly_stochastic(y: Tensor) -> Tensor:
+    """y (B, m, m) >= 0 -> rows and columns above 1 scaled down to it, and what is missing spread by its margins."""
+    y = y / y.sum(-1, keepdim=True).clamp(min=1)
+    y = y / y.sum(-2, keepdim=True).clamp(min=1)
+    rows, columns = (1 - y.sum(-1, keepdim=True)).relu(), (1 - y.sum(-2, keepdim=True)).relu()
+    return y + rows * (columns / columns.sum(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny))
+
+
+def _dual_newton(z: Tensor) -> tuple[Tensor, Tensor]:
+    """z = V + a 1' + 1 b' (B, m, m) -> how far the sums of max(z, 0) are off (B, 2m), and the step of a 1' + 1 b' (B, m, m)."""
+    y, m = z.relu(), z.shape[-1]
+    off = torch.cat([y.sum(-1), y.sum(-2)], dim=-1) - 1
+    with torch.no_grad():
+        active = (z > 0).to(z.dtype)
+        # a + c, b - c changes nothing, so the matrix is singular: 1 added along that line, and a little where parts fall apart
+        curvature = torch.cat([torch.cat([active.sum(-1).diag_embed() + 1, active - 1], -1),
+                               torch.cat([active.mT - 1, active.sum(-2).diag_embed() + 1], -1)], -2)  # fmt: skip
+        damping = 1e-6 * off.abs().amax(-1, keepdim=True).clamp(max=1) + 100 * torch.finfo(z.dtype).eps
+        curvature = curvature + damping.expand_as(off).diag_embed()
+    move = -torch.linalg.solve_ex(curvature, off)[0]
+    return off, move[..., :m, None] + move[..., None, m:]
+
+
+def _line_search(z: Tensor, step: Tensor) -> Tensor:
+    """The length (B,) >= 0 at which sum max(z + length step, 0)^2 / 2 - sum(a + b) is least: exact, from its kinks.
+
+    The slope of that function is piecewise linear; it is followed over its sorted kinks until it is no longer negative.
+    """
+    m = z.shape[-1]
+    z, step = z.flatten(-2), step.flatten(-2)
+    slope = (z.relu() * step).sum(-1, keepdim=True) - step.sum(-1, keepdim=True) / m
+    curve = ((z > 0) * step.square()).sum(-1, keepdim=True)
+    kinks = torch.where(torch.where(z > 0, step < 0, step > 0), -z / step, torch.inf)
+    kinks, order = kinks.sort(-1)
+    # a coordinate adds its part of the curve from where it begins to be positive, and takes it away from where it ends
+    curve = torch.cat([curve, curve + (step * step.abs()).gather(-1, order).cumsum(-1)], dim=-1)
+    at = torch.cat([torch.zeros_like(slope), kinks], dim=-1)
+    gaps = torch.where(kinks.isinf(), 0.0, kinks - at[..., :-1])
+    slopes = torch.cat([slope, slope + (curve[..., :-1] * gaps).cumsum(-1)], dim=-1)
+    last = (((slopes < 0) & at.isfinite()).sum(-1, keepdim=True) - 1).clamp(min=0)
+    at, slope, curve = (part.gather(-1, last)[..., 0] for part in (at, slopes, curve))
+    further = torch.where(curve > torch.finfo(z.dtype).tiny, -slope / curve, 0.0)
+    return at + further.clamp(min=0)
+
+
+class Product(Domain):
+    """Y_1 x Y_2 x ...: inputs and coordinates one after the other.
+
+    Args:
+        domains: the factors, in order; none of them a density.
+    """
+
+    def __init__(self, domains: Iterable[Domain]) -> None:
+        super().__init__()
+        domains = list(domains)
+        _at_least_one("Product.domains: their number", len(domains))
+        for i, domain in enumerate(domains):
+            if not isinstance(domain, Domain) or isinstance(domain, Density):
+                raise UserError(f"Product.domains[{i}]: a {type(domain).__name__} is given; a domain, not a density, is needed")
+        self.domains = nn.ModuleList(domains)
+        self.sizes, self.input_sizes = [d.dim for d in domains], [d.inputs for d in domains]
+        self.dim, self.inputs = sum(self.sizes), sum(self.input_sizes)
+
+    def _factors(self, sizes: list[int], row: Tensor) -> Iterable[tuple[Domain, Tensor]]:
+        return zip(self.domains, row.split_with_sizes(sizes, dim=-1), strict=True)  # type: ignore[arg-type]
+
+    def project(self, v: Tensor) -> Tensor:
+        return torch.cat([domain.project(part) for domain, part in self._factors(self.input_sizes, v)], dim=-1)
+
+    def nearest(self, y: Tensor) -> Tensor:
+        return torch.cat([domain.nearest(part) for domain, part in self._factors(self.sizes, y)], dim=-1)
+
+    def linear(self, g: Tensor) -> Tensor:
+        return torch.cat([domain.linear(part) for domain, part in self._factors(self.sizes, g)], dim=-1)
+
+    def act(self, u: Tensor) -> Tensor:
+        return torch.cat([domain.act(part) for domain, part in self._factors(self.input_sizes, u)], dim=-1)
+
+
+class Gaussian(Density):
+    """y ~ N(mean, exp(log_std)^2) per coordinate, on R^dim; lam = (mean | log_std).
+
+    Args:
+        dim: coordinates of y.
+        log_std_low: lower bound of log_std.
+        log_std_high: upper bound of log_std.
+    """
+
+    def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
+        super().__init__()
+        self.dim = _at_least_one("Gaussian.dim", dim)
+        self.inputs = 2 * dim
+        if not log_std_low < log_std_high:
+            raise UserError(f"Gaussian.log_std_low: {log_std_low} is given; one below log_std_high = {log_std_high} is needed")
+        self.bounds = (log_std_low, log_std_high)
+
+    def project(self, v: Tensor) -> Tensor:
+        mean, log_std = v.chunk(2, dim=-1)
+        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+
+    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = lam.chunk(2, dim=-1)
+        noise = torch.randn_like(mean)
+        logq = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return mean + log_std.exp() * noise, logq.sum(-1)
+
+    def median(self, lam: Tensor) -> Tensor:
+        return lam.chunk(2, dim=-1)[0]
+
+    def kl(self, lam: Tensor) -> Tensor:
+        """lam (B, inputs) -> KL(q(.; lam) | N(0, I)) (B,), in nats (Kingma and Welling, 2014, appendix B)."""
+        mean, log_std = lam.chunk(2, dim=-1)
+        return 0.5 * (mean.square() + (2 * log_std).expm1() - 2 * log_std).sum(-1)
 
 
 class SquashedGaussian(Density):
@@ -91,7 +629,8 @@ class SquashedGaussian(Density):
 
     def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
         super().__init__()
-        self.dim, self.inputs = dim, 2 * dim
+        self.dim = _at_least_one("SquashedGaussian.dim", dim)
+        self.inputs = 2 * dim
         self.bounds = (log_std_low, log_std_high)
 
     def project(self, v: Tensor) -> Tensor:
@@ -113,3 +652,40 @@ class SquashedGaussian(Density):
 
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0].tanh()
+
+
+def _at_least_one(field: str, given: int) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise UserError(f"{field}: {given!r} is given; an integer of at least 1 is needed")
+    return given
+
+
+def _kth_largest(v: Tensor, k: float) -> Tensor:
+    """v (B, n), 0 < k <= n -> (B, 1): its ceil(k)-th largest entry, detached."""
+    return v.detach().kthvalue(v.shape[-1] - math.ceil(k) + 1, dim=-1, keepdim=True)[0]
+
+
+def _waterfill(v: Tensor, k: float) -> Tensor:
+    """v (B, n) -> argmin_{0 <= y <= 1, sum y = k} |y - v| (B, n): y = clamp(v - tau, 0, 1), by sorting.
+
+    As tau falls, coordinate i begins to fill at v_i and is full at v_i - 1; between two such kinks the sum is linear.
+    """
+    v, n = v - _kth_largest(v, k), v.shape[-1]  # tau is within [-1, 0] then, however large v is
+    with torch.no_grad():
+        kinks, order = torch.cat([v, v - 1], dim=-1).sort(stable=True, dim=-1, descending=True)
+        filling = torch.where(order < n, 1, -1).cumsum(-1)  # how many coordinates are, below each kink
+        gained = (filling[..., :-1] * (kinks[..., :-1] - kinks[..., 1:])).cumsum(-1)
+        filled = torch.cat([torch.zeros_like(gained[..., :1]), gained], dim=-1)  # their sum at each kink
+        last = (filled < k).sum(-1, keepdim=True) - 1
+        at, before, rate = (part.gather(-1, last) for part in (kinks, filled, filling))
+        tau = at - (k - before) / rate
+        full, free = v - tau >= 1, (v - tau > 0) & (v - tau < 1)
+        count = free.sum(-1, keepdim=True)
+    # tau again, from what is free: now with its derivative
+    exact = (torch.where(free, v, 0.0).sum(-1, keepdim=True) + full.sum(-1, keepdim=True) - k) / count.clamp(min=1)
+    return torch.where(free, (v - exact).clamp(0, 1), full.to(v.dtype))
+
+
+def _matrix(y: Tensor, size: int) -> Tensor:
+    """(B, size^2) -> (B, size, size)."""
+    return y.reshape(*y.shape[:-1], size, size)

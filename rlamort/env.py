@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlamort.domain import Box, unit_box
+from rlamort.problem import Problem
 
 
 class Step(NamedTuple):
@@ -32,6 +33,12 @@ class Spec(NamedTuple):
     x_dim: int
     low: list[float]
     high: list[float]
+    problem: Problem | None = None  # the known objective behind it, where it has one
+
+    def facts(self) -> dict[str, Any]:
+        """What can be written of it; of a problem, its name."""
+        named = {} if self.problem is None else {"problem": type(self.problem).__name__}
+        return {"x_dim": self.x_dim, "low": self.low, "high": self.high, **named}
 
 
 class Env:

@@ -1,18 +1,124 @@
-"""L, the losses that train a model, and targets that critics regress on. B batch"""
+"""L, the losses that train a model, and targets that critics regress on.
+
+B batch · K iterations · x context (B, d) · y solution (B, n) · f cost (B,)
+
+A loss is `(model, f, batch) -> (scalar, metrics)`; what it needs beside these it is made with.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rlamort.model import Model
 from rlamort.objective import Metrics, Objective
-from rlamort.source import Batch
+from rlamort.source import Batch, Contexts
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # (B, n), (B, n) -> (B,)
 
 
-def objective(model: Model, f: Objective, batch: Batch) -> tuple[Tensor, Metrics]:
-    """L_obj = mean_B f(y_theta(x); x), the objective-based loss (tutorial, eq. 6)."""
-    cost, metrics = f.report(model(batch.x), batch.x)
+class Loss(Protocol):
+    """What `descend` descends."""
+
+    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]: ...
+
+
+def objective(model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+    """L_obj = mean_B f(y_theta(x); x), the objective-based loss (tutorial, eq. 6).
+
+    Where contexts come from parameters phi, batch.x carries their graph: descending this loss in phi is learning p(x; phi)
+    through the value of the problem (tutorial, eq. 29).
+    """
+    cost, metrics = f.report(model(batch.x, f.oracle(batch.x)), batch.x)
     loss = cost.mean()
     return loss, {"cost": loss.detach(), **metrics}
+
+
+def squared(y: Tensor, other: Tensor) -> Tensor:
+    """|y - other|^2, (B,)."""
+    return (y - other).square().sum(-1)
+
+
+class Regress:
+    """L_reg = mean_B distance(y_theta(x), y*(x)), the regression-based loss (tutorial, eq. 5).
+
+    Args:
+        teacher: a model that gives y*: a solver, an expert, another network. It is asked, never trained.
+        distance: between two solutions, (B,).
+    """
+
+    def __init__(self, teacher: Model, distance: Distance = squared) -> None:
+        self.teacher, self.distance = teacher, distance
+
+    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+        oracle = f.oracle(batch.x)
+        with torch.no_grad():
+            target = self.teacher(batch.x, oracle)
+        loss = self.distance(model(batch.x, oracle), target).mean()
+        return loss, {"distance": loss.detach()}
+
+
+class OverIterates:
+    """L_Sigma = mean_B sum_k w_k f(y_k; x), over a model's iterates (tutorial, section 2.3; Andrychowicz et al., 2016, eq. 3).
+
+    Args:
+        decay: w_k is proportional to decay^(K - k): 1 weighs all alike, 0 is the objective of the last alone.
+    """
+
+    def __init__(self, decay: float = 1.0) -> None:
+        self.decay = decay
+
+    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+        path = model.iterates(batch.x, f.oracle(batch.x))  # (K + 1, B, n)
+        weights = self.decay ** torch.arange(len(path) - 1, -1, -1, device=path.device, dtype=path.dtype)
+        reports = [f.report(y, batch.x) for y in path]
+        costs = torch.stack([cost.mean() for cost, _ in reports])
+        return (weights * costs).sum() / weights.sum(), {"cost": costs[-1].detach(), **reports[-1][1]}
+
+
+class Smoothed:
+    """The objective-based loss of a cost without gradients, by antithetic evolution strategies (tutorial, eq. 15).
+
+    The gradient is that of the smoothed cost E_e f(y + sigma e; x), e ~ N(0, 1), with respect to y
+    (Nesterov and Spokoiny, 2017); it reaches theta by the chain rule. The loss's value is f at the prediction itself.
+
+    Args:
+        sigma: width of the smoothing, in the units of y.
+        pairs: how many e and -e.
+        nearest: takes what is evaluated back to Y.
+    """
+
+    def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        self.sigma, self.pairs, self.nearest = sigma, pairs, nearest
+
+    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+        y = model(batch.x, f.oracle(batch.x))
+        with torch.no_grad():
+            cost, metrics = f.report(y, batch.x)
+            slope = torch.zeros_like(y)
+            for _ in range(self.pairs):
+                e = torch.randn_like(y)
+                ahead, behind = (f(self.nearest(y + side * self.sigma * e), batch.x) for side in (1, -1))
+                slope += (ahead - behind)[:, None] * e / (2 * self.sigma * self.pairs)
+        along = (slope * y).sum(-1).mean()
+        loss = cost.mean() + along - along.detach()
+        return loss, {"cost": cost.mean(), **metrics}
+
+
+class Downstream:
+    """mean_B g(y_theta(x), x), what solutions are used for; descended in phi, it learns p(x; phi) by them (tutorial, eq. 30).
+
+    Args:
+        g: y (B, n), x (B, d) -> (B,).
+    """
+
+    def __init__(self, g: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.g = g
+
+    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+        loss = self.g(model(batch.x, f.oracle(batch.x)), batch.x).mean()
+        return loss, {"downstream": loss.detach()}
 
 
 def td_target(batch: Batch, value_next: Tensor) -> Tensor:

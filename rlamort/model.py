@@ -1,19 +1,30 @@
-"""y_theta, the models that predict a solution. K iterations · B batch · n numbers in a solution"""
+"""y_theta, the models that predict a solution.
 
+x context (B, d) · y solution (B, n) · v unconstrained (B, inputs) · z latent solution (B, m) · K steps · B batch
+"""
+
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
+from rlamort.adjoint import Adjoint, Step, Unrolled
+from rlamort.config import NonNegative, Whole
 from rlamort.domain import Domain
+from rlamort.errors import UserError
+from rlamort.objective import Oracle
+from rlamort.update import Update
 
 
 class Model(nn.Module):
     """y_theta : X -> Y. Calling it gives the last of its iterates."""
 
-    def iterates(self, x: Tensor) -> Tensor:
-        """x (B, d) -> (K + 1, B, n), oldest first."""
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        """x (B, d) -> (K + 1, B, n), oldest first; `oracle` is what the model may ask about f(.; x) on the way."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.iterates(x)[-1]
+    def forward(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.iterates(x, oracle)[-1]
 
 
 class Full(Model):
@@ -28,5 +39,84 @@ class Full(Model):
         super().__init__()
         self.net, self.domain = net, domain
 
-    def iterates(self, x: Tensor) -> Tensor:
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.domain.project(self.net(x))[None]
+
+
+class Unroll(Model):
+    """Semi-amortized: K steps of a solver from where another model says (tutorial, section 2.2.2).
+
+    It also works where no gradients are recorded, and then leaves no graph. An item's answer does not depend on the others.
+
+    Args:
+        init: the first iterate, the last one of this model.
+        update: a step of the solver.
+        steps: K; 0 gives init.
+        domain: Y, to which every step's result is taken by Euclidean projection.
+        adjoint: how losses differentiate through the steps.
+        shrinkage: strength of strength / 2 |y - y_0|^2, which the solver sees added to f (tutorial, eq. 14).
+    """
+
+    def __init__(
+        self,
+        init: Model,
+        update: Update,
+        steps: Whole,
+        domain: Domain,
+        adjoint: Adjoint | None = None,
+        shrinkage: NonNegative = 0.0,
+    ) -> None:
+        super().__init__()
+        for field, given in {"steps": steps, "shrinkage": shrinkage}.items():
+            if given < 0:
+                raise UserError(f"model.{field}: {given} given; 0 or more is needed")
+        self.init, self.update, self.steps, self.domain = init, update, steps, domain
+        self.adjoint, self.shrinkage = adjoint or Unrolled(), shrinkage
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        y = self.init(x, oracle)
+        oracle = oracle or Oracle()
+        if self.shrinkage:
+            oracle = oracle.tethered(y, self.shrinkage)
+        step = Step(self.update, self.domain.nearest, x, oracle)
+        return self.adjoint.iterates(step, y, self.update.start(y, x), self.steps)
+
+
+class Latent(Model):
+    """Solves in another space, y = project(decode(z, x)) (tutorial, section 2.2.2; Amos and Yarats, 2020, section 4).
+
+    Args:
+        decode: z (B, m), x (B, d) -> v (B, domain.inputs).
+        inner: the model over z, which asks f through `decode`.
+        domain: Y.
+    """
+
+    def __init__(self, decode: nn.Module, inner: Model, domain: Domain) -> None:
+        super().__init__()
+        self.decode, self.inner, self.domain = decode, inner, domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        def point(z: Tensor) -> Tensor:
+            return self.domain.project(self.decode(z, x))
+
+        path = self.inner.iterates(x, oracle and oracle.through(point))
+        return torch.stack([point(z) for z in path])
+
+
+class Expert(Model):
+    """What is known already, as a model of one iterate: a solution in closed form, a classical solver, demonstrations.
+
+    Args:
+        field: x (B, d) -> y (B, n), or None where it does not know.
+        name: of the field, for messages.
+    """
+
+    def __init__(self, field: Callable[[Tensor], Tensor | None], name: str = "the expert") -> None:
+        super().__init__()
+        self.field, self.name = field, name
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        y = self.field(x)
+        if y is None:
+            raise UserError(f"{self.name}: None is returned; y, of shape ({len(x)}, n), is needed")
+        return y[None]

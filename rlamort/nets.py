@@ -51,6 +51,59 @@ class Ensemble(nn.Module):
         return h
 
 
+class Standardise(nn.Module):
+    """(x - mean) / std by the statistics of a sample, held from the start.
+
+    Args:
+        sample: contexts (B, d).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, sample: Tensor) -> None:
+        super().__init__()
+        sample = sample.detach()
+        std = sample.std(0, correction=0)
+        self.register_buffer("mean", sample.mean(0))
+        self.register_buffer("std", torch.where(std > 1e-6, std, 1))  # a coordinate that never moves stays at zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class Silent(nn.Module):
+    """Zeros, whatever is asked.
+
+    Args:
+        outputs: how many.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.outputs)
+
+
+class Beside(nn.Module):
+    """(z, x) -> net(z | features(x)): a network of two arguments.
+
+    Args:
+        net: of both, side by side.
+        features: of x alone.
+    """
+
+    def __init__(self, net: nn.Module, features: nn.Module) -> None:
+        super().__init__()
+        self.net, self.features = net, features
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        out: Tensor = self.net(torch.cat([z, self.features(x)], dim=-1))
+        return out
+
+
 class Unnormalised(nn.Module):
     """Contexts as they come."""
 

@@ -69,3 +69,38 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return out
+
+
+def draw_gaps(curves: Sequence[Any], gaps: dict[str, list[float]], out: Path) -> Path:
+    """Mean gap against iterations and against seconds, and how gaps are spread over contexts, into `out`/gaps.png.
+
+    Args:
+        curves: with a `name`, and a list of `gap` after as many `seconds`.
+        gaps: of each model, one per context.
+        out: a folder.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    iterations, seconds, spread = figure.subplots(1, 3)
+    for curve in curves:
+        shown = np.maximum(curve.gap, 1e-9)
+        marker = "o" if curve.name in gaps else ""
+        iterations.plot(np.arange(len(shown)) + (curve.name not in gaps), shown, marker=marker, label=curve.name)
+        seconds.plot(curve.seconds, shown, marker=marker, label=curve.name)
+    iterations.set(xlabel="iterations", ylabel="mean gap to the reference", yscale="log")
+    seconds.set(xlabel="seconds for the batch", yscale="log", xscale="log")
+    low = min(max(1e-9, min(values)) for values in gaps.values())
+    bins = np.geomspace(low, max(max(values) for values in gaps.values()) + 2 * low, 40)
+    for name, values in gaps.items():
+        spread.hist(np.maximum(values, low), bins=bins, alpha=0.5, label=name)
+    spread.set(xlabel="gap of a context", ylabel="contexts", xscale="log")
+    for axes in (iterations, seconds, spread):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    file = out / "gaps.png"
+    figure.savefig(file, dpi=110)
+    return file

@@ -1,24 +1,29 @@
 """Claims as commands: a study trains what it claims, keeps what it measured, and says whether the claim holds.
 
-A study is an entry of configs/reproduce/ROW.yaml: environment, steps, seeds, settings, and what is claimed: a return that each
-seed must reach, or a baseline, trained with the same settings, that the row must not fall below.
+An entry of configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
+seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it names a function of
+`rlamort.claims` that measures something else.
 """
 
 import importlib.resources
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import yaml
 
 from rlamort.checkpoint import versions
+from rlamort.config import locate
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.score import Interval, interval, iqm, stratified_bootstrap
 from rlamort.track import read_records
+from rlamort.verdict import Verdict
 
 Kept = dict[str, Any]  # finished runs, by the command that a user types for them
 
@@ -59,16 +64,11 @@ class Study(NamedTuple):
         return np.array(self.curves(row, kept)[:, -1])
 
 
-class Verdict(NamedTuple):
-    """What came of a claim."""
+class Claim(NamedTuple):
+    """What a function measures: `measure() -> Measured`, named by its dotted path."""
 
-    claim: str
-    measured: str
-    threshold: str
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{'pass' if self.passed else 'FAIL'}  {self.claim}\n      measured {self.measured}; threshold {self.threshold}"
+    row: str
+    measure: str
 
 
 def rows() -> list[str]:
@@ -77,12 +77,17 @@ def rows() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
 
 
-def studies(row: str) -> list[Study]:
+def entries(row: str) -> list[Study | Claim]:
     """Raises UserError where a row has no claims."""
     if row not in rows():
         raise UserError(f"reproduce {row}: this row has no claims yet. {nearest(row, rows())}")
     text = (importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()
-    return [Study(row, **entry) for entry in yaml.safe_load(text)]
+    return [(Claim if "measure" in entry else Study)(row, **entry) for entry in yaml.safe_load(text)]
+
+
+def studies(row: str) -> list[Study]:
+    """Those of its entries that are trainings."""
+    return [entry for entry in entries(row) if isinstance(entry, Study)]
 
 
 def reproduce(row: str, results: Path) -> list[Verdict]:
@@ -90,8 +95,14 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
 
     Every finished run is kept in `results`/ROW.json at once, and not run again while its command stays the same.
     """
-    claims = studies(row)
+    given = entries(row)
+    claims = [entry for entry in given if isinstance(entry, Study)]
     results.mkdir(parents=True, exist_ok=True)
+    for claim in given:
+        if isinstance(claim, Claim):
+            (results / f"{row}.json").write_text(
+                json.dumps(_kept(row, results) | {claim.measure: _measure(claim, results)}, indent=1) + "\n"
+            )
     for study in claims:
         for contender, seed in study.missing(_kept(row, results)):
             key = study.key(contender, seed)
@@ -99,9 +110,31 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
             found = _run(study.command(contender, seed))
             (results / f"{row}.json").write_text(json.dumps(_kept(row, results) | {key: found}, indent=1) + "\n")
     kept = _kept(row, results)
-    verdicts = [verdict for study in claims for verdict in judge(study, kept)]
     (results / "README.md").write_text(table(results))
-    return verdicts
+    return [verdict for entry in given for verdict in judged(entry, kept)]
+
+
+def _measure(claim: Claim, results: Path) -> Kept:
+    """What it found, with when and on what; figures are drawn beside the data."""
+    started = time.perf_counter()
+    verdicts, data, figures = locate(claim.measure)()
+    for name, figure in figures.items():
+        figure.savefig(results / f"{name}.png", dpi=110, bbox_inches="tight")
+    return {
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "seconds": time.perf_counter() - started,
+        "verdicts": [list(verdict) for verdict in verdicts],
+        "figures": sorted(figures),
+        "data": data,
+    }
+
+
+def judged(entry: Study | Claim, kept: Kept) -> list[Verdict]:
+    """The verdicts that are known."""
+    if isinstance(entry, Study):
+        return judge(entry, kept)
+    return [Verdict(*one) for one in kept[entry.measure]["verdicts"]] if entry.measure in kept else []
 
 
 def _kept(row: str, results: Path) -> Kept:
@@ -149,11 +182,14 @@ def table(results: Path) -> str:
     whole = []
     for row in rows():
         kept = _kept(row, results)
-        for study in studies(row):
-            for claim, measured, threshold, passed in judge(study, kept):
+        for study in entries(row):
+            for claim, measured, threshold, passed in judged(study, kept):
                 verdict = "pass" if passed else "**FAIL**"
                 lines.append(f"| `rlamort reproduce {row}` | {claim} | {threshold} | {measured} | {verdict} |")
-            if missing := study.missing(kept):
+            if isinstance(study, Claim):
+                if study.measure not in kept:
+                    lines.append(f"| `rlamort reproduce {row}` | all of them | | not measured yet | open |")
+            elif missing := study.missing(kept):
                 what = f"{study.env}, {study.steps:,} steps, beside {study.baseline}"
                 lines.append(f"| `rlamort reproduce {row}` | {what} | | {len(missing)} runs to go | open |")
             elif study.baseline:

@@ -20,9 +20,8 @@ from rlamort.agent import Agent
 from rlamort.capture import Captured, Eager
 from rlamort.config import FIXED, FREE, Config, locate, methods, resolve, short_name
 from rlamort.directory import Directory
-from rlamort.env import Episode, Spec
-from rlamort.envs.gym import GymEnv
-from rlamort.envs.make import name_of, open_env
+from rlamort.env import Env, Episode, Spec
+from rlamort.envs.make import name_of
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
 from rlamort.mirror import Mirror, require
@@ -66,13 +65,13 @@ class Learner:
 
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
-        self._eval_given = _kind_of(env) if eval_env is None else eval_env
+        self._eval_given = eval_env
         torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cores()))
         self.device = device_of(config.run.device)
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
         self._source: Any = None
-        self._evaluation: GymEnv | None = None
+        self._evaluation: Env | None = None
         self.updates: Updates | None = None
         self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
         self._kept = 0  # the env_step of the latest checkpoint
@@ -84,13 +83,14 @@ class Learner:
         for backend in self.tracked:
             require(backend)
 
-    def _open_env(self, env: Any, count: int, vectorization: str = "sync") -> GymEnv:
+    def _open_env(self, env: Any, count: int, vectorization: str = "sync") -> Env:
         run = self.config.run
-        return open_env(
+        opened: Env = locate(self.config.row["opens"])(
             env, count=count, env_kwargs=run.env_kwargs, vectorization=vectorization,
             max_episode_steps=run.max_episode_steps, max_faults=run.max_env_faults, timeout=run.env_timeout,
             device=self.device,
         )  # fmt: skip
+        return opened
 
     @property
     def source(self) -> Any:
@@ -105,11 +105,12 @@ class Learner:
             self._source = kind(env, **self.config.keywords(kind))
         return self._source
 
-    def _evaluation_env(self, episodes: int) -> GymEnv:
-        if self._eval_given is None:
+    def _evaluation_env(self, episodes: int) -> Env:
+        given = self._eval_given or self.agent.spec.problem or _kind_of(self._env_given)  # a problem's learned part is shared
+        if given is None:
             raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
         if self._evaluation is None or self._evaluation.count != episodes:
-            self._evaluation = self._open_env(self._eval_given, episodes)
+            self._evaluation = self._open_env(given, episodes)
         return self._evaluation
 
     def score(self, episodes: int | None = None) -> Score:
@@ -298,7 +299,7 @@ class Learner:
         return {
             "method": self.config.method,
             "values": self.config.values,
-            "spec": self.agent.spec._asdict(),
+            "spec": self.agent.spec.facts(),
             "env_step": self.clock.env_step,
             "updates": self.clock.updates,
             "versions": checkpoint.versions(),
@@ -321,15 +322,17 @@ class Learner:
         try:
             method, values = trusted(saved.facts["method"], method), saved.facts["values"]
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
-            spec = Spec(**saved.facts["spec"])
-        except (KeyError, TypeError) as error:
+            facts = dict(saved.facts["spec"])
+            posed = facts.pop("problem", None)
+            spec = Spec(**facts)
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
         if method != cls.method:
             raise UserError(f"{saved.path}: it holds an agent of {method}, not of {cls.method}; rlamort.load takes any")
         learner = cls.__new__(cls)
         config = resolve(method, {**values, "dir": None})
         learner._settle(config, values["env"] if env is None else env, None)
-        learner._build(spec)
+        learner._build(learner.source.env.spec if posed else spec)  # a problem cannot be read from a file: it is opened
         saved.fill(learner.agent)
         learner.clock = clock
         return learner

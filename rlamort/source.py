@@ -3,8 +3,8 @@
 N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an action · m steps in an n-step return
 """
 
-from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import psutil
@@ -14,6 +14,7 @@ from torch import Tensor
 from rlamort.config import Range
 from rlamort.env import Env, Episode
 from rlamort.errors import UserError
+from rlamort.problem import draw
 
 Tree = dict[str, Any]  # plain values, arrays and tensors, nested: what a checkpoint holds
 BOOKS = ("written", "first", "size", "follows")
@@ -29,6 +30,20 @@ class Batch(NamedTuple):
     discount: Tensor  # (B,) discount^m
     terminated: Tensor  # (B,) bool: x_next has no future
     x_next: Tensor  # (B, d) the true successor after m steps
+
+    def through(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """With its contexts as `function` gives them."""
+        return self._replace(x=function(self.x), x_next=function(self.x_next))
+
+
+class Contexts(NamedTuple):
+    """Contexts alone, of a problem whose objective is known."""
+
+    x: Tensor  # (B, d)
+
+    def through(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """As `function` gives them."""
+        return self._replace(x=function(self.x))
 
 
 class Collected(NamedTuple):
@@ -96,9 +111,14 @@ class Replay:
     def __len__(self) -> int:
         return int(self.size.sum())
 
-    def collect(self, y: Tensor) -> Collected:
-        """Play y (N, n), a step in every environment, and keep what happened."""
-        x = self.env.x
+    @property
+    def waiting(self) -> Tensor:
+        """(N, d), the contexts to act on now."""
+        return self.env.x
+
+    def collect(self, choose: Callable[[], Tensor]) -> Collected:
+        """Play what is chosen, y (N, n), a step in every environment, and keep what happened."""
+        x, y = self.env.x, choose()
         step = self.env.step(y)
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
         transitions = int(np.count_nonzero(step.valid))
@@ -256,6 +276,53 @@ class Replay:
 
     def _flat(self, rows: np.ndarray, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(rows * self.slots + slots).to(self.device)
+
+
+class Fresh:
+    """New contexts of a problem at every update; nobody acts, since its objective is known.
+
+    Args:
+        env: the problem as an environment.
+        dataset_size: draw this many once, and batches from among them, each equally often; null draws new ones every time.
+
+    Raises:
+        UserError: the environment is no `Problem`.
+    """
+
+    resumable = True
+    waiting = None
+    written = np.zeros(0, dtype=np.int64)  # it keeps no frames
+
+    def __init__(self, env: Env, *, dataset_size: Annotated[int, Range(1)] | None = None) -> None:
+        if env.spec.problem is None:
+            raise UserError(f"env={env.name}: it is no problem with a known objective; a subclass of rlamort.Problem is needed")
+        self.env, self.problem, self.collected = env, env.spec.problem, 0
+        self.data = None if dataset_size is None else draw(self.problem, dataset_size, env.device)
+
+    def collect(self, choose: Callable[[], Tensor]) -> Collected:
+        """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
+        self.collected += 1
+        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [])
+
+    def sample(self, count: int) -> Contexts:
+        """x ~ p(x) (count, d)."""
+        if self.data is None:
+            return Contexts(draw(self.problem, count, self.env.device))
+        return Contexts(self.data[torch.randint(len(self.data), (count,), device=self.data.device)])
+
+    def state(self) -> Tree:
+        """Everything that `restore` needs."""
+        return {"collected": self.collected, "env": self.env.state(), "data": self.data}
+
+    def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
+        """Put back what `state` gave."""
+        self.collected = int(state["collected"])
+        self.data = None if state["data"] is None else state["data"].to(self.env.device)
+        return self.env.restore(state["env"])
+
+    def frames_since(self, written: np.ndarray) -> Tree:
+        """None."""
+        return {"slots": 1, "high": self.written}
 
 
 def bytes_per_frame(d: int, n: int) -> int:

@@ -3,6 +3,7 @@
 b batch · d = x_dim · n = dim of an action · h width of a hidden layer
 """
 
+import functools
 import json
 import os
 import platform
@@ -238,7 +239,7 @@ def _step_rates(count: int, seconds: float) -> dict[str, float]:
         )
         source, played, start = learner.source, 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
-            played += source.collect(source.env.domain.uniform(count)).transitions
+            played += source.collect(functools.partial(source.env.domain.uniform, count)).transitions
         rates[vectorization] = played / (time.perf_counter() - start)
         learner.close()
     return rates

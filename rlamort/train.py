@@ -13,7 +13,7 @@ from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
 from rlamort.score import Score
-from rlamort.source import Batch, Collected
+from rlamort.source import Batch, Collected, Contexts
 from rlamort.track import Tracker, Values
 
 
@@ -48,11 +48,13 @@ class Source(Protocol):
     env: Env
     collected: int
 
-    def collect(self, y: torch.Tensor) -> Collected: ...
-    def sample(self, count: int) -> Batch: ...
+    @property
+    def waiting(self) -> torch.Tensor | None: ...  # the contexts that wait for an answer; None where nobody acts
+    def collect(self, choose: Callable[[], torch.Tensor]) -> Collected: ...
+    def sample(self, count: int) -> Batch | Contexts: ...
 
 
-Updates = Callable[[Sequence[bool], torch.Tensor], tuple[Metrics, torch.Tensor]]  # see `rlamort.capture.Eager`
+Updates = Callable[[Sequence[bool], torch.Tensor | None], tuple[Metrics, torch.Tensor | None]]  # see `rlamort.capture.Eager`
 Scorer = Callable[[Agent], Score]
 
 
@@ -102,7 +104,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds
 
-    def chosen() -> torch.Tensor:
+    def choose() -> torch.Tensor:
         if source.collected < schedule.warmup_steps:
             return source.env.domain.uniform(source.env.count)
         if clock.y is not None:
@@ -111,13 +113,13 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
             return agent.act(source.env.x, explore=True)
 
     while clock.env_step < until:
-        met = source.collect(chosen())
+        met = source.collect(choose)
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         agent.observe(met.x)
         clock.episodes += met.episodes
         if source.collected > schedule.update_after:
             due = range(clock.updates + 1, clock.updates + schedule.utd * met.transitions + 1)
-            fresh, clock.y = updates([number % agent.improve_every == 0 for number in due], source.env.x)
+            fresh, clock.y = updates([number % agent.improve_every == 0 for number in due], source.waiting)
             clock.metrics |= fresh
             clock.updates += len(due)
         clock.seconds = time.perf_counter() - started

@@ -18,7 +18,7 @@ def ring(device):
     env.reset(0)
     made = Replay(env, buffer_size=1000, n_step=2)
     for _ in range(150):
-        made.collect(env.domain.uniform(2))
+        made.collect(lambda: env.domain.uniform(2))
     return made
 
 
@@ -39,7 +39,7 @@ def test_a_hundred_captured_updates_are_the_eager_ones(name, ring):
     counters.clear()
     for step in range(100):
         round_of = [eager.agent.improve_every == 1 or step % 2 == 1]
-        ring.collect(ring.env.domain.uniform(2))  # the ring moves on under the graph
+        ring.collect(lambda: ring.env.domain.uniform(2))  # the ring moves on under the graph
         torch.manual_seed(step)
         expected, y = eager(round_of, ring.env.x)
         torch.manual_seed(step)

@@ -33,7 +33,7 @@ def test_a_failing_step_is_dropped_counted_and_the_episode_ends(kind, vectorizat
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for _ in range(400):
-            episodes += ring.collect(torch.zeros(2, 1)).episodes
+            episodes += ring.collect(lambda: torch.zeros(2, 1)).episodes
     env.close()
     assert env.faults == len([w for w in said if "a new episode begins" in str(w.message)]) >= 4
     assert 800 - 2 * env.faults <= ring.collected < 800

@@ -153,7 +153,7 @@ def test_every_autoreset_mode_gives_the_same_transitions(mode, rows, n_step):
     ring = Replay(env, buffer_size=600, n_step=n_step, discount=DISCOUNT)
     finished = []
     while ring.collected < 60 * rows:
-        finished += ring.collect(torch.zeros(rows, 1)).episodes
+        finished += ring.collect(lambda: torch.zeros(rows, 1)).episodes
     for total, length in finished[: 3 * rows]:
         assert length in lengths
         assert total == pytest.approx(sum(100 * (total // (100 * length)) + t for t in range(1, length + 1)), abs=1)

@@ -1,0 +1,124 @@
+"""Amortization of an objective that is known, or learned together with its solver (Amos, Tutorial on amortized optimization).
+
+f = the problem's cost · Y = its domain · p(x) = its contexts · y_theta = full, semi, recurrent or latent · L = as asked.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+
+from rlamort.adjoint import FirstOrder
+from rlamort.agent import Adam, Agent, descend
+from rlamort.config import Count, Positive, Widths
+from rlamort.domain import Domain, Euclid
+from rlamort.env import Spec
+from rlamort.errors import UserError
+from rlamort.losses import Loss, OverIterates, Regress, Smoothed, objective
+from rlamort.model import Expert, Full, Latent, Model, Unroll
+from rlamort.nets import Beside, Silent, Standardise, mlp
+from rlamort.objective import Cost, Metrics
+from rlamort.problem import Problem, draw
+from rlamort.source import Contexts
+from rlamort.update import Gradient, Lbfgs, Learned, Recurrent
+
+SAMPLE = 1_000  # contexts whose mean and spread standardise the network's input
+
+
+class Amortize(Agent):
+    """A model of a problem's solutions, trained on the problem itself.
+
+    Args:
+        spec: of the problem's environment.
+        model: full predicts; semi refines the prediction by gradient steps of learned size; recurrent by learned steps; latent
+            by gradient steps in a space that is decoded.
+        loss: objective scores the answer; regress its distance to the reference solution; iterates every iterate on the way;
+            es the answer to a cost without gradients.
+        hidden: widths of the hidden layers.
+        iterations: steps of semi, recurrent and latent.
+        inner_rate: size of their gradient steps, before it is learned.
+        latent_dim: coordinates of latent's space.
+        learning_rate: Adam's step size.
+        decay_updates: updates over which it falls to zero along a cosine; null keeps it.
+        sigma: width of es's smoothing.
+        pairs: antithetic pairs of es.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        model: Literal["full", "semi", "recurrent", "latent"] = "full",
+        loss: Literal["objective", "regress", "iterates", "es"] = "objective",
+        hidden: Widths = (128, 128),
+        iterations: Count = 5,
+        inner_rate: Positive = 0.1,
+        latent_dim: Count = 8,
+        learning_rate: Positive = 1e-3,
+        decay_updates: Count | None = None,
+        sigma: Positive = 0.1,
+        pairs: Count = 8,
+    ) -> None:
+        super().__init__(spec, normalise=False)
+        problem = self.problem = posed(spec)
+        self.f, y = Cost(problem), problem.domain
+        statistics = Standardise(draw(problem, SAMPLE))
+
+        def prediction(outputs: int, domain: Domain) -> Full:
+            return Full(nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs)), domain)
+
+        def latent() -> Latent:
+            z = Euclid(latent_dim)
+            decode = Beside(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
+            return Latent(decode, Unroll(prediction(latent_dim, z), learned(latent_dim), iterations, z), y)
+
+        def learned(dim: int) -> Gradient:
+            return Gradient(Learned(inner_rate, dim, iterations), clip=1e3)
+
+        models: dict[str, Callable[[], Model]] = {
+            "full": lambda: prediction(y.inputs, y),
+            "semi": lambda: Unroll(prediction(y.inputs, y), learned(y.dim), iterations, y),
+            "recurrent": lambda: Unroll(
+                prediction(y.inputs, y), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()
+            ),
+            "latent": latent,
+        }
+        losses: dict[str, Callable[[], Loss]] = {
+            "objective": lambda: objective,
+            "regress": lambda: Regress(reference(problem)),
+            "iterates": OverIterates,
+            "es": lambda: Smoothed(sigma, pairs, y.nearest),
+        }
+        self.model, self.loss = models[model](), losses[loss]()
+        self.adam = Adam(self.owned(), learning_rate, horizon=decay_updates)
+
+    def owned(self) -> list[nn.Parameter]:
+        """What `improve` trains: the model, and the problem's own parameters, where it has some to learn."""
+        return [p for p in (*self.model.parameters(), *self.problem.parameters()) if p.requires_grad]
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        y: Tensor = self.model(x, self.f.oracle(x))
+        return y
+
+    def evaluate(self, batch: Contexts) -> Metrics:
+        return {}  # f is known
+
+    def improve(self, batch: Contexts) -> Metrics:
+        loss, metrics = self.loss(self.model, self.f, batch)
+        descend(loss, self.owned(), self.adam)
+        return {f"model/{name}": value for name, value in metrics.items()}
+
+
+def posed(spec: Spec) -> Problem:
+    """The problem behind an environment. Raises UserError where there is none."""
+    if spec.problem is None:
+        raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed to amortize one")
+    return spec.problem
+
+
+def reference(problem: Problem) -> Model:
+    """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y."""
+    layout = problem.layout
+    if problem.solution(problem.contexts(2)) is not None:
+        return Expert(lambda x: problem.solution(layout.unpack(x)), f"{type(problem).__name__}.solution")
+    return Unroll(Full(Silent(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)

@@ -1,0 +1,123 @@
+"""Max-Q: the problem that a policy amortizes, argmin_y -Q(x, y) over the states that it visits, with the critic frozen.
+
+x state (B, d), as the environment gives it · y action (B, n) in [-1, 1]^n · f = -(mean Q - beta std Q) · N states visited
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlamort.domain import unit_box
+from rlamort.env import Env
+from rlamort.errors import UserError
+from rlamort.objective import MaxQ, Soft
+from rlamort.problem import Problem, X
+
+Policy = Callable[[Tensor], Tensor]  # x (B, d) -> y (B, n)
+M = TypeVar("M", bound=nn.Module)
+
+
+class Visited(NamedTuple):
+    """States met in play, in the order of time within each episode."""
+
+    x: Tensor  # (N, d)
+    episode: np.ndarray  # (N,) which of them
+    time: np.ndarray  # (N,) steps since its reset
+
+    def split(self, held_out: int) -> tuple[Self, Self]:
+        """What all but the last `held_out` episodes met, and what those did: neighbours in time never stand on both sides.
+
+        Raises:
+            UserError: nothing would be left on one side.
+        """
+        episodes = int(self.episode.max()) + 1
+        if not 0 < held_out < episodes:
+            raise UserError(f"held_out={held_out}: of {episodes} episodes, between 1 and {episodes - 1} can be held out")
+        late = self.episode >= episodes - held_out
+        return self.at(~late), self.at(late)
+
+    def at(self, which: np.ndarray) -> Self:
+        """Those of a mask, or of indices."""
+        return type(self)(self.x[torch.from_numpy(which).to(self.x.device)], self.episode[which], self.time[which])
+
+
+@torch.no_grad()
+def visit(policy: Policy, env: Env, seed: int) -> Visited:
+    """One episode in each row of `env`, from seeds seed, seed + 1, ...: every state in which `policy` acted."""
+    x, running = env.reset(seed), np.ones(env.count, dtype=bool)
+    met, rows, times, time = [], [], [], 0
+    while running.any():
+        (acting,) = np.nonzero(running)
+        met.append(x[torch.from_numpy(acting).to(x.device)])
+        rows.append(acting)
+        times.append(np.full(len(acting), time))
+        step = env.step(policy(x))
+        running = running & ~(step.terminated | step.truncated)
+        x, time = env.x, time + 1
+    env.episodes()
+    episode = np.concatenate(rows)
+    order = np.argsort(episode, kind="stable")
+    states = torch.cat(met)[torch.from_numpy(order).to(x.device)]
+    return Visited(states, episode[order], np.concatenate(times)[order])
+
+
+class MaxQProblem(Problem):
+    """f(y; x) = -(mean_i Q_i - beta std_i Q_i)(x, y) on [-1, 1]^n, as the actor of `agent` meets it (tutorial, eq. 3).
+
+    Ensemble members, pessimism and normalisation are those of the agent's own objective; of a soft one, the part that is a
+    function of the action. The critic is a copy whose numbers are buffers: it follows the problem to a device and into
+    float64, and is no parameter that would be trained together with a solver.
+
+    Args:
+        agent: a trained one, with `f` (a `MaxQ`, or a `Soft` over one) and `normaliser`.
+        states: (N, d), where contexts are drawn from.
+
+    Raises:
+        UserError: the agent has no critic of actions, or the states are another environment's.
+    """
+
+    states: Tensor
+
+    def __init__(self, agent: Any, states: Tensor) -> None:
+        super().__init__()
+        f = action_cost(agent)
+        if states.ndim != 2 or states.shape[1] != agent.spec.x_dim or not len(states):
+            raise UserError(f"states: shape {tuple(states.shape)} is given; (N, {agent.spec.x_dim}) with N > 0 is needed")
+        self.domain = unit_box(len(agent.spec.low)).to(states.device)
+        self.critic, self.normaliser = frozen(f.critic), frozen(agent.normaliser)
+        self.f = MaxQ(self.critic, f.beta, f.members)
+        self.register_buffer("states", states.detach().clone())
+
+    def contexts(self, count: int) -> Tensor:
+        return self.states[torch.randint(len(self.states), (count,), device=self.states.device)]
+
+    def cost(self, y: Tensor, x: X) -> Tensor:
+        assert isinstance(x, Tensor)
+        return self.f(y, self.normaliser(x))
+
+
+def action_cost(agent: Any) -> MaxQ:
+    """What the actor of `agent` minimises, as far as it is a function of the action.
+
+    Raises:
+        UserError: it has no critic of actions.
+    """
+    f = getattr(agent, "f", None)
+    f = f.f if isinstance(f, Soft) else f
+    if not isinstance(f, MaxQ):
+        raise UserError(f"agent: {type(agent).__name__} has no critic Q(x, y), so there is no max-Q problem to solve")
+    return f
+
+
+def frozen(module: M) -> M:
+    """A copy in which every parameter is a buffer."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, value.detach())
+    return copied

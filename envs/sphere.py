@@ -1,0 +1,51 @@
+"""Soft minima of c-convex functions on the sphere (tutorial, section 7; Cohen, Amos and Lipman, 2021).
+
+y point (B, 3) of S^2 · z centres (B, m, 3) on S^2 · alpha offsets (B, m)
+"""
+
+import torch
+from torch import Tensor
+
+from rlamort import domain
+from rlamort.config import Positive
+from rlamort.errors import UserError
+from rlamort.problem import Problem, X
+
+CLOSE = 1e-12  # radians squared: below, the angle's derivative is not that of its definition, but finite
+
+
+class Sphere(Problem):
+    """f(y; z, alpha) = -gamma log sum_i exp(-(d(y, z_i)^power / 2 + alpha_i) / gamma), d the angle between two points.
+
+    Centres are uniform on the sphere, offsets uniform on [0, spread].
+
+    Args:
+        components: m.
+        power: of the distance: 2 makes every part c-convex, 1 is what the tutorial's text has.
+        gamma: temperature of the minimum, which lies up to gamma log m below the least part.
+        spread: of the offsets.
+    """
+
+    domain = domain.Sphere(3)
+
+    def __init__(self, components: int = 4, power: int = 2, gamma: Positive = 0.5, spread: Positive = 0.7) -> None:
+        super().__init__()
+        for name, given, allowed in (("components", components, components >= 1), ("power", power, power in (1, 2))):
+            if not allowed:
+                raise UserError(f"Sphere.{name}={given}: {'1 or 2' if name == 'power' else 'at least 1'} is needed")
+        self.components, self.power, self.gamma, self.spread = components, power, gamma, spread
+
+    def contexts(self, count: int) -> X:
+        z = torch.nn.functional.normalize(torch.randn(count, self.components, 3), dim=-1)
+        return {"z": z, "alpha": self.spread * torch.rand(count, self.components)}
+
+    def cost(self, y: Tensor, x: X) -> Tensor:
+        assert isinstance(x, dict)
+        parts = self.distance(y[:, None], x["z"]) ** self.power / 2 + x["alpha"]  # (B, m)
+        return -self.gamma * (-parts / self.gamma).logsumexp(-1)
+
+    @staticmethod
+    def distance(y: Tensor, z: Tensor) -> Tensor:
+        """(..., 3), (..., 3) -> angle (...,). By its tangent, since arccos has no derivative where it is 0 or pi."""
+        sine = (torch.linalg.cross(y.expand_as(z), z).square().sum(-1) + CLOSE).sqrt()
+        return torch.atan2(sine, (y * z).sum(-1))

@@ -1,0 +1,138 @@
+"""The tutorial's problem on the sphere (section 7), on functions that no training has seen.
+
+y point (B, 3) of S^2 · x contexts as rows (B, d) · f cost (B,)
+"""
+
+import itertools
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from rlamort.envs.sphere import Sphere
+from torch import Tensor
+
+from rlamort.agent import Agent
+from rlamort.objective import Cost
+from rlamort.reference import Descent
+from rlamort.run import learner_class
+from rlamort.verdict import Measured, Verdict, at_least, at_most
+
+UNSEEN, SEED = 1_000, 1_000_000
+LATTICE = 10_000  # points among which the global minimum is looked for before it is polished
+STARTS = 8  # of the descent whose time is compared
+POWERS = {2: "squared distance", 1: "distance"}
+
+
+def measure() -> Measured:
+    """Both distances: gap to the global minimum, gap after five Riemannian steps, speed beside multi-start descent."""
+    verdicts: list[Verdict] = []
+    data: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    for power, name in POWERS.items():
+        learner = learner_class("sphere")("rlamort/Sphere-v0", env_kwargs={"power": power}, seed=0)
+        learner.learn(learner.config.run.steps)
+        problem = learner.agent.problem
+        assert isinstance(problem, Sphere)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(SEED)
+            x = problem.layout.pack(problem.contexts(UNSEEN))
+            found, data[name] = _one(name, learner.agent, Cost(problem), x)
+            figures[f"sphere_power_{power}"] = figure(learner.agent, problem, x[:8])
+        verdicts += found
+        learner.close()
+    return Measured(verdicts, data, figures)
+
+
+def _one(name: str, agent: Agent, f: Cost, x: Tensor) -> tuple[list[Verdict], dict[str, Any]]:
+    best = f(global_minimum(f, x), x)
+    y = agent.act(x, explore=False)
+    gap = f(y, x) - best
+    refined = next(itertools.islice(Descent().improve(f, f.problem.domain, x, y), 4, None))
+    after = f(refined, x) - best
+    rival, cost, iterations = _descent(f, x, f(y, x).mean())
+    ours = _seconds(lambda: agent.act(x, explore=False))
+    speed_up = rival / ours
+    verdicts = [
+        at_most(f"{name}: median gap on {len(x)} unseen functions", gap.median().item(), 5e-3),
+        at_most(f"{name}: 95th percentile of the gap", gap.quantile(0.95).item(), 0.05),
+        at_most(f"{name}: 95th percentile after 5 Riemannian steps", after.quantile(0.95).item(), 1e-3),
+        at_least(f"{name}: faster than descent from {STARTS} starts until its mean is ours", speed_up, 100, "x"),
+    ]
+    told = {
+        "median": gap.median().item(), "p95": gap.quantile(0.95).item(), "mean": gap.mean().item(),
+        "p95 after 5 steps": after.quantile(0.95).item(), "share in another basin": (after > 1e-3).double().mean().item(),
+        "seconds": ours, "descent seconds": rival, "descent iterations": iterations, "descent mean gap": cost - best.mean().item(),
+    }  # fmt: skip
+    return verdicts, told
+
+
+def global_minimum(f: Cost, x: Tensor) -> Tensor:
+    """The best of a Fibonacci lattice for each context, polished by descent from its eight best points; (B, 3)."""
+    points = lattice(LATTICE).to(x)
+    found, lowest = x.new_zeros(len(x), 3), x.new_full((len(x),), torch.inf)
+    for part in torch.arange(len(x)).split(100):
+        costs = torch.stack([f(p.expand(len(part), 3), x[part]) for p in points[:: len(points) // 2_000]], dim=-1)
+        chosen = points[:: len(points) // 2_000][costs.topk(8, largest=False).indices]  # (B, 8, 3)
+        for start in chosen.unbind(1):
+            y = next(itertools.islice(Descent().improve(f, f.problem.domain, x[part], start), 99, None))
+            cost = f(y, x[part])
+            better = cost < lowest[part]
+            found[part] = y.where(better[:, None], found[part])
+            lowest[part] = cost.where(better, lowest[part])
+    return found
+
+
+def lattice(count: int) -> Tensor:
+    """(count, 3): points spread evenly over the sphere (Gonzalez, 2010)."""
+    k = torch.arange(count, dtype=torch.float64) + 0.5
+    height, turn = 1 - 2 * k / count, np.pi * (1 + 5**0.5) * k
+    radius = (1 - height.square()).sqrt()
+    return torch.stack([radius * turn.cos(), radius * turn.sin(), height], dim=-1)
+
+
+def _descent(f: Cost, x: Tensor, target: Tensor) -> tuple[float, float, int]:
+    """Seconds, mean cost and iterations of multi-start descent until its mean is the target, or 300 iterations."""
+    many = x.repeat_interleave(STARTS, 0)
+    starts = lattice(STARTS).to(x).repeat(len(x), 1)
+
+    def mean(y: Tensor) -> float:
+        return f(y, many).view(-1, STARTS).amin(-1).mean().item()
+
+    count = 300
+    cost = float("inf")
+    for i, y in enumerate(itertools.islice(Descent().improve(f, f.problem.domain, many, starts), 300), 1):
+        cost = mean(y)
+        if cost <= target.item():
+            count = i
+            break
+    return _seconds(lambda: list(itertools.islice(Descent().improve(f, f.problem.domain, many, starts), count))), cost, count
+
+
+def _seconds(call: Any, repeats: int = 11) -> float:
+    """Median, warm."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def figure(agent: Agent, problem: Sphere, x: Tensor) -> Figure:
+    """The tutorial's figure 12: functions in longitude and latitude, their minimum, and the prediction, before training unseen."""
+    f = Cost(problem)
+    best, y = global_minimum(f, x), agent.act(x, explore=False)
+    longitude, latitude = np.meshgrid(np.linspace(-np.pi, np.pi, 120), np.linspace(-np.pi / 2, np.pi / 2, 60))
+    grid = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], -1)
+    points = torch.from_numpy(grid.reshape(-1, 3)).to(x)
+    drawn = Figure(figsize=(14, 5), layout="constrained")
+    for i, axes in enumerate(drawn.subplots(2, 4).flat):
+        axes.contourf(longitude, latitude, f(points, x[i].expand(len(points), -1)).view(longitude.shape), levels=24)
+        for point, style, label in ((best[i], "w*", "minimum"), (y[i], "r.", "predicted")):
+            axes.plot(torch.atan2(point[1], point[0]), point[2].asin(), style, markersize=11, label=label)
+        axes.set(xticks=[], yticks=[])
+    drawn.axes[0].legend(loc="lower left", fontsize=8)
+    return drawn

@@ -1,0 +1,118 @@
+"""What a user writes: an optimisation problem that is solved again and again, argmin_{y in Y} f(y; x) for x ~ p(x).
+
+x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a context
+"""
+
+import copy
+import functools
+import math
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.domain import Domain
+from rlamort.errors import UserError
+
+X = Tensor | dict[str, Tensor]  # contexts as the user has them: leading axis B
+
+
+class Problem(nn.Module):
+    """argmin_{y in Y} f(y; x) for x ~ p(x) (Amos, Tutorial on amortized optimization, eq. 1).
+
+    Subclasses set `domain` and define `contexts` and `cost`; what is learned together with the solver (a decoder, an energy) is
+    an ordinary parameter.
+
+    Attributes:
+        domain: Y.
+        convex: whether f(.; x) and Y are convex for every x, which makes gradients a certificate.
+    """
+
+    domain: Domain
+    convex: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        declared = getattr(type(self), "domain", None)
+        if isinstance(declared, Domain):  # one of its own, which moves to a device with the problem
+            self.domain = copy.deepcopy(declared)
+
+    def contexts(self, count: int) -> X:
+        """x ~ p(x), `count` of them: a tensor, or a dict of tensors, with leading axis `count`; from torch's generator."""
+        raise NotImplementedError
+
+    def cost(self, y: Tensor, x: X) -> Tensor:
+        """y (B, n), x -> f(y; x) (B,): lower is better, and no item depends on another."""
+        raise NotImplementedError
+
+    def solution(self, x: X) -> Tensor | None:
+        """x -> y*(x) (B, n), where something knows it: for regression, gaps and certificates."""
+        return None
+
+    def residual(self, y: Tensor, x: X) -> Tensor | None:
+        """y (B, n), x -> (B,) >= 0, how far y is from being a solution, where that is cheap to tell."""
+        return None
+
+    def map(self, y: Tensor, x: X) -> Tensor | None:
+        """y (B, n), x -> g(y; x) (B, n), where y* is a fixed point of g."""
+        return None
+
+    @functools.cached_property
+    def layout(self) -> "Layout":
+        """How its contexts lie in a row of numbers."""
+        with torch.random.fork_rng():
+            return Layout.of(type(self).__name__, self.contexts(2))
+
+
+class Layout(NamedTuple):
+    """Contexts of any structure as rows of numbers (B, d), so that networks, replay and environments see tensors alone."""
+
+    keys: tuple[str, ...] | None  # of a dict of tensors; None for a single tensor
+    shapes: tuple[tuple[int, ...], ...]  # without the batch
+    dtypes: tuple[torch.dtype, ...]
+
+    @classmethod
+    def of(cls, name: str, x: X) -> Self:
+        """From two contexts of the problem class `name`.
+
+        Raises:
+            UserError: they are no tensors, or of unequal count.
+        """
+        keys = tuple(x) if isinstance(x, dict) else None
+        parts = list(x.values()) if isinstance(x, dict) else [x]
+        for key, part in zip(keys or ("",), parts, strict=True):
+            where = f"{name}.contexts(2)" + (f"[{key!r}]" if key else "")
+            if not isinstance(part, Tensor):
+                raise UserError(f"{where}: a {type(part).__name__} is given; a tensor, or a dict of tensors, is needed")
+            if part.ndim == 0 or len(part) != 2:
+                raise UserError(f"{where}: shape {tuple(part.shape)} is given; its leading axis must be the count, 2")
+        return cls(keys, tuple(tuple(p.shape[1:]) for p in parts), tuple(p.dtype for p in parts))
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    def pack(self, x: X) -> Tensor:
+        """x -> (B, d), in the widest floating dtype among its parts."""
+        parts = [x] if isinstance(x, Tensor) else [x[key] for key in self.keys or ()]
+        dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        flat = [part.reshape(len(part), -1).to(dtype) for part in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+    def unpack(self, row: Tensor) -> X:
+        """(B, d) -> x. Floating parts keep the row's dtype."""
+        sizes = [math.prod(shape) for shape in self.shapes]
+        parts = [
+            part.reshape(len(row), *shape).to(part.dtype if dtype.is_floating_point else dtype)
+            for part, shape, dtype in zip(torch.split(row, sizes, dim=-1), self.shapes, self.dtypes, strict=True)
+        ]
+        return parts[0] if self.keys is None else dict(zip(self.keys, parts, strict=True))
+
+
+def draw(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
+    """x ~ p(x) (count, d) as rows, on `device`; from torch's generator."""
+    x = problem.layout.pack(problem.contexts(count))
+    return x if device is None else x.to(device)

@@ -1,0 +1,497 @@
+"""Classical solvers of a problem: what a model's predictions are held against, and what answers where they are not good enough.
+
+x contexts as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,) · S starts
+
+Every item is solved as if it were alone: step sizes, acceptance and best iterates are its own, and an item whose cost or
+gradient is not finite stays where it was.
+"""
+
+import contextlib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlamort.adjoint import Carry
+from rlamort.domain import Domain, Euclid
+from rlamort.errors import Fault, UserError
+from rlamort.objective import Cost, Objective, Oracle
+from rlamort.problem import Problem
+from rlamort.update import Cem, Lbfgs, Update
+
+Field = Callable[[Tensor], Tensor | None]  # x (B, d) -> y (B, n), or None
+STARTS = 8
+CHUNK = 512  # contexts that are solved side by side, from every start
+AGREES = 1e-3  # how near to the best cost, relative to it, a start has ended that found the same solution
+CHECK_EVERY = 10  # iterations; asking for a certificate costs as much as one of them
+FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)  # of a solver or of a user's `solution`
+
+
+class Reference(NamedTuple):
+    """Solutions to hold a model against."""
+
+    y: Tensor  # (B, n)
+    cost: Tensor  # (B,); NaN where nothing finite was found
+    label: str  # "solution": the problem's own; "best found": of all starts and solvers
+    agreement: float  # share of starts from which some search came within 1e-3, relative, of the best; 1 for a solution
+    messages: tuple[str, ...]  # what failed on the way
+
+
+class Search:
+    """A classical solver, one iteration at a time.
+
+    Attributes:
+        name: for messages and tables.
+        iterations: after which it is taken to be done.
+    """
+
+    name: str
+    iterations: int
+
+    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
+        """From domain.project(v (B, inputs)): y (B, n) in Y after each iteration, without end. Called without gradients."""
+        raise NotImplementedError
+
+
+class Descent(Search):
+    """Spectral projected gradient: a gradient step, the nearest point of Y, and Barzilai and Borwein's step size.
+
+    Birgin, Martinez and Raydan (2000), algorithm 2.1 (SPG1): the trial lies on the projection arc, so Y need not be convex,
+    and acceptance is Grippo, Lampariello and Lucidi's, against the worst of the last costs. A rejected trial is an iteration
+    too. The step size comes from gradients alone, so rounding of the cost does not end the descent, as it ends FISTA's
+    backtracking, before a certificate of 1e-4 can hold in float32.
+
+    Args:
+        iterations: after which it is taken to be done; each is one evaluation of f and its gradient.
+        memory: costs that a trial is compared with.
+    """
+
+    name = "projected gradient"
+
+    def __init__(self, iterations: int = 300, memory: int = 10) -> None:
+        self.iterations, self.memory = iterations, memory
+
+    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
+        return self.improve(f, domain, x, domain.project(v))
+
+    def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """From y (B, n), finite and in Y: the best so far after each iteration, without end."""
+        oracle = f.oracle(x)
+        cost, slope = _value_and_slope(oracle, y)  # (B,), (B, n)
+        slope = slope.where(slope.isfinite(), 0)  # that item stays, and no projection sees NaN
+        noise = 8 * torch.finfo(y.dtype).eps
+        recent = cost[:, None].repeat(1, self.memory)
+        best, lowest = y, cost
+        step = 1 / (domain.nearest(y - slope) - y).abs().amax(-1).clamp(1e-8, 1e8)
+        while True:
+            trial = domain.nearest(y - step[:, None] * slope)
+            trial_cost, trial_slope = _value_and_slope(oracle, trial)
+            move, turn = trial - y, trial_slope - slope
+            length, curvature = move.square().sum(-1), (move * turn).sum(-1)
+            worst = recent.amax(-1)
+            accepted = trial_cost <= worst - 1e-4 * length / step + noise * worst.abs()
+            accepted = accepted & trial_slope.isfinite().all(-1)
+            spectral = torch.where(curvature > 0, length / curvature, 2 * step)
+            step = torch.where(accepted, spectral, step / 4).clamp(1e-12, 1e12)
+            y, slope = trial.where(accepted[:, None], y), trial_slope.where(accepted[:, None], slope)
+            recent = torch.cat([recent[:, 1:], trial_cost[:, None]], dim=-1).where(accepted[:, None], recent)
+            # of costs that differ by rounding, the later is the more accurate solution
+            better = accepted & (trial_cost <= lowest + noise * lowest.abs())
+            best, lowest = trial.where(better[:, None], best), torch.minimum(lowest, trial_cost).where(better, lowest)
+            yield best
+
+
+class Unconstrained(Search):
+    """Any `Update`, over the unconstrained numbers v with y = domain.project(v).
+
+    Args:
+        name: for messages and tables.
+        make: the solver's step, for the space in which v lies.
+        iterations: after which it is taken to be done.
+    """
+
+    def __init__(self, name: str, make: Callable[[Domain], Update], iterations: int) -> None:
+        self.name, self.make, self.iterations = name, make, iterations
+
+    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
+        oracle = f.oracle(x).first_order().through(domain.project)
+        update = self.make(Euclid(domain.inputs).to(v))
+        h = update.start(v, x)
+        while True:
+            v, h = update(v, h, x, oracle)
+            yield domain.project(v)
+
+
+class Adam(Update):
+    """Adam (Kingma and Ba, 2015, algorithm 1) on each item alone, its rate falling as rate / (1 + t / 50) so that it settles.
+
+    Args:
+        rate: the first step size.
+        domain: Y, which must be all of R^n, since it projects nothing.
+        decay: beta_1 and beta_2, of the moments.
+    """
+
+    def __init__(self, rate: float, domain: Domain, decay: tuple[float, float] = (0.9, 0.999)) -> None:
+        super().__init__()
+        self.rate, self.decay = rate, decay
+
+    def start(self, y: Tensor, x: Tensor) -> Carry:
+        return torch.zeros_like(y), torch.zeros_like(y), y.new_zeros(len(y), 1)
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        mean, square, steps = h
+        slope, (first, second) = oracle.grad(y), self.decay
+        mean, square, steps = mean.lerp(slope, 1 - first), square.lerp(slope.square(), 1 - second), steps + 1
+        direction = (mean / (1 - first**steps)) / ((square / (1 - second**steps)).sqrt() + 1e-8)
+        return y - self.rate / (1 + steps / 50) * direction, (mean, square, steps)
+
+
+class Known(Search):
+    """The problem's own solution, as a search of one iteration, so that it can be timed beside the others.
+
+    Args:
+        field: x (B, d) -> y (B, n).
+    """
+
+    name, iterations = "solution", 1
+
+    def __init__(self, field: Field) -> None:
+        self.field = field
+
+    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
+        while True:
+            y = self.field(x)
+            if y is None:
+                raise UserError(f"{subject(f)}.solution: None is returned; a solution is needed")
+            yield y
+
+
+def solvers() -> list[Search]:
+    """The default ones: two that follow curvature, Adam with a grid of rates, and one that needs no gradients."""
+    return [
+        Descent(100),  # from every start; the best of them all is polished for longer
+        Unconstrained("L-BFGS", Lbfgs, 60),
+        *(Unconstrained(f"Adam at {rate}", functools.partial(Adam, rate), 150) for rate in (0.1, 1.0)),
+        Unconstrained("CEM", Cem, 30),
+    ]
+
+
+def solution_of(problem: Problem) -> Field:
+    """`problem.solution` on contexts as rows."""
+    return lambda x: problem.solution(problem.layout.unpack(x))
+
+
+def subject(f: Objective) -> str:
+    """The class that defines f, for messages."""
+    return type(f.problem if isinstance(f, Cost) else f).__name__
+
+
+@torch.no_grad()
+def best_found(
+    f: Objective,
+    domain: Domain,
+    x: Tensor,
+    starts: int = STARTS,
+    extra: Tensor | None = None,
+    solution: Field | None = None,
+    searches: Sequence[Search] | None = None,
+) -> Reference:
+    """The problem's own solution of each item where it has one, elsewhere the best of all searches from all starts.
+
+    The best is polished by projected gradient. The starts are the same for every item and every call, so what is found for one
+    does not depend on its neighbours; CEM's samples are drawn from a stream of their own.
+
+    Args:
+        f: the cost.
+        domain: Y.
+        x: contexts (B, d).
+        starts: S.
+        extra: solutions (B, n) to start from as well, such as predictions; never is the answer worse than they are.
+        solution: the problem's own, on rows.
+        searches: the solvers; by default `solvers()`.
+
+    Raises:
+        UserError: the cost has the wrong shape.
+        Fault: every solver raised.
+    """
+    if starts < 1:
+        raise UserError(f"starts: {starts} is given; at least 1 is needed")
+    messages: dict[str, None] = {}  # an ordered set
+    y = x.new_full((len(x), domain.dim), torch.nan)
+    cost = x.new_full((len(x),), torch.nan)
+    if solution is not None:
+        known = _known(solution, x, domain.dim, f"{subject(f)}.solution", messages)
+        if known is not None:
+            y, cost = known.clone(), f(known, x)  # which may be a view of what the user holds
+    inside = (y.isfinite().all(-1) & cost.isfinite()).nonzero()[:, 0]
+    inside = inside[domain.violation(y[inside]) <= slack(y[inside])]
+    missing = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, inside, False).nonzero()[:, 0]
+    if not len(missing):
+        return Reference(y, cost, "solution", 1.0, tuple(messages))
+    agreements = []
+    searches = solvers() if searches is None else searches
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for rows in torch.split(missing, CHUNK):
+            given = None if extra is None else extra[rows]
+            y[rows], cost[rows], agreement = _search(f, domain, x[rows], starts, given, searches, messages)
+            agreements.append(agreement)
+    label = "best found" if len(missing) == len(x) else f"solution; best found for {len(missing)} of {len(x)}"
+    return Reference(y, cost, label, torch.cat(agreements).mean().item(), tuple(messages))
+
+
+def _search(
+    f: Objective,
+    domain: Domain,
+    x: Tensor,
+    starts: int,
+    extra: Tensor | None,
+    searches: Sequence[Search],
+    messages: dict[str, None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of all -> y (B, n), cost (B,), and the share of starts (B,) that found it."""
+    v = _starts(domain, starts, x).repeat_interleave(len(x), 0)  # (S * B, inputs)
+    many = x.repeat(starts, 1)
+    f(domain.project(v), many)  # what is wrong with the cost itself is said before any solver is blamed
+    descent = Descent()
+    runs = [(search.name, many, search.iterations, search.path(f, domain, many, v)) for search in searches]
+    found = []
+    if extra is not None:
+        first = domain.nearest(_finite(domain, extra))
+        found.append((first, f(first, x)))
+        runs.append((f"{descent.name} from the prediction", x, descent.iterations, descent.improve(f, domain, x, first)))
+    ends = []
+    for name, contexts, iterations, path in runs:
+        try:
+            y, cost = _walk(f, path, contexts, iterations)
+        except FAILURES as error:
+            messages[f"{name} failed: {_said(error)}"] = None
+            continue
+        if cost.isnan().all():
+            messages[f"{name} failed: no finite cost"] = None
+        y, cost = y.view(-1, len(x), domain.dim), cost.view(-1, len(x))  # (starts, B, n), (starts, B)
+        found += zip(y, cost, strict=True)
+        if contexts is many:
+            ends.append(cost)
+    if not ends:
+        raise Fault(f"{subject(f)}: every reference solver failed; {'; '.join(messages)}")
+    y, cost = _best([y for y, _ in found], [cost for _, cost in found])
+    with contextlib.suppress(*FAILURES):  # if it fails it has failed before, which has been said
+        polished, after = _walk(f, descent.improve(f, domain, x, _finite(domain, y)), x, descent.iterations)
+        y, cost = _best([polished, y], [after, cost])
+    ended = torch.stack(ends).nan_to_num(torch.inf).amin(0)  # (S, B): a start has found what any search found from it
+    return y, cost, (ended - cost <= AGREES * cost.abs().clamp_min(1e-6)).to(cost.dtype).mean(0)
+
+
+def _walk(f: Objective, path: Iterator[Tensor], x: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """The best of some iterates and the last -> y (B, n), cost (B,), which is NaN where it never was finite."""
+    kept = [at for i, at in enumerate(itertools.islice(path, iterations), 1) if i % CHECK_EVERY == 0 or i == iterations]
+    y, cost = _best(kept[::-1], [f(at, x) for at in reversed(kept)])
+    return y, cost.where(cost.isfinite() & y.isfinite().all(-1), torch.nan)
+
+
+def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Per item the y of lowest finite cost; the earlier of equals."""
+    stacked = torch.stack(list(costs))
+    which = stacked.where(stacked.isfinite(), torch.inf).argmin(0)
+    items = torch.arange(len(which), device=which.device)
+    return torch.stack(list(ys))[which, items], stacked[which, items]
+
+
+def _starts(domain: Domain, count: int, x: Tensor) -> Tensor:
+    """v (S, inputs) of x's dtype and device: the origin, then ever wider normal draws, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(count, domain.inputs, generator=generator, dtype=torch.float64)
+    return (v * torch.linspace(0, 3, count, dtype=torch.float64)[:, None]).to(x)
+
+
+def _known(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, None]) -> Tensor | None:
+    """The problem's own solution (B, dim), NaN for items on which it raises; None where it gives none."""
+    try:
+        y = solution(x)
+    except FAILURES as error:
+        if len(x) == 1:
+            messages[f"{name} raised {_said(error)}"] = None
+            return x.new_full((1, dim), torch.nan)
+        # an item that raises takes its whole batch with it: halves find it in few calls
+        halves = [_known(solution, half, dim, name, messages) for half in x.tensor_split(2)]
+        given = [half for half in halves if half is not None]
+        return torch.cat(given) if len(given) == len(halves) else None
+    if y is not None and y.shape != (len(x), dim):
+        raise UserError(f"{name}: shape {tuple(y.shape)} is returned for {len(x)} contexts; {(len(x), dim)} is needed")
+    return None if y is None else y.detach().to(x)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _value_and_slope(oracle: Oracle, y: Tensor) -> tuple[Tensor, Tensor]:
+    """f (B,) and df/dy (B, n) from one evaluation, detached."""
+    with torch.enable_grad():
+        at = y.detach().requires_grad_()
+        value = oracle.value(at)
+        (slope,) = torch.autograd.grad(value.sum(), at)
+    return value.detach(), slope
+
+
+def _finite(domain: Domain, y: Tensor) -> Tensor:
+    """y, with a point of Y in place of items that are not finite."""
+    centre = domain.project(y.new_zeros(1, domain.inputs))
+    return y.where(y.isfinite().all(-1, keepdim=True), centre)
+
+
+def slack(y: Tensor) -> Tensor:
+    """How far (B,) from Y rounding may leave y (B, n)."""
+    return y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(y.dtype).eps)
+
+
+class Certificate:
+    """What can be said of a solution without knowing the best one.
+
+    Attributes:
+        kind: what its number means, for users.
+    """
+
+    kind: str
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (B, n), x (B, d) -> (B,) >= 0; inf where nothing can be said, as of y that is not in Y."""
+        raise NotImplementedError
+
+    def improve(
+        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: float, iterations: int, solution: Field
+    ) -> tuple[Tensor, Tensor]:
+        """Solve again from y, until the bound is at most `tol` or the iterations are spent -> y (B, n), bound (B,)."""
+        return solve_from(f, domain, x, y, tol, self, iterations, solution)
+
+
+class Residual(Certificate):
+    """The problem's own residual: what it means is the problem's to say, and so is the unit of a tolerance on it.
+
+    Args:
+        problem: one whose class defines `residual`.
+        domain: Y.
+    """
+
+    kind = "residual"
+
+    def __init__(self, problem: Problem, domain: Domain) -> None:
+        self.problem, self.domain = problem, domain
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        residual = self.problem.residual(y, self.problem.layout.unpack(x))
+        if residual is None or residual.shape != y.shape[:1]:
+            given = "None" if residual is None else f"shape {tuple(residual.shape)}"
+            raise UserError(
+                f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
+            )
+        return _claimed(residual, y, self.domain)
+
+
+class DualityGap(Certificate):
+    """max_{s in Y} <grad f(y), y - s> >= f(y) - min f, for convex f and bounded convex Y (Jaggi, 2013, eq. 2).
+
+    Args:
+        f: the cost.
+        domain: Y.
+    """
+
+    kind = "duality gap"
+
+    def __init__(self, f: Objective, domain: Domain) -> None:
+        self.f, self.domain = f, domain
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        try:
+            slope = self.f.oracle(x).first_order().grad(y)
+        except RuntimeError as error:
+            raise UserError(f"{subject(self.f)}.cost: a certificate by `convex` needs its gradient: {_said(error)}") from error
+        broken = ~slope.isfinite().all(-1)
+        s = self.domain.linear(slope.masked_fill(broken[:, None], 0))
+        gap = (slope.double() * (y - s).double()).sum(-1).clamp_min(0)  # the sum must not round what it bounds
+        return _claimed(gap.to(y.dtype).masked_fill(broken, torch.inf), y, self.domain)
+
+
+class Conformal(Certificate):
+    """A bound that holds for all but a share of fresh contexts: a quantile of the model's gaps to the reference.
+
+    Split conformal prediction (Vovk et al., 2005; Lei et al., 2018, algorithm 2): of n gaps on contexts that are exchangeable
+    with those to come, the ceil((n + 1) level)-th smallest. It is about the model's predictions, on average over contexts, and
+    about the gap to the reference, which need not be the global optimum. What is solved again is the reference: its gap is 0.
+
+    Args:
+        quantile: that gap.
+        level: the share for which it holds.
+        count: n.
+    """
+
+    def __init__(self, quantile: float, level: float, count: int) -> None:
+        self.quantile, self.level, self.count = quantile, level, count
+        self.kind = f"split-conformal (statistical, {100 * level:g} %)"
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        return torch.where(y.isfinite().all(-1), self.quantile, torch.inf).to(y.dtype)
+
+    def improve(
+        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: float, iterations: int, solution: Field
+    ) -> tuple[Tensor, Tensor]:
+        found = best_found(f, domain, x, extra=y, solution=solution)
+        return found.y, torch.where(found.cost.isfinite(), 0.0, torch.inf).to(y.dtype)
+
+
+def _claimed(bound: Tensor, y: Tensor, domain: Domain) -> Tensor:
+    """The bound, inf where it is NaN or y is not in Y."""
+    finite = y.isfinite().all(-1)
+    outside = domain.violation(_finite(domain, y)) > slack(y)
+    return bound.masked_fill(bound.isnan() | outside | ~finite, torch.inf)
+
+
+@torch.no_grad()
+def solve_from(
+    f: Objective,
+    domain: Domain,
+    x: Tensor,
+    y: Tensor,
+    tol: float,
+    certificate: Certificate,
+    iterations: int = 2000,
+    solution: Field | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Improve y (B, n) until each item's certificate is at most `tol` -> y (B, n), bound (B,).
+
+    Projected gradient from y, at most `iterations` times; then `best_found` for items that are still above `tol`, such as those
+    of a problem that is not convex. An item is left alone once it meets `tol`, so its answer does not depend on how long its
+    neighbours take.
+
+    Raises:
+        UserError: the cost or the residual has the wrong shape, or the certificate needs a gradient that there is none of.
+    """
+    y = domain.nearest(_finite(domain, y))
+    bound = certificate.bound(y, x)
+    stuck = ~f(y, x).isfinite()  # no descent can start there
+    with contextlib.suppress(*FAILURES):
+        for count, at in enumerate(itertools.islice(Descent().improve(f, domain, x, y), iterations), 1):
+            if count % CHECK_EVERY == 0 or count == iterations:
+                y, bound = _tightened(certificate, x, y, bound, at, tol)
+                if bool((stuck | (bound <= tol)).all()):
+                    break
+    poor = (bound > tol).nonzero()[:, 0]
+    if not len(poor):
+        return y, bound
+    found = best_found(f, domain, x[poor], extra=y[poor], solution=solution)
+    y[poor], bound[poor] = _tightened(certificate, x[poor], y[poor], bound[poor], found.y, tol)
+    return y, bound
+
+
+def _tightened(
+    certificate: Certificate, x: Tensor, y: Tensor, bound: Tensor, other: Tensor, tol: float
+) -> tuple[Tensor, Tensor]:
+    """Per item the one of y and `other` with the lower bound; y where that meets `tol` already."""
+    now = certificate.bound(other, x)
+    better = (now < bound) & (bound > tol)
+    return other.where(better[:, None], y), now.where(better, bound)

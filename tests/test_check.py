@@ -1,0 +1,445 @@
+"""`rlamort check`: sound problems pass, and each way of being broken fails on a line that names it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from rlamort.check import check
+from rlamort.domain import Box, Simplex, Sphere
+from rlamort.problem import Problem
+
+
+class Sound(Problem):
+    """A convex problem on the simplex that defines everything a problem may define."""
+
+    domain = Simplex(4)
+    convex = True
+
+    def contexts(self, count):
+        return torch.randn(count, 4)
+
+    def cost(self, y, x):
+        return -(x * y).sum(-1) + 0.5 * y.square().sum(-1)
+
+    def solution(self, x):
+        return self.domain.nearest(x)
+
+    def residual(self, y, x):
+        return (y - self.map(y, x)).norm(dim=-1)
+
+    def map(self, y, x):
+        return self.domain.nearest(y - 0.5 * (y - x))
+
+
+class Bare(Problem):
+    """The two methods that are needed, with contexts of several kinds."""
+
+    domain = Sphere(3)
+
+    def contexts(self, count):
+        return {"centre": torch.randn(count, 3), "kind": torch.randint(5, (count,))}
+
+    def cost(self, y, x):
+        return (y - x["centre"]).square().sum(-1) * (1 + x["kind"])
+
+
+def verdict(report, what):
+    (line,) = [line for line in report.lines if line.what == what]
+    return line
+
+
+def fits(report):
+    return {fit.name: fit.fits for fit in (*report.models, *report.losses)}
+
+
+def test_a_sound_problem_passes_on_every_line(device):
+    report = check(Sound().to(device))
+    assert [line for line in report.lines if line.verdict != "pass"] == []
+    assert report.ok
+    assert all(fits(report).values())
+
+
+def test_what_is_optional_is_absent_and_does_not_count(device):
+    report = check(Bare().to(device))
+    assert report.ok
+    absent = {line.what for line in report.lines if line.verdict == "absent"}
+    assert absent == {"solution", "residual", "map", "convex"}
+    assert all(fits(report).values())
+    assert "best that reference solvers find" in str(report)
+
+
+def test_checking_moves_nothing_and_is_the_same_again():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = check(Sound())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert check(Sound()) == first
+
+
+class NoDomain(Sound):
+    domain = None
+
+
+class RaisesContexts(Sound):
+    def contexts(self, count):
+        raise KeyError("prices")
+
+
+class Numpy(Sound):
+    def contexts(self, count):
+        return np.zeros((count, 4))
+
+
+class Transposed(Sound):
+    def contexts(self, count):
+        return torch.randn(4, count)
+
+
+class Unequal(Bare):
+    def contexts(self, count):
+        return super().contexts(count) | {"kind": torch.zeros(2, dtype=torch.long)}
+
+
+class Changing(Bare):
+    def contexts(self, count):
+        x = super().contexts(count)
+        return x if count == 2 else {"centre": x["centre"]}
+
+
+class NanContexts(Sound):
+    def contexts(self, count):
+        return super().contexts(count).sqrt()
+
+
+class Identifiers(Bare):
+    """Whole numbers that float32 cannot hold."""
+
+    def contexts(self, count):
+        return super().contexts(count) | {"kind": torch.full((count,), 2**24 + 1)}
+
+
+class Elsewhere(Sound):
+    def contexts(self, count):
+        return super().contexts(count).to("meta")
+
+
+class Unseeded(Sound):
+    def contexts(self, count):
+        return torch.from_numpy(np.random.default_rng().normal(size=(count, 4))).float()
+
+
+class Mean(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x).mean()
+
+
+class Column(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x)[:, None]
+
+
+class OtherSize(Sound):
+    domain = Simplex(5)
+
+
+class Whole(Sound):
+    def cost(self, y, x):
+        return (y > 0.5).sum(-1)
+
+
+class Infinite(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x) / (y[:, 0] - y[:, 1])
+
+
+class Holes(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x) + torch.where(x[:, 0] > 0, math.nan, 0.0)
+
+
+class Mixes(Sound):
+    def cost(self, y, x):
+        return super().cost(y - y.mean(0), x)
+
+
+class MixesSilently(Sound):
+    """No gradient crosses, yet values do."""
+
+    def cost(self, y, x):
+        return super().cost(y, x) + x.mean()
+
+
+class Ordered(Sound):
+    """Every item alone is right, but position counts."""
+
+    def cost(self, y, x):
+        return super().cost(y, x) + torch.arange(len(y), device=y.device)
+
+
+class WrongGradient(Sound):
+    def cost(self, y, x):
+        cost = super().cost(y, x)
+        return cost.detach() + 3 * (cost - cost.detach())
+
+
+class NanGradient(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x) + (y - y.detach()).norm(dim=-1).sqrt()
+
+
+class RaisesSolution(Sound):
+    def solution(self, x):
+        raise ZeroDivisionError("division by zero")
+
+
+class SolutionShape(Sound):
+    def solution(self, x):
+        return super().solution(x)[:, :3]
+
+
+class Outside(Sound):
+    def solution(self, x):
+        return x
+
+
+class Worse(Sound):
+    def solution(self, x):
+        return torch.full_like(x, 0.25)
+
+
+class ResidualShape(Sound):
+    def residual(self, y, x):
+        return super().residual(y, x)[:, None]
+
+
+class Negative(Sound):
+    def residual(self, y, x):
+        return super().residual(y, x) - 1
+
+
+class NotZero(Sound):
+    def residual(self, y, x):
+        return super().residual(y, x) + 1
+
+
+class MovesSolution(Sound):
+    def map(self, y, x):
+        return y / 2
+
+    def residual(self, y, x):
+        return None
+
+
+class ConvexOnASphere(Bare):
+    convex = True
+
+
+class Concave(Sound):
+    def cost(self, y, x):
+        return -super().cost(y, x)
+
+    def solution(self, x):
+        return None
+
+    def residual(self, y, x):
+        return None
+
+    def map(self, y, x):
+        return None
+
+
+BROKEN = [
+    (NoDomain, "domain", "nothing is given; a domain of rlamort.domain is needed"),
+    (RaisesContexts, "contexts", "it raised KeyError: 'prices'"),
+    (Numpy, "contexts", "a ndarray is given; a tensor, or a dict of tensors, is needed"),
+    (Transposed, "contexts", "its leading axis must be the count"),
+    (Unequal, "contexts", "contexts(1)['kind'] has shape (2,); (1,) is needed"),
+    (Changing, "contexts", "contexts(1) gives ('centre',); contexts(2) gives ('centre', 'kind')"),
+    (NanContexts, "contexts", "holds nan; finite numbers are needed"),
+    (Identifiers, "contexts", "numbers of torch.int64 do not survive in torch.float32"),
+    (Elsewhere, "contexts", "is on meta, the problem on cpu"),
+    (Unseeded, "contexts, seeded", "the same seed gives different contexts"),
+    (Mean, "cost", "Mean.cost: shape () is returned for y of shape (6, 4); one number per item, (6,), is needed"),
+    (Column, "cost", "shape (6, 1) is returned"),
+    (OtherSize, "cost", "it raised RuntimeError: The size of tensor"),
+    (Whole, "cost", "numbers of torch.int64 are returned; floating ones are needed"),
+    (Infinite, "cost, finite", "6 of 6 costs are"),
+    (Holes, "cost, finite", "costs are nan at y = project(0 v)"),
+    (Mixes, "cost, batch independence", "the cost of item 0 depends on y of item 1"),
+    (MixesSilently, "cost, batch independence", "alone and"),
+    (Ordered, "cost, batch independence", "another order of the batch gives other costs"),
+    (WrongGradient, "cost, gradient", "it agrees with finite differences in 0 of 24 directions"),
+    (NanGradient, "cost, gradient", "it holds nan; finite numbers are needed"),
+    (RaisesSolution, "solution", "it raised ZeroDivisionError: division by zero"),
+    (SolutionShape, "solution", "shape (6, 3) is returned; (6, 4) is needed"),
+    (Outside, "solution", "outside Simplex; a point in it is needed"),
+    (Worse, "solution", "was found by a few tries; a minimiser is needed"),
+    (ResidualShape, "residual", "shape (6, 1) is returned; (6,) is needed"),
+    (Negative, "residual", "it must not be negative"),
+    (NotZero, "residual", "at `solution`"),
+    (MovesSolution, "map", "a solution must be its fixed point"),
+    (ConvexOnASphere, "convex", "Sphere is not convex"),
+    (Concave, "convex", "f is not convex in y"),
+]
+
+
+@pytest.mark.parametrize(("kind", "what", "detail"), BROKEN, ids=[row[0].__name__ for row in BROKEN])
+def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
+    report = check(kind())
+    line = verdict(report, what)
+    assert line.verdict == "fail"
+    assert detail in line.detail
+    assert not report.ok
+    assert f"fail   {kind.__name__}.{what}: " in str(report)
+
+
+@pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed])
+def test_nothing_fits_what_is_broken_at_its_root(kind):
+    report = check(kind())
+    assert not any(fits(report).values())
+    assert all(fit.why.endswith("failed") for fit in (*report.models, *report.losses))
+
+
+class Rounded(Sound):
+    """A cost that cannot be differentiated, which is nobody's fault."""
+
+    def cost(self, y, x):
+        return super().cost(y, x).detach()
+
+    convex = False
+
+
+class Steps(Sound):
+    convex = False
+
+    def cost(self, y, x):
+        return (5 * y).round().square().sum(-1)
+
+    def solution(self, x):
+        return None
+
+    def residual(self, y, x):
+        return None
+
+    def map(self, y, x):
+        return None
+
+
+@pytest.mark.parametrize("kind", [Rounded, Steps])
+def test_costs_without_a_gradient_are_no_failure_and_say_what_is_left(kind):
+    report = check(kind())
+    assert report.ok, str(report)
+    assert verdict(report, "cost, gradient").verdict == "absent"
+    assert fits(report) == {
+        "full": True, "semi": False, "latent": False, "objective": False, "regress": True, "rl": True, "es": True
+    }  # fmt: skip
+
+
+class Kinks(Sound):
+    """Differentiable almost everywhere is enough."""
+
+    convex = False
+
+    def cost(self, y, x):
+        return (y - x).abs().sum(-1)
+
+    def solution(self, x):
+        return None
+
+    def residual(self, y, x):
+        return None
+
+    def map(self, y, x):
+        return None
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(context, y):
+        context.save_for_backward(y)
+        return y.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context, slope):
+        return 2 * context.saved_tensors[0] * slope
+
+
+class FirstOrder(Kinks):
+    def cost(self, y, x):
+        return Once.apply(y).sum(-1)
+
+
+def test_kinks_pass_and_a_missing_second_derivative_is_a_warning():
+    assert verdict(check(Kinks()), "cost, gradient").verdict == "pass"
+    report = check(FirstOrder())
+    line = verdict(report, "cost, second derivative")
+    assert line.verdict == "warn"
+    assert "semi-amortized models need adjoint=first_order" in line.detail
+    assert report.ok
+    assert "adjoint=first_order" in next(fit.why for fit in report.models if fit.name == "semi")
+
+
+class Noisy(Kinks):
+    def cost(self, y, x):
+        return (y - x + 0.1 * torch.randn_like(y)).square().sum(-1)
+
+
+class Point(Sound):
+    def contexts(self, count):
+        return torch.ones(count, 4)
+
+
+class StaysBehind(Sound):
+    def __init__(self) -> None:
+        super().__init__()
+        self.prices = torch.ones(4)
+
+
+def test_what_may_be_meant_is_a_warning_or_passes():
+    noisy = check(Noisy())
+    assert noisy.ok
+    assert "it draws random numbers" in verdict(noisy, "cost, batch independence").detail
+    point = check(Point())
+    assert point.ok
+    assert verdict(point, "contexts, seeded").verdict == "warn"
+    line = verdict(check(StaysBehind()), "device")
+    if not torch.cuda.is_available():
+        assert line.verdict == "warn"
+        assert line.detail.startswith("prices would stay behind")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_tensor_that_stays_behind_fails_where_there_is_a_gpu():
+    class Uses(StaysBehind):
+        def cost(self, y, x):
+            return super().cost(y * self.prices, x)
+
+    assert verdict(check(Uses()), "device").verdict == "fail"
+
+
+def test_a_problem_that_cannot_be_moved_to_float64_is_compared_in_its_own(monkeypatch):
+    class Single(Kinks):
+        def cost(self, y, x):
+            assert y.dtype == torch.float32
+            return (y - x).square().sum(-1)
+
+    assert verdict(check(Single()), "cost, gradient").verdict == "pass"
+
+
+def test_a_box_of_bounds_passes_whatever_its_scale():
+    class Scaled(Problem):
+        domain = Box([-1e3, 0.0], [1e3, 1e-3])
+
+        def contexts(self, count):
+            return torch.randn(count, 2)
+
+        def cost(self, y, x):
+            return 1e6 * (y - x).square().sum(-1)
+
+        def solution(self, x):
+            return self.domain.nearest(x)
+
+    assert check(Scaled()).ok

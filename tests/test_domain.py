@@ -1,0 +1,421 @@
+"""Y and P(Y): every domain keeps every law, in float64."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from rlamort.domain import (
+    PSD,
+    Birkhoff,
+    Box,
+    CappedSimplex,
+    Domain,
+    Euclid,
+    ExponentialCone,
+    Gaussian,
+    Orthant,
+    Product,
+    SecondOrderCone,
+    Simplex,
+    Sphere,
+    SquashedGaussian,
+)
+from rlamort.errors import UserError
+
+DOMAINS = {
+    "euclid": Euclid(4),
+    "box": Box([-2.0, 0.0, -1.0], [2.0, 1.0, 3.0]),
+    "orthant": Orthant(4),
+    "simplex": Simplex(5),
+    "point": Simplex(1),
+    "capped": CappedSimplex(6, 2),
+    "capped, all but one": CappedSimplex(4, 3),
+    "capped, a fraction": CappedSimplex(5, 1.5),
+    "sphere": Sphere(3),
+    "second-order cone": SecondOrderCone(4),
+    "ray": SecondOrderCone(1),
+    "psd": PSD(3),
+    "exponential cone": ExponentialCone(),
+    "birkhoff": Birkhoff(4),
+    "birkhoff, one": Birkhoff(1),
+    "product": Product([Simplex(3), Box([0.0], [1.0]), Product([ExponentialCone(), Birkhoff(2)])]),
+    "bounded product": Product([Simplex(3), Box([-1.0], [1.0]), Birkhoff(2)]),
+}
+UNBOUNDED = ("euclid", "orthant", "second-order cone", "ray", "psd", "exponential cone", "product")
+NOT_CONVEX = ("sphere",)
+
+
+@pytest.fixture(params=DOMAINS.values(), ids=DOMAINS)
+def domain(request) -> Domain:
+    return request.param
+
+
+def where(*, without=()):
+    """Parametrises over the domains but some."""
+    return pytest.mark.parametrize("domain", [d for n, d in DOMAINS.items() if n not in without],
+                                   ids=[n for n in DOMAINS if n not in without])  # fmt: skip
+
+
+def points(size: int, dtype=torch.float64) -> torch.Tensor:
+    """(B, size): ordinary ones of several sizes, zeros, ties, and extreme ones."""
+    torch.manual_seed(0)
+    ordinary = torch.randn(40, size, dtype=dtype)
+    scale = torch.tensor([0.1, 1.0, 1.0, 5.0], dtype=dtype).repeat(10)[:, None]
+    ties = torch.randint(-1, 2, (10, size)).to(dtype)
+    extreme = 1e3 * torch.randn(20, size, dtype=dtype)
+    mixed = extreme[:10] * ties
+    constant = torch.tensor([[0.0], [1.0], [-1.0], [1e3], [-1e3], [1e-30]], dtype=dtype).expand(6, size)
+    return torch.cat([scale * ordinary, ties, extreme, mixed, 1e3 * ties, 0.0 * ties[:1], constant])
+
+
+def distance(y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(y - z, dim=-1)
+
+
+def feasible(domain: Domain, y: torch.Tensor, tol: float) -> bool:
+    """Whether y is in Y, from Y's definition alone."""
+    match domain:
+        case Euclid():
+            return y.isfinite().all().item()
+        case Box():
+            u = domain.encode(y)
+            return (u.abs() <= 1 + tol).all().item()
+        case Orthant():
+            return (y >= 0).all().item()
+        case Simplex():
+            return ((y >= 0).all() and ((y.sum(-1) - 1).abs() <= tol).all()).item()
+        case CappedSimplex():
+            return ((y >= 0).all() and (y <= 1).all() and ((y.sum(-1) - domain.k).abs() <= tol).all()).item()
+        case Sphere():
+            return ((y.square().sum(-1) - 1).abs() <= tol).all().item()
+        case SecondOrderCone():
+            t = y[..., -1]
+            return (torch.linalg.vector_norm(y[..., :-1], dim=-1) <= t + tol * (1 + t.abs())).all().item()
+        case PSD():
+            matrix = y.reshape(-1, domain.size, domain.size)
+            size = 1 + matrix.abs().amax((-1, -2))
+            even = (matrix - matrix.mT).abs().amax((-1, -2)) <= tol * size
+            return (even & (torch.linalg.eigvalsh(matrix)[:, 0] >= -tol * size)).all().item()
+        case ExponentialCone():
+            r, s, t = y.unbind(-1)
+            on_face = (s == 0) & (r <= 0) & (t >= 0)
+            return (on_face | ((s > 0) & (s * (r / s).exp() <= t * (1 + 1e3 * tol) + tol))).all().item()
+        case Birkhoff():
+            matrix = y.reshape(-1, domain.size, domain.size)
+            margins = torch.cat([matrix.sum(-1), matrix.sum(-2)], -1)
+            return ((matrix >= 0).all() and ((margins - 1).abs() <= tol).all()).item()
+        case Product():
+            return all(feasible(d, part, tol) for d, part in zip(domain.domains, y.split(domain.sizes, -1), strict=True))
+    raise AssertionError(domain)
+
+
+# --- membership
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"])
+def test_project_and_nearest_and_act_end_in_y_from_anywhere(domain, dtype, tol, device):
+    domain = domain.to(device)
+    v, y = points(domain.inputs, dtype).to(device), points(domain.dim, dtype).to(device)
+    u = torch.rand(50, domain.inputs, dtype=dtype, device=device) * 2 - 1
+    for found in (domain.project(v), domain.nearest(y), domain.act(u)):
+        assert (found.dtype, found.shape[-1]) == (dtype, domain.dim)
+        assert feasible(domain, found, tol)
+        assert (domain.violation(found) <= tol * (1 + found.norm(dim=-1))).all()
+
+
+def test_violation_is_the_distance_to_the_nearest_point(domain):
+    y = points(domain.dim)
+    assert torch.equal(domain.violation(y), distance(y, domain.nearest(y)))
+    if not isinstance(domain, Euclid):
+        assert domain.violation(y).max() > 0.5
+
+
+# --- nearest
+
+
+@where(without=NOT_CONVEX)
+def test_nearest_satisfies_the_variational_inequality(domain):
+    y = points(domain.dim)
+    near, size = domain.nearest(y), 1 + y.norm(dim=-1)
+    s = torch.cat([domain.project(points(domain.inputs)), domain.project(torch.randn(100, domain.inputs, dtype=torch.float64))])
+    gain = torch.einsum("bi,bsi->bs", y - near, s[None] - near[:, None])
+    assert (gain <= 1e-11 * size[:, None] * (1 + s.norm(dim=-1) + near.norm(dim=-1)[:, None])).all()
+
+
+@where(without=(*UNBOUNDED, *NOT_CONVEX))
+def test_nearest_leaves_no_frank_wolfe_gap(domain):
+    """max_{s in Y} <y - near, s - near> = 0, which is optimality itself."""
+    y = points(domain.dim)
+    near = domain.nearest(y)
+    gap = ((y - near) * (domain.linear(near - y) - near)).sum(-1)
+    assert (gap <= 1e-12 * (1 + y.norm(dim=-1))).all()
+
+
+@pytest.mark.parametrize("domain", [Orthant(4), SecondOrderCone(4), PSD(3), ExponentialCone()], ids=lambda d: type(d).__name__)
+def test_nearest_on_a_cone_is_orthogonal_to_its_residual(domain):
+    y = points(domain.dim)
+    near = domain.nearest(y)
+    assert ((near * (y - near)).sum(-1).abs() <= 1e-12 * (1 + y.square().sum(-1))).all()
+
+
+def constraints(domain: Domain) -> list[dict]:
+    """Y for scipy."""
+    match domain:
+        case Simplex():
+            return [{"type": "eq", "fun": lambda y: y.sum() - 1}]
+        case CappedSimplex():
+            return [{"type": "eq", "fun": lambda y: y.sum() - domain.k}]
+        case SecondOrderCone():
+            return [{"type": "ineq", "fun": lambda y: y[-1] - np.sqrt((y[:-1] ** 2).sum() + 1e-18)}]
+        case ExponentialCone():
+            return [{"type": "ineq", "fun": lambda y: y[2] - y[1] * np.exp(min(y[0] / y[1], 50.0))}]
+        case Birkhoff():
+            m = domain.size
+            return [{"type": "eq", "fun": lambda y, a=a: y.reshape(m, m).sum(a)[: m - a] - 1} for a in (0, 1)]
+    raise AssertionError(domain)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [Simplex(4), CappedSimplex(5, 2), CappedSimplex(5, 1.5), SecondOrderCone(3), ExponentialCone(), Birkhoff(3)],
+    ids=lambda d: type(d).__name__,
+)
+def test_nearest_is_what_scipy_finds(domain):
+    low, high = {
+        SecondOrderCone: (-np.inf, np.inf),
+        ExponentialCone: (np.array([-np.inf, 1e-9, 0.0]), np.inf),
+        Simplex: (0.0, np.inf),
+        Birkhoff: (0.0, np.inf),
+        CappedSimplex: (0.0, 1.0),
+    }[type(domain)]
+    torch.manual_seed(1)
+    y = 1.5 * torch.randn(8, domain.dim, dtype=torch.float64)
+    near = domain.nearest(y)
+    start = domain.project(torch.full((1, domain.inputs), 0.7, dtype=torch.float64))[0].numpy()
+    for given, found in zip(y.numpy(), near.numpy(), strict=True):
+        reference = scipy.optimize.minimize(
+            lambda s, given=given: 0.5 * ((s - given) ** 2).sum(), start, jac=lambda s, given=given: s - given, method="SLSQP",
+            bounds=scipy.optimize.Bounds(low, high), constraints=constraints(domain), options={"ftol": 1e-14, "maxiter": 300},
+        )  # fmt: skip
+        np.testing.assert_allclose(found, reference.x, atol=2e-5)
+
+
+def test_nearest_psd_is_numpys_clipped_spectrum():
+    domain, y = PSD(3), points(9)
+    for given, found in zip(y.numpy(), domain.nearest(y).numpy(), strict=True):
+        matrix = given.reshape(3, 3)
+        w, q = np.linalg.eigh((matrix + matrix.T) / 2)
+        np.testing.assert_allclose(found.reshape(3, 3), q @ np.diag(w.clip(0)) @ q.T, atol=1e-12 * (1 + abs(given).max()))
+
+
+def test_nearest_on_the_sphere_is_nearer_than_any_other_point():
+    domain, y = Sphere(3), points(3)
+    others = domain.project(torch.randn(200, 3, dtype=torch.float64))
+    assert (distance(y, domain.nearest(y))[:, None] <= torch.cdist(y, others) + 1e-12).all()
+
+
+AWKWARD = [
+    *[(1e-8, -1.0, 1.0), (-1.0, 1e-8, -1.0), (-1e3, 1.0, -1e-6), (1.0, -1e3, 1e-6), (1e-3, 1e3, -1e3)],
+    *[(0.0, 1.0, 0.0), (0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (1.0, 1.0, 2.0), (1e-200, 1.0, -1e200)],
+]
+
+
+@pytest.mark.parametrize("v", AWKWARD)
+def test_the_exponential_cone_at_its_awkward_points(v):
+    """Moreau: v = near - far, with far in the dual cone and orthogonal to near."""
+    v = torch.tensor([v], dtype=torch.float64)
+    near = ExponentialCone().nearest(v)
+    assert feasible(ExponentialCone(), near / v.abs().max(), 1e-12)
+    far = (near - v)[0] / v.abs().max()
+    assert abs((near[0] / v.abs().max() * far).sum()) <= 1e-12
+    a, b, c = far.tolist()  # the dual: a < 0 and -a exp(b / a - 1) <= c, or a = 0 and b, c >= 0
+    assert (a < 0 and -a * np.exp(b / a - 1) <= c + 1e-9) or (abs(a) <= 1e-12 and b >= -1e-12 and c >= -1e-12)
+
+
+# --- derivatives
+
+
+def smooth_points(size: int) -> torch.Tensor:
+    torch.manual_seed(3)
+    return (1.5 * torch.randn(12, size, dtype=torch.float64)).requires_grad_()
+
+
+def test_project_and_nearest_have_the_derivatives_of_finite_differences(domain):
+    assert gradcheck(domain.project, smooth_points(domain.inputs), atol=1e-6, fast_mode=True)
+    assert gradcheck(domain.nearest, smooth_points(domain.dim), atol=1e-6, fast_mode=True)
+    assert gradcheck(domain.act, (smooth_points(domain.inputs).tanh(),), atol=1e-6, fast_mode=True)
+
+
+@where(without=("product", "birkhoff"))
+def test_second_derivatives_are_right_too(domain):
+    assert gradgradcheck(domain.project, smooth_points(domain.inputs)[:3].detach().requires_grad_(), atol=1e-5, fast_mode=True)
+
+
+def test_derivatives_are_finite_everywhere(domain):
+    for call, size in ((domain.project, domain.inputs), (domain.nearest, domain.dim), (domain.violation, domain.dim)):
+        v = points(size).requires_grad_()
+        (slope,) = torch.autograd.grad(call(v).sum(), v, allow_unused=isinstance(domain, Euclid))
+        if slope is not None:
+            assert slope.isfinite().all()
+
+
+def test_psd_has_a_derivative_at_repeated_eigenvalues():
+    a = torch.stack([torch.eye(3), -torch.eye(3), torch.diag(torch.tensor([1.0, 1.0, -1.0]))]).double()
+    q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    assert gradcheck(PSD(3).nearest, (q @ a @ q.mT).flatten(-2).requires_grad_(), atol=1e-6, fast_mode=True)
+
+
+def test_psd_has_second_derivatives_at_repeated_eigenvalues():
+    """f(A + e E) for f(A) = <G, clip(A)>, by central differences of its exact gradient."""
+    torch.manual_seed(0)
+    q = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64))[0]
+    a = q @ torch.diag(torch.tensor([1.0, 1.0, -0.5, -0.5]).double()) @ q.mT
+    g, e = torch.randn(2, 16, dtype=torch.float64)
+
+    def gradient(v: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(PSD(4).nearest(v).square() @ g, v, create_graph=True)[0]
+
+    v = a.reshape(1, 16).requires_grad_()
+    (bent,) = torch.autograd.grad((gradient(v) * e).sum(), v)
+    along = e.reshape(4, 4) + e.reshape(4, 4).mT
+    step = 1e-5 * along.reshape(1, 16) / 2
+    ahead, behind = (gradient((a.reshape(1, 16) + sign * step).detach().requires_grad_()) for sign in (1, -1))
+    torch.testing.assert_close(bent, ((ahead - behind) / 2e-5).detach(), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 2.5])
+def test_lml_is_the_minimum_of_its_entropic_problem(k):
+    """v - logit(y) is the multiplier of sum y = k, one number; and dy/dv has a closed form (Amos, Koltun and Kolter, 2019)."""
+    torch.manual_seed(0)
+    v = (2 * torch.randn(20, 7, dtype=torch.float64)).requires_grad_()
+    y = CappedSimplex(7, k).project(v)
+    assert (y.sum(-1) - k).abs().max() < 1e-13
+    multiplier = v - y.logit()
+    assert (multiplier - multiplier.mean(-1, keepdim=True)).abs().max() < 1e-10
+    slope = (y * (1 - y)).detach()
+    expected = slope.diag_embed() - slope[:, :, None] * slope[:, None, :] / slope.sum(-1)[:, None, None]
+    for i in range(7):
+        (row,) = torch.autograd.grad(y[:, i].sum(), v, retain_graph=True)
+        torch.testing.assert_close(row, expected[:, i], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"])
+def test_lml_hardens_into_the_k_largest(dtype, tol):
+    torch.manual_seed(0)
+    v = 1e3 * torch.rand(30, 8).argsort(-1).to(dtype)
+    y = CappedSimplex(8, 3).project(v)
+    torch.testing.assert_close(y, CappedSimplex(8, 3).linear(-v), atol=tol, rtol=0)
+
+
+# --- linear
+
+
+@where(without=UNBOUNDED)
+def test_linear_beats_every_feasible_point(domain):
+    g = points(domain.dim)
+    s = domain.linear(g)
+    assert feasible(domain, s, 1e-12)
+    others = domain.project(torch.cat([points(domain.inputs), 3 * torch.randn(200, domain.inputs, dtype=torch.float64)]))
+    assert ((g * s).sum(-1)[:, None] <= g @ others.mT + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_linear_over_an_unbounded_set_is_refused(name):
+    domain = DOMAINS[name]
+    unbounded = "ExponentialCone" if name == "product" else type(domain).__name__
+    with pytest.raises(UserError, match=rf"{unbounded}\.linear: this set is unbounded"):
+        domain.linear(torch.ones(2, domain.dim, dtype=torch.float64))
+
+
+# --- rows
+
+
+def test_an_item_does_not_depend_on_its_neighbours(domain):
+    for call, size in ((domain.project, domain.inputs), (domain.nearest, domain.dim), (domain.violation, domain.dim)):
+        v = points(size)
+        together = call(v)
+        for i in (0, 15, 45, 60, 85, 95):
+            alone = call(v[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i], atol=1e-12 * (1 + v[i].norm().item()), rtol=0)
+
+
+def test_an_item_that_is_not_finite_spoils_no_other(domain):
+    v = torch.randn(4, domain.inputs, dtype=torch.float64)
+    spoiled = v.index_fill(0, torch.tensor([1]), torch.nan)
+    kept = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(domain.project(spoiled)[kept], domain.project(v)[kept], atol=1e-13, rtol=0)
+
+
+def test_act_reaches_the_whole_box_and_most_of_a_simplex():
+    corner = torch.tensor([[1.0, -1.0, 1.0]])
+    assert torch.equal(DOMAINS["box"].act(corner), torch.tensor([[2.0, 0.0, 3.0]]))
+    assert Simplex(3).act(torch.tensor([[1.0, -1.0, -1.0]])).max() > 0.99
+
+
+# --- densities
+
+DENSITIES = [Gaussian(3), SquashedGaussian(3)]
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=lambda d: type(d).__name__)
+def test_density_bounds_log_std_alone(density):
+    lam = torch.tensor([[-50.0, 0.0, 50.0, -50.0, 0.0, 50.0]])
+    expected = torch.tensor([[-50.0, 0.0, 50.0, -20.0, 0.0, 2.0]])
+    assert torch.equal(density.project(lam), expected)
+    assert torch.equal(density.nearest(lam), expected)
+    torch.testing.assert_close(density.violation(lam), torch.tensor([(30.0**2 + 48.0**2) ** 0.5]))
+
+
+@pytest.mark.parametrize("density", DENSITIES, ids=lambda d: type(d).__name__)
+def test_density_draws_what_it_samples_around_its_median(density):
+    lam = torch.tensor([0.3, -0.5, 0.0, 0.1, -1.0, -2.0], dtype=torch.float64).expand(40_001, 6)
+    torch.manual_seed(0)
+    y, _ = density.sample(lam)
+    torch.manual_seed(0)
+    assert torch.equal(density.draw(lam), y)
+    torch.testing.assert_close(y.median(0).values, density.median(lam)[0], atol=0.02, rtol=0)
+
+
+def test_gaussian_density_is_torchs():
+    lam = torch.randn(5, 6, dtype=torch.float64)
+    density, reference = Gaussian(3), torch.distributions.Normal(lam[:, :3], lam[:, 3:].exp())
+    y, logq = density.sample(lam)
+    torch.testing.assert_close(logq, reference.log_prob(y).sum(-1))
+    standard = torch.distributions.Normal(torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(density.kl(lam), torch.distributions.kl_divergence(reference, standard).sum(-1))
+    assert torch.equal(density.kl(torch.zeros(1, 6)), torch.zeros(1))
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Euclid(0), "Euclid.dim"),
+        (lambda: Orthant(-1), "Orthant.dim"),
+        (lambda: Simplex(2.0), "Simplex.dim"),
+        (lambda: CappedSimplex(0, 1), "CappedSimplex.dim"),
+        (lambda: CappedSimplex(3, 0), "CappedSimplex.k"),
+        (lambda: CappedSimplex(3, 3), "CappedSimplex.k"),
+        (lambda: Sphere(0), "Sphere.dim"),
+        (lambda: SecondOrderCone(0), "SecondOrderCone.dim"),
+        (lambda: PSD(0), "PSD.size"),
+        (lambda: Birkhoff(0), "Birkhoff.size"),
+        (lambda: Box([], []), "Box.low"),
+        (lambda: Box([0.0, 0.0], [1.0]), "Box.high"),
+        (lambda: Box([0.0, 1.0], [1.0, 1.0]), "Box.low"),
+        (lambda: Box([0.0], [float("inf")]), "Box.low"),
+        (lambda: Box([float("nan")], [1.0]), "Box.low"),
+        (lambda: Product([]), "Product.domains"),
+        (lambda: Product([Simplex(2), Gaussian(2)]), r"Product.domains\[1\]"),
+        (lambda: Gaussian(0), "Gaussian.dim"),
+        (lambda: Gaussian(1, 2.0, 2.0), "Gaussian.log_std_low"),
+        (lambda: SquashedGaussian(0), "SquashedGaussian.dim"),
+    ],
+)
+def test_bad_arguments_are_named(make, field):
+    with pytest.raises(UserError, match=rf"^{field}.* needed"):
+        make()

@@ -1,0 +1,275 @@
+"""A policy as an amortization model: its max-Q problem, its gap in the critic, and what the environment says of it."""
+
+import itertools
+
+import numpy as np
+import pytest
+import stable_baselines3
+import torch
+from rlamort.envs.make import open_env
+from rlamort.envs.maxq import MaxQProblem, Visited, visit
+from rlamort.envs.resimulate import Rolled, Stepped, save
+
+import rlamort as ra
+from rlamort.gap import by_episode, gap, max_q, refine, search
+from rlamort.losses import objective
+from rlamort.objective import Cost
+from rlamort.problem import draw
+from rlamort.run import learner_class
+from rlamort.score import score
+from rlamort.source import Batch
+
+SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("TD3", "SAC"):
+        learner = getattr(ra, method)(
+            "Pendulum-v1", seed=0, hidden=(32, 32), warmup_steps=100, batch_size=32, normalise=True, max_episode_steps=30
+        )
+        learner.learn(200)
+        learner.save(folder / method)
+        learner.close()
+    stable_baselines3.TD3("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [32]}, device="cpu", seed=0).save(
+        folder / "sb3.zip"
+    )
+    return folder
+
+
+def opened(name, count):
+    return open_env(name, count=count)
+
+
+def on_problem(runs, method, device=None, dtype=torch.float64):
+    """An agent, its problem and 16 states."""
+    agent = ra.load(runs / method).agent
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1.0, 4.0])
+    device = device or torch.device("cpu")
+    problem = MaxQProblem(agent, x).to(device, dtype)
+    return agent.to(device, dtype), problem, x.to(device, dtype)
+
+
+def test_the_gradient_at_the_policy_is_that_of_the_actor_in_td3(runs, device):
+    agent, problem, x = on_problem(runs, "TD3", device)
+    none = torch.zeros(16, device=device)
+    batch = Batch(x=agent.normaliser(x), y=x[:, :1], reward=none, x_next=x, terminated=none.bool(), discount=none)
+    loss, _ = objective(agent.model, agent.f, batch)
+    weights = list(agent.model.parameters())
+    actor = torch.autograd.grad(loss, weights)
+    y = agent.act(x, explore=False)
+    slope = Cost(problem).oracle(x).grad(y.detach())  # df/dy at y = policy(x)
+    chained = torch.autograd.grad(y, weights, slope / len(x))
+    assert sum(float(part.norm()) for part in actor) > 0
+    for ours, theirs in zip(chained, actor, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["TD3", "SAC"])
+def test_the_critic_is_frozen_whole_and_the_agents_own(method, runs):
+    agent, problem, x = on_problem(runs, method)
+    assert not list(problem.parameters())
+    y = torch.rand(16, 1, dtype=torch.float64) * 2 - 1
+    q = agent.critic(agent.normaliser(x), y)  # (E, 16)
+    expected = -q[0] if method == "TD3" else -q.min(0).values
+    torch.testing.assert_close(problem.cost(y, x), expected)
+    with torch.no_grad():
+        for p in agent.critic.parameters():
+            p.add_(1.0)
+    torch.testing.assert_close(problem.cost(y, x), expected)  # a copy: the agent may learn on
+
+
+def test_refinement_never_raises_the_cost_and_stays_in_the_box(runs):
+    _, problem, x = on_problem(runs, "SAC")
+    f, y = Cost(problem), torch.rand(16, 1, dtype=torch.float64) * 2 - 1
+    costs = [f(refine(f, x, y, steps), x) for steps in range(6)]
+    assert all((after <= before).all() for before, after in itertools.pairwise(costs))
+    assert (costs[5] < costs[0]).any()
+    assert refine(f, x, y, 5).abs().max() <= 1
+    alone = torch.cat([refine(f, x[i : i + 1], y[i : i + 1], 5) for i in range(16)])
+    torch.testing.assert_close(refine(f, x, y, 5), alone, rtol=1e-9, atol=1e-9)
+
+
+def test_the_search_finds_the_best_of_a_fine_grid(runs):
+    _, problem, x = on_problem(runs, "TD3")
+    f = Cost(problem)
+    grid = torch.linspace(-1, 1, 2001, dtype=torch.float64)
+    lowest = torch.stack([f(point.expand(16, 1), x) for point in grid]).amin(0)
+    start = torch.zeros(16, 1, dtype=torch.float64)
+    found = f(search(f, x, start), x)
+    assert (found <= lowest + 1e-4).all()
+
+
+def test_states_are_those_of_whole_episodes_and_are_split_by_them():
+    env = opened("Pendulum-v1", 3)
+    met = visit(lambda x: torch.zeros(len(x), 1), env, seed=5)
+    assert met.x.shape == (600, 3)
+    assert (np.bincount(met.episode) == 200).all()
+    np.testing.assert_array_equal(met.time, np.tile(np.arange(200), 3))
+    single = open_env("Pendulum-v1")
+    torch.testing.assert_close(met.x[200:400], visit(lambda x: torch.zeros(len(x), 1), single, seed=6).x)
+    training, held_out = met.split(1)
+    assert set(training.episode) == {0, 1}
+    assert set(held_out.episode) == {2}
+    with pytest.raises(ra.UserError, match="held_out=3: of 3 episodes, between 1 and 2 can be held out"):
+        met.split(3)
+    with pytest.raises(ra.UserError, match=r"states: shape \(5, 2\) is given; \(N, 3\)"):
+        MaxQProblem(ra.SAC("Pendulum-v1", hidden=(8,)).agent, torch.zeros(5, 2))
+
+
+def hopping(x):
+    """Some policy that keeps a hopper or a cheetah moving."""
+    return (x[:, -3:] if x.shape[1] == 11 else x[:, -6:]).tanh()
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Hopper-v5"])
+def test_the_same_action_from_a_saved_state_gives_the_same_return(name):
+    policy = hopping if name == "Hopper-v5" else lambda x: x[:, :1]
+    env = opened(name, 2)
+    met = visit(policy, env, seed=0)
+    episode, time = np.array([0, 1, 1]), np.array([3, 0, 9])
+    saved = save(policy, env, 0, episode, time)
+    for i in range(3):
+        torch.testing.assert_close(saved.x[i], met.at((met.episode == episode[i]) & (met.time == time[i])).x[0], rtol=0, atol=0)
+    stepped = Stepped(opened(name, 3), saved)
+    first, again = (stepped.returns(policy(saved.x), policy, 500, 1.0) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    # from its first state on, an episode is the one that was played
+    played = score_of(policy, name, seed=1)
+    assert first[1] == pytest.approx(played, rel=1e-6)
+    other = stepped.returns(-policy(saved.x), policy, 500, 1.0)
+    assert (other != first).all()
+
+
+def score_of(policy, name, seed):
+    class Playing:
+        def act(self, x, explore):
+            return policy(x)
+
+    return score(Playing(), opened(name, 1), seed).returns[0]
+
+
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v5"])
+def test_mujocos_rollout_is_the_environment(name):
+    episode, time = np.array([0, 1]), np.array([7, 2])
+    saved = save(hopping, opened(name, 2), 0, episode, time)
+    stepped = Stepped(opened(name, 2), saved)
+    y = hopping(saved.x) * 0.5
+    with Rolled(opened(name, 1), saved) as rolled:
+        for horizon, tolerance in ((1, 1e-6), (12, 1e-5)):  # rewards come in float32
+            given, exact = (sim.returns(y, hopping, horizon, 0.99) for sim in (rolled, stepped))
+            np.testing.assert_allclose(given, exact, rtol=tolerance, atol=tolerance)
+        np.testing.assert_array_equal(*(rolled.returns(y, hopping, 30, 0.99) for _ in range(2)))
+
+
+def test_mujocos_rollout_ends_where_the_environment_does():
+    falling = lambda x: torch.ones(len(x), 3)  # noqa: E731
+    saved = save(falling, opened("Hopper-v5", 2), 0, np.array([0, 1]), np.array([0, 4]))
+    stepped = Stepped(opened("Hopper-v5", 2), saved)
+    with Rolled(opened("Hopper-v5", 1), saved) as rolled:
+        ended = [sim.returns(falling(saved.x), falling, 100, 1.0) for sim in (rolled, stepped)]
+    assert (ended[1] < 100).all()  # each step that it is healthy gives 1: it has fallen
+    np.testing.assert_allclose(*ended, rtol=1e-4)
+
+
+def test_a_time_limit_ends_a_rollout_too():
+    still = lambda x: torch.zeros(len(x), 6)  # noqa: E731
+    envs = [open_env("HalfCheetah-v5", count=count, max_episode_steps=10) for count in (1, 1, 1)]
+    saved = save(still, envs[0], 0, np.array([0]), np.array([7]))
+    stepped = Stepped(envs[1], saved).returns(still(saved.x), still, 50, 1.0)
+    with Rolled(envs[2], saved) as rolled:
+        np.testing.assert_allclose(rolled.returns(still(saved.x), still, 50, 1.0), stepped, rtol=1e-5)
+
+
+def test_rollouts_are_refused_where_rewards_are_not_known():
+    still = lambda x: torch.zeros(len(x), 1)  # noqa: E731
+    saved = save(still, opened("Pendulum-v1", 1), 0, np.array([0]), np.array([0]))
+    with pytest.raises(ra.UserError, match="known to give the rewards of HalfCheetah-v5, Hopper-v5 alone"):
+        Rolled(opened("Pendulum-v1", 1), saved)
+
+
+def test_a_rollout_notices_a_reward_that_something_changes():
+    import gymnasium
+
+    class Doubled(gymnasium.RewardWrapper):
+        def __init__(self):
+            super().__init__(gymnasium.make("HalfCheetah-v5", disable_env_checker=True))
+
+        def reward(self, reward):
+            return 2 * float(reward)
+
+    def doubled():
+        return Doubled()
+
+    saved = save(hopping, open_env(doubled), 0, np.array([0]), np.array([1]))
+    with pytest.raises(ra.UserError, match="something is wrapped around it"):
+        Rolled(open_env(doubled), saved)
+
+
+def test_an_interval_is_over_episodes():
+    values, episode = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), np.array([0, 0, 0, 1, 1, 1])
+    found = by_episode(values, episode)
+    assert found.mean == 0.5
+    assert (found.low, found.high) == (0.0, 1.0)
+    assert np.isnan(by_episode(values, np.zeros(6, int)).low)
+
+
+@pytest.mark.parametrize(("run", "acting"), [("TD3", 1), ("sb3.zip", 0)])
+def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, runs):
+    path = f"sb3:{runs / run}" if run.endswith("zip") else runs / run
+    report = gap(path, "Pendulum-v1", **{**SMALL, "acting": acting})
+    solvers = report.data["critic"]["solvers"]
+    assert any(solver["the policy's cost"]["iterations"] for solver in solvers.values())
+    blocks = ["In its own critic", "Re-simulated in the environment", *["Acting with each"] * acting]
+    assert [line for line in report.lines if line in (*blocks, "Acting with each")] == blocks
+    gaps = report.data["critic"]["gaps"]
+    assert gaps["best"]["mean"].mean == 0
+    assert 0 <= gaps["refined"]["mean"].mean <= gaps["policy"]["mean"].mean
+    assert gaps["policy"]["mean"].mean <= gaps["policy"]["p99"] + 1e-12 <= gaps["policy"]["largest"] + 2e-12
+    assert report.data["environment"]["by"] == "stepped"
+    assert report.data["environment"]["states"] == 4
+    if acting:
+        assert {len(values) for values in report.data["acting"]["returns"].values()} == {1}
+
+
+def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs):
+    training, held_out = max_q(runs / "SAC", episodes=3, held_out=1)
+    assert training.states.shape == (60, 3)
+    assert held_out.states.shape == (30, 3)
+    x = draw(training, 32)
+    assert (x[:, None] == training.states).all(-1).any(-1).all()
+    f = Cost(training)
+    slope = f.oracle(x).grad(torch.zeros(32, 1))
+    assert slope.shape == (32, 1)
+    assert slope.abs().max() > 0
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_played(runs, tmp_path):
+    stable_baselines3.PPO("MlpPolicy", "Pendulum-v1", device="cpu", n_steps=8, batch_size=8).save(tmp_path / "ppo.zip")
+    with pytest.raises(ra.UserError, match=r"has no critic Q\(x, y\)"):
+        gap(f"sb3:{tmp_path / 'ppo.zip'}", "Pendulum-v1", **SMALL)
+    with pytest.raises(ra.UserError, match="env: this agent was loaded without one"):
+        gap(f"sb3:{runs / 'sb3.zip'}", **SMALL)
+    with pytest.raises(ra.UserError, match="11 numbers in a state and 3 in an action; the agent's are 3 and 1"):
+        gap(runs / "TD3", "Hopper-v5", **SMALL)
+    with pytest.raises(ra.UserError, match="states: 0 is given; at least 1 is needed"):
+        gap(runs / "TD3", **{**SMALL, "states": 0})
+
+
+def test_a_run_that_stable_baselines3_trained_brings_its_critics(tmp_path):
+    learner = learner_class("sb3/sac")("Pendulum-v1", hidden=(16,), seed=0)
+    learner.save(tmp_path / "agent")
+    problem, _ = max_q(tmp_path / "agent", episodes=2, held_out=1)
+    x, y = problem.states[:8], torch.linspace(-1, 1, 8)[:, None]
+    with torch.no_grad():
+        theirs = torch.cat(learner.agent.policy.critic(x, y), -1).amin(-1)
+    torch.testing.assert_close(problem.cost(y, x), -theirs)
+    assert not list(problem.parameters())
+
+
+def test_visited_states_are_taken_by_index():
+    met = Visited(torch.arange(6.0).view(3, 2), np.array([0, 0, 1]), np.array([0, 1, 0]))
+    chosen = met.at(np.array([2, 0]))
+    assert chosen.x.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+    assert chosen.episode.tolist() == [1, 0]

@@ -1,0 +1,550 @@
+"""Reference solvers, certificates and what a user gets: known solutions, true bounds, and no item that takes others down."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from torch import nn
+
+import rlamort.reference
+from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.errors import Fault, UserError
+from rlamort.model import Full, Unroll
+from rlamort.nets import mlp
+from rlamort.objective import Cost
+from rlamort.problem import Problem
+from rlamort.reference import Adam, Conformal, Descent, DualityGap, Unconstrained, best_found, solution_of, solve_from, solvers
+from rlamort.solver import Solver, measure
+from rlamort.update import Cem, Gradient, Lbfgs
+
+TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}
+QUICK = [Descent(60), Unconstrained("L-BFGS", Lbfgs, 20)]
+
+
+class Portfolio(Problem):
+    """min -<x, y> + |y|^2 / 2 on the simplex, whose solution is the point of the simplex nearest to x."""
+
+    domain = Simplex(20)
+    convex = True
+
+    def contexts(self, count):
+        return torch.randn(count, 20)
+
+    def cost(self, y, x):
+        return -(x * y).sum(-1) + 0.5 * y.square().sum(-1)
+
+
+class Told(Portfolio):
+    """The same, with its solution, which cannot be had where x_0 > 5."""
+
+    def solution(self, x):
+        if bool((x[:, 0] > 5).any()):
+            raise ArithmeticError("no solution above 5")
+        return self.domain.nearest(x)
+
+
+class Wells(Problem):
+    """(y^2 - 1)^2 + x y on [-2, 2]: two wells, the better one on the side of -x."""
+
+    domain = Box([-2.0], [2.0])
+
+    def contexts(self, count):
+        return torch.rand(count, 1) + 0.1
+
+    def cost(self, y, x):
+        return ((y.square() - 1).square() + x * y).sum(-1)
+
+
+class Eigen(Problem):
+    """min y'Ay on the sphere: the smallest eigenvalue of A, the context."""
+
+    domain = Sphere(4)
+
+    def contexts(self, count):
+        a = torch.randn(count, 4, 4)
+        return {"a": a + a.mT, "shift": torch.randint(3, (count,))}
+
+    def cost(self, y, x):
+        return torch.einsum("bi,bij,bj->b", y, x["a"], y) + x["shift"]
+
+
+class Steps(Problem):
+    """A cost without a gradient: f falls in steps."""
+
+    domain = Box([-1.0, -1.0], [1.0, 1.0])
+
+    def contexts(self, count):
+        return torch.rand(count, 2) - 0.5
+
+    def cost(self, y, x):
+        return (10 * (y - x).detach()).round().abs().sum(-1)
+
+
+class Root(Problem):
+    """y^3 + y = x, by least squares; its residual tells how wrong y is. Not convex, not bounded."""
+
+    domain = Euclid(1)
+
+    def contexts(self, count):
+        return 2 * torch.randn(count, 1)
+
+    def cost(self, y, x):
+        return self.residual(y, x).square()
+
+    def residual(self, y, x):
+        return (y**3 + y - x).abs().sum(-1)
+
+
+def smallest(problem, x):
+    given = problem.layout.unpack(x)
+    return torch.linalg.eigvalsh(given["a"])[:, 0] + given["shift"]
+
+
+def made(kind, device="cpu", dtype=torch.float64, hidden=8):
+    """An untrained solver."""
+    torch.manual_seed(0)
+    problem = kind()
+    net = mlp(problem.layout.dim, [hidden], problem.domain.inputs)
+    return Solver(Full(net, problem.domain), problem).to(device, dtype)
+
+
+def rows(kind, count, device="cpu", dtype=torch.float64, seed=1):
+    torch.manual_seed(seed)
+    problem = kind()
+    return problem.layout.pack(problem.contexts(count)).to(device, dtype)
+
+
+@pytest.mark.parametrize("search", solvers(), ids=lambda search: search.name)
+def test_each_search_alone_reaches_the_smallest_eigenvalue(search, device):
+    problem, x = Eigen().to(device), rows(Eigen, 16, device)
+    v = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    torch.manual_seed(0)
+    *_, y = itertools.islice(search.path(Cost(problem), problem.domain, x, v), search.iterations)
+    assert (problem.cost(y, problem.layout.unpack(x)) - smallest(problem, x)).max() < TOLERANCE[search.name]
+
+
+def test_best_found_is_the_solution_where_none_is_given(device):
+    problem, x = Portfolio().to(device), rows(Portfolio, 10, device)
+    found = best_found(Cost(problem), problem.domain, x, starts=2)
+    torch.testing.assert_close(found.y, problem.domain.nearest(x), rtol=0, atol=1e-7)
+    assert (found.cost - problem.cost(problem.domain.nearest(x), x)).abs().max() < 1e-8
+    assert found.label == "best found"
+    assert found.agreement > 0.5
+    assert problem.domain.violation(found.y).max() < 1e-12
+
+
+def test_descent_matches_scipy_on_an_ill_conditioned_quadratic():
+    scales = torch.logspace(0, 3, 8, dtype=torch.float64)
+
+    class Bowl(Problem):
+        domain = Box([0.0] * 8, [1.0] * 8)
+
+        def contexts(self, count):
+            return torch.randn(count, 8, dtype=torch.float64)
+
+        def cost(self, y, x):
+            mixed = (y - x).cumsum(-1)
+            return (scales * mixed.square()).sum(-1)
+
+    torch.manual_seed(0)
+    problem = Bowl()
+    x = problem.contexts(4)
+    *_, y = itertools.islice(Descent().path(Cost(problem), problem.domain, x, x * 0), 1000)
+    for one, of in zip(y, x, strict=True):
+
+        def fun(point, of=of):
+            at = torch.from_numpy(point)[None].requires_grad_()
+            value = problem.cost(at, of[None])
+            return value.item(), torch.autograd.grad(value.sum(), at)[0][0].numpy()
+
+        theirs = scipy.optimize.minimize(fun, np.full(8, 0.5), jac=True, method="L-BFGS-B", bounds=[(0, 1)] * 8, tol=1e-14)
+        assert fun(one.numpy())[0] <= theirs.fun * (1 + 1e-6)
+
+
+def test_the_better_of_two_wells_is_found(device):
+    problem, x = Wells().to(device), rows(Wells, 20, device)
+    found = best_found(Cost(problem), problem.domain, x)
+    grid = torch.linspace(-2, 2, 100_001, dtype=torch.float64, device=device)
+    best = torch.stack([((grid**2 - 1) ** 2 + one * grid).min() for one in x[:, 0]])
+    assert (found.y < 0).all()
+    assert (found.cost - best).max() < 1e-8
+    timid = Unconstrained("Adam", functools.partial(Adam, 0.03), 300)  # which stays in the well where it starts
+    assert 0.2 < best_found(Cost(problem), problem.domain, x, searches=[timid]).agreement < 0.8
+
+
+def test_best_found_on_the_sphere(device):
+    problem, x = Eigen().to(device), rows(Eigen, 20, device)
+    found = best_found(Cost(problem), problem.domain, x, starts=4, searches=QUICK)
+    assert (found.cost - smallest(problem, x)).abs().max() < 1e-8
+
+
+def test_a_cost_without_gradients_is_solved_and_said():
+    problem, x = Steps(), rows(Steps, 10)
+    found = best_found(Cost(problem), problem.domain, x, starts=2)
+    assert (found.cost == 0).all()
+    assert any("projected gradient failed" in message for message in found.messages)
+
+
+def test_the_reference_of_an_item_does_not_depend_on_its_neighbours():
+    problem, x = Wells(), rows(Wells, 3)
+    some = [*QUICK, Unconstrained("CEM", Cem, 5)]
+    together = best_found(Cost(problem), problem.domain, x, starts=3, searches=some)
+    torch.rand(7)
+    before = torch.get_rng_state()
+    alone = [best_found(Cost(problem), problem.domain, one, starts=3, searches=some) for one in x.split(1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(together.y, torch.cat([one.y for one in alone]), rtol=0, atol=1e-12)
+
+
+def test_more_contexts_than_a_chunk_are_solved_alike(monkeypatch):
+    problem, x = Portfolio(), rows(Portfolio, 4)
+    whole = best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK)
+    monkeypatch.setattr(rlamort.reference, "CHUNK", 3)
+    torch.testing.assert_close(
+        whole.y, best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK).y, rtol=0, atol=1e-12
+    )
+
+
+def test_a_problems_own_solution_is_taken_where_it_has_one():
+    problem, x = Told(), rows(Told, 10)
+    found = best_found(Cost(problem), problem.domain, x, solution=solution_of(problem))
+    assert (found.label, found.agreement) == ("solution", 1.0)
+    assert torch.equal(found.y, problem.domain.nearest(x))
+    x[3, 0] = 6.0
+    found = best_found(Cost(problem), problem.domain, x, starts=2, solution=solution_of(problem), searches=QUICK)
+    assert found.label == "solution; best found for 1 of 10"
+    assert "Told.solution raised ArithmeticError: no solution above 5" in found.messages
+    assert (found.cost - problem.cost(problem.domain.nearest(x), x)).abs().max() < 1e-8
+
+
+def test_predictions_are_never_better_than_the_reference():
+    problem, x = Steps(), rows(Steps, 10)
+    found = best_found(
+        Cost(problem), problem.domain, x, starts=1, extra=x, searches=[Unconstrained("L-BFGS", Lbfgs, 2)][:0] or None
+    )
+    assert (found.cost <= problem.cost(x, x)).all()
+
+
+def test_failing_searches_are_reported_and_all_of_them_a_fault():
+    class Stiff(Problem):
+        domain = Box([-1.0], [1.0])
+
+        def contexts(self, count):
+            return torch.randn(count, 1)
+
+        def cost(self, y, x):
+            return (y - x).square().sum(-1).detach()
+
+    problem, x = Stiff(), rows(Stiff, 3)
+    with pytest.raises(Fault, match=r"Stiff: every reference solver failed; projected gradient failed: RuntimeError"):
+        best_found(Cost(problem), problem.domain, x, searches=QUICK)
+
+
+def test_an_item_without_a_cost_leaves_the_others_alone(device):
+    problem, x = Portfolio().to(device), rows(Portfolio, 5, device)
+    x[2] = math.nan
+    found = best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK)
+    good = torch.tensor([0, 1, 3, 4], device=device)
+    assert found.cost[2].isnan()
+    torch.testing.assert_close(found.y[good], problem.domain.nearest(x[good]), rtol=0, atol=1e-6)
+
+
+def test_the_duality_gap_bounds(device):
+    problem, x = Portfolio().to(device), rows(Portfolio, 200, device)
+    f = Cost(problem)
+    gap = f(y := problem.domain.project(torch.randn_like(x)), x) - f(problem.domain.nearest(x), x)
+    bound = DualityGap(f, problem.domain).bound(y, x)
+    assert (bound >= gap).all()
+    assert (bound < 100 * gap).all()
+    assert DualityGap(f, problem.domain).bound(problem.domain.nearest(x), x).max() < 1e-12
+    assert DualityGap(f, problem.domain).bound(2 * y, x).isinf().all()  # no claim for what is not in Y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_certified_answers_from_an_untrained_network(device, dtype):
+    solver = made(Portfolio, device, dtype)
+    x = rows(Portfolio, 300, device, dtype)
+    answer = solver.solve(x, tol=1e-4, certify=True)
+    best = solver.problem.domain.nearest(x)
+    assert answer.kind == "duality gap"
+    assert set(answer.status) == {"re-solved"}
+    assert answer.bound.max() <= 1e-4
+    assert (answer.cost - solver.f(best, x)).max() <= 1e-4 + 1e-6
+    assert solver.problem.domain.violation(answer.y).max() < 1e-6
+
+
+def test_good_predictions_are_kept():
+    solver = made(Portfolio)
+    solver.model = Unroll(solver.model, Gradient(1.0), 1, solver.problem.domain)  # one step solves this problem
+    answer = solver.solve(rows(Portfolio, 20), tol=1e-4)
+    assert set(answer.status) == {"predicted"}
+    assert answer.bound.max() <= 1e-4
+    assert answer.y.requires_grad is False
+
+
+def test_an_answer_does_not_depend_on_its_neighbours():
+    solver, x = made(Portfolio), rows(Portfolio, 6)
+    together = solver.solve(x, tol=1e-6)
+    alone = torch.cat([solver.solve(one, tol=1e-6).y for one in x.split(1)])
+    torch.testing.assert_close(together.y, alone, rtol=0, atol=1e-12)
+
+
+def test_a_failing_item_says_so_and_takes_nobody_down(device):
+    solver, x = made(Portfolio, device), rows(Portfolio, 6, device)
+    x[1, 3], x[4, 0] = math.nan, math.inf
+    answer = solver.solve(x, tol=1e-4)
+    assert [status.split(":")[0] for status in answer.status] == [
+        "re-solved",
+        "failed",
+        "re-solved",
+        "re-solved",
+        "failed",
+        "re-solved",
+    ]
+    assert answer.status[1] == "failed: context is not finite"
+    assert answer.y[[1, 4]].isnan().all()
+    assert answer.y[[0, 2, 3, 5]].isfinite().all()
+    assert torch.equal(solver.predict(x).isnan().any(-1), torch.tensor([False, True, False, False, True, False], device=device))
+
+
+def test_a_cost_that_is_nan_for_an_item_is_a_status():
+    class Holed(Portfolio):
+        def cost(self, y, x):
+            return super().cost(y, x) + torch.where(x[:, 0] > 0, 0.0, math.nan)
+
+    solver, x = made(Holed), rows(Holed, 4)
+    for answer in (solver.solve(x), solver.solve(x, tol=1e-4)):
+        bad = [status == "failed: cost is not finite" for status in answer.status]
+        assert bad == (x[:, 0] <= 0).tolist()
+        assert 0 < sum(bad) < 4
+
+
+def test_a_network_that_is_nan_is_only_slower():
+    solver = made(Portfolio)
+    nn.init.constant_(solver.model.net[0].weight, math.nan)
+    answer = solver.solve(rows(Portfolio, 4), tol=1e-4)
+    assert set(answer.status) == {"re-solved"}
+
+
+def test_what_cannot_be_reached_is_a_failure_with_its_bound():
+    solver = made(Told)
+    answer = solver.solve(0.05 * rows(Told, 8), tol=1e-30, max_iterations=10)  # inside the simplex, where rounding is left
+    assert any(status.startswith("failed: duality gap") for status in answer.status)
+    assert (answer.bound < 1e-8).all()
+
+
+def test_a_raising_solution_is_not_needed_for_a_certificate():
+    solver, x = made(Told), rows(Told, 5)
+    x[2, 0] = 9.0
+    assert solver.solve(x, tol=1e-5).bound.max() <= 1e-5
+
+
+def test_a_residual_is_the_certificate_where_the_problem_has_one():
+    solver = made(Root)
+    x = rows(Root, 40)
+    answer = solver.solve(x, tol=1e-6)
+    roots = torch.tensor([scipy.optimize.brentq(lambda y, c=c: y**3 + y - c, -5, 5) for c in x[:, 0].tolist()])
+    assert answer.kind == "residual"
+    assert answer.bound.max() <= 1e-6
+    torch.testing.assert_close(answer.y[:, 0], roots.double(), rtol=0, atol=1e-5)
+
+
+def test_where_nothing_is_asked_nothing_is_claimed():
+    answer = made(Portfolio).solve(rows(Portfolio, 3))
+    assert answer.kind == "none"
+    assert answer.bound.isinf().all()
+    assert answer.status == ["predicted"] * 3
+
+
+def test_the_conformal_bound_covers_fresh_contexts():
+    solver = made(Wells)
+    torch.manual_seed(3)
+    conformal = solver.calibrate(99, level=0.9)
+    x = solver.draw(400)
+    answer = solver.solve(x, certify=True)
+    gap = answer.cost - best_found(solver.f, solver.problem.domain, x, starts=4, searches=QUICK).cost
+    covered = (gap <= answer.bound).double().mean().item()
+    # of 400, given a quantile of 99: the share is Beta(90, 10), and then binomial; four standard deviations
+    assert abs(covered - 0.9) < 4 * math.sqrt(0.09 / 101 + 0.09 / 400)
+    assert answer.kind == "split-conformal (statistical, 90 %)" == conformal.kind
+
+
+def test_the_conformal_rank_has_its_finite_sample_correction(monkeypatch):
+    solver = made(Wells)
+    gaps = torch.arange(1.0, 20.0, dtype=torch.float64)
+    x = solver.draw(19)
+    monkeypatch.setattr(solver, "draw", lambda count: x)
+    costs = solver.f(solver.predict(x), x) - gaps[torch.randperm(19)]
+    monkeypatch.setattr(solver, "reference", lambda x, y: rlamort.reference.Reference(y, costs, "", 1.0, ()))
+    assert solver.calibrate(19, 0.95).quantile == pytest.approx(19.0)  # ceil(20 * 0.95) = 19
+    assert solver.calibrate(19, 0.5).quantile == pytest.approx(10.0)
+    with pytest.raises(UserError, match=r"count: 18 is given; for level 0.95, at least 19 are needed"):
+        solver.calibrate(18, 0.95)
+
+
+def test_without_another_certificate_poor_items_are_the_reference():
+    solver, x = made(Wells), rows(Wells, 10)
+    solver.conformal = Conformal(1.0, 0.95, 99)
+    answer = solver.solve(x, tol=0.5)
+    assert set(answer.status) == {"re-solved"}
+    assert (answer.y < 0).all()
+    assert set(solver.solve(x, tol=2.0).status) == {"predicted"}
+
+
+def test_ten_thousand_contexts_are_one_forward_pass():
+    solver, calls = made(Portfolio, dtype=torch.float32), []
+    solver.model.register_forward_hook(lambda *call: calls.append(call))
+    assert solver.predict(torch.randn(10_000, 20)).shape == (10_000, 20)
+    assert len(calls) == 1
+
+
+def test_dict_contexts_and_numpy_arrays_are_taken(device):
+    solver = made(Eigen, device, torch.float32)
+    x = solver.problem.contexts(3)
+    theirs = solver.predict({key: part.numpy() for key, part in x.items()})
+    ours = solver.predict({key: part.to(device) for key, part in x.items()})
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours, solver.predict({"shift": x["shift"].to(device), "a": x["a"].numpy().astype(np.float64)}))
+
+
+A, SHIFT = torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "message"),
+    [
+        (Portfolio, torch.zeros(3, 19), r"x: shape \(3, 19\) is given; \(B, 20\), B >= 1, is needed"),
+        (Portfolio, torch.zeros(20), r"x: shape \(20,\) is given"),
+        (Portfolio, torch.zeros(0, 20), r"x: shape \(0, 20\) is given"),
+        (Portfolio, torch.zeros(3, 20, dtype=torch.float64), "x: torch.float64 is given; torch.float32 is needed"),
+        (Portfolio, torch.zeros(3, 20, device="meta"), "x: it is on meta; cpu is needed"),
+        (Portfolio, [[0.0] * 20], "x: a list is given; a tensor, or a NumPy array, is needed"),
+        (Portfolio, np.array([["a"] * 20]), "x: an array of <U1 is given; numbers are needed"),
+        (Portfolio, {"x": torch.zeros(3, 20)}, "x: a dict is given; a tensor is needed"),
+        (Eigen, A, "x: a Tensor is given; a dict with the keys a, shift is needed"),
+        (Eigen, {"a": A}, "x: the key 'shift' is missing"),
+        (Eigen, {"a": A, "shift": SHIFT, "shfit": SHIFT}, "x: the key 'shfit' is not known. Did you mean shift?"),
+        (Eigen, {"a": A, "shift": SHIFT[:1]}, r"x\['shift'\]: 1 contexts are given; x\['a'\] has 2"),
+        (Eigen, {"a": A, "shift": SHIFT.float()}, r"x\['shift'\]: torch.float32 is given; torch.int64 is needed"),
+        (Eigen, {"a": A[:, 0], "shift": SHIFT}, r"x\['a'\]: shape \(2, 4\) is given; \(B, 4, 4\)"),
+    ],
+)
+def test_contexts_that_do_not_fit_are_named(kind, x, message):
+    with pytest.raises(UserError, match=message):
+        made(kind, dtype=torch.float32).predict(x)
+
+
+def test_arguments_out_of_range_are_named():
+    solver, x = made(Portfolio), rows(Portfolio, 2)
+    with pytest.raises(UserError, match="tol: 0 is given"):
+        solver.solve(x, tol=0)
+    with pytest.raises(UserError, match="max_iterations: 0 is given"):
+        solver.solve(x, tol=1.0, max_iterations=0)
+    with pytest.raises(UserError, match=r"level: 1\.5 is given"):
+        solver.calibrate(level=1.5)
+    with pytest.raises(UserError, match="starts: 0 is given"):
+        best_found(solver.f, solver.problem.domain, x, starts=0)
+
+
+def test_what_the_problem_returns_is_checked():
+    class Wide(Portfolio):
+        def cost(self, y, x):
+            return y
+
+        def residual(self, y, x):
+            return y
+
+        def solution(self, x):
+            return x[:, :3]
+
+    solver, x = made(Wide), rows(Wide, 2)
+    with pytest.raises(UserError, match=r"Wide.cost: shape \(2, 20\)"):
+        solver.solve(x)
+    with pytest.raises(UserError, match=r"Wide.residual: shape \(2, 20\)"):
+        solver.solve(x, certify=True)
+    with pytest.raises(UserError, match=r"Wide.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
+        solver.reference(x)
+
+
+def test_a_certificate_that_needs_a_gradient_says_so():
+    class Flat(Portfolio):
+        def cost(self, y, x):
+            return super().cost(y, x).detach()
+
+    with pytest.raises(UserError, match=r"Flat\.cost: a certificate by `convex` needs its gradient"):
+        made(Flat).solve(rows(Flat, 2), certify=True)
+
+
+def test_an_export_equals_eager(tmp_path):
+    solver = made(Portfolio, dtype=torch.float32)
+    solver.export(tmp_path / "portfolio.pt2")
+    read = torch.export.load(tmp_path / "portfolio.pt2").module()
+    for count in (1, 3, 50):
+        x = torch.randn(count, 20)
+        torch.testing.assert_close(read(x), solver.predict(x))
+
+
+def test_a_semi_amortized_model_cannot_be_exported(tmp_path):
+    solver = made(Portfolio)
+    solver.model = Unroll(solver.model, Gradient(0.5), 2, solver.problem.domain)
+    with pytest.raises(UserError, match="a Unroll model asks the cost for gradients"):
+        solver.export(tmp_path / "portfolio.pt2")
+
+
+def test_a_saved_solver_answers_the_same(tmp_path):
+    solver, x = made(Wells), rows(Wells, 5)
+    solver.conformal = Conformal(0.25, 0.9, 50)
+    solver.save(tmp_path / "wells", {"hidden": 8})
+
+    def build(facts):
+        return Full(mlp(1, [facts["hidden"]], 1), Wells().domain)
+
+    read = Solver.load(tmp_path / "wells", Wells(), build)
+    assert torch.equal(read.double().predict(x), solver.float().double().predict(x))
+    assert read.conformal.quantile == 0.25
+    with pytest.raises(UserError, match="no agent is saved there"):
+        Solver.load(tmp_path / "nothing", Wells(), build)
+
+
+def test_measuring_holds_a_model_against_the_reference():
+    solver = made(Told, dtype=torch.float32)
+    solver.model = Unroll(solver.model, Gradient(0.9), 3, solver.problem.domain)
+    x = rows(Told, 60, dtype=torch.float32)
+    reference = solver.reference(x)
+    row = measure("semi", solver, x, reference, training_seconds=10.0, sizes=(1, 30), repeats=3, limit=50)
+    gap = solver.f(solver.predict(x), x) - reference.cost
+    assert row.gap == pytest.approx(gap.mean().item(), abs=1e-7)
+    assert row.low < row.gap < row.high
+    assert row.p99 == pytest.approx(np.quantile(gap, 0.99), abs=1e-7)
+    assert row.infeasibility < 1e-5
+    assert row.failed == 0
+    assert set(row.rival.values()) <= {"projected gradient", "L-BFGS", "solution"}
+    saved = row.rival_seconds[1] - row.seconds[1]
+    assert row.break_even == (math.inf if saved <= 0 else pytest.approx(10.0 / saved))
+    assert len(row.head()) == len(row.cells())
+    with pytest.raises(UserError, match="x: 1 contexts"):
+        measure("semi", solver, x[:1], reference, training_seconds=0.0)
+
+
+def test_a_rival_that_never_gets_there_is_said():
+    solver = made(Wells)
+    solver.model = Full(nn.Sequential(nn.Linear(1, 1).double()), solver.problem.domain)
+    nn.init.zeros_(solver.model.net[0].weight)
+    nn.init.constant_(solver.model.net[0].bias, -0.55)  # near the better well
+    x = solver.draw(20)
+    row = measure("full", solver, x, solver.reference(x), training_seconds=1.0, sizes=(1,), repeats=3, limit=1)
+    assert math.isinf(row.rival_seconds[1])
+    assert "never reached" in row.cells()
+
+
+def test_solve_from_stops_where_the_certificate_holds():
+    problem, x = Portfolio(), rows(Portfolio, 50)
+    f = Cost(problem)
+    loose = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 0.3, DualityGap(f, problem.domain), iterations=100)
+    tight = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 1e-9, DualityGap(f, problem.domain), iterations=100)
+    assert loose[1].max() <= 0.3
+    assert tight[1].max() <= 1e-9
