@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rlamort.adjoint import FirstOrder
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Positive, Widths
-from rlamort.domain import Domain, Euclid
+from rlamort.domain import Euclid
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.losses import Loss, OverIterates, Regress, Smoothed, objective
-from rlamort.model import Expert, Full, Latent, Model, Unroll
+from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, draw
@@ -30,14 +30,15 @@ class Amortize(Agent):
 
     Args:
         spec: of the problem's environment.
-        model: full predicts; semi refines the prediction by gradient steps of learned size; recurrent by learned steps; latent
-            by gradient steps in a space that is decoded.
+        model: full predicts; choice makes several predictions, and keeps the one of lowest cost; semi refines the prediction by
+            gradient steps of learned size; recurrent by learned steps; latent by gradient steps in a space that is decoded.
         loss: objective scores the answer; regress its distance to the reference solution; iterates every iterate on the way;
             es the answer to a cost without gradients.
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
         inner_rate: size of their gradient steps, before it is learned.
         latent_dim: coordinates of latent's space.
+        candidates: predictions of choice.
         learning_rate: Adam's step size.
         decay_updates: updates over which it falls to zero along a cosine; null keeps it.
         sigma: width of es's smoothing.
@@ -48,12 +49,13 @@ class Amortize(Agent):
         self,
         spec: Spec,
         *,
-        model: Literal["full", "semi", "recurrent", "latent"] = "full",
+        model: Literal["full", "choice", "semi", "recurrent", "latent"] = "full",
         loss: Literal["objective", "regress", "iterates", "es"] = "objective",
         hidden: Widths = (128, 128),
         iterations: Count = 5,
         inner_rate: Positive = 0.1,
         latent_dim: Count = 8,
+        candidates: Count = 4,
         learning_rate: Positive = 1e-3,
         decay_updates: Count | None = None,
         sigma: Positive = 0.1,
@@ -64,24 +66,29 @@ class Amortize(Agent):
         self.f, y = Cost(problem), problem.domain
         statistics = Standardise(draw(problem, SAMPLE))
 
-        def prediction(outputs: int, domain: Domain) -> Full:
-            return Full(nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs)), domain)
+        def plain(outputs: int) -> nn.Module:
+            return nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs))
+
+        def prediction() -> Full:
+            return Full(problem.network(hidden, 1) or plain(y.inputs), y)
+
+        def choice() -> Choice:
+            return Choice(problem.network(hidden, candidates) or plain(candidates * y.inputs), candidates, y)
 
         def latent() -> Latent:
             z = Euclid(latent_dim)
             decode = Beside(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
-            return Latent(decode, Unroll(prediction(latent_dim, z), learned(latent_dim), iterations, z), y)
+            return Latent(decode, Unroll(Full(plain(latent_dim), z), learned(latent_dim), iterations, z), y)
 
         def learned(dim: int) -> Gradient:
             return Gradient(Learned(inner_rate, dim, iterations), clip=1e3)
 
         models: dict[str, Callable[[], Model]] = {
-            "full": lambda: prediction(y.inputs, y),
-            "semi": lambda: Unroll(prediction(y.inputs, y), learned(y.dim), iterations, y),
-            "recurrent": lambda: Unroll(
-                prediction(y.inputs, y), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()
-            ),
+            "full": lambda: prediction(),
+            "semi": lambda: Unroll(prediction(), learned(y.dim), iterations, y),
+            "recurrent": lambda: Unroll(prediction(), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()),
             "latent": latent,
+            "choice": choice,
         }
         losses: dict[str, Callable[[], Loss]] = {
             "objective": lambda: objective,

@@ -13,11 +13,12 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from rlamort.env import Env
 from rlamort.errors import Fault
 
 CONSTANT = (gymnasium.Space, EnvSpec, type, types.FunctionType, types.MethodType, types.ModuleType)
 FAULT = "fault"  # the key in info under which a step that raised says so
-GENERATOR, MUJOCO = "numpy generator", "mujoco data"
+GENERATOR, MUJOCO, NATIVE = "numpy generator", "mujoco data", "native environment"
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -110,6 +111,8 @@ def _read(value: Any) -> Any:
         return {GENERATOR: _read(value.bit_generator.state)}
     if _is_mujoco_data(value):
         return {MUJOCO: _read_mujoco(value)}
+    if isinstance(value, Env):
+        return {NATIVE: value.state()}
     raise TypeError(f"{type(value).__name__}")
 
 
@@ -122,6 +125,8 @@ def _write(layer: Any, name: str, value: Any) -> None:
         own.bit_generator.state = value[GENERATOR]
     elif isinstance(value, dict) and MUJOCO in value:
         _write_mujoco(own, value[MUJOCO])
+    elif isinstance(value, dict) and NATIVE in value:
+        own.restore(value[NATIVE])
     elif isinstance(own, np.ndarray) and isinstance(value, np.ndarray) and own.shape == value.shape and own.flags.writeable:
         own[...] = value  # in place: it may be a view of something that others hold too
     elif isinstance(own, np.generic) and isinstance(value, np.ndarray):

@@ -3,12 +3,15 @@
 y point (B, 3) of S^2 · z centres (B, m, 3) on S^2 · alpha offsets (B, m)
 """
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlamort import domain
 from rlamort.config import Positive
 from rlamort.errors import UserError
+from rlamort.nets import mlp
 from rlamort.problem import Problem, X
 
 CLOSE = 1e-12  # radians squared: below, the angle's derivative is not that of its definition, but finite
@@ -44,8 +47,43 @@ class Sphere(Problem):
         parts = self.distance(y[:, None], x["z"]) ** self.power / 2 + x["alpha"]  # (B, m)
         return -self.gamma * (-parts / self.gamma).logsumexp(-1)
 
+    def network(self, hidden: Sequence[int], candidates: int) -> nn.Module:
+        return Equivariant(self, hidden, candidates)
+
     @staticmethod
     def distance(y: Tensor, z: Tensor) -> Tensor:
         """(..., 3), (..., 3) -> angle (...,). By its tangent, since arccos has no derivative where it is 0 or pi."""
         sine = (torch.linalg.cross(y.expand_as(z), z).square().sum(-1) + CLOSE).sqrt()
         return torch.atan2(sine, (y * z).sum(-1))
+
+
+class Equivariant(nn.Module):
+    """v_k = z_k + sum_i w_ki z_i for candidate k: weights see offsets and inner products of centres, by rising offset.
+
+    So a rotation, a reflection, or another order of the components of a context does to the prediction what it does to the
+    minimum (Villar et al., 2021, proposition 4).
+
+    Args:
+        problem: whose contexts it reads.
+        hidden: widths of the hidden layers.
+        candidates: how many v for a context.
+    """
+
+    def __init__(self, problem: Sphere, hidden: Sequence[int], candidates: int) -> None:
+        super().__init__()
+        m = problem.components
+        self.shape = (candidates, m)
+        self.begin = nn.Parameter(torch.eye(m).repeat(-(-candidates // m), 1)[:candidates])  # each at a centre of its own
+        self.layout = problem.layout
+        self.pairs = torch.triu_indices(m, m, offset=1).tolist()
+        self.weigh = mlp(m * (m + 1) // 2, hidden, candidates * m)
+
+    def forward(self, row: Tensor) -> Tensor:
+        """(B, d) -> (B, candidates * 3)."""
+        x = self.layout.unpack(row)
+        assert isinstance(x, dict)
+        alpha, order = x["alpha"].sort(dim=-1)
+        z = x["z"].gather(1, order[..., None].expand_as(x["z"]))  # (B, m, 3)
+        inner = (z @ z.mT)[:, self.pairs[0], self.pairs[1]]
+        weights = self.begin + self.weigh(torch.cat([alpha, inner], dim=-1)).view(len(row), *self.shape)
+        return (weights @ z).flatten(1)

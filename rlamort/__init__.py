@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rlamort.errors import Fault, UserError
 
 if TYPE_CHECKING:
-    from rlamort.amortize import amortize, load_solver
+    from rlamort.amortizing import amortize, load_solver
     from rlamort.domain import (
         PSD,
         Birkhoff,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 HOMES = {
     "run": ("Learner", "load"),
     "problem": ("Problem",),
-    "amortize": ("amortize", "load_solver"),
+    "amortizing": ("amortize", "load_solver"),
     "solver": ("Solver",),
     "domain": (
         "PSD", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant", "Product",
@@ -49,9 +49,9 @@ HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "DDPG", "PSD", "SAC", "TD3", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault", "Gaussian", "Learner",
-    "Orthant", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver", "Sphere", "SquashedGaussian", "UserError",
-    "amortize", "load", "load_solver",
+    "DDPG", "PSD", "SAC", "TD3", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault", "Gaussian",
+    "Learner", "Orthant", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver", "Sphere", "SquashedGaussian",
+    "UserError", "amortize", "load", "load_solver",
 ]  # fmt: skip
 
 

@@ -396,11 +396,11 @@ def amortize_problem(arguments: list[str]) -> None:
     """`rlamort amortize PROBLEM key=value ...`."""
     parser = _parser("amortize", "Train solvers for a problem, and hold them against its reference.")
     parser.add_argument("problem", help="module:Class, or a registered id")
-    keys = "model=full,semi,recurrent,latent loss=objective,regress,iterates,es,rl, and keys of `rlamort train amortize --help`"
+    keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)
     parser.add_argument("--out", type=Path, help="folder for solvers, plots and data (default: a new one under runs/)")
     given = parser.parse_args(arguments)
-    from rlamort.amortize import report
+    from rlamort.amortizing import report
 
     fields = _dotlist(given.keys)
     models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full,semi"), ("loss", "objective")))
@@ -416,7 +416,7 @@ def compare_losses(arguments: list[str]) -> None:
     parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
     parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
-    from rlamort.amortize import compare
+    from rlamort.amortizing import compare
 
     fields = _dotlist(given.keys)
     models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full"), ("loss", "objective,regress")))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlamort.adjoint import Adjoint, Step, Unrolled
-from rlamort.config import NonNegative, Whole
+from rlamort.config import Count, NonNegative, Whole
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
@@ -41,6 +41,30 @@ class Full(Model):
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.domain.project(self.net(x))[None]
+
+
+class Choice(Model):
+    """Several predictions, of which each item keeps the one with the lowest cost: for minima that jump as x moves.
+
+    A single network averages over such a jump, or keeps to one side; here every network may keep to its own, and losses reach
+    the chosen one alone (Guzman-Rivera, Batra and Kohli, 2012).
+
+    Args:
+        net: (B, d) -> (B, candidates * domain.inputs).
+        candidates: how many.
+        domain: Y.
+    """
+
+    def __init__(self, net: nn.Module, candidates: Count, domain: Domain) -> None:
+        super().__init__()
+        self.net, self.candidates, self.domain = net, candidates, domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        v = self.net(x).view(len(x), self.candidates, -1).transpose(0, 1)  # (M, B, inputs)
+        ys = self.domain.project(v.flatten(0, 1)).view(self.candidates, len(x), -1)
+        with torch.no_grad():
+            best = (oracle or Oracle()).values(ys).nan_to_num(torch.inf).argmin(0)  # (B,)
+        return ys.gather(0, best[None, :, None].expand(1, -1, ys.shape[-1]))
 
 
 class Unroll(Model):

@@ -6,6 +6,7 @@ x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a conte
 import copy
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -55,6 +56,15 @@ class Problem(nn.Module):
 
     def map(self, y: Tensor, x: X) -> Tensor | None:
         """y (B, n), x -> g(y; x) (B, n), where y* is a fixed point of g."""
+        return None
+
+    def network(self, hidden: Sequence[int], candidates: int) -> nn.Module | None:
+        """A network of its own, rows (B, d) -> (B, candidates * domain.inputs), where the problem has symmetries to respect.
+
+        Args:
+            hidden: widths of its hidden layers.
+            candidates: how many predictions it makes for a context.
+        """
         return None
 
     @functools.cached_property

@@ -1,5 +1,7 @@
 """Y and P(Y): every domain keeps every law, in float64."""
 
+import copy
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -116,7 +118,7 @@ def feasible(domain: Domain, y: torch.Tensor, tol: float) -> bool:
 
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"])
 def test_project_and_nearest_and_act_end_in_y_from_anywhere(domain, dtype, tol, device):
-    domain = domain.to(device)
+    domain = copy.deepcopy(domain).to(device)
     v, y = points(domain.inputs, dtype).to(device), points(domain.dim, dtype).to(device)
     u = torch.rand(50, domain.inputs, dtype=dtype, device=device) * 2 - 1
     for found in (domain.project(v), domain.nearest(y), domain.act(u)):
@@ -234,6 +236,20 @@ def test_the_exponential_cone_at_its_awkward_points(v):
     assert (a < 0 and -a * np.exp(b / a - 1) <= c + 1e-9) or (abs(a) <= 1e-12 and b >= -1e-12 and c >= -1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-14), (torch.float32, 5e-6)], ids=["float64", "float32"])
+def test_the_exponential_cone_splits_points_of_all_sizes_and_shapes(dtype, tol):
+    """Moreau's decomposition: v is a point of the cone and one of its polar, at a right angle."""
+    torch.manual_seed(0)
+    v = torch.randn(20_000, 3, dtype=dtype)
+    v = torch.cat([v, v * (6 * torch.randn_like(v)).exp()])
+    v, cone = v / v.abs().amax(-1, keepdim=True), ExponentialCone()
+    near = cone.nearest(v)
+    far = v - near
+    assert (near * far).sum(-1).abs().max() <= tol
+    assert distance(cone.nearest(near), near).max() <= tol
+    assert cone.nearest(far).norm(dim=-1).max() <= tol
+
+
 # --- derivatives
 
 
@@ -259,6 +275,19 @@ def test_derivatives_are_finite_everywhere(domain):
         (slope,) = torch.autograd.grad(call(v).sum(), v, allow_unused=isinstance(domain, Euclid))
         if slope is not None:
             assert slope.isfinite().all()
+
+
+@where(without=NOT_CONVEX)
+def test_nearest_bends_and_never_stretches(domain):
+    """The derivative of a projection onto a convex set is symmetric, with eigenvalues in [0, 1]."""
+    y = torch.cat([points(domain.dim)[:40], torch.randn(100, domain.dim, dtype=torch.float64) * 3]).requires_grad_()
+    near = domain.nearest(y)
+    rows = [torch.autograd.grad(near[:, i].sum(), y, retain_graph=True)[0] for i in range(domain.dim)]
+    jacobian = torch.stack(rows, dim=-2)
+    torch.testing.assert_close(jacobian, jacobian.mT, atol=1e-8, rtol=0)
+    w = torch.linalg.eigvalsh(jacobian)
+    assert w.min() >= -1e-8
+    assert w.max() <= 1 + 1e-8
 
 
 def test_psd_has_a_derivative_at_repeated_eigenvalues():

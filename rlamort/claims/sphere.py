@@ -6,23 +6,26 @@ y point (B, 3) of S^2 · x contexts as rows (B, d) · f cost (B,)
 import itertools
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rlamort.envs.sphere import Sphere
 from torch import Tensor
 
 from rlamort.agent import Agent
+from rlamort.envs.sphere import Sphere
 from rlamort.objective import Cost
 from rlamort.reference import Descent
 from rlamort.run import learner_class
 from rlamort.verdict import Measured, Verdict, at_least, at_most
 
 UNSEEN, SEED = 1_000, 1_000_000
-LATTICE = 10_000  # points among which the global minimum is looked for before it is polished
-STARTS = 8  # of the descent whose time is compared
+LATTICE = 2_000  # points among which the global minimum is looked for before it is polished
+STARTS = (4, 8, 16, 32)  # of the descent whose time is compared; the fastest of these that gets as low counts
+LIMIT = 1_000  # of its iterations
+SIZES = (1, 1_000)
 POWERS = {2: "squared distance", 1: "distance"}
 
 
@@ -52,32 +55,36 @@ def _one(name: str, agent: Agent, f: Cost, x: Tensor) -> tuple[list[Verdict], di
     gap = f(y, x) - best
     refined = next(itertools.islice(Descent().improve(f, f.problem.domain, x, y), 4, None))
     after = f(refined, x) - best
-    rival, cost, iterations = _descent(f, x, f(y, x).mean())
-    ours = _seconds(lambda: agent.act(x, explore=False))
-    speed_up = rival / ours
     verdicts = [
         at_most(f"{name}: median gap on {len(x)} unseen functions", gap.median().item(), 5e-3),
         at_most(f"{name}: 95th percentile of the gap", gap.quantile(0.95).item(), 0.05),
         at_most(f"{name}: 95th percentile after 5 Riemannian steps", after.quantile(0.95).item(), 1e-3),
-        at_least(f"{name}: faster than descent from {STARTS} starts until its mean is ours", speed_up, 100, "x"),
     ]
-    told = {
-        "median": gap.median().item(), "p95": gap.quantile(0.95).item(), "mean": gap.mean().item(),
+    told: dict[str, Any] = {
+        "median": gap.median().item(), "p95": gap.quantile(0.95).item(), "mean": gap.mean().item(), "lowest": gap.min().item(),
         "p95 after 5 steps": after.quantile(0.95).item(), "share in another basin": (after > 1e-3).double().mean().item(),
-        "seconds": ours, "descent seconds": rival, "descent iterations": iterations, "descent mean gap": cost - best.mean().item(),
     }  # fmt: skip
+    for size in SIZES:
+        ours, rivals = speeds(agent, f, x, size)
+        starts, rival = min(rivals.items(), key=lambda one: one[1]["seconds"])
+        claim = f"{name}, batch of {size}: faster than descent from several starts ({', '.join(map(str, STARTS))}, the fastest)"
+        verdicts.append(at_least(f"{claim} until its mean is ours", rival["seconds"] / ours, 100, "x"))
+        told[f"batch of {size}"] = {"seconds": ours, "fastest starts": starts, "descent": rivals}
     return verdicts, told
 
 
 def global_minimum(f: Cost, x: Tensor) -> Tensor:
-    """The best of a Fibonacci lattice for each context, polished by descent from its eight best points; (B, 3)."""
+    """The best that descent finds from all centres and from the eight best points of a Fibonacci lattice; (B, 3)."""
     points = lattice(LATTICE).to(x)
     found, lowest = x.new_zeros(len(x), 3), x.new_full((len(x),), torch.inf)
     for part in torch.arange(len(x)).split(100):
-        costs = torch.stack([f(p.expand(len(part), 3), x[part]) for p in points[:: len(points) // 2_000]], dim=-1)
-        chosen = points[:: len(points) // 2_000][costs.topk(8, largest=False).indices]  # (B, 8, 3)
+        costs = torch.stack([f(p.expand(len(part), 3), x[part]) for p in points], dim=-1)
+        centres = f.problem.layout.unpack(x[part])
+        assert isinstance(centres, dict)
+        chosen = torch.cat([points[costs.topk(8, largest=False).indices], centres["z"]], dim=1)  # (B, 8 + m, 3)
         for start in chosen.unbind(1):
             y = next(itertools.islice(Descent().improve(f, f.problem.domain, x[part], start), 99, None))
+            y = torch.where((f(y, x[part]) <= f(start, x[part]))[:, None], y, start)  # a kink may be the minimum
             cost = f(y, x[part])
             better = cost < lowest[part]
             found[part] = y.where(better[:, None], found[part])
@@ -93,22 +100,34 @@ def lattice(count: int) -> Tensor:
     return torch.stack([radius * turn.cos(), radius * turn.sin(), height], dim=-1)
 
 
-def _descent(f: Cost, x: Tensor, target: Tensor) -> tuple[float, float, int]:
-    """Seconds, mean cost and iterations of multi-start descent until its mean is the target, or 300 iterations."""
-    many = x.repeat_interleave(STARTS, 0)
-    starts = lattice(STARTS).to(x).repeat(len(x), 1)
+def speeds(agent: Agent, f: Cost, x: Tensor, size: int) -> tuple[float, dict[int, dict[str, float]]]:
+    """Median seconds for a batch of `size`; and those of descent from several starts until its mean over all of x is ours.
 
-    def mean(y: Tensor) -> float:
-        return f(y, many).view(-1, STARTS).amin(-1).mean().item()
+    How many iterations that takes is counted first, so that nothing but the descent is timed; what needs more than LIMIT
+    takes for ever.
+    """
+    target = f(agent.act(x, explore=False), x).mean().item() + 1e-6
+    few = x[:size]
+    ours = _seconds(lambda: agent.act(few, explore=False))
+    rivals: dict[int, dict[str, float]] = {}
+    for starts in STARTS:
+        reached = None
+        for i, ys in enumerate(itertools.islice(_descent(f, x, starts), LIMIT), 1):
+            mean = f(ys, x.repeat_interleave(starts, 0)).view(-1, starts).amin(-1).mean().item()
+            if mean <= target:
+                reached = i
+                break
+        taken = (
+            _seconds(lambda n=starts, k=reached: list(itertools.islice(_descent(f, few, n), k))) if reached else float("inf")
+        )  # type: ignore[misc]
+        rivals[starts] = {"iterations": reached or LIMIT, "mean cost": mean, "seconds": taken}
+    return ours, rivals
 
-    count = 300
-    cost = float("inf")
-    for i, y in enumerate(itertools.islice(Descent().improve(f, f.problem.domain, many, starts), 300), 1):
-        cost = mean(y)
-        if cost <= target.item():
-            count = i
-            break
-    return _seconds(lambda: list(itertools.islice(Descent().improve(f, f.problem.domain, many, starts), count))), cost, count
+
+def _descent(f: Cost, x: Tensor, starts: int) -> Iterator[Tensor]:
+    """Iterates (B * starts, 3) from points spread evenly over the sphere."""
+    begin = lattice(starts).to(x).repeat(len(x), 1)
+    return Descent().improve(f, f.problem.domain, x.repeat_interleave(starts, 0), begin)
 
 
 def _seconds(call: Any, repeats: int = 11) -> float:
@@ -122,7 +141,7 @@ def _seconds(call: Any, repeats: int = 11) -> float:
 
 
 def figure(agent: Agent, problem: Sphere, x: Tensor) -> Figure:
-    """The tutorial's figure 12: functions in longitude and latitude, their minimum, and the prediction, before training unseen."""
+    """The tutorial's figure 12: unseen functions in longitude and latitude, their minimum, and the prediction."""
     f = Cost(problem)
     best, y = global_minimum(f, x), agent.act(x, explore=False)
     longitude, latitude = np.meshgrid(np.linspace(-np.pi, np.pi, 120), np.linspace(-np.pi / 2, np.pi / 2, 60))

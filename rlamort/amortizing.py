@@ -28,7 +28,7 @@ from rlamort.solver import Solver, measure
 from rlamort.speed import Report, table
 from rlamort.update import Lbfgs
 
-MODELS = ("full", "semi", "recurrent", "latent")
+MODELS = ("full", "choice", "semi", "recurrent", "latent")
 LOSSES = ("objective", "regress", "iterates", "es", "rl")
 HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured
 SEED = 1_000_000  # of those contexts

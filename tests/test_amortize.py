@@ -1,0 +1,345 @@
+"""From a user's problem to a solver: training, tables, certificates, files, and what is said when something is wrong."""
+
+import gymnasium
+import pytest
+import torch
+from test_cli import rlamort
+from torch import nn
+
+import rlamort as ra
+from rlamort.amortizing import compare, report
+from rlamort.config import methods, read_row
+from rlamort.errors import UserError
+from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
+from rlamort.model import Expert, Full, Unroll
+from rlamort.objective import Cost
+from rlamort.problem import draw
+from rlamort.run import learner_class, resume
+from rlamort.source import Contexts
+from rlamort.update import Gradient
+
+QUICK = {"hidden": (16,), "batch_size": 32, "steps": 60}
+
+
+class Portfolio(ra.Problem):
+    """Its solution is the point of the simplex nearest to x, since the cost is |y - x|^2 / 2 but for a constant."""
+
+    domain = ra.Simplex(6)
+    convex = True
+
+    def contexts(self, count):
+        return torch.randn(count, 6)
+
+    def cost(self, y, x):
+        return -(x * y).sum(-1) + 0.5 * y.square().sum(-1)
+
+
+class Known(Portfolio):
+    def solution(self, x):
+        return self.domain.nearest(x)
+
+
+class Learnt(ra.Problem):
+    """f(y; x) = |y - x|^2 + |w - 3|^2: the problem's own parameter has its optimum at 3, whatever y is."""
+
+    domain = ra.Euclid(2)
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def contexts(self, count):
+        return {"x": torch.randn(count, 2)}
+
+    def cost(self, y, x):
+        return (y - x["x"]).square().sum(-1) + (self.w - 3).square()
+
+
+class Steps(ra.Problem):
+    """A cost that is flat almost everywhere, so that its gradient says nothing."""
+
+    domain = ra.Box([-1.0, -1.0], [1.0, 1.0])
+
+    def contexts(self, count):
+        return torch.rand(count, 2) - 0.5
+
+    def cost(self, y, x):
+        return ((y - x).abs() * 20).round().sum(-1)
+
+
+@pytest.mark.parametrize("model", ["full", "choice", "semi", "recurrent", "latent"])
+@pytest.mark.parametrize("loss", ["objective", "regress", "iterates", "es"])
+def test_every_model_learns_by_every_loss(model, loss, device):
+    torch.manual_seed(0)
+    solver = ra.amortize(Known, model=model, loss=loss, device=str(device), learning_rate=1e-2, **QUICK)
+    x = solver.draw(200)
+    exact = solver.f(Known().to(device).domain.nearest(x), x)
+    naive = solver.f(torch.full((200, 6), 1 / 6, device=device), x) - exact
+    gap = solver.f(solver.predict(x), x) - exact
+    assert gap.min() > -1e-5
+    assert gap.mean() < 0.8 * naive.mean()
+
+
+def test_certified_answers_are_that_good_even_untrained():
+    solver = ra.amortize(Portfolio(), model="full", seed=3, hidden=(8,), batch_size=4, steps=1)
+    x = torch.randn(500, 6)
+    solved = solver.solve(x, tol=1e-4, certify=True)
+    exact = ra.Simplex(6).nearest(x)
+    gap = solved.cost - solver.f(exact, x)
+    assert solved.kind == "duality gap"
+    assert (solved.bound <= 1e-4).all()
+    assert (gap <= solved.bound + 1e-6).all()
+    assert {status.split(":")[0] for status in solved.status} <= {"predicted", "re-solved"}
+
+
+def test_a_policy_is_a_model(tmp_path):
+    solver = ra.amortize(Steps, loss="rl", steps=120, warmup_steps=50, batch_size=32, hidden=(16,))
+    y = solver.predict(torch.rand(5, 2))
+    assert y.shape == (5, 2)
+    assert (y.abs() <= 1).all()
+    solver.save(tmp_path / "kept")
+    assert torch.equal(
+        ra.load_solver(tmp_path / "kept", Steps).predict(torch.full((1, 2), 0.3)), solver.predict(torch.full((1, 2), 0.3))
+    )
+
+
+def test_what_is_learnt_together_moves_together_and_is_what_is_measured():
+    learner = learner_class("amortize")(Learnt, learning_rate=3e-2, **QUICK)
+    before = learner.score(64).returns
+    learner.learn(400)
+    assert learner.agent.problem is learner.source.problem
+    assert learner.agent.problem.w.item() == pytest.approx(3, abs=0.2)
+    assert sum(learner.score(64).returns) > sum(before) + 64 * 8  # the evaluation sees the w that was learnt
+
+
+def test_a_solver_comes_back_from_its_folder(tmp_path):
+    solver = ra.amortize(Portfolio, model="semi", **QUICK)
+    solver.save(tmp_path / "kept")
+    again = ra.load_solver(tmp_path / "kept", Portfolio)
+    x = torch.randn(7, 6)
+    assert torch.equal(again.predict(x), solver.predict(x))
+    assert again.training_seconds == solver.training_seconds
+    with pytest.raises(UserError, match="kept"):
+        ra.load_solver(tmp_path / "kept", Learnt)
+
+
+def test_a_run_on_a_problem_resumes_bit_for_bit(tmp_path):
+    fields = {
+        "env": "rlamort/Sphere-v0",
+        "hidden": (16,),
+        "batch_size": 16,
+        "log_every": 10,
+        "eval_every": 20,
+        "eval_episodes": 8,
+    }
+    whole = learner_class("sphere")(**fields, dir=str(tmp_path / "whole"), steps=40).learn(40)
+    half = learner_class("sphere")(**fields, dir=str(tmp_path / "half"), steps=40).learn(20)
+    half.close()
+    again, exactness = resume(tmp_path / "half", {})
+    again.learn(20, reset_num_timesteps=False)
+    assert exactness == "exact"
+    states = zip(whole.agent.state_dict().values(), again.agent.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+    whole.close()
+    again.close()
+
+
+def test_a_saved_agent_of_a_registered_problem_loads_without_being_told(tmp_path):
+    learner = learner_class("sphere")("rlamort/Sphere-v0", **QUICK).learn(5)
+    learner.save(tmp_path / "kept")
+    x = learner.source.sample(3).x
+    assert torch.equal(ra.load(tmp_path / "kept").agent.act(x, explore=False), learner.agent.act(x, explore=False))
+
+
+@pytest.mark.parametrize("name", [name for name in methods() if read_row(name)["source"] == "rlamort.source.Fresh"])
+def test_every_row_of_a_problem_runs(name):
+    """Rows bring their own problem; that of a user's takes any."""
+    env = read_row(name).get("env", Portfolio)
+    learner = learner_class(name)(env, batch_size=4, eval_episodes=2, compile=False)
+    before = {key: value.clone() for key, value in learner.agent.state_dict().items()}
+    learner.learn(3)
+    assert any(not torch.equal(before[key], value) for key, value in learner.agent.model.state_dict(prefix="model.").items())
+
+
+def test_a_dataset_holds_its_contexts():
+    learner = learner_class("amortize")(Portfolio, dataset_size=5, **QUICK)
+    rows = {tuple(row.tolist()) for row in learner.source.sample(200).x}
+    assert len(rows) == 5
+
+
+def test_the_captured_update_is_the_eager_one():
+    pair = [learner_class("amortize")(Portfolio, compile=compile, **QUICK).learn(30) for compile in (False, True)]
+    for one, other in zip(*(learner.agent.state_dict().values() for learner in pair), strict=True):
+        torch.testing.assert_close(one, other, rtol=5e-3, atol=5e-4)
+
+
+class Quadratic(ra.Problem):
+    """f(y; x) = y' A y / 2 - x' y, with y* = A^-1 x."""
+
+    domain = ra.Euclid(3)
+    A = torch.tensor([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]], dtype=torch.float64)
+
+    def contexts(self, count):
+        return torch.randn(count, 3, dtype=torch.float64)
+
+    def cost(self, y, x):
+        return 0.5 * ((y @ self.A) * y).sum(-1) - (x * y).sum(-1)
+
+
+@pytest.fixture
+def linear():
+    torch.manual_seed(0)
+    problem = Quadratic()
+    return Full(nn.Linear(3, 3, dtype=torch.float64), problem.domain), Cost(problem), Contexts(draw(problem, 50))
+
+
+def gradient(loss, model):
+    return torch.cat([g.ravel() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_evolution_strategies_estimate_the_true_gradient(linear):
+    """Of a quadratic the smoothed gradient is the gradient itself, and the antithetic estimate errs by noise alone."""
+    model, f, batch = linear
+    exact = gradient(objective(model, f, batch)[0], model)
+    many = torch.stack([gradient(Smoothed(0.3, 64)(model, f, batch)[0], model) for _ in range(40)])
+    error = many.mean(0) - exact
+    assert (error.abs() <= 5 * many.std(0) / 40**0.5 + 1e-9).all()
+    assert error.norm() < 0.05 * exact.norm()
+    assert not torch.allclose(many[0], exact, rtol=1e-6)  # it is an estimate
+
+
+def test_regression_on_the_solution_is_its_distance(linear):
+    model, f, batch = linear
+    exact = torch.linalg.solve(Quadratic.A, batch.x.T).T
+    loss, _ = Regress(Expert(lambda x: torch.linalg.solve(Quadratic.A, x.T).T))(model, f, batch)
+    assert loss.item() == pytest.approx((model(batch.x) - exact).square().sum(-1).mean().item())
+
+
+def test_iterates_are_weighed(linear):
+    model, f, batch = linear
+    unrolled = Unroll(model, Gradient(0.1), 2, Quadratic.domain)
+    costs = [f(y, batch.x).mean() for y in unrolled.iterates(batch.x, f.oracle(batch.x))]
+    assert OverIterates()(unrolled, f, batch)[0].item() == pytest.approx((sum(costs) / 3).item())
+    weighed = (0.25 * costs[0] + 0.5 * costs[1] + costs[2]) / 1.75
+    assert OverIterates(0.5)(unrolled, f, batch)[0].item() == pytest.approx(weighed.item())
+    assert OverIterates(0.0)(unrolled, f, batch)[0].item() == pytest.approx(costs[2].item())
+
+
+def test_contexts_are_learnt_through_the_value_and_through_the_solution():
+    """x = phi + e, y*(x) = A^-1 x: d/dphi E f(y*(x); x) = -E y*(x) (envelope theorem), d/dphi E g(y*(x)) = A^-T E g'(y*)."""
+    torch.manual_seed(0)
+    phi = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    x = phi + torch.randn(400, 3, dtype=torch.float64)
+    model, f = Expert(lambda x: torch.linalg.solve(Quadratic.A, x.T).T), Cost(Quadratic())
+    solution = model(x).detach()
+    (value,) = torch.autograd.grad(objective(model, f, Contexts(x))[0], phi, retain_graph=True)
+    torch.testing.assert_close(value, -solution.mean(0))
+    downstream = Downstream(lambda y, x: (y - 1).square().sum(-1))
+    (through,) = torch.autograd.grad(downstream(model, f, Contexts(x))[0], phi)
+    torch.testing.assert_close(through, torch.linalg.solve(Quadratic.A.T, 2 * (solution - 1).mean(0)))
+
+
+def test_the_report_holds_models_against_the_known_solution(tmp_path):
+    found = report(Known, ["full", "semi"], ["objective"], tmp_path / "out", **QUICK)
+    text = "\n".join(found.lines)
+    assert "reference: solution" in text
+    assert {row["name"] for row in found.data["rows"]} == {"full", "semi"}
+    assert all(row["gap"] >= -1e-6 for row in found.data["rows"])
+    assert "by duality gap" in text
+    assert (tmp_path / "out" / "gaps.png").stat().st_size > 10_000
+    assert ra.load_solver(tmp_path / "out" / "semi", Known).predict(torch.randn(2, 6)).shape == (2, 6)
+
+
+def test_comparing_freezes_the_objective_and_shares_the_budget():
+    found = compare(Known, ["full"], ["objective", "regress"], seeds=(0, 1), **QUICK)
+    assert set(found.data) == {"full, objective", "full, regress"}
+    assert all(len(one["gaps"]) == 2 and min(one["gaps"]) >= -1e-6 for one in found.data.values())
+
+
+def test_wrong_names_and_wrong_problems_are_said_before_any_work():
+    with pytest.raises(UserError, match=r"loss=objectiv.*Did you mean objective"):
+        ra.amortize(Portfolio, loss="objectiv")
+    with pytest.raises(UserError, match="model=ful"):
+        report(Portfolio, ["ful"])
+    with pytest.raises(UserError, match=r"iteration: there is no such key. Did you mean iterations"):
+        ra.amortize(Portfolio, iteration=3)
+    with pytest.raises(UserError, match="a policy is a full model"):
+        ra.amortize(Portfolio, loss="rl", model="semi")
+    with pytest.raises(UserError, match=r"(?s)Mixed.*batch"):
+        report(Mixed)
+
+
+class Mixed(Portfolio):
+    def cost(self, y, x):
+        return super().cost(y, x) - super().cost(y, x).mean()
+
+
+def test_an_environment_whose_objective_is_not_known_cannot_be_amortized():
+    with pytest.raises(UserError, match="Pendulum"):
+        learner_class("amortize")("Pendulum-v1")
+
+
+def test_the_commands_a_user_types(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nimport rlamort as ra\n\n\nclass Mine(ra.Problem):\n    domain = ra.Simplex(4)\n    convex = True\n\n"
+        "    def contexts(self, count):\n        return torch.randn(count, 4)\n\n"
+        "    def cost(self, y, x):\n        return -(x * y).sum(-1) + y.square().sum(-1)\n"
+        "\n\nclass Broken(Mine):\n    def cost(self, y, x):\n        return (x * y).sum()\n"
+    )
+    quick = ["steps=40", "hidden=[8]", "batch_size=16"]
+    assert "pass   Mine.cost, batch independence" in rlamort("check", "mine:Mine", cwd=tmp_path).stdout
+    assert "fail   Broken.cost" in rlamort("check", "mine:Broken", cwd=tmp_path, code=1).stdout
+    told = rlamort("amortize", "mine:Mine", "model=full,semi", *quick, cwd=tmp_path).stdout
+    assert "| semi" in told
+    assert len(list(tmp_path.glob("runs/amortize-Mine-*/gaps.png"))) == 1
+    told = rlamort("compare", "mine:Mine", "loss=objective,es", "seeds=0,1", *quick, cwd=tmp_path).stdout
+    assert "| full  | es " in told
+    assert "Did you mean Mine" in rlamort("amortize", "mine:Min", cwd=tmp_path, code=2).stderr
+    refused = rlamort("train", "amortize", "env=CartPole-v1", cwd=tmp_path, code=2).stderr
+    assert "CartPole-v1: it is an environment with dynamics" in refused
+    run = rlamort("train", "sphere", *quick, "eval_episodes=4", cwd=tmp_path).stdout.splitlines()[-1]
+    assert "return" in rlamort("eval", run, cwd=tmp_path).stdout
+
+
+def test_a_problem_is_a_gymnasium_environment():
+    env = gymnasium.make("rlamort/Sphere-v0")
+    observation, _ = env.reset(seed=0)
+    _, reward, terminated, _, _ = env.step(env.action_space.sample())
+    assert terminated
+    assert observation.shape == (16,)
+    assert abs(reward) < 10
+
+
+def test_a_choice_keeps_the_cheapest_candidate_and_learns_by_it_alone():
+    """Two wells, at 1 and -1, of which the sign of x says the deeper: one network jumps, two candidates need not."""
+    torch.manual_seed(0)
+    solver = ra.amortize(Wells, model="choice", candidates=2, learning_rate=1e-2, **QUICK | {"steps": 300})
+    x = torch.randn(400, 1)
+    y = solver.predict(x)
+    assert (solver.f(y, x) <= solver.f(x.sign(), x) + 0.05).all()
+    with torch.no_grad():
+        v = solver.model.net(x).view(400, 2)
+    assert (solver.f(y, x) <= torch.stack([solver.f(v[:, i : i + 1], x) for i in range(2)]).amin(0) + 1e-6).all()
+
+
+class Wells(ra.Problem):
+    domain = ra.Euclid(1)
+
+    def contexts(self, count):
+        return torch.randn(count, 1)
+
+    def cost(self, y, x):
+        return ((y.square() - 1).square() - 0.5 * x.sign() * y).sum(-1)
+
+
+def test_the_sphere_turns_with_its_contexts():
+    """A rotation, a reflection and another order of the components move the prediction as they move the minimum."""
+    torch.manual_seed(0)
+    learner = learner_class("sphere")("rlamort/Sphere-v0", **QUICK)
+    problem = learner.agent.problem
+    x = problem.contexts(20)
+    turn = torch.linalg.qr(torch.randn(3, 3))[0]
+    order = torch.randperm(4)
+    moved = {"z": x["z"][:, order] @ turn.T, "alpha": x["alpha"][:, order]}
+    y, other = (learner.agent.act(problem.layout.pack(one), explore=False) for one in (x, moved))
+    torch.testing.assert_close(other, y @ turn.T, rtol=1e-4, atol=1e-4)
