@@ -123,7 +123,9 @@ def test_a_solver_comes_back_from_its_folder(tmp_path):
         ra.load_solver(tmp_path / "kept", Learnt)
 
 
-def test_a_run_on_a_problem_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("method", ["sphere", "sac"])
+def test_a_run_on_a_problem_resumes_bit_for_bit(method, tmp_path):
+    """Amortized, and as an environment that SAC acts in."""
     fields = {
         "env": "rlamort/Sphere-v0",
         "hidden": (16,),
@@ -132,8 +134,9 @@ def test_a_run_on_a_problem_resumes_bit_for_bit(tmp_path):
         "eval_every": 20,
         "eval_episodes": 8,
     }
-    whole = learner_class("sphere")(**fields, dir=str(tmp_path / "whole"), steps=40).learn(40)
-    half = learner_class("sphere")(**fields, dir=str(tmp_path / "half"), steps=40).learn(20)
+    fields |= {"steps": 40, "warmup_steps": 0 if method == "sphere" else 10}
+    whole = learner_class(method)(**fields, dir=str(tmp_path / "whole")).learn(40)
+    half = learner_class(method)(**fields, dir=str(tmp_path / "half")).learn(20)
     half.close()
     again, exactness = resume(tmp_path / "half", {})
     again.learn(20, reset_num_timesteps=False)

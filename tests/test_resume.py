@@ -445,18 +445,3 @@ def test_steps_in_a_run_directory_count_on(tmp_path):
         learner.learn(20)
     assert learner.learn(20, reset_num_timesteps=False).clock.env_step == 100
     learner.close()
-
-
-def test_a_run_on_a_problem_as_environment_resumes_exactly(tmp_path):
-    """A native environment gives its state through Gymnasium's wrappers, so SAC on a problem goes on as if never interrupted."""
-    fields = {"env": "rlamort/Sphere-v0", "warmup_steps": 10, "batch_size": 8, "hidden": (8,), "eval_episodes": 1, "log_every": 10}
-    whole = rlamort.SAC(**fields, dir=str(tmp_path / "whole"), steps=40).learn(40)
-    half = rlamort.SAC(**fields, dir=str(tmp_path / "half"), steps=40).learn(20)
-    half.close()
-    again, exactness = resume(tmp_path / "half", {})
-    again.learn(20, reset_num_timesteps=False)
-    assert exactness == "exact"
-    states = zip(whole.agent.state_dict().values(), again.agent.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in states)
-    whole.close()
-    again.close()
