@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import yaml
+from matplotlib.figure import Figure
 
 from rlamort.checkpoint import versions
 from rlamort.config import locate
@@ -49,6 +50,10 @@ class Study(NamedTuple):
 
     def key(self, row: str, seed: int) -> str:
         return " ".join(["rlamort", *self.command(row, seed)])
+
+    def seeds_of(self, row: str, kept: Kept) -> list[int]:
+        """Those of its seeds whose runs are kept."""
+        return [seed for seed in self.seeds if self.key(row, seed) in kept]
 
     def missing(self, kept: Kept) -> list[tuple[str, int]]:
         """Runs that are not kept yet."""
@@ -111,6 +116,8 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
             (results / f"{row}.json").write_text(json.dumps(_kept(row, results) | {key: found}, indent=1) + "\n")
     kept = _kept(row, results)
     (results / "README.md").write_text(table(results))
+    if drawn := [study for study in claims if any(study.seeds_of(one, kept) for one in study.contenders())]:
+        draw_studies(drawn, kept, results / f"{row}.png")
     return [verdict for entry in given for verdict in judged(entry, kept)]
 
 
@@ -164,6 +171,26 @@ def judge(study: Study, kept: Kept) -> list[Verdict]:
 
 def _shown(value: Interval) -> str:
     return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"
+
+
+def draw_studies(given: Sequence[Study], kept: Kept, out: Path) -> None:
+    """A panel a study: mean evaluation return of row and baseline over the seeds that are kept, with 95 % Student intervals."""
+    figure = Figure(figsize=(5.2 * len(given), 3.8), layout="constrained")
+    for axes, study in zip(figure.subplots(1, len(given), squeeze=False)[0], given, strict=True):
+        for row in study.contenders():
+            runs = [kept[study.key(row, seed)]["evaluations"] for seed in study.seeds_of(row, kept)]
+            if not runs:
+                continue
+            steps = [one["env_step"] for one in runs[0]]
+            bands = [interval([run[i]["eval/return"] for run in runs]) for i in range(len(steps))]
+            (line,) = axes.plot(steps, [band.mean for band in bands], label=f"{row}, {len(runs)} seeds")
+            if len(runs) > 1:
+                low, high = [band.low for band in bands], [band.high for band in bands]
+                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=study.env, xlabel="environment steps", ylabel="evaluation return")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(out, dpi=100)
 
 
 def table(results: Path) -> str:
