@@ -84,7 +84,7 @@ class Amortize(Agent):
             return Gradient(Learned(inner_rate, dim, iterations), clip=1e3)
 
         models: dict[str, Callable[[], Model]] = {
-            "full": lambda: prediction(),
+            "full": prediction,
             "semi": lambda: Unroll(prediction(), learned(y.dim), iterations, y),
             "recurrent": lambda: Unroll(prediction(), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()),
             "latent": latent,
@@ -96,6 +96,11 @@ class Amortize(Agent):
             "iterates": OverIterates,
             "es": lambda: Smoothed(sigma, pairs, y.nearest),
         }
+        if loss == "regress" and any(p.requires_grad for p in problem.parameters()):
+            raise UserError(
+                f"loss=regress: it does not reach the parameters of {type(problem).__name__}, which are learnt with the model; "
+                f"freeze them (requires_grad_(False)), or take another loss"
+            )
         self.model, self.loss = models[model](), losses[loss]()
         self.adam = Adam(self.owned(), learning_rate, horizon=decay_updates)
 

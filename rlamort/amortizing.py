@@ -3,6 +3,7 @@
 x contexts as rows (B, d) · y solution (B, n) · f cost (B,)
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from rlamort.domain import Domain
 from rlamort.envs.one_step import problem_of
 from rlamort.errors import UserError, nearest
 from rlamort.model import Model
-from rlamort.objective import Oracle
+from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
-from rlamort.problem import Problem
-from rlamort.reference import Descent, Reference, Search, Unconstrained
+from rlamort.problem import Problem, draw
+from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, solution_of
 from rlamort.run import Learner, learner_class
 from rlamort.score import interval
 from rlamort.solver import Solver, measure
@@ -243,14 +244,13 @@ def compare(
         seeds: of the trainings.
         fields: as `amortize` takes them.
     """
-    training, testing = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
-    for one in (training, testing):
-        one.requires_grad_(False)
+    given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
+    training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
+    f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        judge = Solver(Model(), testing)
-        x = judge.draw(HELD_OUT)
-        reference = judge.reference(x)
+        x = draw(testing, HELD_OUT)
+        reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []
     data: dict[str, Any] = {}
     for model, loss in itertools.product(models, losses):
@@ -260,7 +260,7 @@ def compare(
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)
             solver = amortize(training, loss=loss, model=model, seed=seed, **fields)
-            gaps.append((judge.f(solver.predict_rows(x), x) - reference.cost).mean().item())
+            gaps.append((f(solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)
         rows.append([model, loss, f"{mean:.3e}", f"[{low:.2e}, {high:.2e}]", f"{sum(seconds) / len(seconds):.1f}"])

@@ -1,14 +1,14 @@
 """Unfolded sparse coding: proximal gradient steps on the lasso, and those whose matrices, steps and thresholds are learned.
 
-x signal (B, M) · y code (B, N) · A dictionary (M, N) · alpha weight of |y|_1 · L = |A|_2^2 · theta thresholds · W weights (M, N)
-· k step
+x signal (B, M) · y code (B, N) · A dictionary (M, N) · alpha weight of |y|_1 · L = |A|_2^2 · theta thresholds · k step
 
 All of them step y -> shrink(y + W'(x - A y), theta); they differ in what of it is learned. Before training Lista, ListaCp and
-StepIsta are ISTA, to rounding. Steps and thresholds are softplus of what is learned, hence positive; those of layers beyond the
-last are the last's.
+StepIsta are ISTA, to rounding. Steps and thresholds are softplus of what is learned, hence positive; steps beyond the
+last layer are taken with its numbers.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,12 @@ from rlamort.adjoint import Carry
 from rlamort.config import Count, Positive
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
-from rlamort.problem import Problem
 from rlamort.update import Update
 
 
-def shrink(v: Tensor, theta: Tensor | float) -> Tensor:
+def shrink(v: Tensor, theta: Tensor) -> Tensor:
     """sign(v) max(|v| - theta, 0), the proximal map of theta |.|_1."""
-    return v - v.clamp(-theta, theta) if isinstance(theta, float) else v - torch.clamp(v, -theta, theta)
+    return v - torch.clamp(v, -theta, theta)
 
 
 class Ista(Update):
@@ -40,7 +39,7 @@ class Ista(Update):
     """
 
     dictionary: Tensor
-    lipschitz: Tensor
+    size: Tensor  # rate / L
 
     def __init__(self, dictionary: Tensor, alpha: Positive, rate: Positive = 1.0) -> None:
         super().__init__()
@@ -54,15 +53,14 @@ class Ista(Update):
             raise UserError(f"rate: {rate} given; above 0 and below 2 is needed")
         self.alpha, self.rate = float(alpha), rate
         self.register_buffer("dictionary", dictionary.detach().clone())
-        self.register_buffer("lipschitz", torch.linalg.matrix_norm(self.dictionary, 2).square())
+        self.register_buffer("size", rate / torch.linalg.matrix_norm(dictionary.detach(), 2).square())
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         return self.step(y, x), h
 
     def step(self, y: Tensor, x: Tensor) -> Tensor:
         """y (B, N), x (B, M) -> (B, N)."""
-        size = self.rate / self.lipschitz
-        return shrink(y + size * self.residual(y, x) @ self.dictionary, size * self.alpha)
+        return shrink(y + self.size * (self.residual(y, x) @ self.dictionary), self.size * self.alpha)
 
     def residual(self, y: Tensor, x: Tensor) -> Tensor:
         """x - A y, (B, M)."""
@@ -111,14 +109,42 @@ class Fista(Update):
         self.ista, self.restart = ista, restart or Never()
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
-        return y, torch.ones_like(y[:, :1])
+        return y, torch.ones_like(y[:, :1]), torch.zeros_like(y[:, :1])
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
-        ahead, t = h
+        before, t, momentum = h
+        ahead = y + momentum * (y - before)
         after = self.ista.step(ahead, x)
-        t_next = torch.where(self.restart(ahead, y, after), 1.0, (1 + (1 + 4 * t.square()).sqrt()) / 2)
-        t = torch.where(t_next > 1, t, 1.0)  # without momentum it goes on from where it is
-        return after, (after + (t - 1) / t_next * (after - y), t_next)
+        stop = self.restart(ahead, y, after)
+        t_next = (1 + (1 + 4 * t.square()).sqrt()) / 2
+        return after, (y, torch.where(stop, 1, t_next), torch.where(stop, 0, (t - 1) / t_next))
+
+
+class Momentum(Update):
+    """A learned step from a point ahead of y, y + m_k (y - y_before) with m_k learned; before training m_k is FISTA's.
+
+    Args:
+        update: the step, such as StepIsta, which with it is FISTA before training.
+        layers: how many have momentum of their own.
+    """
+
+    def __init__(self, update: Update, layers: Count) -> None:
+        super().__init__()
+        self.update = update
+        t = [1.0, 1.0]
+        for _ in range(layers):
+            t.append((1 + math.sqrt(1 + 4 * t[-1] ** 2)) / 2)
+        like = next(update.parameters())
+        self.share = nn.Parameter(torch.tensor([[(a - 1) / b] for a, b in pairwise(t[:-1])]).to(like))  # (layers, 1)
+
+    def start(self, y: Tensor, x: Tensor) -> Carry:
+        return y, _first(y), *self.update.start(y, x)
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        before, k, *rest = h
+        share = self.share[k.clamp(max=len(self.share) - 1)]
+        after, carry = self.update(y + share * (y - before), tuple(rest), x, oracle)
+        return after, (y, k + 1, *carry)
 
 
 class Lista(Update):
@@ -129,19 +155,22 @@ class Lista(Update):
         layers: how many have thresholds of their own, for each coordinate.
     """
 
+    size: Tensor
+
     def __init__(self, ista: Ista, layers: Count) -> None:
         super().__init__()
-        a, size = ista.dictionary, ista.rate / ista.lipschitz
-        self.read = nn.Parameter(size * a.mT)  # B
-        self.mix = nn.Parameter(torch.eye(a.shape[1]).to(a) - size * a.mT @ a)  # S
-        self.theta = _positive(size * ista.alpha, layers, a.shape[1])
+        a = ista.dictionary
+        self.register_buffer("size", ista.size)
+        # B and 1 - S in units of the step: numbers of the size of A's, to which one learning rate applies
+        self.read, self.mix = nn.Parameter(a.mT.clone()), nn.Parameter(a.mT @ a)
+        self.theta = _positive(ista.size * ista.alpha, layers, a.shape[1])
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
-        return x @ self.read.mT, _first(y)
+        return self.size * (x @ self.read.mT), _first(y)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         read, k = h
-        return shrink(y @ self.mix.mT + read, _at(self.theta, k)), (read, k + 1)
+        return shrink(y - self.size * (y @ self.mix.mT) + read, _at(self.theta, k)), (read, k + 1)
 
 
 class ListaCp(Update):
@@ -152,12 +181,15 @@ class ListaCp(Update):
         layers: how many have thresholds of their own, for each coordinate.
     """
 
+    size: Tensor
+    dictionary: Tensor
+
     def __init__(self, ista: Ista, layers: Count) -> None:
         super().__init__()
-        size = ista.rate / ista.lipschitz
+        self.register_buffer("size", ista.size)
         self.register_buffer("dictionary", ista.dictionary.clone())
-        self.weight = nn.Parameter(size * ista.dictionary)
-        self.theta = _positive(size * ista.alpha, layers, ista.dictionary.shape[1])
+        self.weight = nn.Parameter(ista.dictionary.clone())  # W in units of the step
+        self.theta = _positive(ista.size * ista.alpha, layers, ista.dictionary.shape[1])
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
         return (_first(y),)
@@ -165,7 +197,7 @@ class ListaCp(Update):
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         (k,) = h
         left = x - y @ self.dictionary.mT
-        return shrink(y + left @ self.weight, _at(self.theta, k)), (k + 1,)
+        return shrink(y + self.size * (left @ self.weight), _at(self.theta, k)), (k + 1,)
 
 
 class Alista(Update):
@@ -180,11 +212,14 @@ class Alista(Update):
         theta: before training.
     """
 
+    dictionary: Tensor
+    weight: Tensor
+
     def __init__(self, ista: Ista, layers: Count, gamma: Positive = 1.0, theta: Positive = 0.1) -> None:
         super().__init__()
         self.register_buffer("dictionary", ista.dictionary.clone())
         self.register_buffer("weight", analytic(ista.dictionary))
-        self.gamma, self.theta = (_positive(torch.tensor(v).to(ista.dictionary), layers, 1) for v in (gamma, theta))
+        self.gamma, self.theta = (_positive(torch.tensor(v).to(self.weight), layers, 1) for v in (gamma, theta))
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
         return (_first(y),)
@@ -196,27 +231,34 @@ class Alista(Update):
 
 
 class StepIsta(Update):
-    """ISTA with a learned step for each layer, y -> shrink(y + s_k A'(x - A y), s_k alpha) (Ablin et al., 2019, eq. 8).
+    """ISTA with learned steps, y -> shrink(y + s_k A'(x - A y), s_k alpha), so that y* stays its fixed point.
+
+    With one step a layer it is that of Ablin et al. (2019, eq. 8); with one for each coordinate, a learned preconditioner.
 
     Args:
         ista: what it is before training.
         layers: how many have steps of their own.
+        coordinates: how many steps a layer has: 1 or N.
     """
 
-    def __init__(self, ista: Ista, layers: Count) -> None:
+    dictionary: Tensor
+
+    def __init__(self, ista: Ista, layers: Count, coordinates: Count = 1) -> None:
         super().__init__()
+        if coordinates not in (1, ista.dictionary.shape[1]):
+            raise UserError(f"coordinates: {coordinates} given; 1 or {ista.dictionary.shape[1]} is needed")
         self.register_buffer("dictionary", ista.dictionary.clone())
         self.alpha = ista.alpha
-        self.size = _positive(ista.rate / ista.lipschitz, layers, 1)
+        self.step = _positive(ista.size, layers, coordinates)
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
         return (_first(y),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         (k,) = h
-        size = _at(self.size, k)
+        step = _at(self.step, k)
         left = x - y @ self.dictionary.mT
-        return shrink(y + size * (left @ self.dictionary), size * self.alpha), (k + 1,)
+        return shrink(y + step * (left @ self.dictionary), step * self.alpha), (k + 1,)
 
 
 class Safeguarded(Update):
@@ -250,25 +292,31 @@ class Safeguarded(Update):
 
 
 class Psd(nn.Module):
-    """The encoder of predictive sparse decomposition, gain * tanh(F x + b), shrunk by theta (Kavukcuoglu et al., 2010, eq. 2).
+    """The encoder of predictive sparse decomposition, shrink(gain tanh(F x + b), theta) (Kavukcuoglu et al., 2010, eq. 2).
 
-    A hyperbolic tangent is never zero, and the lasso charges for every number that is not; the paper's is the one of theta = 0.
+    The paper's has no theta: but a hyperbolic tangent is never zero, and the lasso charges for all that is not.
 
     Args:
-        signal: M.
-        atoms: N.
-        theta: before training.
+        ista: of which it predicts the fixed point. F begins as the correlations with its atoms, A'.
     """
 
-    def __init__(self, ista: Ista, theta: Positive = 0.1) -> None:
+    def __init__(self, ista: Ista) -> None:
         super().__init__()
-        raise NotImplementedError
+        atoms = ista.dictionary.shape[1]
+        self.filters = nn.Parameter(0.5 * ista.dictionary.mT / torch.linalg.vector_norm(ista.dictionary, dim=0)[:, None])
+        self.bias = nn.Parameter(ista.dictionary.new_zeros(atoms))
+        self.gain = nn.Parameter(ista.dictionary.new_ones(atoms))
+        self.theta = _positive(torch.tensor(0.3).to(ista.dictionary), 1, atoms)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, M) -> (B, N)."""
+        return shrink(self.gain * torch.tanh(torch.addmm(self.bias, x, self.filters.mT)), softplus(self.theta))
 
 
 def analytic(dictionary: Tensor) -> Tensor:
     """W (M, N) of least |W'A|_F with w_i'a_i = 1 (Liu et al., 2019, eq. 16): columns of (A A')^-1 A, scaled.
 
-    Each column is a problem of its own, min w'A A'w subject to w'a_i = 1, whose solution is (A A')^-1 a_i over a_i'(A A')^-1 a_i.
+    Columns are problems of their own, min w'A A'w subject to w'a_i = 1, solved by (A A')^-1 a_i over a_i'(A A')^-1 a_i.
 
     Raises:
         UserError: A has fewer atoms than signals have numbers, or does not span them.
@@ -276,7 +324,7 @@ def analytic(dictionary: Tensor) -> Tensor:
     m, n = dictionary.shape
     if torch.linalg.matrix_rank(dictionary) < m:
         raise UserError(f"dictionary: its {n} atoms do not span all signals of {m} numbers, so that there is no W to compute")
-    weight = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
+    weight: Tensor = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
     return weight / (weight * dictionary).sum(0)
 
 

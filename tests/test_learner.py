@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
-from rlamort.config import methods
+from rlamort.config import methods, read_row
 from rlamort.run import learner_class
 from rlamort.track import read_records
 
@@ -215,6 +215,8 @@ def test_python_runs_leave_a_directory_when_asked(tmp_path):
 
 def test_every_method_runs(tmp_path):
     for method in methods():
+        if read_row(method)["source"] == "rlamort.source.Fresh":
+            continue  # tests/test_amortize.py runs these
         fields = {"batch_size": 32, "warmup_steps": 20} if method.startswith("sb3") else SMALL
         agent = learner_class(method)("Pendulum-v1", **fields, dir=str(tmp_path / method), eval_every=2048, eval_episodes=1)
         agent.learn(60)

@@ -1,0 +1,147 @@
+"""Images that problems learn from. Pixels are in [0, 1] · N images of h x w"""
+
+import gzip
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from rlamort.errors import UserError
+
+DIGITS_HELD_OUT = 297  # of scikit-learn's 1,797
+PARTS = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}  # of MNIST and Fashion-MNIST alike
+IDX_IMAGES = 0x00000803  # bytes, in three dimensions (LeCun, Cortes and Burges, The MNIST database)
+MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+CHECKSUMS = {  # SHA-256 of MNIST's files, as several projects that fetch them publish it
+    "train-images-idx3-ubyte": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+}
+
+
+class Images(NamedTuple):
+    """What is learned from, and what is held out."""
+
+    train: Tensor  # (N, h, w)
+    test: Tensor  # (M, h, w)
+
+
+def load(data: str) -> Images:
+    """Images by name or place.
+
+    Args:
+        data: digits, the 8 x 8 ones of scikit-learn; mnist, downloaded once; an .npz file with train_x and test_x, (N, h, w)
+            bytes or numbers in [0, 1]; or a folder with the IDX files of MNIST or Fashion-MNIST, gzipped or not.
+
+    Raises:
+        UserError: nothing is there, it is damaged, or it holds no images in [0, 1] of one size.
+    """
+    path = Path(data).expanduser()
+    if data == "digits":
+        parts = _digits()
+    elif data == "mnist":
+        parts = _idx(download(MNIST, CHECKSUMS))
+    elif path.is_dir():
+        parts = _idx(path)
+    elif path.suffix == ".npz":
+        parts = _npz(path)
+    else:
+        raise UserError(f"data={data}: digits, mnist, an .npz file, or a folder of IDX files is needed")
+    train, test = (_checked(f"data={data}: {name}", part) for name, part in parts.items())
+    if train.shape[1:] != test.shape[1:]:
+        raise UserError(f"data={data}: train images of {_size(train)}, test images of {_size(test)}; one size is needed")
+    return Images(train, test)
+
+
+def cache() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlamort"
+
+
+def download(base: str, checksums: dict[str, str], folder: Path | None = None) -> Path:
+    """Files of `base` that are not kept yet, gzipped there and here; the folder in which all of them are.
+
+    Args:
+        base: URL that the names follow.
+        checksums: SHA-256 of each, by name without .gz.
+        folder: where they are kept; None takes one in the user's cache.
+
+    Raises:
+        UserError: they cannot be fetched, or are not what they should be. Nothing that differs is kept.
+    """
+    folder = folder or cache() / "mnist"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, expected in checksums.items():
+        file = folder / f"{name}.gz"
+        if file.exists():
+            continue
+        url = f"{base}{name}.gz"
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                content = response.read()
+        except OSError as error:
+            raise UserError(f"{url}: {error}; fetch it by hand and give its folder as data=FOLDER") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise UserError(f"{url}: its SHA-256 is {found}; {expected} is expected, so it is not used")
+        part = file.with_suffix(f".{os.getpid()}")
+        part.write_bytes(content)
+        part.replace(file)  # whole or not at all, also beside another process that fetches it
+    return folder
+
+
+def _digits() -> dict[str, np.ndarray]:
+    images = load_digits().images / 16
+    order = np.random.default_rng(0).permutation(len(images))  # they are sorted by writer
+    return {"train_x": images[order[DIGITS_HELD_OUT:]], "test_x": images[order[:DIGITS_HELD_OUT]]}
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # np.load leaves a damaged file open
+            return {name: kept[name] for name in ("train_x", "test_x")}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"data={path}: it cannot be read: {error}") from error
+    except KeyError as error:
+        raise UserError(f"data={path}: {error}; arrays train_x and test_x are needed") from error
+
+
+def _idx(folder: Path) -> dict[str, np.ndarray]:
+    return {f"{name}_x": _read_idx(folder, file) for name, file in PARTS.items()}
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray:
+    """(N, h, w) bytes."""
+    packed, plain = folder / f"{name}.gz", folder / name
+    if not packed.exists() and not plain.exists():
+        raise UserError(f"data={folder}: neither {plain.name} nor {packed.name} is there")
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
+        header = np.frombuffer(content[:16], dtype=">u4").astype(int)
+        if header[0] != IDX_IMAGES:
+            raise ValueError("it does not begin as an IDX file of images does")
+        return np.frombuffer(content, dtype=np.uint8, offset=16).reshape(header[1:])
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise UserError(f"data={folder}: {name} is damaged: {error}") from error
+
+
+def _checked(what: str, images: np.ndarray) -> Tensor:
+    """(N, h, w) bytes, or numbers in [0, 1] -> numbers in [0, 1]."""
+    if images.ndim != 3 or not images.size:
+        raise UserError(f"{what} has shape {images.shape}; (N, h, w) with N > 0 is needed")
+    if images.dtype.kind not in "uif":
+        raise UserError(f"{what} is of {images.dtype}; bytes, or numbers in [0, 1], are needed")
+    scaled = torch.from_numpy(images / 255 if images.dtype == np.uint8 else images.astype(np.float64)).float()
+    if not ((scaled >= 0) & (scaled <= 1)).all():  # which NaN is not either
+        raise UserError(f"{what} holds numbers from {scaled.min():g} to {scaled.max():g}; [0, 1] is needed")
+    return scaled
+
+
+def _size(images: Tensor) -> str:
+    return " x ".join(str(length) for length in images.shape[1:])

@@ -1,0 +1,234 @@
+"""Sparse coding: the lasso on patches of natural images, and the recovery of codes that are known.
+
+x signal (B, M) · y code (B, N) · A dictionary (M, N) of columns of unit length · alpha weight of |y|_1
+"""
+
+import copy
+import functools
+import math
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlamort.config import Count, Fraction, Positive
+from rlamort.domain import Euclid
+from rlamort.errors import UserError
+from rlamort.objective import Oracle
+from rlamort.problem import Problem, X
+from rlamort.unfold import Fista, Ista, Uphill
+
+HELD_OUT = 0.2  # share of each image, at its right, that no training context comes from
+FLOOR = 3.16 / 255  # contrast that patches are divided by is at least about this, or noise of flat skies would be all there is
+SAMPLE = 10_000  # patches that a dictionary is learned from
+PRECISION = 1e-7  # duality gap, relative to f, of a solution
+LIMIT, CHECK_EVERY = 5_000, 25  # iterations
+
+
+class Lasso(Problem):
+    """f(y; x) = |x - A y|^2 / 2 + alpha |y|_1 over patches x of natural images, each of mean 0 and variance 1.
+
+    Args:
+        alpha: weight of |y|_1.
+        side: of a patch; M = side^2.
+        atoms: N.
+        dictionary: A (side^2, N), whose columns are scaled to unit length; by default it is learned from patches (Mairal et
+            al., 2009), the same at every call.
+
+    Raises:
+        UserError: one of them is out of range, or a column is zero.
+    """
+
+    convex = True
+
+    def __init__(self, alpha: Positive = 1.0, side: Count = 10, atoms: Count = 128, dictionary: Tensor | None = None) -> None:
+        super().__init__()
+        self.patches = Patches(side)
+        if dictionary is None:
+            if not 0 < alpha < math.inf:
+                raise UserError(f"Lasso.alpha={alpha}: above 0 is needed")
+            if atoms < 1:
+                raise UserError(f"Lasso.atoms={atoms}: at least 1 is needed")
+            dictionary = learned(side, atoms)
+        elif len(dictionary) != side**2:
+            raise UserError(f"Lasso.dictionary: shape {tuple(dictionary.shape)} given; ({side**2}, N) is needed")
+        self.ista = Ista(unit(dictionary).to(torch.get_default_dtype()), alpha)
+        self.domain = Euclid(self.ista.dictionary.shape[1])
+
+    def contexts(self, count: int) -> X:
+        return self.patches.draw(count, 0, 1 - HELD_OUT)
+
+    def held_out(self, count: int) -> Tensor:
+        """x (count, M) from parts of the images that training does not see."""
+        return self.patches.draw(count, 1 - HELD_OUT, 1)
+
+    def cost(self, y: Tensor, x: X) -> Tensor:
+        return self.ista.cost(y, _signal(x))
+
+    def map(self, y: Tensor, x: X) -> Tensor:
+        """A step of ISTA."""
+        return self.ista.step(y, _signal(x))
+
+    def residual(self, y: Tensor, x: X) -> Tensor:
+        """The duality gap, a bound on f(y; x) - min f."""
+        return self.ista.gap(y, _signal(x))
+
+    def solution(self, x: X) -> Tensor:
+        return solve(self.ista, _signal(x))
+
+
+class SparseRecovery(Problem):
+    """The lasso of x = A y + noise, with y Bernoulli-Gaussian: can the code be had back from fewer numbers than it has?
+
+    Contexts are signals alone, since networks that saw codes would read the answer; `pairs` gives both, for scores and for
+    training by true codes.
+
+    Args:
+        measurements: M.
+        atoms: N.
+        density: probability that a coordinate of y is not zero; then it is N(0, 1).
+        noise: standard deviation of what is added to x.
+        alpha: weight of |y|_1.
+        seed: of A, which is Gaussian with columns of unit length.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
+
+    convex = True
+
+    def __init__(
+        self,
+        measurements: Count = 100,
+        atoms: Count = 200,
+        density: Fraction = 0.1,
+        noise: float = 0.0,
+        alpha: Positive = 0.1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, given, allowed, need in (
+            ("measurements", measurements, measurements >= 1, "at least 1"),
+            ("atoms", atoms, atoms >= 1, "at least 1"),
+            ("density", density, 0 < density <= 1, "above 0 and at most 1"),
+            ("noise", noise, 0 <= noise < math.inf, "0 or more"),
+        ):
+            if not allowed:
+                raise UserError(f"SparseRecovery.{name}={given}: {need} is needed")
+        self.density, self.noise = density, noise
+        made = torch.randn(measurements, atoms, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.ista = Ista(unit(made).to(torch.get_default_dtype()), alpha)
+        self.domain = Euclid(atoms)
+
+    def contexts(self, count: int) -> X:
+        return self.pairs(count)[0]
+
+    def pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Signals (count, M), and the codes (count, N) that made them; from torch's generator."""
+        a = self.ista.dictionary
+        y = torch.randn(count, a.shape[1]).to(a) * (torch.rand(count, a.shape[1]) < self.density).to(a)
+        return y @ a.mT + self.noise * torch.randn(count, len(a)).to(a), y
+
+    def cost(self, y: Tensor, x: X) -> Tensor:
+        return self.ista.cost(y, _signal(x))
+
+    def map(self, y: Tensor, x: X) -> Tensor:
+        """A step of ISTA."""
+        return self.ista.step(y, _signal(x))
+
+    def residual(self, y: Tensor, x: X) -> Tensor:
+        """The duality gap, a bound on f(y; x) - min f."""
+        return self.ista.gap(y, _signal(x))
+
+    def solution(self, x: X) -> Tensor:
+        return solve(self.ista, _signal(x))
+
+
+def nmse(y: Tensor, truth: Tensor) -> Tensor:
+    """sum |y - truth|^2 / sum |truth|^2 of codes (B, N), in decibels; 0-d."""
+    return 10 * ((y - truth).square().sum() / truth.square().sum()).log10()
+
+
+class Patches:
+    """Squares of scikit-learn's two photographs, in grey, each of mean 0 and divided by its contrast.
+
+    Args:
+        side: of a square.
+
+    Raises:
+        UserError: no such square fits into what is held out.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.side, self.images = side, photographs()
+        most = int(min(self.images.shape[1], HELD_OUT * self.images.shape[2]))
+        if not 2 <= side <= most:
+            raise UserError(f"side={side}: patches of 2 to {most} pixels fit")
+
+    def draw(self, count: int, left: float, right: float) -> Tensor:
+        """(count, side^2) from between two shares of the images' width; from torch's generator."""
+        images, height, width = self.images.shape
+        begin, end = (round(share * width) for share in (left, right))
+        at = torch.arange(self.side)
+        image = torch.randint(images, (count, 1, 1))
+        row = torch.randint(height - self.side + 1, (count, 1, 1)) + at[:, None]
+        column = torch.randint(begin, end - self.side + 1, (count, 1, 1)) + at
+        x = self.images[image, row, column].flatten(1)
+        x = x - x.mean(-1, keepdim=True)
+        return (x / (x.square().mean(-1, keepdim=True) + FLOOR**2).sqrt()).to(torch.get_default_dtype())
+
+
+@functools.cache
+def photographs() -> Tensor:
+    """(2, 427, 640) in [0, 1]."""
+    from sklearn.datasets import load_sample_images  # takes a second to import, and no other problem needs it
+
+    return torch.from_numpy(np.stack([image.mean(-1) / 255 for image in load_sample_images().images]))
+
+
+@functools.cache
+def learned(side: int, atoms: int) -> Tensor:
+    """A dictionary (side^2, atoms) of patches, learned at alpha = 1; torch's generator stays as it is."""
+    from sklearn.decomposition import MiniBatchDictionaryLearning
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of codes on the way that are not exact, which they need not be
+        torch.default_generator.manual_seed(0)
+        x = Patches(side).draw(SAMPLE, 0, 1 - HELD_OUT).double().numpy()
+        learner = MiniBatchDictionaryLearning(atoms, alpha=1, batch_size=256, max_iter=5, fit_algorithm="cd", random_state=0)
+        atoms_found = learner.fit(x).components_
+    return torch.from_numpy(atoms_found.T)
+
+
+def unit(dictionary: Tensor) -> Tensor:
+    """With columns of unit length; those that are zero stay so."""
+    norm = torch.linalg.vector_norm(dictionary, dim=0)
+    return dictionary / torch.where(norm > 0, norm, 1)
+
+
+@torch.no_grad()
+def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """The lasso's solution (B, N) for x (B, M), from y (B, N) or zero, by FISTA with restarts, in float64.
+
+    An item is finished when its duality gap is at most 1e-7 of f, so its answer does not depend on how long others take.
+    """
+    exact = copy.deepcopy(ista).double()
+    found = x.new_zeros(len(x), ista.dictionary.shape[1]) if y is None else y.clone()
+    fista, oracle, left = Fista(exact, Uphill()), Oracle(), torch.arange(len(x), device=x.device)
+    y, x = found.double(), x.double()
+    h = fista.start(y, x)
+    for count in range(1, LIMIT + 1):
+        y, h = fista(y, h, x, oracle)
+        if count % CHECK_EVERY == 0:
+            going = exact.gap(y, x) > PRECISION * exact.cost(y, x)
+            found[left] = y.to(found.dtype)
+            y, x, left, h = y[going], x[going], left[going], tuple(part[going] for part in h)
+            if not len(left):
+                break
+    return found
+
+
+def _signal(x: X) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x
