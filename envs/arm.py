@@ -27,18 +27,24 @@ class Arm(Problem):
     Args:
         lengths: of the links, in metres, from the base outwards.
         comfort: in square metres: what a posture with every joint at its limit adds to the cost.
+
+    Raises:
+        UserError: there is no link, or a length or comfort is not positive.
     """
+
+    lengths: Tensor
+    limit: Tensor
 
     def __init__(self, lengths: Sequence[float] = (0.5, 0.4, 0.2), comfort: Positive = 1e-4) -> None:
         super().__init__()
         if not lengths or min(lengths) <= 0:
             raise UserError(f"Arm.lengths={list(lengths)}: at least one link, all of positive length, is needed")
+        if not comfort > 0:
+            raise UserError(f"Arm.comfort={comfort}: a positive number is needed")
         limit = [TURN] + [BEND] * len(lengths)
         self.domain = Box([-angle for angle in limit], limit)
         self.comfort = comfort
-        self.lengths: Tensor
-        self.limit: Tensor
-        self.register_buffer("lengths", torch.tensor(lengths))
+        self.register_buffer("lengths", torch.tensor([float(length) for length in lengths]))
         self.register_buffer("limit", torch.tensor(limit))
 
     def contexts(self, count: int) -> X:
@@ -52,7 +58,8 @@ class Arm(Problem):
     def residual(self, y: Tensor, x: X) -> Tensor:
         """Metres between the hand and the target, of which comfort keeps some hundredths of a millimetre."""
         assert isinstance(x, Tensor)
-        return torch.linalg.vector_norm(self.hand(y) - x, dim=-1)
+        distance: Tensor = torch.linalg.vector_norm(self.hand(y) - x, dim=-1)
+        return distance
 
     def hand(self, y: Tensor) -> Tensor:
         """y (B, n) -> where the hand is (B, 3), in metres; z points up."""

@@ -322,14 +322,23 @@ class VAE(Problem):
         return torch.cat(found)
 
     @torch.no_grad()
-    def decompose(self, encoder: Model, x: Tensor, samples: Count = 1_000, steps: Count = 300) -> Gaps:
+    def decompose(
+        self, encoder: Model, x: Tensor, samples: Count = 1_000, steps: Count = 300, best: Tensor | None = None
+    ) -> Gaps:
         """The amortization and the approximation gap of an encoder on images x (B, pixels).
 
         lam* is the best of two starts, prior and encoder, under 64 draws; it and the encoder are scored under other draws, the
         same for both.
+
+        Args:
+            encoder: a full model, or one that needs no oracle.
+            x: images.
+            samples: draws that the bounds are means of, and weights of the importance-weighted one.
+            steps: of Adam, from each start.
+            best: lam* (B, 2 m), where it is known.
         """
         lam = encoder(x)
-        best = self.optimum(x, [torch.zeros_like(lam), lam], steps=steps)
+        best = self.optimum(x, [torch.zeros_like(lam), lam], steps=steps) if best is None else best
         both = self.elbo(torch.cat([lam, best]), x.repeat(2, 1), samples)
         return Gaps(both[: len(x)], both[len(x) :], self.iwae(best, x, samples), best)
 

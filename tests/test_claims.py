@@ -8,15 +8,18 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rlamort.agents.sac import SAC
 from rlamort.agents.td3 import TD3
 from test_laws import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 
 from rlamort import speed
+from rlamort.config import locate
 from rlamort.env import Spec
-from rlamort.reproduce import Study, judge, rows, studies, table
+from rlamort.reproduce import Claim, Study, _measure, entries, judge, judged, rows, studies, table
 from rlamort.score import interval, iqm, stratified_bootstrap
+from rlamort.verdict import Measured, at_least, at_most
 
 
 def kept(study, ours, theirs):
@@ -56,6 +59,32 @@ def test_the_table_says_what_is_missing(tmp_path):
     text = table(tmp_path)
     assert "**FAIL**" in text  # 950 is not reached
     assert "Over these 2 studies" in text
+
+
+def two_claims():
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    return Measured(
+        [at_most("small", 1.0, 2.0, " s"), at_least("no number", float("nan"), 0.0)], {"found": [1.0]}, {"drawn": figure}
+    )
+
+
+def test_a_measured_claim_keeps_its_verdicts_data_and_figures(tmp_path):
+    """A number that is none fails, whatever is asked of it."""
+    claim = Claim("mine", "test_claims.two_claims")
+    kept = {claim.measure: json.loads(json.dumps(_measure(claim, tmp_path)))}
+    assert [(v.claim, v.measured, v.threshold, v.passed) for v in judged(claim, kept)] == [
+        ("small", "1 s", "<= 2 s", True),
+        ("no number", "nan", ">= 0", False),
+    ]
+    assert kept[claim.measure]["data"] == {"found": [1.0]}
+    assert (tmp_path / "drawn.png").stat().st_size > 1_000
+    assert judged(claim, {}) == []
+
+
+def test_every_claim_names_a_function():
+    for entry in (entry for row in rows() for entry in entries(row) if isinstance(entry, Claim)):
+        assert callable(locate(entry.measure))
 
 
 def test_interquartile_mean_and_bootstrap_on_known_values():

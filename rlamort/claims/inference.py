@@ -1,0 +1,557 @@
+"""Amortized inference on images held out: an encoder, one refined by gradient steps, one by learned steps.
+
+x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats · S draws of z · K refinements
+
+Every gap is against the best lam that Adam finds for each image, from the prior and from an encoder, under 64 draws common to
+all images; it and the encoder are scored under other draws, the same for both.
+"""
+
+import copy
+import functools
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from rlamort.agents.amortize import Amortize
+from rlamort.envs.vae import VAE, Averaged, Held, Reconstruction
+from rlamort.model import Model, Unroll
+from rlamort.objective import Cost, Objective, Oracle, Soft
+from rlamort.run import Learner, learner_class
+from rlamort.verdict import Measured, at_least, at_most
+
+LATENT, DECODER, WARP = 10, (400,), 0.05
+UPDATES = 12_000  # of decoder and encoder together, and again of an encoder on the frozen decoder
+REFINED = 4_000  # of each of savae's contestants, which take several times as long
+ITERATIVE = 4_000  # of ivae's steps, on the frozen decoder
+WIDTH = 200  # of the encoder that claims are about
+WIDTHS = (25, 50, 200, 800)  # of those on the curve
+HELD_OUT, SCORED, BEST_STEPS = 256, 1_000, 300  # images, draws, and Adam's steps that find the best lam
+SEED = 1_000_000
+SIZES = (1, 1_024)
+SPLITS = (1, 4)  # parts into which a batch is cut, where that is faster; for encoder and Adam alike
+EVERY, LIMIT = 10, 1_000  # steps of Adam between two looks at what it has reached, and at most
+GAP_FOR_SPEED = 5.0  # nats: what is less accurate has no claim to be fast
+FINITE = 1e-5  # the step of Kim et al.'s finite differences
+ASKED = 16  # draws for a gradient that a trained model asks for
+SHARED = {"hidden": (WIDTH,), "batch_size": 64}  # of all that is refined, and of the encoders beside it
+LOOKS = frozenset(round(2 ** (i / 4)) for i in range(44)) | {2_000}  # steps at which a curve has a point
+
+
+def source() -> tuple[str, str]:
+    """Where images come from, and what they are called: the file that RLAMORT_MNIST names, or scikit-learn's digits."""
+    given = os.environ.get("RLAMORT_MNIST")
+    return (given, "MNIST") if given else ("digits", "scikit-learn's digits")
+
+
+def problem(draws: int = 1) -> VAE:
+    """One of these images, its decoder untrained."""
+    torch.manual_seed(0)
+    return VAE(data=source()[0], latent=LATENT, hidden=DECODER, warp=WARP, draws=draws)
+
+
+def learner(row: str, vae: VAE, updates: int, **fields: Any) -> tuple[Learner, Amortize]:
+    """A method on these images, which is to take that many updates, and its agent."""
+    made = learner_class(row)(vae, decay_updates=updates, seed=0, **fields)
+    assert isinstance(made.agent, Amortize)
+    return made, made.agent
+
+
+def learned(row: str, vae: VAE, updates: int, **fields: Any) -> Model:
+    """The model of a method, trained on these images."""
+    made, agent = learner(row, vae, updates, **fields)
+    made.learn(updates)
+    return agent.model
+
+
+@functools.cache
+def decoder() -> tuple[VAE, Model]:
+    """A trained and frozen decoder, and the encoder that was trained with it."""
+    vae = problem()
+    model = learned("vae", vae, UPDATES, hidden=(WIDTH,))
+    return vae.freeze(), model
+
+
+@functools.cache
+def encoder(width: int) -> Model:
+    """The encoder of this width that is trained for the frozen decoder alone."""
+    return learned("vae", decoder()[0], UPDATES, hidden=(width,))
+
+
+def score(posed: VAE, lam: Tensor, x: Tensor) -> float:
+    """The mean bound, under the same draws for every lam."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return posed.elbo(lam, x, SCORED).mean().item()
+
+
+# vae
+
+
+def vae() -> Measured:
+    """The gap and the speed of encoders of several widths, beside Adam, tuned, and beside the tutorial's protocol."""
+    (posed, first), name = decoder(), source()[1]
+    torch.manual_seed(SEED)
+    x = posed.held_out[:HELD_OUT]
+    encoders = {width: encoder(width) for width in WIDTHS}
+    with torch.no_grad():
+        lams = {width: model(x) for width, model in encoders.items()}
+        best = posed.optimum(x, [torch.zeros_like(lams[WIDTH]), lams[max(WIDTHS)]], steps=BEST_STEPS)
+    gaps = {width: posed.decompose(model, x, SCORED, best=best) for width, model in encoders.items()}
+    joint = posed.decompose(first, x, SCORED, best=best)
+    same = posed.bound(torch.randn(64, LATENT, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
+    races = {width: race(posed, encoders[width], x) for width in WIDTHS}
+    main, gap = gaps[WIDTH], {width: one.amortization.mean().item() for width, one in gaps.items()}
+    steps, reached = tutorial(posed, x)
+    seconds = step_seconds(posed, spread(x, SIZES[-1]), 1) * steps
+    label = f"{name}, encoder of width {WIDTH}"
+    verdicts = [
+        at_most(f"{label}: mean amortization gap on {len(x)} held-out images (goal 2)", gap[WIDTH], 4, " nats"),
+        *(
+            at_least(
+                f"{label}, batch of {size}, at a gap of at most {GAP_FOR_SPEED:g} nats: faster than Adam, the fastest of "
+                f"{len(tunings())} tunings, until that has the encoder's own ELBO",
+                races[WIDTH].ratio(size) if gap[WIDTH] <= GAP_FOR_SPEED else float("nan"),
+                least,
+                "x",
+            )
+            for size, least in zip(SIZES, (500, 300), strict=True)
+        ),
+        at_least(
+            f"{label}, batch of {SIZES[-1]}: faster than the tutorial's protocol, 2000 steps of Adam at 5e-3 from zero; at "
+            f"unequal quality, its ELBO {reached:.1f}, the encoder's {main.elbo.mean():.1f}",
+            seconds / races[WIDTH].encoder[SIZES[-1]],
+            10_000,
+            "x",
+        ),
+    ]
+    with torch.no_grad():
+        data = {
+            "data": name,
+            "ELBO": {width: one.elbo.mean().item() for width, one in gaps.items()},
+            "best ELBO": main.best.mean().item(),
+            "NLL (importance-weighted)": -main.log_likelihood.mean().item(),
+            "approximation gap": main.approximation.mean().item(),
+            "amortization gap": gap,
+            "amortization gap, largest": {width: one.amortization.max().item() for width, one in gaps.items()},
+            "amortization gap under the draws that found the best": {
+                width: (same(lam, x) - same(best, x)).mean().item() for width, lam in lams.items()
+            },
+            "amortization gap of the encoder trained with the decoder": joint.amortization.mean().item(),
+            "races": {width: one.told() for width, one in races.items()},
+            "tutorial": {"steps": steps, "ELBO": reached, "seconds": seconds},
+        }
+        figures = {
+            "vae_trade": trade_figure(gap, races),
+            "vae_speed": speed_figure(posed, x, gaps[WIDTH].elbo.mean().item(), races[WIDTH]),
+            "vae_images": images_figure(posed, encoders[WIDTH], x[:12]),
+        }
+    return Measured(verdicts, data, figures)
+
+
+class Tuning(NamedTuple):
+    """How Adam is set: its rate is rate / (1 + t / pace) at step t, its gradients the mean of some draws."""
+
+    rate: float
+    pace: float
+    draws: int
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}, pace {self.pace:g}, {self.draws} draws"
+
+
+def tunings() -> list[Tuning]:
+    """The grid."""
+    return [Tuning(*one) for one in itertools.product((0.03, 0.1, 0.3), (50.0, float("inf")), (1, 4))]
+
+
+class Race(NamedTuple):
+    """Seconds, by batch size."""
+
+    encoder: dict[int, float]
+    steps: dict[Tuning, int | None]  # that Adam needs at least, None where LIMIT did not suffice
+    step: dict[int, dict[int, float]]  # seconds of one, by batch size and draws
+
+    def fastest(self, size: int) -> tuple[float, Tuning | None]:
+        """Adam's seconds, and how it is set."""
+        done = [(n * self.step[size][tuning.draws], tuning) for tuning, n in self.steps.items() if n is not None]
+        return min(done) if done else (float("inf"), None)
+
+    def ratio(self, size: int) -> float:
+        return self.fastest(size)[0] / self.encoder[size]
+
+    def told(self) -> dict[str, Any]:
+        return {
+            f"batch of {size}": {
+                "encoder seconds": self.encoder[size], "Adam seconds": self.fastest(size)[0],
+                "Adam": str(self.fastest(size)[1]), "ratio": self.ratio(size),
+            }
+            for size in self.encoder
+        } | {"steps": {str(tuning): n for tuning, n in self.steps.items()}}  # fmt: skip
+
+
+def race(posed: VAE, model: Model, x: Tensor) -> Race:
+    """How long Adam, from the prior, takes to the encoder's mean ELBO on x; steps are counted first, then timed alone."""
+    few = x[:128]
+    judge = posed.bound(torch.randn(32, LATENT))
+    with torch.no_grad():
+        target = judge(model(few), few).mean().item()
+    steps = {tuning: needed(posed, few, judge, target, tuning) for tuning in tunings()}
+    with torch.inference_mode():
+        ours = {size: shortest(lambda part: model(part), spread(x, size)) for size in SIZES}
+    draws = sorted({tuning.draws for tuning in steps})
+    return Race(ours, steps, {size: {s: step_seconds(posed, spread(x, size), s) for s in draws} for size in SIZES})
+
+
+@torch.no_grad()
+def needed(posed: VAE, x: Tensor, judge: Objective, target: float, tuning: Tuning) -> int | None:
+    """Steps of Adam until the mean cost is the target: the least that looking every EVERY steps allows for."""
+    for k, lam in enumerate(itertools.islice(adam(posed, x, tuning), LIMIT), 1):
+        if k % EVERY == 0 and judge(lam, x).mean().item() <= target:
+            return k - EVERY + 1
+    return None
+
+
+def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
+    """lam (B, 2 m) after every step of Adam on each image alone, from the prior unless told otherwise."""
+    f = Averaged(posed.f.f, tuning.draws)
+    lam = x.new_zeros(len(x), 2 * LATENT) if start is None else start.clone()
+    lam.requires_grad_()
+    optimiser = torch.optim.Adam([lam], lr=tuning.rate, fused=True)
+    for t in itertools.count():
+        optimiser.param_groups[0]["lr"] = tuning.rate / (1 + t / tuning.pace)
+        with torch.enable_grad():
+            (lam.grad,) = torch.autograd.grad(f(lam, x).sum(), lam)
+        optimiser.step()
+        yield lam.detach()
+
+
+def step_seconds(posed: VAE, x: Tensor, draws: int) -> float:
+    """Of one step of Adam."""
+
+    def run(part: Tensor) -> Callable[[], Any]:
+        path = adam(posed, part, Tuning(0.01, float("inf"), draws))
+        return lambda: next(path)
+
+    found = []
+    for parts in splits(x):
+        paths = [run(part) for part in parts]
+        found.append(median(lambda paths=paths: [step() for step in paths]))  # type: ignore[misc]
+    return min(found)
+
+
+def shortest(call: Callable[[Tensor], Any], x: Tensor) -> float:
+    """Median seconds on x, cut into as many parts as is fastest."""
+    return min(median(lambda parts=parts: [call(part) for part in parts]) for parts in splits(x))  # type: ignore[misc]
+
+
+def splits(x: Tensor) -> list[tuple[Tensor, ...]]:
+    return [x.tensor_split(parts) for parts in SPLITS if parts <= len(x)]
+
+
+def spread(x: Tensor, size: int) -> Tensor:
+    """(size, pixels), the images again and again."""
+    return x[torch.arange(size) % len(x)]
+
+
+def median(call: Callable[[], Any], repeats: int = 21) -> float:
+    """Seconds, warm."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[2:])
+
+
+def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
+    """The tutorial's protocol: 2000 steps of Adam at 5e-3 from zero, a draw each; steps, and the ELBO that they reach."""
+    steps = 2_000
+    lam = next(itertools.islice(adam(posed, x, Tuning(5e-3, float("inf"), 1)), steps - 1, None))
+    return steps, score(posed, lam, x)
+
+
+# savae
+
+
+def savae() -> Measured:
+    """Refinement learned through its steps, by exact second derivatives and by finite differences, beside the encoder alone."""
+    name, k = source()[1], 8
+    plain = problem()
+    contestants: dict[str, tuple[VAE, Model]] = {"encoder": (plain, learned("vae", plain, REFINED, **SHARED))}
+    for label, kind in (("exact", Cost), ("finite differences", Differenced)):
+        posed = problem()
+        refining, agent = learner("savae", posed, REFINED, iterations=k, **SHARED)
+        agent.f = kind(posed)
+        refining.learn(REFINED)
+        contestants[label] = posed, agent.model
+    found, later = {}, {}
+    for label, (posed, model) in contestants.items():
+        torch.manual_seed(SEED)
+        x = posed.held_out[:HELD_OUT]
+        found[label] = posed.decompose(Asking(model, posed), x, SCORED, BEST_STEPS)
+        if isinstance(model, Unroll):
+            later[label] = {steps: after(posed, model, x, steps) for steps in (0, 4, 8, 20)}
+    bound = {label: one.elbo.mean().item() for label, one in found.items()}
+    gap = {label: one.amortization.mean().item() for label, one in found.items()}
+    errors, moved = derivatives(*contestants["exact"])
+    text = f"{name}, {REFINED} updates each, K = {k}"
+    verdicts = [
+        at_least(f"{text}: held-out bound above that of the encoder alone", bound["exact"] - bound["encoder"], 0.3, " nats"),
+        at_most(f"{text}: remaining gap, as a share of the encoder's", gap["exact"] / gap["encoder"], 0.5),
+        at_most("a batch of 64 beside single images: largest difference of a refined lam, in float64", moved, 1e-8),
+        at_most("error of the loss's gradient in float32, against float64: exact second derivatives", errors["exact"], 1e-3),
+        at_least(
+            f"that of finite differences with r = {FINITE:g}, as in the paper's code: as a multiple",
+            errors["finite differences"] / errors["exact"],
+            1,
+            "x",
+        ),
+        at_least(
+            f"{text}: bound with exact second derivatives above that with finite differences, or 0.1 nats below at most",
+            bound["exact"] - bound["finite differences"],
+            -0.1,
+            " nats",
+        ),
+    ]
+    data = {
+        "data": name, "ELBO": bound, "amortization gap": gap, "ELBO after K steps": later, "gradient errors": errors,
+        "NLL (importance-weighted)": {label: -one.log_likelihood.mean().item() for label, one in found.items()},
+        "approximation gap": {label: one.approximation.mean().item() for label, one in found.items()},
+    }  # fmt: skip
+    return Measured(verdicts, data, {})
+
+
+class Asking(Model):
+    """A model that asks the mean of ASKED draws.
+
+    Args:
+        model: semi-amortized, or full.
+        posed: what it asks about.
+    """
+
+    def __init__(self, model: Model, posed: VAE) -> None:
+        super().__init__()
+        self.model, self.f = model, Averaged(posed.f.f, ASKED)
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.model.iterates(x, self.f.oracle(x))
+
+
+@torch.no_grad()
+def after(posed: VAE, model: Unroll, x: Tensor, steps: int) -> float:
+    """The mean bound after as many steps as asked, whatever it was trained for."""
+    longer = Unroll(model.init, model.update, steps, model.domain, model.adjoint)
+    return score(posed, Asking(longer, posed)(x), x)
+
+
+class Differenced(Cost):
+    """The cost, whose oracle's gradients are differentiated by differences of gradients (Kim et al., 2018, section 3.2).
+
+    Args:
+        problem: a VAE; its draws, one a row, are kept for the difference.
+    """
+
+    problem: VAE
+
+    def oracle(self, x: Tensor) -> Oracle:
+        posed = self.problem
+        owned = [p for p in posed.parameters() if p.requires_grad]
+
+        def held() -> Objective:
+            return Soft(Reconstruction(posed), Held(torch.randn(len(x), LATENT).to(x)), posed.alpha)
+
+        return DifferencedOracle(held, x, owned)
+
+
+class DifferencedOracle(Oracle):
+    """Gradients with derivatives (grad f(y + r v) - grad f(y)) / r, in y and in parameters of f.
+
+    Args:
+        make: f, deterministic, for each gradient.
+        x: (B, pixels).
+        owned: the parameters.
+    """
+
+    def __init__(self, make: Callable[[], Objective], x: Tensor, owned: list[nn.Parameter]) -> None:
+        super().__init__(lambda y: make()(y, x))
+        self.make, self.x, self.owned = make, x, owned
+
+    def grad(self, y: Tensor) -> Tensor:
+        f = self.make()
+        slope: Tensor = _Difference.apply(lambda at: f(at, self.x), y, *self.owned)  # type: ignore[no-untyped-call]
+        return slope
+
+
+class _Difference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f: Callable[[Tensor], Tensor], y: Tensor, *owned: Tensor) -> Tensor:
+        ctx.f, ctx.y, ctx.owned = f, y.detach(), owned
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            return torch.autograd.grad(f(at).sum(), at)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        ends = []
+        with torch.enable_grad():
+            for point in (ctx.y + FINITE * v, ctx.y):
+                at = point.detach().requires_grad_()
+                ends.append(torch.autograd.grad(ctx.f(at).sum(), (at, *ctx.owned)))
+        return None, *((ahead - here) / FINITE for ahead, here in zip(*ends, strict=True))
+
+
+def derivatives(posed: VAE, model: Model) -> tuple[dict[str, float], float]:
+    """Relative errors of the gradient of savae's loss in float32, by kind; and by how much a batch changes a refined lam."""
+    noise = torch.randn(4, LATENT)
+
+    def slope(kind: str, dtype: torch.dtype) -> Tensor:
+        vae, solver = copy.deepcopy((posed, model))
+        vae, solver, x = vae.to(dtype), solver.to(dtype), posed.held_out[:64].to(dtype)
+        f, owned = vae.bound(noise.to(dtype)), [p for p in (*solver.parameters(), *vae.parameters()) if p.requires_grad]
+        theirs = [p for p in vae.parameters() if p.requires_grad]
+        oracle = f.oracle(x) if kind == "exact" else DifferencedOracle(lambda: f, x, theirs)
+        loss = f(solver(x, oracle), x).mean()
+        return torch.cat([part.double().ravel() for part in torch.autograd.grad(loss, owned)])
+
+    true = slope("exact", torch.float64)
+    errors = {
+        kind: ((slope(kind, torch.float32) - true).norm() / true.norm()).item() for kind in ("exact", "finite differences")
+    }
+    with torch.no_grad():
+        vae, solver = copy.deepcopy((posed, model))
+        vae, solver, x = vae.double(), solver.double(), posed.held_out[:64].double()
+        f = vae.bound(noise.double())
+        together = solver(x, f.oracle(x))
+        alone = torch.cat([solver(one[None], f.oracle(one[None])) for one in x[:8]])
+    return errors, (alone - together[:8]).abs().max().item()
+
+
+# ivae
+
+
+def ivae() -> Measured:
+    """Learned steps on a frozen decoder, from what its direct encoder says, beside Adam, tuned."""
+    (posed, _), direct, name, k = decoder(), encoder(WIDTH), source()[1], 5
+    refining, agent = learner("ivae", posed, ITERATIVE, iterations=k, **SHARED)
+    model = agent.model
+    assert isinstance(model, Unroll)
+    model.init.load_state_dict(direct.state_dict())
+    refining.learn(ITERATIVE)
+    torch.manual_seed(SEED)
+    x = posed.held_out[:HELD_OUT]
+    with torch.no_grad():
+        begin = direct(x)
+        best = posed.optimum(x, [torch.zeros_like(begin), begin], steps=BEST_STEPS)
+        longer = Unroll(model.init, model.update, 2 * k, model.domain, model.adjoint)
+        path = Asking(longer, posed).iterates(x)
+    bounds, least, top = [score(posed, lam, x) for lam in path], score(posed, begin, x), score(posed, best, x)
+    before, left = top - least, top - bounds[k]
+    rival = {str(tuning): fifty(posed, x, tuning, None) for tuning in grid()}
+    near = {str(tuning): fifty(posed, x, tuning, begin) for tuning in grid()}
+    text = f"{name}, frozen decoder, the direct encoder and {k} learned steps"
+    verdicts = [
+        at_least(f"{text}: share of the direct encoder's gap of {before:.2f} nats that they close", 1 - left / before, 0.5),
+        at_least(
+            f"{text}: bound above that of Adam, the best of {len(rival)} tunings, after 50 steps from the prior",
+            bounds[k] - max(rival.values()),
+            0,
+            " nats",
+        ),
+        at_most(f"{text}: what {2 * k} steps lose against {k}", bounds[k] - bounds[2 * k], 0.1, " nats"),
+    ]
+    data = {
+        "data": name, "direct ELBO": least, "best ELBO": top, "direct gap": before,
+        "ELBO after k steps": bounds, "Adam, 50 steps from the prior": rival, "Adam, 50 steps from the encoder": near,
+    }  # fmt: skip
+    return Measured(verdicts, data, {"ivae": iterations_figure(bounds, top, max(rival.values()), k)})
+
+
+def grid() -> list[Tuning]:
+    """Adam's settings for 50 steps: it may draw as often as the learned steps do."""
+    return [Tuning(*one) for one in itertools.product((0.01, 0.03, 0.1, 0.3), (20.0, float("inf")), (1, ASKED))]
+
+
+def fifty(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None) -> float:
+    """The mean bound after 50 steps of Adam."""
+    lam = next(itertools.islice(adam(posed, x, tuning, start), 49, None))
+    return score(posed, lam, x)
+
+
+# figures
+
+
+def trade_figure(gap: dict[int, float], races: dict[int, Race]) -> Figure:
+    """Gap against the encoder's width, and its speed beside Adam against the gap."""
+    drawn = Figure(figsize=(10, 4), layout="constrained")
+    left, right = drawn.subplots(1, 2)
+    left.plot(list(gap), list(gap.values()), "o-")
+    left.set(
+        xscale="log", xlabel="width of the encoder", ylabel="amortization gap, nats", xticks=list(gap), xticklabels=list(gap)
+    )
+    for size in SIZES:
+        ratios = [races[width].ratio(size) for width in gap]
+        right.plot(list(gap.values()), ratios, "o-", label=f"batch of {size}")
+        for width, ratio in zip(gap, ratios, strict=True):
+            right.annotate(f" {width}", (gap[width], ratio))
+    right.set(yscale="log", xlabel="amortization gap, nats", ylabel="times faster than Adam at its ELBO")
+    right.legend()
+    return drawn
+
+
+@torch.no_grad()
+def speed_figure(posed: VAE, x: Tensor, elbo: float, raced: Race) -> Figure:
+    """The tutorial's figure: the bound against iterations and seconds of Adam, beside the encoder's."""
+    few = x[:64]
+    drawn = Figure(figsize=(10, 4), layout="constrained")
+    for axes, seconds in zip(drawn.subplots(1, 2), (False, True), strict=True):
+        for tuning in (Tuning(5e-3, float("inf"), 1), raced.fastest(SIZES[-1])[1] or tunings()[0]):
+            at, bounds = [], []
+            for k, lam in enumerate(itertools.islice(adam(posed, few, tuning), 2_000), 1):
+                if k in LOOKS:
+                    at.append(k * (raced.step[SIZES[-1]][tuning.draws] if seconds else 1))
+                    bounds.append(posed.elbo(lam, few, 50).mean().item())
+            axes.plot(at, bounds, label=f"Adam, {tuning}")
+        axes.axhline(elbo, linestyle="--", color="k", label="encoder")
+        if seconds:
+            axes.plot(raced.encoder[SIZES[-1]], elbo, "k*", markersize=12)
+        axes.set(xscale="log", xlabel=f"seconds, batch of {SIZES[-1]}" if seconds else "iterations", ylabel="ELBO, nats")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return drawn
+
+
+@torch.no_grad()
+def images_figure(posed: VAE, model: Model, x: Tensor) -> Figure:
+    """Held-out images, their reconstructions, and samples of the model."""
+    rows = {
+        "held out": x,
+        "reconstructed": posed.mean(model(x).chunk(2, dim=-1)[0]),
+        "sampled": posed.mean(torch.randn(len(x), LATENT)),
+    }
+    drawn = Figure(figsize=(len(x), 3.2), layout="constrained")
+    for axes, (label, images) in zip(drawn.subplots(3, 1), rows.items(), strict=True):
+        strip = torch.cat(list(images.view(len(x), *posed.size)), dim=1)
+        axes.imshow(strip, cmap="gray_r", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[], ylabel=label)
+    return drawn
+
+
+def iterations_figure(bounds: list[float], best: float, rival: float, k: int) -> Figure:
+    """The bound after each learned step."""
+    drawn = Figure(figsize=(5, 4), layout="constrained")
+    axes = drawn.subplots()
+    axes.plot(bounds, "o-", label="learned steps")
+    axes.axvline(k, color="k", linewidth=0.5, label="steps in training")
+    axes.axhline(best, linestyle="--", color="k", label="best found")
+    axes.axhline(rival, linestyle=":", color="C1", label="Adam, 50 steps from the prior")
+    axes.set(xlabel="steps after the direct encoder", ylabel="ELBO, nats")
+    axes.legend()
+    return drawn
