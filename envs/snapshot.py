@@ -125,7 +125,7 @@ def _write(layer: Any, name: str, value: Any) -> None:
         own.bit_generator.state = value[GENERATOR]
     elif isinstance(value, dict) and MUJOCO in value:
         _write_mujoco(own, value[MUJOCO])
-    elif isinstance(value, dict) and NATIVE in value:
+    elif isinstance(own, Env) and isinstance(value, dict) and NATIVE in value:
         own.restore(value[NATIVE])
     elif isinstance(own, np.ndarray) and isinstance(value, np.ndarray) and own.shape == value.shape and own.flags.writeable:
         own[...] = value  # in place: it may be a view of something that others hold too

@@ -86,4 +86,5 @@ class Equivariant(nn.Module):
         z = x["z"].gather(1, order[..., None].expand_as(x["z"]))  # (B, m, 3)
         inner = (z @ z.mT)[:, self.pairs[0], self.pairs[1]]
         weights = self.begin + self.weigh(torch.cat([alpha, inner], dim=-1)).view(len(row), *self.shape)
-        return (weights @ z).flatten(1)
+        v: Tensor = weights @ z  # (B, candidates, 3)
+        return v.flatten(1)

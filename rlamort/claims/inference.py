@@ -105,7 +105,7 @@ def vae() -> Measured:
         best = posed.optimum(x, [torch.zeros_like(lams[WIDTH]), lams[max(WIDTHS)]], steps=BEST_STEPS)
     gaps = {width: posed.decompose(model, x, SCORED, best=best) for width, model in encoders.items()}
     joint = posed.decompose(first, x, SCORED, best=best)
-    same = posed.bound(torch.randn(64, LATENT, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
+    same = posed.bound(torch.randn(64, posed.latent, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
     races = {width: race(posed, encoders[width], x) for width in WIDTHS}
     main, gap = gaps[WIDTH], {width: one.amortization.mean().item() for width, one in gaps.items()}
     steps, reached = tutorial(posed, x)
@@ -199,7 +199,7 @@ class Race(NamedTuple):
 def race(posed: VAE, model: Model, x: Tensor) -> Race:
     """How long Adam, from the prior, takes to the encoder's mean ELBO on x; steps are counted first, then timed alone."""
     few = x[:128]
-    judge = posed.bound(torch.randn(32, LATENT))
+    judge = posed.bound(torch.randn(32, posed.latent))
     with torch.no_grad():
         target = judge(model(few), few).mean().item()
     steps = {tuning: needed(posed, few, judge, target, tuning) for tuning in tunings()}
@@ -221,7 +221,7 @@ def needed(posed: VAE, x: Tensor, judge: Objective, target: float, tuning: Tunin
 def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
     """lam (B, 2 m) after every step of Adam on each image alone, from the prior unless told otherwise."""
     f = Averaged(posed.f.f, tuning.draws)
-    lam = x.new_zeros(len(x), 2 * LATENT) if start is None else start.clone()
+    lam = x.new_zeros(len(x), 2 * posed.latent) if start is None else start.clone()
     lam.requires_grad_()
     optimiser = torch.optim.Adam([lam], lr=tuning.rate, fused=True)
     for t in itertools.count():
@@ -365,7 +365,7 @@ class Differenced(Cost):
         owned = [p for p in posed.parameters() if p.requires_grad]
 
         def held() -> Objective:
-            return Soft(Reconstruction(posed), Held(torch.randn(len(x), LATENT).to(x)), posed.alpha)
+            return Soft(Reconstruction(posed), Held(torch.randn(len(x), posed.latent).to(x)), posed.alpha)
 
         return DifferencedOracle(held, x, owned)
 
@@ -410,7 +410,7 @@ class _Difference(torch.autograd.Function):
 
 def derivatives(posed: VAE, model: Model) -> tuple[dict[str, float], float]:
     """Relative errors of the gradient of savae's loss in float32, by kind; and by how much a batch changes a refined lam."""
-    noise = torch.randn(4, LATENT)
+    noise = torch.randn(4, posed.latent)
 
     def slope(kind: str, dtype: torch.dtype) -> Tensor:
         vae, solver = copy.deepcopy((posed, model))
@@ -534,7 +534,7 @@ def images_figure(posed: VAE, model: Model, x: Tensor) -> Figure:
     rows = {
         "held out": x,
         "reconstructed": posed.mean(model(x).chunk(2, dim=-1)[0]),
-        "sampled": posed.mean(torch.randn(len(x), LATENT)),
+        "sampled": posed.mean(torch.randn(len(x), posed.latent)),
     }
     drawn = Figure(figsize=(len(x), 3.2), layout="constrained")
     for axes, (label, images) in zip(drawn.subplots(3, 1), rows.items(), strict=True):

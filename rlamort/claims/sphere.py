@@ -78,7 +78,7 @@ def global_minimum(f: Cost, x: Tensor) -> Tensor:
     """The best that descent finds from all centres and from the eight best points of a Fibonacci lattice; (B, 3)."""
     points = lattice(LATTICE).to(x)
     found, lowest = x.new_zeros(len(x), 3), x.new_full((len(x),), torch.inf)
-    for part in torch.arange(len(x)).split(100):
+    for part in torch.split(torch.arange(len(x)), 100):
         costs = torch.stack([f(p.expand(len(part), 3), x[part]) for p in points], dim=-1)
         centres = f.problem.layout.unpack(x[part])
         assert isinstance(centres, dict)
@@ -118,9 +118,9 @@ def speeds(agent: Agent, f: Cost, x: Tensor, size: int) -> tuple[float, dict[int
             if mean <= target:
                 reached = i
                 break
-        taken = (
-            _seconds(lambda n=starts, k=reached: list(itertools.islice(_descent(f, few, n), k))) if reached else float("inf")
-        )  # type: ignore[misc]
+        taken = None
+        if reached:
+            taken = _seconds(lambda n=starts, k=reached: list(itertools.islice(_descent(f, few, n), k)))  # type: ignore[misc]
         rivals[starts] = {"iterations": reached or LIMIT, "mean cost": mean, "seconds": taken}
     return ours, rivals
 
