@@ -114,7 +114,7 @@ def test_the_arm_is_a_problem_whose_targets_can_be_reached(device):
 def test_an_arm_that_cannot_be_is_named():
     with pytest.raises(UserError, match=r"Arm.lengths=\[0.5, 0\]: at least one link"):
         Arm((0.5, 0))
-    with pytest.raises(UserError, match="Arm.comfort=0: a positive number is needed"):
+    with pytest.raises(UserError, match=r"Arm.comfort=0: a positive number is needed"):
         Arm(comfort=0)
 
 
