@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rlamort.adjoint import FirstOrder
+from rlamort.adjoint import FirstOrder, Unrolled
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Positive, Widths
 from rlamort.domain import Euclid
@@ -43,6 +43,8 @@ class Amortize(Agent):
         decay_updates: updates over which it falls to zero along a cosine; null keeps it.
         sigma: width of es's smoothing.
         pairs: antithetic pairs of es.
+        adjoint: unrolled differentiates through gradient steps, first_order takes the gradients for constants, as recurrent
+            always does.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class Amortize(Agent):
         decay_updates: Count | None = None,
         sigma: Positive = 0.1,
         pairs: Count = 8,
+        adjoint: Literal["unrolled", "first_order"] = "unrolled",
     ) -> None:
         super().__init__(spec, normalise=False)
         problem = self.problem = posed(spec)
         self.f, y = Cost(problem), problem.domain
+        through = {"unrolled": Unrolled(), "first_order": FirstOrder()}[adjoint]
         statistics = Standardise(draw(problem, SAMPLE))
 
         def plain(outputs: int) -> nn.Module:
@@ -78,14 +82,14 @@ class Amortize(Agent):
         def latent() -> Latent:
             z = Euclid(latent_dim)
             decode = Beside(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
-            return Latent(decode, Unroll(Full(plain(latent_dim), z), learned(latent_dim), iterations, z), y)
+            return Latent(decode, Unroll(Full(plain(latent_dim), z), learned(latent_dim), iterations, z, through), y)
 
         def learned(dim: int) -> Gradient:
             return Gradient(Learned(inner_rate, dim, iterations), clip=1e3)
 
         models: dict[str, Callable[[], Model]] = {
             "full": prediction,
-            "semi": lambda: Unroll(prediction(), learned(y.dim), iterations, y),
+            "semi": lambda: Unroll(prediction(), learned(y.dim), iterations, y, through),
             "recurrent": lambda: Unroll(prediction(), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()),
             "latent": latent,
             "choice": choice,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.check import check
+from rlamort.check import LOSSES, MODELS, check
 from rlamort.domain import Domain
 from rlamort.envs.one_step import problem_of
 from rlamort.errors import UserError, nearest
@@ -29,8 +29,6 @@ from rlamort.solver import Solver, measure
 from rlamort.speed import Report, table
 from rlamort.update import Lbfgs
 
-MODELS = ("full", "choice", "semi", "recurrent", "latent")
-LOSSES = ("objective", "regress", "iterates", "es", "rl")
 HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured
 SEED = 1_000_000  # of those contexts
 CERTIFIED = 1e-4  # the tolerance at which the report solves with a certificate
@@ -140,6 +138,9 @@ def report(
     if not looked.ok:
         wrong = [f"{line.what}: {line.detail}" for line in looked.lines if line.verdict == "fail"]
         raise UserError("\n  ".join([f"{looked.name}: it is not yet a problem that can be solved by learning", *wrong]))
+    for fit in (*looked.models, *looked.losses):
+        if fit.name in (*models, *losses) and not fit.fits:
+            raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
     solvers: dict[str, Solver] = {}
     for model, loss in itertools.product(models, losses):
         if loss == "rl" and model != "full":

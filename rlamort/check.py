@@ -16,6 +16,8 @@ from rlamort.problem import Layout, Problem, X
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
 Outcome = tuple[Verdict, str]
+MODELS = ("full", "choice", "semi", "recurrent", "latent")
+LOSSES = ("objective", "regress", "iterates", "rl", "es")
 CLOSE = 1e-4  # relative, where numbers ought to agree but for rounding in float32
 
 
@@ -423,25 +425,24 @@ def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
               if verdicts.get(what, "fail") == "fail"]  # fmt: skip
     if broken:
         why = f"{broken[0]} failed"
-        return [Fit(m, False, why) for m in ("full", "semi", "latent")], [
-            Fit(m, False, why) for m in ("objective", "regress", "rl", "es")
-        ]
+        return [Fit(name, False, why) for name in MODELS], [Fit(name, False, why) for name in LOSSES]
     smooth = verdicts["cost, gradient"] == "pass"
     no_gradient = "the cost has no useful gradient"
     first_order = ", by adjoint=first_order" if verdicts["cost, second derivative"] == "warn" else ""
     solved = verdicts["solution"] == "pass"
+    by = "" if smooth else ", trained by es, rl" + (" or regress" if solved else "")
+    taught = "on what 50 steps of L-BFGS find, as `solution` is no help" if smooth else f"no `solution`, and {no_gradient}"
     models = [
-        Fit("full", True, "a network alone" if smooth else "a network alone, trained by rl, es or regress"),
-        Fit(
-            "semi", smooth, f"gradient steps after it{first_order}" if smooth else f"{no_gradient}; update=cem asks for values"
-        ),
+        Fit("full", True, f"a network alone{by}"),
+        Fit("choice", True, f"several predictions, of which values tell the cheapest{by}"),
+        Fit("semi", smooth, f"gradient steps after a network{first_order}" if smooth else no_gradient),
+        Fit("recurrent", smooth, "learned steps on gradients after a network" if smooth else no_gradient),
         Fit("latent", smooth, f"gradient steps in a latent space{first_order}" if smooth else no_gradient),
     ]
     losses = [
         Fit("objective", smooth, "the cost itself" if smooth else f"{no_gradient}; rl and es ask for values alone"),
-        Fit(
-            "regress", True, "on `solution`" if solved else "on the best that reference solvers find, as `solution` is no help"
-        ),
+        Fit("regress", solved or smooth, "on `solution`" if solved else taught),
+        Fit("iterates", smooth, "the cost of every iterate" if smooth else no_gradient),
         Fit("rl", True, "asks for values alone" + (", though a gradient is there" if smooth else "")),
         Fit("es", True, "asks for values alone" + (", though a gradient is there" if smooth else "")),
     ]

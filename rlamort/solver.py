@@ -189,7 +189,7 @@ class Solver(nn.Module):
         return layout.pack(checked[0] if layout.keys is None else dict(zip(names, checked, strict=True))).to(like)
 
     @torch.no_grad()
-    def export(self, path: Path) -> None:
+    def export(self, path: str | Path) -> None:
         """Write the forward pass, contexts as rows (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
 
         Raises:
@@ -206,7 +206,7 @@ class Solver(nn.Module):
         ours, theirs = self.model(fresh), program.module()(fresh)
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
             raise Fault(f"export: the exported program differs from the model by {(ours - theirs).abs().max().item():.1e}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.export.save(program, path)
 
     def save(self, folder: str | Path) -> None:
@@ -318,9 +318,12 @@ class Row(NamedTuple):
 
     @property
     def break_even(self) -> float:
-        """Solves, at the smallest batch, after which training has paid for itself; inf where it never does."""
+        """Solves, at the smallest batch, after which training has paid for itself: inf where it never does, NaN where no rival
+        gets as low, so that there is nothing to compare."""
         size = min(self.seconds)
         saved = self.rival_seconds[size] - self.seconds[size]
+        if math.isinf(saved):
+            return math.nan
         return math.inf if saved <= 0 else self.training_seconds / saved
 
     def head(self) -> list[str]:
@@ -336,8 +339,11 @@ class Row(NamedTuple):
             by = f"{self.speed_up[size]:.3g}x {self.rival[size]}" if reached else "never reached"
             timed += [f"{1e6 * seconds:.3g}", by]
         gap = f"{self.gap:.2e} ({self.low:.1e}, {self.high:.1e})"
+        paid = "no rival" if math.isnan(self.break_even) else "never"
+        if math.isfinite(self.break_even):
+            paid = f"{self.break_even:.3g} solves"
         numbers = [f"{self.p99:.2e}", f"{self.relative:.1e}", f"{self.infeasibility:.1e}"]
-        return [self.name, gap, *numbers, *timed, f"{self.break_even:.3g} solves", str(self.failed)]
+        return [self.name, gap, *numbers, *timed, paid, str(self.failed)]
 
 
 @torch.no_grad()

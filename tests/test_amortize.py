@@ -270,6 +270,8 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
         ra.amortize(Portfolio, loss="rl", model="semi")
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
+    with pytest.raises(UserError, match=r"objective: it does not fit Steps: .*gradient"):
+        report(Steps, ["full"])
     with pytest.raises(UserError, match=r"(?s)Mixed.*batch"):
         report(Mixed)
 
