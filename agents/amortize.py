@@ -106,11 +106,9 @@ class Amortize(Agent):
                 f"freeze them (requires_grad_(False)), or take another loss"
             )
         self.model, self.loss = models[model](), losses[loss]()
-        self.adam = Adam(self.owned(), learning_rate, horizon=decay_updates)
-
-    def owned(self) -> list[nn.Parameter]:
-        """What `improve` trains: the model, and the problem's own parameters, where it has some to learn."""
-        return [p for p in (*self.model.parameters(), *self.problem.parameters()) if p.requires_grad]
+        # what `improve` trains: the model, and the problem's own parameters, where it has some to learn
+        self.owned = [p for p in (*self.model.parameters(), *problem.parameters()) if p.requires_grad]
+        self.adam = Adam(self.owned, learning_rate, horizon=decay_updates)
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         y: Tensor = self.model(x, self.f.oracle(x))
@@ -121,7 +119,7 @@ class Amortize(Agent):
 
     def improve(self, batch: Contexts) -> Metrics:
         loss, metrics = self.loss(self.model, self.f, batch)
-        descend(loss, self.owned(), self.adam)
+        descend(loss, self.owned, self.adam)
         return {f"model/{name}": value for name, value in metrics.items()}
 
 

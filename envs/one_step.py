@@ -72,8 +72,8 @@ class OneStep(Env):
     def step(self, y: Tensor) -> Step:
         """Solve the contexts with y (B, n) in Y."""
         x = self.x
-        with blaming(f"{self.name}.cost"):
-            reward = -self.f(y, x)
+        with stream(self._generator, self.device), blaming(f"{self.name}.cost"):
+            reward = -self.f(y, x)  # a cost may draw, as an ELBO does
         rewards = reward.numpy(force=True)
         valid = np.isfinite(rewards)
         if not valid.all():
@@ -116,6 +116,19 @@ class OneStep(Env):
             self.faults.add(broken, self.steps, f"its cost is {-rewards[broken][0]}; a finite number is needed")
 
 
+@contextlib.contextmanager
+def stream(generator: np.random.Generator, device: torch.device) -> Iterator[None]:
+    """torch's generators as `generator` seeds them, and afterwards as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        seed = int(generator.integers(2**63))
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves every GPU's generator too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator) -> Tensor:
     """x ~ p(x) (count, d) as rows in torch's default dtype, seeded by `generator`; torch's own generators stay as they are.
 
@@ -124,13 +137,7 @@ def contexts(problem: Problem, count: int, device: torch.device, generator: np.r
         Fault: `contexts` raised.
     """
     name = type(problem).__name__
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []), torch.no_grad(), blaming(f"{name}.contexts"):
-        seed = int(generator.integers(2**63))
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves every GPU's generator too
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
         x = draw(problem, count, device).to(torch.get_default_dtype())
         if len(x) != count:
             raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")

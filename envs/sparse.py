@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.config import Count, Fraction, Positive
+from rlamort.config import Count, Fraction, NonNegative, Positive
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
@@ -21,18 +21,20 @@ from rlamort.unfold import Fista, Ista, Uphill
 
 HELD_OUT = 0.2  # share of each image, at its right, that no training context comes from
 FLOOR = 3.16 / 255  # contrast that patches are divided by is at least about this, or noise of flat skies would be all there is
+DIM = 0.1  # likewise, after whitening
 SAMPLE = 10_000  # patches that a dictionary is learned from
 PRECISION = 1e-7  # duality gap, relative to f, of a solution
 LIMIT, CHECK_EVERY = 5_000, 25  # iterations
 
 
 class Lasso(Problem):
-    """f(y; x) = |x - A y|^2 / 2 + alpha |y|_1 over patches x of natural images, each of mean 0 and variance 1.
+    """f(y; x) = |x - A y|^2 / 2 + alpha |y|_1 over patches x of natural images, of mean 0, variance about 1, and whitened.
 
     Args:
         alpha: weight of |y|_1.
         side: of a patch; M = side^2.
         atoms: N.
+        whitening: variance (of 1) below which a principal direction is not amplified; 0 leaves patches as they are.
         dictionary: A (side^2, N), whose columns are scaled to unit length; by default it is learned from patches (Mairal et
             al., 2009), the same at every call.
 
@@ -42,15 +44,22 @@ class Lasso(Problem):
 
     convex = True
 
-    def __init__(self, alpha: Positive = 1.0, side: Count = 10, atoms: Count = 128, dictionary: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        alpha: Positive = 0.4,
+        side: Count = 10,
+        atoms: Count = 128,
+        whitening: NonNegative = 0.3,
+        dictionary: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.patches = Patches(side)
+        self.patches = Patches(side, whitening)
         if dictionary is None:
             if not 0 < alpha < math.inf:
                 raise UserError(f"Lasso.alpha={alpha}: above 0 is needed")
             if atoms < 1:
                 raise UserError(f"Lasso.atoms={atoms}: at least 1 is needed")
-            dictionary = learned(side, atoms)
+            dictionary = learned(side, atoms, whitening)
         elif len(dictionary) != side**2:
             raise UserError(f"Lasso.dictionary: shape {tuple(dictionary.shape)} given; ({side**2}, N) is needed")
         self.ista = Ista(unit(dictionary).to(torch.get_default_dtype()), alpha)
@@ -151,20 +160,33 @@ def nmse(y: Tensor, truth: Tensor) -> Tensor:
 
 
 class Patches:
-    """Squares of scikit-learn's two photographs, in grey, each of mean 0 and divided by its contrast.
+    """Squares of scikit-learn's two photographs, in grey, of mean 0, divided by their contrast, and whitened if that is asked.
+
+    Whitening is x -> (C + whitening)^(-1/2) x with the covariance C of training patches (Olshausen and Field, 1996, whiten
+    likewise), and then division by the contrast again.
 
     Args:
         side: of a square.
+        whitening: what is added to eigenvalues of C; 0 is none.
 
     Raises:
-        UserError: no such square fits into what is held out.
+        UserError: no such square fits into what is held out, or whitening is negative.
     """
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, side: int, whitening: float) -> None:
         self.side, self.images = side, photographs()
         most = int(min(self.images.shape[1], HELD_OUT * self.images.shape[2]))
         if not 2 <= side <= most:
             raise UserError(f"side={side}: patches of 2 to {most} pixels fit")
+        if not 0 <= whitening < math.inf:
+            raise UserError(f"whitening={whitening}: 0 or more is needed")
+        self.filter: Tensor | None = None
+        if whitening:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                x = self.draw(SAMPLE, 0, 1 - HELD_OUT).double()
+            values, vectors = torch.linalg.eigh(x.mT @ x / len(x))
+            self.filter = (vectors * (values + whitening).rsqrt()) @ vectors.mT
 
     def draw(self, count: int, left: float, right: float) -> Tensor:
         """(count, side^2) from between two shares of the images' width; from torch's generator."""
@@ -175,8 +197,15 @@ class Patches:
         row = torch.randint(height - self.side + 1, (count, 1, 1)) + at[:, None]
         column = torch.randint(begin, end - self.side + 1, (count, 1, 1)) + at
         x = self.images[image, row, column].flatten(1)
-        x = x - x.mean(-1, keepdim=True)
-        return (x / (x.square().mean(-1, keepdim=True) + FLOOR**2).sqrt()).to(torch.get_default_dtype())
+        x = contrast(x - x.mean(-1, keepdim=True), FLOOR)
+        if self.filter is not None:
+            x = contrast(x @ self.filter, DIM)
+        return x.to(torch.get_default_dtype())
+
+
+def contrast(x: Tensor, floor: float) -> Tensor:
+    """x (B, M) over its root mean square, with `floor` added in quadrature."""
+    return x / (x.square().mean(-1, keepdim=True) + floor**2).sqrt()
 
 
 @functools.cache
@@ -188,14 +217,14 @@ def photographs() -> Tensor:
 
 
 @functools.cache
-def learned(side: int, atoms: int) -> Tensor:
+def learned(side: int, atoms: int, whitening: float) -> Tensor:
     """A dictionary (side^2, atoms) of patches, learned at alpha = 1; torch's generator stays as it is."""
     from sklearn.decomposition import MiniBatchDictionaryLearning
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of codes on the way that are not exact, which they need not be
         torch.default_generator.manual_seed(0)
-        x = Patches(side).draw(SAMPLE, 0, 1 - HELD_OUT).double().numpy()
+        x = Patches(side, whitening).draw(SAMPLE, 0, 1 - HELD_OUT).double().numpy()
         learner = MiniBatchDictionaryLearning(atoms, alpha=1, batch_size=256, max_iter=5, fit_algorithm="cd", random_state=0)
         atoms_found = learner.fit(x).components_
     return torch.from_numpy(atoms_found.T)

@@ -300,7 +300,7 @@ class VAE(Problem):
         return log_weights.logsumexp(-1) - math.log(samples)
 
     @torch.no_grad()
-    def optimum(self, x: Tensor, starts: Sequence[Tensor], samples: Count = 64, steps: Count = 300) -> Tensor:
+    def optimum(self, x: Tensor, starts: Sequence[Tensor], samples: Count = 64, steps: Count = 100) -> Tensor:
         """lam* (B, 2 m): per image the best that Adam finds from every start, under draws of noise common to all images.
 
         Args:
@@ -323,7 +323,7 @@ class VAE(Problem):
 
     @torch.no_grad()
     def decompose(
-        self, encoder: Model, x: Tensor, samples: Count = 1_000, steps: Count = 300, best: Tensor | None = None
+        self, encoder: Model, x: Tensor, samples: Count = 1_000, steps: Count = 100, best: Tensor | None = None
     ) -> Gaps:
         """The amortization and the approximation gap of an encoder on images x (B, pixels).
 

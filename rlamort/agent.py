@@ -29,6 +29,9 @@ class Adam(nn.Module):
 
     steps: Tensor
     corrections: Tensor
+    decays: Tensor
+    scales: Tensor
+    powers: Tensor
 
     def __init__(
         self,
@@ -46,6 +49,8 @@ class Adam(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
         # of the next step: kept, since a compiled kernel that derived them would do so for every few numbers that it moves
         self.register_buffer("corrections", torch.zeros(2))
+        for name, values in {"decays": decay, "scales": (learning_rate, 1.0), "powers": (-1.0, -0.5)}.items():
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
         self._correct()
 
     @torch.no_grad()
@@ -67,10 +72,12 @@ class Adam(nn.Module):
     @torch.no_grad()
     def _correct(self) -> None:
         """How the next step corrects for moments that began at zero."""
-        first, second = (1 - torch.pow(decay, self.steps + 1) for decay in self.decay)
-        done = 0 if self.horizon is None else (self.steps / self.horizon).clamp(max=1)
-        rate = self.learning_rate * (1 + torch.cos(torch.pi * done * torch.ones_like(first))) / 2
-        self.corrections.copy_(torch.stack([rate / first, second.rsqrt()]))
+        unbiased = 1 - self.decays ** (self.steps + 1)
+        corrections = self.scales * unbiased**self.powers  # rate / (1 - beta_1^t), and the inverse root for the second moment
+        if self.horizon is not None:
+            done = (self.steps / self.horizon).clamp(max=1)
+            corrections = corrections * torch.where(self.powers == -1, (1 + torch.cos(torch.pi * done)) / 2, 1)
+        self.corrections.copy_(corrections)
 
 
 def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:

@@ -58,18 +58,19 @@ class Standardise(nn.Module):
         sample: contexts (B, d).
     """
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, sample: Tensor) -> None:
         super().__init__()
         sample = sample.detach()
         std = sample.std(0, correction=0)
-        self.register_buffer("mean", sample.mean(0))
-        self.register_buffer("std", torch.where(std > 1e-6, std, 1))  # a coordinate that never moves stays at zero
+        scale = 1 / torch.where(std > 1e-6, std, 1)  # a coordinate that never moves stays at zero
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", -sample.mean(0) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return torch.addcmul(self.shift, x, self.scale)
 
 
 class Silent(nn.Module):

@@ -114,6 +114,8 @@ class Layout(NamedTuple):
 
     def unpack(self, row: Tensor) -> X:
         """(B, d) -> x. Floating parts keep the row's dtype."""
+        if self.keys is None and self.dtypes[0].is_floating_point:  # the usual case, at every update
+            return row if len(self.shapes[0]) == 1 else row.reshape(len(row), *self.shapes[0])
         sizes = [math.prod(shape) for shape in self.shapes]
         parts = [
             part.reshape(len(row), *shape).to(part.dtype if dtype.is_floating_point else dtype)

@@ -498,7 +498,8 @@ def test_a_semi_amortized_model_cannot_be_exported(tmp_path):
 def test_a_saved_solver_answers_the_same(tmp_path):
     solver, x = made(Wells), rows(Wells, 5)
     solver.conformal = Conformal(0.25, 0.9, 50)
-    solver.save(tmp_path / "wells", {"hidden": 8})
+    solver.facts = {"hidden": 8}
+    solver.save(tmp_path / "wells")
 
     def build(facts):
         return Full(mlp(1, [facts["hidden"]], 1), Wells().domain)

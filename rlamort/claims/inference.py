@@ -28,11 +28,11 @@ from rlamort.verdict import Measured, at_least, at_most
 
 LATENT, DECODER, WARP = 10, (400,), 0.05
 UPDATES = 12_000  # of decoder and encoder together, and again of an encoder on the frozen decoder
-REFINED = 4_000  # of each of savae's contestants, which take several times as long
+REFINED = 5_000  # of each of savae's contestants, which take several times as long
 ITERATIVE = 4_000  # of ivae's steps, on the frozen decoder
 WIDTH = 100  # of the encoder that claims are about
 WIDTHS = (50, 100, 200, 400)  # of those on the curve
-HELD_OUT, SCORED, BEST_STEPS = 256, 1_000, 300  # images, draws, and Adam's steps that find the best lam
+HELD_OUT, SCORED, BEST_STEPS = 256, 1_000, 100  # images, draws, and Adam's steps that find the best lam
 SEED = 1_000_000
 SIZES = (1, 1_024)
 SPLITS = (1, 4)  # parts into which a batch is cut, where that is faster; for encoder and Adam alike
