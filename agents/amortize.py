@@ -1,6 +1,6 @@
 """Amortization of an objective that is known, or learned together with its solver (Amos, Tutorial on amortized optimization).
 
-f = the problem's cost · Y = its domain · p(x) = its contexts · y_theta = full, semi, recurrent or latent · L = as asked.
+f = the cost · Y = its domain · p(x) = its contexts · y_theta = full, choice, semi, recurrent or latent · L = as asked.
 """
 
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class Amortize(Agent):
         }
         losses: dict[str, Callable[[], Loss]] = {
             "objective": lambda: objective,
-            "regress": lambda: Regress(reference(problem)),
+            "regress": lambda: Regress(teacher(problem)),
             "iterates": OverIterates,
             "es": lambda: Smoothed(sigma, pairs, y.nearest),
         }
@@ -130,7 +130,7 @@ def posed(spec: Spec) -> Problem:
     return spec.problem
 
 
-def reference(problem: Problem) -> Model:
+def teacher(problem: Problem) -> Model:
     """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y."""
     layout = problem.layout
     if problem.solution(problem.contexts(2)) is not None:

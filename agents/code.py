@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from rlamort.agents.amortize import posed
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Fraction, Positive, Whole
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.losses import Loss, OverIterates, Regress, objective
+from rlamort.losses import Loss, OverIterates, Regress, objective, weighed
 from rlamort.model import Full, Model, Unroll
 from rlamort.nets import Silent
 from rlamort.objective import Cost, Metrics, Objective
@@ -134,6 +133,5 @@ class Truth:
     def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
         x, y = (part.to(batch.x) for part in self.problem.pairs(len(batch.x)))
         path = model.iterates(x, f.oracle(x))  # (K + 1, B, N)
-        weights = self.decay ** torch.arange(len(path) - 1, -1, -1, device=path.device, dtype=path.dtype)
         distances = (path - y).square().sum(-1).mean(-1)
-        return (weights * distances).sum() / weights.sum(), {"distance": distances[-1].detach()}
+        return weighed(distances, self.decay), {"distance": distances[-1].detach()}

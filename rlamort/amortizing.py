@@ -6,6 +6,7 @@ x contexts as rows (B, d) · y solution (B, n) · f cost (B,)
 import copy
 import itertools
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,10 +130,7 @@ def report(
     Raises:
         UserError: something is wrong with the problem, or a name is unknown; before any work starts.
     """
-    for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
-        for name in names:
-            if name not in allowed:
-                raise UserError(f"{what}={name}: there is no such {what}. {nearest(name, allowed)}")
+    chosen = pairs(models, losses)
     posed = problem_of(problem)
     looked = check(posed)
     if not looked.ok:
@@ -142,13 +140,31 @@ def report(
         if fit.name in (*models, *losses) and not fit.fits:
             raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
     solvers: dict[str, Solver] = {}
-    for model, loss in itertools.product(models, losses):
-        if loss == "rl" and model != "full":
-            continue  # a policy is a full model
+    for model, loss in chosen:
         name = model if len(losses) == 1 else f"{model}, {loss}"
         print(f"training: {name}", flush=True)
         solvers[name] = amortize(posed, loss=loss, model=model, **fields)
     return held_out(posed, solvers, out)
+
+
+def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]:
+    """Every model with every loss; of rl, which trains a policy, with full alone, and what is left out is said.
+
+    Raises:
+        UserError: a name is unknown, or nothing is left.
+    """
+    for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
+        for name in names:
+            if name not in allowed:
+                raise UserError(f"{what}={name}: there is no such {what}. {nearest(name, allowed)}")
+    every = list(itertools.product(models, losses))
+    kept = [(model, loss) for model, loss in every if loss != "rl" or model == "full"]
+    left = ", ".join(f"{model} by {loss}" for model, loss in every if (model, loss) not in kept)
+    if not kept:
+        raise UserError(f"loss=rl: a policy is a full model, which leaves nothing of {left}; model=full is needed")
+    if left:
+        warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
+    return kept
 
 
 def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
@@ -244,7 +260,11 @@ def compare(
         losses: of LOSSES.
         seeds: of the trainings.
         fields: as `amortize` takes them.
+
+    Raises:
+        UserError: a name is unknown; before any work starts.
     """
+    chosen = pairs(models, losses)
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
@@ -254,9 +274,7 @@ def compare(
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []
     data: dict[str, Any] = {}
-    for model, loss in itertools.product(models, losses):
-        if loss == "rl" and model != "full":
-            continue
+    for model, loss in chosen:
         gaps, seconds = [], []
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)

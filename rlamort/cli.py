@@ -99,7 +99,9 @@ def list_methods(arguments: list[str]) -> None:
         parts = [f"{key} = {row[key]}" for key in ("f", "Y", "p(x)", "model", "loss", "needs") if key in row]
         if parts:
             print(f"{'':<10} {' · '.join(parts)}")
-    print("\nenv = any Gymnasium id (HalfCheetah-v5, Pendulum-v1, ...) or module:Class, from the current folder too")
+    print(
+        "\nenv = any Gymnasium id (HalfCheetah-v5, Pendulum-v1, ...) or module:Class, a rlamort.Problem included, from here too"
+    )
 
 
 def train(arguments: list[str]) -> None:

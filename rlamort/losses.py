@@ -71,10 +71,15 @@ class OverIterates:
 
     def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
         path = model.iterates(batch.x, f.oracle(batch.x))  # (K + 1, B, n)
-        weights = self.decay ** torch.arange(len(path) - 1, -1, -1, device=path.device, dtype=path.dtype)
         reports = [f.report(y, batch.x) for y in path]
         costs = torch.stack([cost.mean() for cost, _ in reports])
-        return (weights * costs).sum() / weights.sum(), {"cost": costs[-1].detach(), **reports[-1][1]}
+        return weighed(costs, self.decay), {"cost": costs[-1].detach(), **reports[-1][1]}
+
+
+def weighed(values: Tensor, decay: float) -> Tensor:
+    """The mean of values (K + 1,) of iterates, oldest first, with weights proportional to decay^(K - k)."""
+    weights = decay ** torch.arange(len(values) - 1, -1, -1, device=values.device, dtype=values.dtype)
+    return (weights * values).sum() / weights.sum()
 
 
 class Smoothed:

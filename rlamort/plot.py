@@ -55,13 +55,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     figure = Figure(figsize=(6.4 * len(envs), 4.2), layout="constrained")
     for axes, env in zip(figure.subplots(1, len(envs), squeeze=False)[0], envs, strict=True):
         for (_, method), curves in sorted((key, value) for key, value in groups.items() if key[0] == env):
-            steps = sorted(set.intersection(*(set(one) for one in curves)))
-            means = [interval([one[step] for one in curves]) for step in steps]
-            label = method if len(curves) == 1 else f"{method}: mean of {len(curves)} runs, 95 %"
-            (line,) = axes.plot(steps, [m.mean for m in means], marker="o", markersize=3, label=label)
-            if len(curves) > 1:
-                low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
-                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            band(axes, curves, method)
         axes.set(title=env, xlabel="environment steps", ylabel="evaluation return")
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
@@ -69,6 +63,17 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     return out
+
+
+def band(axes: Any, curves: Sequence[dict[int, float]], name: str) -> None:
+    """A line for the mean of several runs where all have a value, env_step -> return, with its 95 % Student interval."""
+    steps = sorted(set.intersection(*(set(one) for one in curves)))
+    means = [interval([one[step] for one in curves]) for step in steps]
+    label = name if len(curves) == 1 else f"{name}: mean of {len(curves)} runs, 95 %"
+    (line,) = axes.plot(steps, [m.mean for m in means], marker="o", markersize=3, label=label)
+    if len(curves) > 1:
+        low, high = np.array([m.low for m in means]), np.array([m.high for m in means])
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def draw_gaps(curves: Sequence[Any], gaps: dict[str, list[float]], out: Path) -> Path:

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from rlamort.checkpoint import versions
 from rlamort.config import locate
 from rlamort.errors import Fault, UserError, nearest
+from rlamort.plot import band
 from rlamort.score import Interval, interval, iqm, stratified_bootstrap
 from rlamort.track import read_records
 from rlamort.verdict import Verdict
@@ -101,22 +102,18 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
     Every finished run is kept in `results`/ROW.json at once, and not run again while its command stays the same.
     """
     given = entries(row)
-    claims = [entry for entry in given if isinstance(entry, Study)]
     results.mkdir(parents=True, exist_ok=True)
-    for claim in given:
-        if isinstance(claim, Claim):
-            (results / f"{row}.json").write_text(
-                json.dumps(_kept(row, results) | {claim.measure: _measure(claim, results)}, indent=1) + "\n"
-            )
-    for study in claims:
-        for contender, seed in study.missing(_kept(row, results)):
-            key = study.key(contender, seed)
+    for entry in given:
+        if isinstance(entry, Claim):
+            _keep(row, results, entry.measure, _measure(entry, results))
+            continue
+        for contender, seed in entry.missing(_kept(row, results)):
+            key = entry.key(contender, seed)
             print(f"running: {key}", flush=True)
-            found = _run(study.command(contender, seed))
-            (results / f"{row}.json").write_text(json.dumps(_kept(row, results) | {key: found}, indent=1) + "\n")
+            _keep(row, results, key, _run(entry.command(contender, seed)))
     kept = _kept(row, results)
     (results / "README.md").write_text(table(results))
-    if drawn := [study for study in claims if any(study.seeds_of(one, kept) for one in study.contenders())]:
+    if drawn := [study for study in studies(row) if any(study.seeds_of(one, kept) for one in study.contenders())]:
         draw_studies(drawn, kept, results / f"{row}.png")
     return [verdict for entry in given for verdict in judged(entry, kept)]
 
@@ -149,6 +146,10 @@ def _kept(row: str, results: Path) -> Kept:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
+def _keep(row: str, results: Path, key: str, found: Kept) -> None:
+    (results / f"{row}.json").write_text(json.dumps(_kept(row, results) | {key: found}, indent=1) + "\n")
+
+
 def judge(study: Study, kept: Kept) -> list[Verdict]:
     """Those claims of a study whose runs are all kept."""
     what = f"{' '.join([study.row, *study.overrides])} on {study.env}, {study.steps:,} steps, seeds {study.seeds}"
@@ -179,14 +180,8 @@ def draw_studies(given: Sequence[Study], kept: Kept, out: Path) -> None:
     for axes, study in zip(figure.subplots(1, len(given), squeeze=False)[0], given, strict=True):
         for row in study.contenders():
             runs = [kept[study.key(row, seed)]["evaluations"] for seed in study.seeds_of(row, kept)]
-            if not runs:
-                continue
-            steps = [one["env_step"] for one in runs[0]]
-            bands = [interval([run[i]["eval/return"] for run in runs]) for i in range(len(steps))]
-            (line,) = axes.plot(steps, [band.mean for band in bands], label=f"{row}, {len(runs)} seeds")
-            if len(runs) > 1:
-                low, high = [band.low for band in bands], [band.high for band in bands]
-                axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+            if runs:
+                band(axes, [{one["env_step"]: one["eval/return"] for one in run} for run in runs], row)
         axes.set(title=study.env, xlabel="environment steps", ylabel="evaluation return")
         axes.grid(alpha=0.3)
         axes.legend()

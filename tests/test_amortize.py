@@ -7,7 +7,7 @@ from test_cli import rlamort
 from torch import nn
 
 import rlamort as ra
-from rlamort.amortizing import compare, report
+from rlamort.amortizing import compare, pairs, report
 from rlamort.config import methods, read_row
 from rlamort.errors import UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
@@ -268,6 +268,11 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
         ra.amortize(Portfolio, iteration=3)
     with pytest.raises(UserError, match="a policy is a full model"):
         ra.amortize(Portfolio, loss="rl", model="semi")
+    for command in (report, compare):
+        with pytest.raises(UserError, match="nothing of semi by rl; model=full is needed"):
+            command(Portfolio, ["semi"], ["rl"])
+    with pytest.warns(UserWarning, match="left out: semi by rl"):
+        assert pairs(["full", "semi"], ["rl"]) == [("full", "rl")]
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
     with pytest.raises(UserError, match=r"objective: it does not fit Steps: .*gradient"):
