@@ -3,6 +3,8 @@
 f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = one network · L = objective.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from rlamort.domain import SquashedGaussian
 from rlamort.env import Spec
 from rlamort.losses import objective, td_target
 from rlamort.model import Full
-from rlamort.nets import mlp
+from rlamort.nets import ARITHMETIC, NORMS, mlp
 from rlamort.objective import MaxQ, Metrics, Soft, Temperature
 from rlamort.source import Batch
 
@@ -33,6 +35,8 @@ class SAC(Agent):
         temperature: initial alpha, the price of a nat of entropy.
         target_entropy: what the temperature steers the policy's entropy to, in nats on [-1, 1]^n; null takes -n.
         normalise: normalise observations by running statistics.
+        critic_norm: layer puts a layer norm before every ReLU of the critics (Ball et al., 2023); none leaves them plain.
+        matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
     """
 
     def __init__(
@@ -49,16 +53,19 @@ class SAC(Agent):
         temperature: Positive = 1.0,
         target_entropy: float | None = None,
         normalise: bool = False,
+        critic_norm: Literal["none", "layer"] = "none",
+        matmul: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
+        arithmetic = ARITHMETIC[matmul]
         self.tau = tau
         self.density = SquashedGaussian(self.domain.dim)
         self.target_entropy = -float(self.density.dim) if target_entropy is None else target_entropy
 
         def new_critic() -> Critic:
-            return Critic(spec.x_dim, self.domain.dim, hidden, critics)
+            return Critic(spec.x_dim, self.domain.dim, hidden, critics, NORMS[critic_norm], arithmetic)
 
-        self.model = Full(mlp(spec.x_dim, hidden, self.density.inputs), self.density)
+        self.model = Full(mlp(spec.x_dim, hidden, self.density.inputs, arithmetic), self.density)
         self.critic = new_critic()
         self.target_critic = frozen_copy(self.critic, new_critic())
         self.alpha = Temperature(temperature)

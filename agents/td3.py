@@ -4,6 +4,8 @@ f = -Q_1 · Y = box · p(x) = replay · y_theta = one network · L = objective. 
 DDPG (Lillicrap et al., 2016), as configs/method/ddpg.yaml says.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from rlamort.critic import Critic, frozen_copy, polyak
 from rlamort.env import Spec
 from rlamort.losses import objective, td_target
 from rlamort.model import Full
-from rlamort.nets import mlp
+from rlamort.nets import ARITHMETIC, NORMS, mlp
 from rlamort.objective import MaxQ, Metrics
 from rlamort.source import Batch
 
@@ -34,6 +36,8 @@ class TD3(Agent):
         smoothing_clip: bound of that noise.
         actor_delay: updates of the critics for one of policy and targets.
         normalise: normalise observations by running statistics.
+        critic_norm: layer puts a layer norm before every ReLU of the critics (Ball et al., 2023); none leaves them plain.
+        matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
     """
 
     def __init__(
@@ -51,18 +55,21 @@ class TD3(Agent):
         smoothing_clip: NonNegative = 0.5,
         actor_delay: Count = 2,
         normalise: bool = False,
+        critic_norm: Literal["none", "layer"] = "none",
+        matmul: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
+        arithmetic = ARITHMETIC[matmul]
         self.tau, self.improve_every = tau, actor_delay
         self.exploration_noise, self.smoothing_noise, self.smoothing_clip = (
             exploration_noise, smoothing_noise, smoothing_clip,
         )  # fmt: skip
 
         def new_model() -> Full:
-            return Full(mlp(spec.x_dim, hidden, self.domain.inputs), self.domain)
+            return Full(mlp(spec.x_dim, hidden, self.domain.inputs, arithmetic), self.domain)
 
         def new_critic() -> Critic:
-            return Critic(spec.x_dim, self.domain.dim, hidden, critics)
+            return Critic(spec.x_dim, self.domain.dim, hidden, critics, NORMS[critic_norm], arithmetic)
 
         self.model, self.critic = new_model(), new_critic()
         self.target_model = frozen_copy(self.model, new_model())

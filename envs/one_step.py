@@ -6,7 +6,7 @@ B rows, a context each · d numbers in a context · n = dim of y · u action in 
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -20,8 +20,9 @@ from rlamort.domain import Domain
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost
-from rlamort.problem import Problem, draw
+from rlamort.problem import Problem, draw, unseen
 
+Drawn = Callable[[Problem, int, torch.device], Tensor]  # x (count, d) as rows
 ENTRY = "rlamort.envs.one_step:single"  # how Gymnasium's registry names what makes a problem's environment
 
 
@@ -36,6 +37,7 @@ class OneStep(Env):
         count: B.
         device: where x, y and rewards live.
         max_faults: steps with costs that are no numbers which are forgiven; those rows are no transitions.
+        drawn: gives contexts: `draw`, or `unseen`.
 
     Raises:
         UserError: its contexts are no tensors, or of unequal count.
@@ -47,7 +49,8 @@ class OneStep(Env):
 
     domain: Domain  # type: ignore[assignment]  # here solutions are played, not actions
 
-    def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0) -> None:
+    def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
+        self.drawn = drawn
         self.problem, self.name, self.count = problem.to(device), type(problem).__name__, count
         with blaming(f"{self.name}.contexts"):
             d = problem.layout.dim
@@ -63,7 +66,7 @@ class OneStep(Env):
     def reset(self, seed: int) -> Tensor:
         self._generator = np.random.default_rng(seed)
         self._finished.clear()
-        self.x = contexts(self.problem, self.count, self.device, self._generator)
+        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
         if not self.x.isfinite().all():
             raise Fault(f"{self.name}.contexts: they hold {_odd(self.x)}; finite numbers are needed")
         return self.x
@@ -81,7 +84,7 @@ class OneStep(Env):
             reward = torch.where(reward.isfinite(), reward, torch.zeros_like(reward))
         self.steps += 1
         self._finished += rewards[valid].tolist()
-        self.x = contexts(self.problem, self.count, self.device, self._generator)
+        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
         return Step(x, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid)
 
     def episodes(self) -> list[Episode]:
@@ -102,6 +105,9 @@ class OneStep(Env):
         self._generator.bit_generator.state = state["generator"]
         self.steps, self.faults.count, self._finished = state["steps"], state["faults"], list(state["finished"])
         return True
+
+    def held_out(self) -> "OneStep":
+        return OneStep(self.problem, self.count, self.device, max_faults=self.faults.allowed, drawn=unseen)
 
     def close(self) -> None:
         """There is nothing to give back."""
@@ -129,7 +135,7 @@ def stream(generator: np.random.Generator, device: torch.device) -> Iterator[Non
         yield
 
 
-def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator) -> Tensor:
+def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator, drawn: Drawn = draw) -> Tensor:
     """x ~ p(x) (count, d) as rows in torch's default dtype, seeded by `generator`; torch's own generators stay as they are.
 
     Raises:
@@ -138,7 +144,7 @@ def contexts(problem: Problem, count: int, device: torch.device, generator: np.r
     """
     name = type(problem).__name__
     with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
-        x = draw(problem, count, device).to(torch.get_default_dtype())
+        x = drawn(problem, count, device).to(torch.get_default_dtype())
         if len(x) != count:
             raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")
     return x

@@ -219,11 +219,11 @@ class VAE(Problem):
         UserError: the data cannot be had, or a name is unknown.
 
     Attributes:
-        held_out: (N, pixels), of images that `contexts` never gives; their binarisation is fixed.
+        test_images: (N, pixels), which `contexts` never gives; their binarisation is fixed.
     """
 
     train_images: Tensor
-    held_out: Tensor
+    test_images: Tensor
 
     def __init__(
         self,
@@ -254,7 +254,7 @@ class VAE(Problem):
         # not persistent: a checkpoint holds what was learned, not what it was learned from
         self.register_buffer("train_images", images.train[:, None], persistent=False)
         fixed = self.likelihood.pixels(images.test.flatten(1), torch.Generator().manual_seed(0))
-        self.register_buffer("held_out", fixed, persistent=False)
+        self.register_buffer("test_images", fixed, persistent=False)
         self.alpha = Temperature(1.0).requires_grad_(False)
         self.f = Averaged(Soft(Reconstruction(self), density, self.alpha), draws)
 
@@ -265,12 +265,18 @@ class VAE(Problem):
             chosen = warped(chosen, self.warp)
         return self.likelihood.pixels(chosen.flatten(1))
 
+    def held_out(self, count: int) -> Tensor:
+        """x (count, pixels) of images that `contexts` never gives; each comes again only where there are fewer than `count`."""
+        images = self.test_images
+        order = torch.randperm(len(images), device=images.device)
+        return images[order[torch.arange(count, device=images.device) % len(images)]]
+
     def cost(self, lam: Tensor, x: X) -> Tensor:
         assert isinstance(x, Tensor)
         return self.f(lam, x)
 
     def network(self, hidden: Sequence[int], candidates: int) -> nn.Module:
-        return mlp(self.held_out.shape[1], hidden, candidates * self.domain.inputs)  # pixels are on one scale already
+        return mlp(self.test_images.shape[1], hidden, candidates * self.domain.inputs)  # pixels are on one scale already
 
     def freeze(self) -> Self:
         """Hold decoder and likelihood, so that all that is trained from here on minimises one and the same f."""

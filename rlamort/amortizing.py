@@ -22,7 +22,7 @@ from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
-from rlamort.problem import Problem, draw
+from rlamort.problem import Problem, unseen
 from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, solution_of
 from rlamort.run import Learner, learner_class
 from rlamort.score import interval
@@ -270,7 +270,7 @@ def compare(
     f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        x = draw(testing, HELD_OUT)
+        x = unseen(testing, HELD_OUT)
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []
     data: dict[str, Any] = {}

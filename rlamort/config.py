@@ -71,6 +71,8 @@ class Run:
         max_env_faults: steps that may raise, return NaN or lose a worker process; each ends its episode and is said.
         env_timeout: seconds that worker processes may take over a step before they are replaced.
         utd: updates per environment step.
+        reset_every: updates after which networks and optimisers begin anew, on the replay as it is (Nikishin et al., 2022);
+            0 never.
         batch_size: transitions in an update.
         warmup_steps: environment steps with uniformly random actions, before the agent acts.
         update_after: environment steps before the first update; null takes warmup_steps.
@@ -109,6 +111,7 @@ class Run:
     max_env_faults: Whole = 10
     env_timeout: Positive = 60.0
     utd: Count = 1
+    reset_every: Whole = 0
     batch_size: Count = 256
     warmup_steps: Whole = 1_000
     update_after: Whole | None = None
@@ -149,6 +152,7 @@ FIXED = {
     "n_step",
     "hidden",
     "critics",
+    "critic_norm",
     "normalise",
 }
 

@@ -1,12 +1,12 @@
 """Q functions. E members · B batch"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from rlamort.nets import Ensemble
+from rlamort.nets import FLOAT32, Arithmetic, Ensemble, Plain
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -19,11 +19,21 @@ class Critic(nn.Module):
         y_dim: coordinates of an action.
         hidden: widths of the hidden layers.
         members: E.
+        norm: between a hidden layer's product and its ReLU, as `rlamort.nets.Ensemble` takes it.
+        arithmetic: of the products.
     """
 
-    def __init__(self, x_dim: int, y_dim: int, hidden: Sequence[int], members: int) -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden: Sequence[int],
+        members: int,
+        norm: Callable[[int, int], nn.Module] = Plain,
+        arithmetic: Arithmetic = FLOAT32,
+    ) -> None:
         super().__init__()
-        self.ensemble = Ensemble(members, x_dim + y_dim, hidden, 1)
+        self.ensemble = Ensemble(members, x_dim + y_dim, hidden, 1, norm, arithmetic)
 
     def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
         """x (B, d), y (B, n) -> (members, B); `members` None asks for all."""

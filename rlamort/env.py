@@ -81,5 +81,9 @@ class Env:
         """Go on where `state` was taken; False where only new episodes could be begun."""
         raise NotImplementedError
 
+    def held_out(self) -> "Env":
+        """Itself, or its like over contexts that training never meets, where there are such: what evaluations are played in."""
+        return self
+
     def close(self) -> None:
         """Give back what the environments hold."""

@@ -1,27 +1,87 @@
-"""Networks that several agents share. E ensemble members · B batch · d inputs"""
+"""Networks that several agents share. E ensemble members · B batch · d inputs · h hidden units"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+def bfloat16_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b, with both and the result rounded to bfloat16's eight bits but sums in float32; given back in a's type."""
+    return (a.bfloat16() @ b.bfloat16()).to(a.dtype)
+
+
+class Bfloat16Linear(nn.Linear):
+    """`nn.Linear` with a product in bfloat16, forward and backward; weights, bias, input and output stay as they are."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return bfloat16_product(h, self.weight.mT) + self.bias
+
+
+class Arithmetic(NamedTuple):
+    """What the matrix products of a network are computed in; nothing else is.
+
+    Not `torch.autocast`, which would round outputs and a cost's own products too, and whose copies of weights would outlive
+    the step that moves them.
+    """
+
+    linear: Callable[[int, int], nn.Module]  # (inputs, outputs) -> layer
+    product: Callable[[Tensor, Tensor], Tensor]  # (E, B, i), (E, i, o) -> (E, B, o)
+
+
+FLOAT32 = Arithmetic(nn.Linear, torch.bmm)
+ARITHMETIC = {"float32": FLOAT32, "bfloat16": Arithmetic(Bfloat16Linear, bfloat16_product)}
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic = FLOAT32) -> nn.Sequential:
     """ReLU network (B, inputs) -> (B, outputs) with PyTorch's default initialisation."""
     sizes = [inputs, *hidden, outputs]
     layers: list[nn.Module] = []
     for i, o in pairwise(sizes):
-        layers += [nn.Linear(i, o), nn.ReLU()]
+        layers += [arithmetic.linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+class Plain(nn.Module):
+    """Hidden units as they are, whoever's: what stands where there is no norm."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+
+    def forward(self, h: Tensor, members: int) -> Tensor:
+        return h
+
+
+class EnsembleLayerNorm(nn.Module):
+    """E layer norms (Ba, Kiros and Hinton, 2016, eq. 4), each with its own gain and bias, which begin at 1 and 0.
+
+    Args:
+        members: E.
+        width: h.
+    """
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(members, 1, width))
+
+    def forward(self, h: Tensor, members: int) -> Tensor:
+        """h (members, B, h) -> the same shape, each row with mean 0 and variance 1 before gain and bias."""
+        return torch.addcmul(self.bias[:members], nn.functional.layer_norm(h, h.shape[-1:]), self.gain[:members])
+
+
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {"none": Plain, "layer": EnsembleLayerNorm}
 
 
 class EnsembleLinear(nn.Module):
     """E linear layers in one batched product, each initialised like `nn.Linear`."""
 
-    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+    def __init__(self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32) -> None:
         super().__init__()
+        self.product = arithmetic.product
         bound = 1 / math.sqrt(inputs)
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
@@ -31,23 +91,43 @@ class EnsembleLinear(nn.Module):
         weight, bias = self.weight[:members], self.bias[:members]
         if weight.shape[-1] == 1:  # a batched product with one column takes several times as long as this
             return (h * weight.mT).sum(-1, keepdim=True) + bias
-        return torch.bmm(h, weight) + bias  # not baddbmm, which copies the bias first
+        return self.product(h, weight) + bias  # not baddbmm, which copies the bias first
 
 
 class Ensemble(nn.Module):
-    """E independent ReLU networks (B, inputs) -> (E, B, outputs)."""
+    """E independent ReLU networks (B, inputs) -> (E, B, outputs).
 
-    def __init__(self, members: int, inputs: int, hidden: Sequence[int], outputs: int) -> None:
+    Args:
+        members: E.
+        inputs: coordinates of what all of them are given.
+        hidden: widths; each layer is linear, then `norm`, then ReLU.
+        outputs: coordinates of what each gives.
+        norm: (members, width) -> module that takes hidden units (members, B, width) and how many members they are of.
+        arithmetic: of the products.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        norm: Callable[[int, int], nn.Module] = Plain,
+        arithmetic: Arithmetic = FLOAT32,
+    ) -> None:
         super().__init__()
         self.members = members
-        self.layers = nn.ModuleList(EnsembleLinear(members, i, o) for i, o in pairwise([inputs, *hidden, outputs]))
+        sizes = pairwise([inputs, *hidden, outputs])
+        self.layers = nn.ModuleList(EnsembleLinear(members, i, o, arithmetic) for i, o in sizes)
+        self.norms = nn.ModuleList(norm(members, width) for width in hidden)
 
     def forward(self, h: Tensor, members: int | None = None) -> Tensor:
         """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed."""
         members = members or self.members
-        h = h.expand(members, *h.shape)
-        for i, layer in enumerate(self.layers):
-            h = layer(h, members) if i == 0 else layer(h.relu(), members)
+        first, *others = self.layers
+        h = first(h.expand(members, *h.shape), members)
+        for norm, layer in zip(self.norms, others, strict=True):
+            h = layer(norm(h, members).relu(), members)
         return h
 
 

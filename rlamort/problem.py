@@ -42,6 +42,10 @@ class Problem(nn.Module):
         """x ~ p(x), `count` of them: a tensor, or a dict of tensors, with leading axis `count`; from torch's generator."""
         raise NotImplementedError
 
+    def held_out(self, count: int) -> X:
+        """x ~ p(x) that `contexts` never gives, where contexts are data and run out: what evaluations are of."""
+        return self.contexts(count)
+
     def cost(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x -> f(y; x) (B,): lower is better, and no item depends on another."""
         raise NotImplementedError
@@ -127,4 +131,10 @@ class Layout(NamedTuple):
 def draw(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
     """x ~ p(x) (count, d) as rows, on `device`; from torch's generator."""
     x = problem.layout.pack(problem.contexts(count))
+    return x if device is None else x.to(device)
+
+
+def unseen(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
+    """As `draw`, of what is held out."""
+    x = problem.layout.pack(problem.held_out(count))
     return x if device is None else x.to(device)

@@ -1,12 +1,14 @@
 """Claims as commands: a study trains what it claims, keeps what it measured, and says whether the claim holds.
 
 An entry of configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
-seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it names a function of
+seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
+each with settings of its own, and returns that they must reach, the sooner in wall-clock the better. Or it names a function of
 `rlamort.claims` that measures something else.
 """
 
 import importlib.resources
 import json
+import math
 import subprocess
 import sys
 import time
@@ -25,7 +27,7 @@ from rlamort.errors import Fault, UserError, nearest
 from rlamort.plot import band
 from rlamort.score import Interval, interval, iqm, stratified_bootstrap
 from rlamort.track import read_records
-from rlamort.verdict import Verdict
+from rlamort.verdict import Verdict, at_most
 
 Kept = dict[str, Any]  # finished runs, by the command that a user types for them
 
@@ -70,6 +72,50 @@ class Study(NamedTuple):
         return np.array(self.curves(row, kept)[:, -1])
 
 
+class Race(NamedTuple):
+    """Train each of `race`, contender -> row and overrides of its own, in turns, and see when it reaches the `targets`.
+
+    The claim is that `ours` reaches the first target in at most `limit` of the seconds that `baseline` takes.
+    """
+
+    row: str
+    race: dict[str, list[str]]
+    env: str
+    steps: int
+    seeds: list[int]
+    targets: list[float]  # returns
+    every: int  # steps between evaluations, which is how finely the moment of reaching a target is known
+    ours: str
+    baseline: str
+    limit: float
+    overrides: Sequence[str] = ()
+
+    def command(self, contender: str, seed: int) -> list[str]:
+        """What a user types for one of its runs, after `rlamort`. Training seconds are logged where it is evaluated."""
+        row, *own = self.race[contender]
+        every = [f"eval_every={self.every}", f"log_every={self.every}"]
+        return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *every, *self.overrides, *own]
+
+    def key(self, contender: str, seed: int) -> str:
+        return " ".join(["rlamort", *self.command(contender, seed)])
+
+    def missing(self, kept: Kept) -> list[tuple[str, int]]:
+        """Runs that are not kept yet, in turns."""
+        return [(one, seed) for seed in self.seeds for one in self.race if self.key(one, seed) not in kept]
+
+    def reached(self, contender: str, target: float, measure: str, kept: Kept) -> np.ndarray:
+        """(seeds,) of `measure`, time/seconds or env_step, at the first evaluation at or above `target`; inf without one."""
+        runs = [kept[self.key(contender, seed)]["evaluations"] for seed in self.seeds]
+        return np.array([next((one[measure] for one in run if one["eval/return"] >= target), math.inf) for run in runs])
+
+    def results(self, contender: str, kept: Kept) -> list[float]:
+        """Medians over seeds of last return, area, and steps per training second."""
+        runs = [kept[self.key(contender, seed)] for seed in self.seeds]
+        returns = np.array([[one["eval/return"] for one in run["evaluations"]] for run in runs])
+        speeds = [self.steps / run["seconds"] for run in runs]
+        return [float(np.median(values)) for values in (returns[:, -1], returns.mean(-1), speeds)]
+
+
 class Claim(NamedTuple):
     """What a function measures: `measure() -> Measured`, named by its dotted path."""
 
@@ -83,12 +129,19 @@ def rows() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
 
 
-def entries(row: str) -> list[Study | Claim]:
+Entry = Study | Race | Claim
+
+
+def entries(row: str) -> list[Entry]:
     """Raises UserError where a row has no claims."""
     if row not in rows():
         raise UserError(f"reproduce {row}: this row has no claims yet. {nearest(row, rows())}")
     text = (importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()
-    return [(Claim if "measure" in entry else Study)(row, **entry) for entry in yaml.safe_load(text)]
+    return [_kind(entry)(row, **entry) for entry in yaml.safe_load(text)]
+
+
+def _kind(entry: dict[str, Any]) -> type[Entry]:
+    return Claim if "measure" in entry else Race if "race" in entry else Study
 
 
 def studies(row: str) -> list[Study]:
@@ -97,7 +150,7 @@ def studies(row: str) -> list[Study]:
 
 
 def reproduce(row: str, results: Path) -> list[Verdict]:
-    """Run what is missing of a row's studies, judge them all, and write the table of every row measured so far.
+    """Run what is missing of a row's studies and races, judge them all, and write the table of every row measured so far.
 
     Every finished run is kept in `results`/ROW.json at once, and not run again while its command stays the same.
     """
@@ -134,10 +187,12 @@ def _measure(claim: Claim, results: Path) -> Kept:
     }
 
 
-def judged(entry: Study | Claim, kept: Kept) -> list[Verdict]:
+def judged(entry: Entry, kept: Kept) -> list[Verdict]:
     """The verdicts that are known."""
     if isinstance(entry, Study):
         return judge(entry, kept)
+    if isinstance(entry, Race):
+        return judge_race(entry, kept)
     return [Verdict(*one) for one in kept[entry.measure]["verdicts"]] if entry.measure in kept else []
 
 
@@ -168,6 +223,18 @@ def judge(study: Study, kept: Kept) -> list[Verdict]:
         threshold = f"interval overlaps or lies above {_shown(b)} (area {other.mean():.1f})"
         verdicts.append(Verdict(f"return of {what}: beside {study.baseline}", measured, threshold, a.high >= b.low))
     return verdicts
+
+
+def judge_race(race: Race, kept: Kept) -> list[Verdict]:
+    """Its claim, once both whom it is about have run from every seed."""
+    target = race.targets[0]
+    if {race.ours, race.baseline} & {one for one, _ in race.missing(kept)}:
+        return []
+    ours, theirs = (race.reached(one, target, "time/seconds", kept) for one in (race.ours, race.baseline))
+    with np.errstate(invalid="ignore"):  # where neither reaches it there is no ratio, and a NaN fails
+        ratio = float(np.median(ours / theirs))
+    what = f"training seconds to a return of {target:g} on {race.env}, seeds {race.seeds}: {race.ours} over {race.baseline}"
+    return [at_most(what, ratio, race.limit, "x")]
 
 
 def _shown(value: Interval) -> str:
@@ -201,7 +268,7 @@ def table(results: Path) -> str:
         "| command | claim | threshold | measured | verdict |",
         "|---|---|---|---|---|",
     ]
-    whole = []
+    whole, races = [], []
     for row in rows():
         kept = _kept(row, results)
         for study in entries(row):
@@ -211,12 +278,43 @@ def table(results: Path) -> str:
             if isinstance(study, Claim):
                 if study.measure not in kept:
                     lines.append(f"| `rlamort reproduce {row}` | all of them | | not measured yet | open |")
-            elif missing := study.missing(kept):
+                continue
+            if missing := study.missing(kept):
                 what = f"{study.env}, {study.steps:,} steps, beside {study.baseline}"
                 lines.append(f"| `rlamort reproduce {row}` | {what} | | {len(missing)} runs to go | open |")
-            elif study.baseline:
+            elif isinstance(study, Study) and study.baseline:
                 whole.append((study, kept))
-    return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
+            if isinstance(study, Race) and len(study.missing(kept)) < len(study.race) * len(study.seeds):
+                races += ["", *finishes(study, kept)]
+    return "\n".join([*lines, *(["", *overall(whole)] if whole else []), *races]) + "\n"
+
+
+def finishes(race: Race, kept: Kept) -> list[str]:
+    """Every contender of a race that has run from all seeds: medians over them, the fastest to each target in bold."""
+    waiting = {one for one, _ in race.missing(kept)}
+    done = [one for one in race.race if one not in waiting]
+    lines = [
+        f"## Fastest to a return on {race.env}: optional, measured effect",
+        "",
+        f"{race.steps:,} steps, seeds {race.seeds}, all with `{' '.join(race.overrides)}`; medians over seeds. Seconds are of",
+        f"training, without evaluations, until the first evaluation, one every {race.every:,} steps, at or above the return;",
+        "inf says that none was. Compiling counts in the run that does it; what was compiled is kept for later runs.",
+        "",
+    ]
+    seconds = {
+        target: {one: np.median(race.reached(one, target, "time/seconds", kept)) for one in done} for target in race.targets
+    }
+    names = ["contender", "command", *(f"{what} to {t:g}" for t in race.targets for what in ("seconds", "steps"))]
+    lines.append(f"| {' | '.join([*names, 'last return', 'area', 'steps/s'])} |")
+    lines.append("|---" * (len(names) + 3) + "|")
+    for one in done:
+        cells = [one, f"`{' '.join(race.race[one])}`"]
+        for target, taken in seconds.items():
+            steps = np.median(race.reached(one, target, "env_step", kept))
+            best = taken[one] == min(taken.values()) < math.inf
+            cells += [f"**{taken[one]:.0f}**" if best else f"{taken[one]:.0f}", f"{steps:.0f}"]
+        lines.append(f"| {' | '.join([*cells, *(f'{value:.1f}' for value in race.results(one, kept))])} |")
+    return lines
 
 
 def overall(whole: Sequence[tuple[Study, Kept]]) -> list[str]:
@@ -252,9 +350,12 @@ def _run(command: list[str]) -> Kept:
         raise Fault(f"rlamort {' '.join(command)}: it exited with {done.returncode}: {done.stderr.strip()[-500:]}")
     run = Path(done.stdout.strip().splitlines()[-1])
     records = read_records(run)
-    speeds = [record for record in records if "time/seconds" in record]
+    seconds = {record["env_step"]: record["time/seconds"] for record in records if "time/seconds" in record}
+    evaluations = [record for record in records if "eval/return" in record]
     return {
         "versions": versions(),
-        "seconds": speeds[-1]["time/seconds"] if speeds else None,
-        "evaluations": [record for record in records if "eval/return" in record],
+        "seconds": max(seconds.values(), default=None),
+        "evaluations": [
+            one | ({"time/seconds": seconds[one["env_step"]]} if one["env_step"] in seconds else {}) for one in evaluations
+        ],
     }

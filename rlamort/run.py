@@ -26,6 +26,7 @@ from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
 from rlamort.mirror import Mirror, require
 from rlamort.randomness import Randomness
+from rlamort.resets import Resets
 from rlamort.score import Score, score
 from rlamort.track import Tracker
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses
@@ -60,8 +61,13 @@ class Learner:
 
     def _build(self, spec: Spec) -> None:
         with self.randomness():
-            kind = locate(self.config.row["agent"])
-            self.agent: Agent = kind(spec, **self.config.keywords(kind)).to(self.device)
+            self.agent: Agent = self._drawn(spec).to(self.device)
+
+    def _drawn(self, spec: Spec) -> Agent:
+        """An agent that has learned nothing yet."""
+        kind = locate(self.config.row["agent"])
+        drawn: Agent = kind(spec, **self.config.keywords(kind))
+        return drawn
 
     def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
         self.config, self._env_given = config, env
@@ -110,7 +116,7 @@ class Learner:
         if given is None:
             raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
         if self._evaluation is None or self._evaluation.count != episodes:
-            self._evaluation = self._open_env(given, episodes)
+            self._evaluation = self._open_env(given, episodes).held_out()
         return self._evaluation
 
     def score(self, episodes: int | None = None) -> Score:
@@ -175,8 +181,11 @@ class Learner:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
         if self.updates is None:
-            source, count = self.source, self.config.run.batch_size
-            self.updates = (Captured if self._compiled else Eager)(self.agent, lambda: source.sample(count))
+            source, run = self.source, self.config.run
+            self.updates = (Captured if self._compiled else Eager)(self.agent, lambda: source.sample(run.batch_size))
+            if run.reset_every:
+                fresh = functools.partial(self._drawn, self.agent.spec)
+                self.updates = Resets(self.updates, self.agent, fresh, run.reset_every, lambda: self.clock.updates)
         return self.updates
 
     def _keep(self, stop: Callable[[], bool]) -> None:

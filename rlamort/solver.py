@@ -20,7 +20,7 @@ from rlamort.checkpoint import open_saved, save_agent
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
-from rlamort.problem import Problem, draw
+from rlamort.problem import Problem, unseen
 from rlamort.reference import (
     FAILURES,
     STARTS,
@@ -160,8 +160,8 @@ class Solver(nn.Module):
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
 
     def draw(self, count: int) -> Tensor:
-        """Fresh contexts (count, d) as rows, of the solver's dtype and device."""
-        return draw(self.problem, count).to(self._like())
+        """Contexts held out (count, d) as rows, of the solver's dtype and device."""
+        return unseen(self.problem, count).to(self._like())
 
     def rows(self, x: Given) -> Tensor:
         """Contexts as a user has them -> (B, d), after every part has been checked.

@@ -22,10 +22,10 @@ def ring(device):
     return made
 
 
-def pair(name, ring, kind=Captured):
+def pair(name, ring, kind=Captured, **more):
     """The same agent twice, one updated eagerly."""
     torch.manual_seed(0)
-    agent = LEARNERS[name](ring.env.spec, normalise=True).to(ring.device)
+    agent = LEARNERS[name](ring.env.spec, normalise=True, **more).to(ring.device)
     agent.observe(ring.env.x)
     twin = copy.deepcopy(agent)
     return Eager(agent, lambda: ring.sample(64)), kind(twin, lambda: ring.sample(64))

@@ -8,16 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from matplotlib.figure import Figure
 from rlamort.agents.sac import SAC
 from rlamort.agents.td3 import TD3
 from test_laws import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlamort import speed
-from rlamort.config import locate
+from rlamort import reproduce, speed
+from rlamort.config import locate, resolve
 from rlamort.env import Spec
-from rlamort.reproduce import Claim, Study, _measure, entries, judge, judged, rows, studies, table
+from rlamort.reproduce import Claim, Race, Study, _measure, entries, finishes, judge, judged, rows, studies, table
 from rlamort.score import interval, iqm, stratified_bootstrap
 from rlamort.verdict import Measured, at_least, at_most
 
@@ -59,6 +60,90 @@ def test_the_table_says_what_is_missing(tmp_path):
     text = table(tmp_path)
     assert "**FAIL**" in text  # 950 is not reached
     assert "Over these 2 studies" in text
+
+
+RACE = {
+    "race": {"ours": ["sac", "utd=2"], "theirs": ["sb3/sac"], "third": ["sac"]},
+    "env": "Pendulum-v1", "steps": 150, "seeds": [0, 1, 2], "targets": [-1000, 0], "every": 50,
+    "ours": "ours", "baseline": "theirs", "limit": 0.5, "overrides": ["warmup_steps=50"],
+}  # fmt: skip
+
+
+def ran(race, contender, reached, seconds):
+    """Runs that return -500 from evaluation `reached`, 0, 1 or 2, of each seed on, at so many seconds an evaluation."""
+    return {
+        race.key(contender, seed): {
+            "seconds": 3 * seconds,
+            "evaluations": [
+                {"env_step": 50 * (i + 1), "time/seconds": seconds * (i + 1), "eval/return": -500.0 if i >= when else -1500.0}
+                for i in range(3)
+            ],
+        }
+        for seed, when in zip(race.seeds, reached, strict=True)
+    }
+
+
+def test_a_race_is_won_in_seconds_and_who_never_arrives_takes_forever():
+    race = Race("race", **RACE)
+    assert [v.passed for v in judge_both(race, [1, 0, 2], 1.0, [1, 1, 1], 4.0)] == [True]  # 2/8, 1/8, 3/8
+    assert [v.passed for v in judge_both(race, [1, 1, 1], 4.0, [1, 1, 1], 1.0)] == [False]
+    assert [v.passed for v in judge_both(race, [1, 9, 9], 0.1, [1, 1, 1], 4.0)] == [False]  # two of three never
+    assert [v.passed for v in judge_both(race, [1, 1, 1], 9.0, [9, 9, 9], 1.0)] == [True]
+    assert [v.passed for v in judge_both(race, [9, 9, 9], 1.0, [9, 9, 9], 1.0)] == [False]
+    assert judged(race, ran(race, "ours", [1, 1, 1], 1.0)) == []
+
+
+def judge_both(race, ours, our_seconds, theirs, their_seconds):
+    return judged(race, ran(race, "ours", ours, our_seconds) | ran(race, "theirs", theirs, their_seconds))
+
+
+def test_the_table_of_a_race_marks_the_fastest_and_says_inf():
+    race = Race("race", **RACE)
+    kept = ran(race, "ours", [1, 1, 2], 1.0) | ran(race, "theirs", [0, 0, 0], 1.5) | ran(race, "third", [0, 9, 9], 1.0)
+    del kept[race.key("theirs", 2)]
+    lines = finishes(race, kept)
+    assert lines[-2] == "| ours | `sac utd=2` | **2** | 100 | inf | inf | -500.0 | -833.3 | 50.0 |"
+    assert lines[-1] == "| third | `sac` | inf | inf | inf | inf | -1500.0 | -1500.0 | 50.0 |"
+    assert race.missing(kept) == [("theirs", 2)]
+
+
+def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
+    """Real runs in processes of their own, kept by command: a second call trains nothing."""
+    small = {
+        "seeds": [0], "targets": [-3000, 1], "limit": 1e9, "race": {"ours": ["sac", "num_envs=3"], "theirs": ["sb3/sac"]},
+        "overrides": ["warmup_steps=50", "hidden=[8,8]", "batch_size=8", "eval_episodes=1", "threads=1"],
+    }  # fmt: skip
+    code = (
+        "from rlamort import reproduce as r; from rlamort.cli import main\n"
+        f"real, race = r.entries, r.Race('race', **{RACE | small!r})\n"
+        "r.entries = lambda row: [race] if row == 'race' else real(row)\n"
+        "main(['reproduce', 'race', '--results', 'results'])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("running: rlamort train") == 2
+    assert "pass  training seconds to a return of -3000 on Pendulum-v1, seeds [0]: ours over theirs" in done.stdout
+    race = Race("race", **RACE | small)
+    monkeypatch.setattr(reproduce, "entries", lambda row: [race] if row == "race" else entries(row))
+    assert [verdict.passed for verdict in reproduce.reproduce("race", tmp_path / "results")] == [True]
+    assert "running" not in capsys.readouterr().out
+    kept = json.loads((tmp_path / "results" / "race.json").read_text())
+    assert list(kept) == [race.key(one, 0) for one in race.race]
+    for run in kept.values():
+        assert [one["env_step"] for one in run["evaluations"]] in ([50, 100, 150], [51, 102, 150])
+        seconds = [one["time/seconds"] for one in run["evaluations"]]
+        assert 0 < seconds[0] < seconds[1] < seconds[2] == run["seconds"]
+    text = (tmp_path / "results" / "README.md").read_text()
+    assert "## Fastest to a return on Pendulum-v1" in text
+    assert "| inf | inf |" in text
+
+
+def test_contenders_of_races_are_rows_and_settings_that_exist():
+    for race in (entry for row in rows() for entry in entries(row) if isinstance(entry, Race)):
+        assert {race.ours, race.baseline} <= set(race.race)
+        for contender in race.race:
+            _, row, *given = race.command(contender, 0)
+            resolve(row, {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in given)})
 
 
 def two_claims():

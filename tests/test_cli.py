@@ -125,7 +125,7 @@ def test_baselines_are_one_override_away(tmp_path):
     assert done.stdout.splitlines()[-1] == "run"
     assert "return" in rlamort("eval", "run", "--episodes", 2, cwd=tmp_path).stdout
     done = rlamort("train", "sb3/td3", "env=Pendulum-v1", "compile=true", "steps=100", cwd=tmp_path, code=2)
-    assert "compile=false is needed" in done.stderr
+    assert "compile=false and reset_every=0 are needed" in done.stderr
 
 
 def test_list_names_every_method_with_its_tuple(tmp_path):

@@ -25,6 +25,19 @@ def test_readme_python(block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_readme_opens_with_the_objective_and_two_commands_on_its_first_screen():
+    assert re.findall(r"^## (.*)", README, re.M)[:2] == ["One objective", "Two commands"]
+    assert README[: README.index("## Two commands")].count("\n") < 50
+
+
+def test_laws_that_a_page_names_are_where_it_says():
+    page = (ROOT / "docs" / "one-objective.md").read_text()
+    named = re.findall(r"`(test_\w+)`.*?\((?:\.\./)(tests/\w+\.py)\)", page, re.S)
+    assert len(named) == 4
+    for law, file in named:
+        assert f"def {law}(" in (ROOT / file).read_text(), law
+
+
 def test_readme_commands_exist():
     named = set(re.findall(r"^rlamort (\w+)", README, re.M))
     assert named == set(COMMANDS)

@@ -1,6 +1,7 @@
 """A policy as an amortization model: its max-Q problem, its gap in the critic, and what the environment says of it."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,15 +12,18 @@ from rlamort.envs.maxq import MaxQProblem, Visited, visit
 from rlamort.envs.resimulate import Rolled, Stepped, save
 
 import rlamort as ra
-from rlamort.gap import by_episode, gap, max_q, refine, search
+from rlamort.claims import maxq
+from rlamort.domain import unit_box
+from rlamort.gap import FROM, Projected, Tried, _walk, by_episode, gap, max_q, refine, search, settings, tutorial
 from rlamort.losses import objective
 from rlamort.objective import Cost
-from rlamort.problem import draw
+from rlamort.problem import Problem, draw
 from rlamort.run import learner_class
 from rlamort.score import score
 from rlamort.source import Batch
+from rlamort.update import Gradient
 
-SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1}
+SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1, "patience": 8}
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,78 @@ def test_the_search_finds_the_best_of_a_fine_grid(runs):
     start = torch.zeros(16, 1, dtype=torch.float64)
     found = f(search(f, x, start), x)
     assert (found <= lowest + 1e-4).all()
+
+
+class Bowl(Problem):
+    """|y - x|^2 on the box: the nearest of its points to x."""
+
+    def __init__(self):
+        super().__init__()
+        self.domain = unit_box(2)
+
+    def contexts(self, count):
+        return torch.randn(count, 2)
+
+    def cost(self, y, x):
+        return (y - x).square().sum(-1)
+
+
+@pytest.mark.parametrize("setting", settings(200), ids=lambda one: one.search.name)
+def test_every_solver_that_is_timed_finds_the_nearest_point_of_the_box(setting, device):
+    problem = Bowl().to(device)
+    x = torch.tensor([[0.3, -0.2], [0.5, 2.0], [-3.0, 4.0]], device=device)
+    f, nearest = Cost(problem), x.clamp(-1, 1)
+    least = f(nearest, x)
+    torch.manual_seed(0)
+    tried = _walk(f, problem.domain, x, setting, (least.mean() + 0.05).item())
+    assert [one.starts for one in tried] == list(FROM)
+    assert tried[-1].iterations((least.mean() + 0.05).item()) is not None
+    alone, more = tried[0].mean, tried[-1].mean
+    assert (more <= alone).all()  # the first of several starts is the only one of one
+    assert (alone.diff() <= 0).all()
+    assert (alone >= least.double().mean() - 1e-5).all()  # none leaves the box
+
+
+def test_iterations_are_counted_to_the_first_that_is_low_enough():
+    one = Tried(settings(8)[0], 1, torch.tensor([3.0, 2.0, 2.0, 1.0]))
+    assert [one.iterations(cost) for cost in (3.0, 2.0, 1.5, 0.5)] == [1, 2, 4, None]
+
+
+def test_projected_steps_are_those_of_the_solver_and_stay_in_the_box():
+    problem, x = Bowl(), torch.tensor([[0.3, -0.2], [-3.0, 4.0]])
+    path = Projected("descent", lambda domain: Gradient(0.25), 9).path(Cost(problem), problem.domain, x, torch.zeros(2, 2))
+    first, second = itertools.islice(path, 2)
+    torch.testing.assert_close(first, (0.5 * x).clamp(-1, 1))
+    torch.testing.assert_close(second, (first + 0.5 * (x - first)).clamp(-1, 1))
+
+
+def test_the_tutorials_protocol_leaves_the_box_and_so_beats_what_is_best_in_it():
+    problem, x = Bowl(), torch.tensor([[0.3, -0.2], [1.5, 1.2]])
+    f, best = Cost(problem), x.clamp(-1, 1)
+    costs = {"policy": f(best, x).numpy(), "zero": f(torch.zeros_like(x), x).numpy()}
+    found = tutorial(f, x, lambda given: given.clamp(-1, 1), costs).data
+    assert found["v"] == pytest.approx(costs["policy"].mean() / (costs["zero"] - costs["policy"]).mean(), rel=0.1)
+    assert found["outside"] == 0.5
+    assert found["times_the_policy"] > 0
+
+
+def test_a_solver_that_is_not_named_does_not_count_and_one_that_never_arrives_fails():
+    solver = {"kind": "projected gradient", "goal": "a gap of 1 %", "batch": 8, "times": 1.0}
+    solvers = [solver, {**solver, "kind": "Adam", "times": 5.0}, {**solver, "kind": "CEM", "times": 7.0}]
+    assert maxq.fastest(solvers, "a gap of 1 %", 8)["times"] == 5.0
+    assert np.isnan(maxq.fastest(solvers[:1], "a gap of 1 %", 8)["times"])
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [([1.0, 1.1, 1.2], "the return rises"), ([-1.0, -1.1, -1.2], "the return falls"), ([1.0, -1.0, 0.5], "does not")],
+)
+def test_whether_the_return_follows_is_said_by_the_interval_of_paired_episodes(gain, said):
+    policy = [100.0, -300.0, 20.0]
+    better = [own + more for own, more in zip(policy, gain, strict=True)]
+    sentence = maxq.follows("agent", {"acting": {"returns": {"policy": policy, "refined": better, "search": policy}}})
+    assert said in sentence
+    assert "does not change" in sentence
 
 
 def test_states_are_those_of_whole_episodes_and_are_split_by_them():
@@ -220,7 +296,9 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
     path = f"sb3:{runs / run}" if run.endswith("zip") else runs / run
     report = gap(path, "Pendulum-v1", **{**SMALL, "acting": acting})
     solvers = report.data["critic"]["solvers"]
-    assert any(solver["the policy's cost"]["iterations"] for solver in solvers.values())
+    assert {"Adam", "L-BFGS"} <= {one["kind"] for one in solvers if one["goal"] == "the policy's cost"}
+    assert all(one["seconds"] > 0 and one["starts"] in FROM for one in solvers)
+    assert all(np.diff(curve["gap"]).max(initial=0) <= 1e-9 for curve in report.data["critic"]["curves"].values())
     blocks = ["In its own critic", "Re-simulated in the environment", *["Acting with each"] * acting]
     assert [line for line in report.lines if line in (*blocks, "Acting with each")] == blocks
     gaps = report.data["critic"]["gaps"]
@@ -230,6 +308,12 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
     assert report.data["environment"]["by"] == "stepped"
     assert report.data["environment"]["states"] == 4
     if acting:
+        measured = maxq.judged(report.data, "Pendulum-v1, TD3")
+        removed, times = measured.verdicts
+        assert removed.passed == (report.data["critic"]["removed"] >= 0.5)
+        assert times.passed == (maxq.fastest(solvers, "a gap of 1 %", 8)["times"] >= 300)
+        assert list(measured.figures) == ["maxq_pendulum_v1_td3"]
+        assert json.dumps(measured.data)
         assert {len(values) for values in report.data["acting"]["returns"].values()} == {1}
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import itertools
+import json
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from rlamort.envs.vae import VAE, Averaged, Bernoulli, Convolutional, Held, Join
 from torch import nn
 
 from rlamort.claims import inference
-from rlamort.claims.inference import DifferencedOracle, Tuning, adam, needed
+from rlamort.claims.inference import Differenced, DifferencedOracle, Tuning, adam, needed
 from rlamort.config import methods
 from rlamort.domain import Gaussian
 from rlamort.errors import UserError
@@ -46,8 +47,8 @@ def linear():
 
 
 def some(problem, count=4):
-    device = problem.held_out.device
-    x = problem.held_out[:count]
+    device = problem.test_images.device
+    x = problem.test_images[:count]
     return x, 0.5 * torch.randn(count, problem.domain.inputs, dtype=torch.float64, device=device)
 
 
@@ -141,7 +142,7 @@ def test_steps_after_the_encoder_do_not_depend_on_the_batch(vae):
 
 def test_refined_inference_has_the_exact_gradient(vae):
     """Through eight steps, second derivatives included: against finite differences, in the encoder and in the decoder."""
-    x = vae.held_out[:3]
+    x = vae.test_images[:3]
     f = vae.bound(torch.randn(2, 3, dtype=torch.float64, device=x.device))
     encoder = Full(vae.network((4,), 1).double().to(x.device), vae.domain)
     model = Unroll(encoder, Gradient(0.01), 8, vae.domain)
@@ -162,7 +163,7 @@ def test_finite_differences_approach_the_exact_gradient_of_refined_inference(vae
     """What `reproduce savae` holds against it, Kim et al.'s way, is the same gradient in float64, but not in float32."""
     for dtype, near, far in ((torch.float64, 0.0, 1e-4), (torch.float32, 1e-3, 1.0)):
         posed = vae.to(dtype)
-        x = posed.held_out[:3]
+        x = posed.test_images[:3]
         f = posed.bound(torch.ones(1, 3, dtype=dtype, device=x.device))
         encoder = Full(nn.Linear(64, 6).to(x), posed.domain)
         owned = [p for p in posed.parameters() if p.requires_grad]
@@ -174,23 +175,86 @@ def test_finite_differences_approach_the_exact_gradient_of_refined_inference(vae
         assert near < (slopes[1] - slopes[0]).norm() / slopes[0].norm() < far
 
 
+def test_both_ways_to_second_derivatives_ask_the_same_gradient(device):
+    """A race between them is one of derivatives alone: the same draws, and as many of them."""
+    torch.manual_seed(0)
+    posed = VAE(latent=3, hidden=(20,), draws=4).double().to(device)
+    x, lam = some(posed)
+    slopes = []
+    for kind in (Cost, Differenced):
+        torch.manual_seed(1)
+        slopes.append(kind(posed).oracle(x).grad(lam))
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
 def test_adam_reaches_what_it_is_raced_to(vae, monkeypatch):
-    monkeypatch.setattr(inference, "LIMIT", 60)
+    monkeypatch.setattr(inference, "LIMIT", 40)
     posed = vae.float().freeze()
-    x = posed.held_out[:4]
+    x = posed.test_images[:4]
     judge, tuning = posed.bound(torch.randn(32, 3).to(x)), Tuning(0.1, 50.0, 4)
     path = list(itertools.islice(adam(posed, x, tuning), 30))
     target = judge(path[-1], x).mean().item()
     assert target < judge(torch.zeros_like(path[0]), x).mean().item()
-    steps = needed(posed, x, judge, target + 0.05, tuning)
-    assert steps is not None
-    assert needed(posed, x, judge, -1e9, tuning._replace(rate=0.3)) is None
+    steps = needed(posed, x, judge, {50: target + 0.05, 400: -1e9}, tuning)
+    assert 1 <= steps[50] < steps[400] == 40
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The measurements of `reproduce`, at sizes at which they mean nothing."""
+    monkeypatch.delenv("RLAMORT_MNIST", raising=False)
+    few = {"HELD_OUT": 16, "SCORED": 10, "FEWER": 5, "BEST_STEPS": 3, "LIMIT": 10, "PROTOCOL": 10, "DECODER": (16,)}
+    short = {"UPDATES": 5, "REFINED": 3, "ITERATIVE": 3, "WIDTH": 8, "WIDTHS": (4, 8)}
+    for name, value in {**few, **short, "SHARED": {"hidden": (8,), "batch_size": 8}}.items():
+        monkeypatch.setattr(inference, name, value)
+    kept = (inference.decoder, inference.encoder, inference.refined)
+    for one in kept:
+        one.cache_clear()
+    yield
+    for one in kept:
+        one.cache_clear()
+
+
+@pytest.mark.parametrize(("measure", "claims"), [("vae", 4), ("savae", 3), ("differences", 3), ("ivae", 3)])
+def test_measurements_run_from_end_to_end(small, measure, claims):
+    measured = getattr(inference, measure)()
+    assert len(measured.verdicts) == claims
+    assert json.loads(json.dumps(measured.data))["data"] == "scikit-learn's digits"
+    assert all("nan" not in verdict.measured for verdict in measured.verdicts)
+
+
+def test_images_set_aside_are_neither_trained_on_nor_held_out(monkeypatch):
+    monkeypatch.delenv("RLAMORT_MNIST", raising=False)
+    kept, whole = inference.problem().train_images, images.load("digits")
+    assert len(inference.aside()) == 187
+    torch.testing.assert_close(torch.cat([whole.train[:187], kept[:, 0]]), whole.train, rtol=0, atol=0)
+
+
+def test_a_run_is_evaluated_on_images_that_it_is_not_trained_on():
+    problem = VAE(latent=2, hidden=(8,))
+    learner = learner_class("vae")(problem, **QUICK).learn(2)
+    learner.score(20)
+    held = set(map(tuple, problem.test_images.tolist()))
+    met = learner._evaluation_env(20).x
+    assert len(met.unique(dim=0)) == 20
+    assert set(map(tuple, met.tolist())) <= held
+    assert not set(map(tuple, learner.source.env.reset(0).tolist())) & held
+
+
+def test_what_is_held_out_comes_once_before_it_comes_again():
+    problem = VAE(latent=2, hidden=(8,))
+    few, many = problem.held_out(50), problem.held_out(2 * 297)
+    known = {tuple(one): i for i, one in enumerate(problem.test_images.tolist())}
+    assert len(few.unique(dim=0)) == 50
+    counts = np.bincount([known[tuple(one)] for one in many.tolist()])
+    assert counts.sum() == 594
+    assert counts.max() == 2
 
 
 def test_contexts_are_binarised_anew_and_the_held_out_are_not():
     problem = VAE(latent=2, hidden=(8,))
     assert set(problem.contexts(20).unique().tolist()) == {0.0, 1.0}
-    torch.testing.assert_close(problem.held_out, VAE(latent=2, hidden=(8,)).held_out, rtol=0, atol=0)
+    torch.testing.assert_close(problem.test_images, VAE(latent=2, hidden=(8,)).test_images, rtol=0, atol=0)
     many = torch.stack([problem.likelihood.pixels(problem.train_images[:1].flatten(1)) for _ in range(4_000)])
     torch.testing.assert_close(many.mean(0), problem.train_images[:1].flatten(1), rtol=0, atol=0.05)
     assert not set(map(tuple, problem.train_images[:300].flatten(1).tolist())) & set(
@@ -213,7 +277,7 @@ def test_the_temperature_is_no_parameter_to_learn(vae):
 def test_decoders_and_likelihoods_learn_with_the_encoder(decoder, likelihood):
     torch.manual_seed(0)
     problem = VAE(latent=4, hidden=(8, 8), decoder=decoder, likelihood=likelihood, draws=2)
-    x = problem.held_out[:50]
+    x = problem.test_images[:50]
     learner = learner_class("vae")(problem, **QUICK | {"learning_rate": 1e-2})
     before = [p.clone() for p in problem.parameters() if p.requires_grad]
     bounds = []
@@ -235,7 +299,7 @@ def test_rows_train_with_and_without_a_decoder(row):
     frozen = {name: value.clone() for name, value in problem.freeze().state_dict().items()}
     other = learner_class(row)(problem, **QUICK).learn(4)
     torch.testing.assert_close(problem.state_dict(), frozen, rtol=0, atol=0)
-    x = problem.held_out[:3]
+    x = problem.test_images[:3]
     assert learner.agent.act(x, explore=False).shape == other.agent.act(x, explore=False).shape == (3, 6)
 
 

@@ -3,7 +3,8 @@
 x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats · S draws of z · K refinements
 
 Every gap is against the best lam that Adam finds for each image, from the prior and from an encoder, under 64 draws common to
-all images; it and the encoder are scored under other draws, the same for both.
+all images; it and the encoder are scored under other draws, the same for both. Settings are chosen on images set aside, an
+eighth of those for training, on which nothing is trained; images held out are for the claims alone.
 """
 
 import copy
@@ -12,7 +13,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from rlamort.agents.amortize import Amortize
-from rlamort.envs.vae import VAE, Averaged, Held, Reconstruction
+from rlamort.envs.images import load
+from rlamort.envs.vae import VAE, Averaged, Bernoulli, Held, Reconstruction
 from rlamort.model import Model, Unroll
 from rlamort.objective import Cost, Objective, Oracle, Soft
 from rlamort.run import Learner, learner_class
@@ -28,20 +30,26 @@ from rlamort.verdict import Measured, at_least, at_most
 
 LATENT, DECODER, WARP = 10, (400,), 0.05
 UPDATES = 12_000  # of decoder and encoder together, and again of an encoder on the frozen decoder
-REFINED = 5_000  # of each of savae's contestants, which take several times as long
-ITERATIVE = 4_000  # of ivae's steps, on the frozen decoder
-WIDTH = 100  # of the encoder that claims are about
-WIDTHS = (50, 100, 200, 400)  # of those on the curve
+REFINED = 4_000  # of each of savae's contestants, which take several times as long
+ITERATIVE = 6_000  # of ivae's steps, on the frozen decoder
+WIDTH = 100  # of savae's and ivae's encoders, and of the one with which the decoder is trained
+WIDTHS = (50, 100, 200, 400)  # on the curve; vae's claims are about one of them
+CHOSEN_GAP = 3.5  # nats on images set aside: of the encoders with no more than that, the one that best keeps its speed-ups
+ASIDE = 8  # of so many images for training, one is set aside
 HELD_OUT, SCORED, BEST_STEPS = 256, 1_000, 100  # images, draws, and Adam's steps that find the best lam
+FEWER = 100  # draws, where a mean is over all images held out
 SEED = 1_000_000
-SIZES = (1, 1_024)
+SPEEDUPS = {1: 500, 1_024: 300}  # claimed, by batch size
+SIZES = tuple(SPEEDUPS)
 SPLITS = (1, 4)  # parts into which a batch is cut, where that is faster; for encoder and Adam alike
 EVERY, LIMIT = 5, 600  # steps of Adam between two looks at what it has reached, and at most
 GAP_FOR_SPEED = 5.0  # nats: what is less accurate has no claim to be fast
+PROTOCOL = 2_000  # steps of Adam in the tutorial
 FINITE = 1e-5  # the step of Kim et al.'s finite differences
 ASKED, DRAWS = 16, 4  # draws for a gradient that a trained model asks for; while ivae's steps are trained
+K, SEMI_DRAWS = 8, 2  # savae's steps, and draws while they are trained
 SHARED = {"hidden": (WIDTH,), "batch_size": 64}  # of all that is refined, and of the encoders beside it
-LOOKS = frozenset(round(2 ** (i / 2)) for i in range(22)) | {2_000}  # steps at which a curve has a point
+LOOKS = frozenset(round(2 ** (i / 2)) for i in range(22)) | {PROTOCOL}  # steps at which a curve has a point
 
 
 def source() -> tuple[str, str]:
@@ -51,9 +59,17 @@ def source() -> tuple[str, str]:
 
 
 def problem(draws: int = 1) -> VAE:
-    """One of these images, its decoder untrained."""
+    """One of these images, less those set aside; its decoder is untrained."""
     torch.manual_seed(0)
-    return VAE(data=source()[0], latent=LATENT, hidden=DECODER, warp=WARP, draws=draws)
+    vae = VAE(data=source()[0], latent=LATENT, hidden=DECODER, warp=WARP, draws=draws)
+    vae.train_images = vae.train_images[len(vae.train_images) // ASIDE :]
+    return vae
+
+
+def aside() -> Tensor:
+    """Images (N, pixels) to choose settings by, binarised once and for all."""
+    images = load(source()[0]).train
+    return Bernoulli().pixels(images[: len(images) // ASIDE].flatten(1), torch.Generator().manual_seed(0))
 
 
 def learner(row: str, vae: VAE, updates: int, **fields: Any) -> tuple[Learner, Amortize]:
@@ -84,11 +100,11 @@ def encoder(width: int) -> Model:
     return learned("vae", decoder()[0], UPDATES, hidden=(width,))
 
 
-def score(posed: VAE, lam: Tensor, x: Tensor) -> float:
+def score(posed: VAE, lam: Tensor, x: Tensor, samples: int = SCORED) -> float:
     """The mean bound, under the same draws for every lam."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        return posed.elbo(lam, x, SCORED).mean().item()
+        return posed.elbo(lam, x, samples).mean().item()
 
 
 # vae
@@ -98,35 +114,36 @@ def vae() -> Measured:
     """The gap and the speed of encoders of several widths, beside Adam, tuned, and beside the tutorial's protocol."""
     (posed, first), name = decoder(), source()[1]
     torch.manual_seed(SEED)
-    x = posed.held_out[:HELD_OUT]
+    x = posed.test_images[:HELD_OUT]
     encoders = {width: encoder(width) for width in WIDTHS}
+    chosen, tried = choose(posed, encoders)
     with torch.no_grad():
         lams = {width: model(x) for width, model in encoders.items()}
-        best = posed.optimum(x, [torch.zeros_like(lams[WIDTH]), lams[max(WIDTHS)]], steps=BEST_STEPS)
+        best = posed.optimum(x, [torch.zeros_like(lams[chosen]), lams[max(WIDTHS)]], steps=BEST_STEPS)
     gaps = {width: posed.decompose(model, x, SCORED, best=best) for width, model in encoders.items()}
     joint = posed.decompose(first, x, SCORED, best=best)
     same = posed.bound(torch.randn(64, posed.latent, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
-    races = {width: race(posed, encoders[width], x) for width in WIDTHS}
-    main, gap = gaps[WIDTH], {width: one.amortization.mean().item() for width, one in gaps.items()}
+    races = race(posed, encoders, x)
+    main, gap = gaps[chosen], {width: one.amortization.mean().item() for width, one in gaps.items()}
     steps, reached = tutorial(posed, x)
     seconds = step_seconds(posed, spread(x, SIZES[-1]), 1) * steps
-    label = f"{name}, encoder of width {WIDTH}"
+    label = f"{name}, encoder of width {chosen}, chosen on images set aside"
     verdicts = [
-        at_most(f"{label}: mean amortization gap on {len(x)} held-out images (goal 2)", gap[WIDTH], 4, " nats"),
+        at_most(f"{label}: mean amortization gap on {len(x)} held-out images (goal 2)", gap[chosen], 4, " nats"),
         *(
             at_least(
                 f"{label}, batch of {size}, at a gap of at most {GAP_FOR_SPEED:g} nats: faster than Adam, the fastest of "
                 f"{len(tunings())} tunings, until that has the encoder's own ELBO",
-                races[WIDTH].ratio(size) if gap[WIDTH] <= GAP_FOR_SPEED else float("nan"),
+                races[chosen].ratio(size) if gap[chosen] <= GAP_FOR_SPEED else float("nan"),
                 least,
                 "x",
             )
-            for size, least in zip(SIZES, (500, 300), strict=True)
+            for size, least in SPEEDUPS.items()
         ),
         at_least(
             f"{label}, batch of {SIZES[-1]}: faster than the tutorial's protocol, 2000 steps of Adam at 5e-3 from zero; at "
             f"unequal quality, its ELBO {reached:.1f}, the encoder's {main.elbo.mean():.1f}",
-            seconds / races[WIDTH].encoder[SIZES[-1]],
+            seconds / races[chosen].encoder[SIZES[-1]],
             10_000,
             "x",
         ),
@@ -139,6 +156,7 @@ def vae() -> Measured:
             "NLL (importance-weighted)": -main.log_likelihood.mean().item(),
             "approximation gap": main.approximation.mean().item(),
             "amortization gap": gap,
+            "on images set aside": tried,
             "amortization gap, largest": {width: one.amortization.max().item() for width, one in gaps.items()},
             "amortization gap under the draws that found the best": {
                 width: (same(lam, x) - same(best, x)).mean().item() for width, lam in lams.items()
@@ -149,10 +167,24 @@ def vae() -> Measured:
         }
         figures = {
             "vae_trade": trade_figure(gap, races),
-            "vae_speed": speed_figure(posed, x[:64], lams[WIDTH][:64], races[WIDTH]),
-            "vae_images": images_figure(posed, encoders[WIDTH], x[:12]),
+            "vae_speed": speed_figure(posed, x[:64], lams[chosen][:64], races[chosen]),
+            "vae_images": images_figure(posed, encoders[chosen], x[:12]),
         }
     return Measured(verdicts, data, figures)
+
+
+@torch.no_grad()
+def choose(posed: VAE, encoders: Mapping[int, Model]) -> tuple[int, dict[str, dict[int, float]]]:
+    """The width that claims are about, and by what it was chosen: gaps and speed-ups on images set aside."""
+    x = aside()[: HELD_OUT // 2]
+    lams = {width: model(x) for width, model in encoders.items()}
+    widest = lams[max(lams)]
+    top = score(posed, posed.optimum(x, [torch.zeros_like(widest), widest], steps=BEST_STEPS), x)
+    gap = {width: top - score(posed, lam, x) for width, lam in lams.items()}
+    races = race(posed, encoders, x)
+    kept = {width: min(one.ratio(size) / least for size, least in SPEEDUPS.items()) for width, one in races.items()}
+    near = [width for width in gap if gap[width] <= CHOSEN_GAP] or [min(gap, key=gap.__getitem__)]
+    return max(near, key=kept.__getitem__), {"amortization gap": gap, "speed-up over what is claimed": kept}
 
 
 class Tuning(NamedTuple):
@@ -175,13 +207,12 @@ class Race(NamedTuple):
     """Seconds, by batch size."""
 
     encoder: dict[int, float]
-    steps: dict[Tuning, int | None]  # that Adam needs at least, None where LIMIT did not suffice
+    steps: dict[Tuning, int]  # that Adam needs at least
     step: dict[int, dict[int, float]]  # seconds of one, by batch size and draws
 
-    def fastest(self, size: int) -> tuple[float, Tuning | None]:
+    def fastest(self, size: int) -> tuple[float, Tuning]:
         """Adam's seconds, and how it is set."""
-        done = [(n * self.step[size][tuning.draws], tuning) for tuning, n in self.steps.items() if n is not None]
-        return min(done) if done else (float("inf"), None)
+        return min((n * self.step[size][tuning.draws], tuning) for tuning, n in self.steps.items())
 
     def ratio(self, size: int) -> float:
         return self.fastest(size)[0] / self.encoder[size]
@@ -196,26 +227,33 @@ class Race(NamedTuple):
         } | {"steps": {str(tuning): n for tuning, n in self.steps.items()}}  # fmt: skip
 
 
-def race(posed: VAE, model: Model, x: Tensor) -> Race:
-    """How long Adam, from the prior, takes to the encoder's mean ELBO on x; steps are counted first, then timed alone."""
+def race(posed: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race]:
+    """How long Adam, from the prior, takes to each encoder's mean ELBO on x, by width; steps are counted first, then timed."""
     few = x[:128]
     judge = posed.bound(torch.randn(32, posed.latent))
     with torch.no_grad():
-        target = judge(model(few), few).mean().item()
-    steps = {tuning: needed(posed, few, judge, target, tuning) for tuning in tunings()}
-    with torch.inference_mode():
-        ours = {size: shortest(lambda part: model(part), spread(x, size)) for size in SIZES}
-    draws = sorted({tuning.draws for tuning in steps})
-    return Race(ours, steps, {size: {s: step_seconds(posed, spread(x, size), s) for s in draws} for size in SIZES})
+        targets = {width: judge(model(few), few).mean().item() for width, model in encoders.items()}
+    steps = {tuning: needed(posed, few, judge, targets, tuning) for tuning in tunings()}
+    step = {size: {s: step_seconds(posed, spread(x, size), s) for s in {one.draws for one in steps}} for size in SIZES}
+    races = {}
+    for width, model in encoders.items():
+        with torch.inference_mode():
+            ours = {size: shortest(lambda part, model=model: model(part), spread(x, size)) for size in SIZES}  # type: ignore[misc]
+        races[width] = Race(ours, {tuning: found[width] for tuning, found in steps.items()}, step)
+    return races
 
 
 @torch.no_grad()
-def needed(posed: VAE, x: Tensor, judge: Objective, target: float, tuning: Tuning) -> int | None:
-    """Steps of Adam until the mean cost is the target: the least that looking every EVERY steps allows for."""
+def needed(posed: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float], tuning: Tuning) -> dict[int, int]:
+    """Steps of Adam until the mean cost is each target: the least that looking every EVERY steps allows for, LIMIT at most."""
+    found: dict[int, int] = {}
     for k, lam in enumerate(itertools.islice(adam(posed, x, tuning), LIMIT), 1):
-        if k % EVERY == 0 and judge(lam, x).mean().item() <= target:
-            return k - EVERY + 1
-    return None
+        if k % EVERY == 0:
+            cost = judge(lam, x).mean().item()
+            found |= {one: k - EVERY + 1 for one, target in targets.items() if one not in found and cost <= target}
+        if len(found) == len(targets):
+            break
+    return {one: found.get(one, LIMIT) for one in targets}
 
 
 def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
@@ -272,40 +310,68 @@ def median(call: Callable[[], Any], repeats: int = 21) -> float:
 
 def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
     """The tutorial's protocol: 2000 steps of Adam at 5e-3 from zero, a draw each; steps, and the ELBO that they reach."""
-    steps = 2_000
-    lam = next(itertools.islice(adam(posed, x, Tuning(5e-3, float("inf"), 1)), steps - 1, None))
-    return steps, score(posed, lam, x)
+    lam = next(itertools.islice(adam(posed, x, Tuning(5e-3, float("inf"), 1)), PROTOCOL - 1, None))
+    return PROTOCOL, score(posed, lam, x)
 
 
 # savae
 
 
+@functools.cache
+def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
+    """A decoder, and the semi-amortized model trained with it; `kind` is the cost that it asks."""
+    posed = problem(SEMI_DRAWS)
+    refining, agent = learner("savae", posed, REFINED, iterations=K, **SHARED)
+    agent.f = kind(posed)
+    refining.learn(REFINED)
+    assert isinstance(agent.model, Unroll)
+    return posed, agent.model
+
+
+@torch.no_grad()
+def everywhere(posed: VAE, model: Model) -> float:
+    """The mean bound on all images held out, since what two decoders differ by varies from image to image."""
+    torch.manual_seed(SEED)
+    x = posed.test_images
+    return score(posed, Asking(model, posed)(x), x, FEWER)
+
+
 def savae() -> Measured:
-    """Refinement learned through its steps, by exact second derivatives and by finite differences, beside the encoder alone."""
-    name, k = source()[1], 8
-    plain = problem()
-    contestants: dict[str, tuple[VAE, Model]] = {"encoder": (plain, learned("vae", plain, REFINED, **SHARED))}
-    for label, kind in (("exact", Cost), ("finite differences", Differenced)):
-        posed = problem()
-        refining, agent = learner("savae", posed, REFINED, iterations=k, **SHARED)
-        agent.f = kind(posed)
-        refining.learn(REFINED)
-        contestants[label] = posed, agent.model
-    found, later = {}, {}
-    for label, (posed, model) in contestants.items():
+    """Refinement learned through its steps, beside the encoder alone: each with a decoder of its own, of the same size."""
+    name, plain = source()[1], problem(SEMI_DRAWS)
+    encoding = learned("vae", plain, REFINED, **SHARED)
+    posed, model = refined(Cost)
+    bound = {"encoder": everywhere(plain, encoding), "refined": everywhere(posed, model)}
+    found = {}
+    for label, vae, one in (("encoder", plain, encoding), ("refined", posed, model)):
         torch.manual_seed(SEED)
-        x = posed.held_out[:HELD_OUT]
-        found[label] = posed.decompose(Asking(model, posed), x, SCORED, BEST_STEPS)
-        if isinstance(model, Unroll):
-            later[label] = {steps: after(posed, model, x, steps) for steps in (0, 4, 8, 20)}
-    bound = {label: one.elbo.mean().item() for label, one in found.items()}
+        found[label] = vae.decompose(Asking(one, vae), vae.test_images[:HELD_OUT], SCORED, BEST_STEPS)
     gap = {label: one.amortization.mean().item() for label, one in found.items()}
-    errors, moved = derivatives(*contestants["exact"])
-    text = f"{name}, {REFINED} updates each, K = {k}"
+    text = f"{name}, {REFINED} updates each, K = {K}"
     verdicts = [
-        at_least(f"{text}: held-out bound above that of the encoder alone", bound["exact"] - bound["encoder"], 0.3, " nats"),
-        at_most(f"{text}: remaining gap, as a share of the encoder's", gap["exact"] / gap["encoder"], 0.5),
-        at_most("a batch of 64 beside single images: largest difference of a refined lam, in float64", moved, 1e-8),
+        at_least(f"{text}: held-out bound above that of the encoder alone", bound["refined"] - bound["encoder"], 0.3, " nats"),
+        at_most(f"{text}: remaining gap, as a share of the encoder's", gap["refined"] / gap["encoder"], 0.5),
+        at_most(
+            "a batch of 64 beside single images: largest difference of a refined lam, in float64", apart(posed, model), 1e-8
+        ),
+    ]
+    x = posed.test_images[:HELD_OUT]
+    data = {
+        "data": name, "ELBO": bound, "amortization gap": gap,
+        "ELBO after K steps": {steps: after(posed, model, x, steps) for steps in (0, 4, 8, 20)},
+        "NLL (importance-weighted)": {label: -one.log_likelihood.mean().item() for label, one in found.items()},
+        "approximation gap": {label: one.approximation.mean().item() for label, one in found.items()},
+    }  # fmt: skip
+    return Measured(verdicts, data, {})
+
+
+def differences() -> Measured:
+    """Exact second derivatives beside the finite differences of Kim et al., in training and by the error of one gradient."""
+    posed, model = refined(Cost)
+    bound = {"exact": everywhere(posed, model), "finite differences": everywhere(*refined(Differenced))}
+    errors = gradient_errors(posed, model)
+    text = f"{source()[1]}, {REFINED} updates each, K = {K}"
+    verdicts = [
         at_most("error of the loss's gradient in float32, against float64: exact second derivatives", errors["exact"], 1e-3),
         at_least(
             f"that of finite differences with r = {FINITE:g}, as in the paper's code: as a multiple",
@@ -314,18 +380,13 @@ def savae() -> Measured:
             "x",
         ),
         at_least(
-            f"{text}: bound with exact second derivatives above that with finite differences, or 0.1 nats below at most",
+            f"{text}: held-out bound with exact second derivatives above that with finite differences, within 0.1 nats",
             bound["exact"] - bound["finite differences"],
             -0.1,
             " nats",
         ),
     ]
-    data = {
-        "data": name, "ELBO": bound, "amortization gap": gap, "ELBO after K steps": later, "gradient errors": errors,
-        "NLL (importance-weighted)": {label: -one.log_likelihood.mean().item() for label, one in found.items()},
-        "approximation gap": {label: one.approximation.mean().item() for label, one in found.items()},
-    }  # fmt: skip
-    return Measured(verdicts, data, {})
+    return Measured(verdicts, {"data": source()[1], "ELBO": bound, "gradient errors": errors}, {})
 
 
 class Asking(Model):
@@ -355,7 +416,7 @@ class Differenced(Cost):
     """The cost, whose oracle's gradients are differentiated by differences of gradients (Kim et al., 2018, section 3.2).
 
     Args:
-        problem: a VAE; its draws, one a row, are kept for the difference.
+        problem: a VAE; its draws, anew for each gradient, are kept for the difference.
     """
 
     problem: VAE
@@ -365,7 +426,8 @@ class Differenced(Cost):
         owned = [p for p in posed.parameters() if p.requires_grad]
 
         def held() -> Objective:
-            return Soft(Reconstruction(posed), Held(torch.randn(len(x), posed.latent).to(x)), posed.alpha)
+            noise = torch.randn(len(x) * posed.f.draws, posed.latent, dtype=x.dtype, device=x.device)
+            return Averaged(Soft(Reconstruction(posed), Held(noise), posed.alpha), posed.f.draws)
 
         return DifferencedOracle(held, x, owned)
 
@@ -408,30 +470,32 @@ class _Difference(torch.autograd.Function):
         return None, *((ahead - here) / FINITE for ahead, here in zip(*ends, strict=True))
 
 
-def derivatives(posed: VAE, model: Model) -> tuple[dict[str, float], float]:
-    """Relative errors of the gradient of savae's loss in float32, by kind; and by how much a batch changes a refined lam."""
+def gradient_errors(posed: VAE, model: Model) -> dict[str, float]:
+    """Relative errors of the gradient of savae's loss in float32, by how second derivatives are had."""
     noise = torch.randn(4, posed.latent)
 
     def slope(kind: str, dtype: torch.dtype) -> Tensor:
         vae, solver = copy.deepcopy((posed, model))
-        vae, solver, x = vae.to(dtype), solver.to(dtype), posed.held_out[:64].to(dtype)
-        f, owned = vae.bound(noise.to(dtype)), [p for p in (*solver.parameters(), *vae.parameters()) if p.requires_grad]
-        theirs = [p for p in vae.parameters() if p.requires_grad]
+        vae, solver, x = vae.to(dtype), solver.to(dtype), posed.test_images[:64].to(dtype)
+        f, theirs = vae.bound(noise.to(dtype)), [p for p in vae.parameters() if p.requires_grad]
+        owned = [*(p for p in solver.parameters() if p.requires_grad), *theirs]
         oracle = f.oracle(x) if kind == "exact" else DifferencedOracle(lambda: f, x, theirs)
         loss = f(solver(x, oracle), x).mean()
         return torch.cat([part.double().ravel() for part in torch.autograd.grad(loss, owned)])
 
     true = slope("exact", torch.float64)
-    errors = {
-        kind: ((slope(kind, torch.float32) - true).norm() / true.norm()).item() for kind in ("exact", "finite differences")
-    }
-    with torch.no_grad():
-        vae, solver = copy.deepcopy((posed, model))
-        vae, solver, x = vae.double(), solver.double(), posed.held_out[:64].double()
-        f = vae.bound(noise.double())
-        together = solver(x, f.oracle(x))
-        alone = torch.cat([solver(one[None], f.oracle(one[None])) for one in x[:8]])
-    return errors, (alone - together[:8]).abs().max().item()
+    return {kind: ((slope(kind, torch.float32) - true).norm() / true.norm()).item() for kind in ("exact", "finite differences")}
+
+
+@torch.no_grad()
+def apart(posed: VAE, model: Model) -> float:
+    """By how much lam differs between a batch of 64 and single images, in float64 and under the same draws."""
+    vae, solver = copy.deepcopy((posed, model))
+    vae, solver, x = vae.double(), solver.double(), posed.test_images[:64].double()
+    f = vae.bound(torch.randn(4, posed.latent).double())
+    alone = torch.cat([solver(one[None], f.oracle(one[None])) for one in x])
+    furthest: float = (alone - solver(x, f.oracle(x))).abs().max().item()
+    return furthest
 
 
 # ivae
@@ -448,7 +512,7 @@ def ivae() -> Measured:
     model.init.load_state_dict(direct.state_dict())
     refining.learn(ITERATIVE)
     torch.manual_seed(SEED)
-    x = posed.held_out[:HELD_OUT]
+    x = posed.test_images[:HELD_OUT]
     with torch.no_grad():
         begin = direct(x)
         best = posed.optimum(x, [torch.zeros_like(begin), begin], steps=BEST_STEPS)
@@ -456,14 +520,14 @@ def ivae() -> Measured:
         path = Asking(longer, posed).iterates(x)
     bounds, least, top = [score(posed, lam, x) for lam in path], score(posed, begin, x), score(posed, best, x)
     before, left = top - least, top - bounds[k]
-    rival = {str(tuning): fifty(posed, x, tuning, None) for tuning in grid()}
-    near = {str(tuning): fifty(posed, x, tuning, begin) for tuning in grid()}
+    rival = {tuning: fifty(posed, x, tuning) for tuning in grid()}  # tuned on these very images, to its advantage
+    fastest = max(rival, key=rival.__getitem__)
     text = f"{name}, frozen decoder, the direct encoder and {k} learned steps"
     verdicts = [
         at_least(f"{text}: share of the direct encoder's gap of {before:.2f} nats that they close", 1 - left / before, 0.5),
         at_least(
             f"{text}: bound above that of Adam, the best of {len(rival)} tunings, after 50 steps from the prior",
-            bounds[k] - max(rival.values()),
+            bounds[k] - rival[fastest],
             0,
             " nats",
         ),
@@ -471,18 +535,19 @@ def ivae() -> Measured:
     ]
     data = {
         "data": name, "direct ELBO": least, "best ELBO": top, "direct gap": before,
-        "ELBO after k steps": bounds, "Adam, 50 steps from the prior": rival, "Adam, 50 steps from the encoder": near,
+        "ELBO after k steps": bounds, "Adam, 50 steps from the prior": {str(tuning): value for tuning, value in rival.items()},
+        "Adam, 50 steps from the encoder": fifty(posed, x, fastest, begin),
     }  # fmt: skip
-    return Measured(verdicts, data, {"ivae": iterations_figure(bounds, top, max(rival.values()), k)})
+    return Measured(verdicts, data, {"ivae": iterations_figure(bounds, top, rival[fastest], k)})
 
 
 def grid() -> list[Tuning]:
-    """Adam's settings for 50 steps: it may draw as often as the learned steps do."""
-    return [Tuning(*one) for one in itertools.product((0.01, 0.03, 0.1, 0.3), (20.0, float("inf")), (1, ASKED))]
+    """Adam's settings for 50 steps, each with as many draws as a learned step has."""
+    return [Tuning(*one, ASKED) for one in itertools.product((0.05, 0.1, 0.2, 0.4), (10.0, 30.0, float("inf")))]
 
 
-def fifty(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None) -> float:
-    """The mean bound after 50 steps of Adam."""
+def fifty(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> float:
+    """The mean bound after 50 steps of Adam, from the prior unless told otherwise."""
     lam = next(itertools.islice(adam(posed, x, tuning, start), 49, None))
     return score(posed, lam, x)
 
@@ -514,8 +579,8 @@ def speed_figure(posed: VAE, x: Tensor, lam: Tensor, raced: Race) -> Figure:
     size, elbo = SIZES[-1], score(posed, lam, x)
     drawn = Figure(figsize=(10, 4), layout="constrained")
     counted, timed = drawn.subplots(1, 2)
-    for tuning in (Tuning(5e-3, float("inf"), 1), raced.fastest(size)[1] or tunings()[0]):
-        path = enumerate(itertools.islice(adam(posed, x, tuning), 2_000), 1)
+    for tuning in (Tuning(5e-3, float("inf"), 1), raced.fastest(size)[1]):
+        path = enumerate(itertools.islice(adam(posed, x, tuning), PROTOCOL), 1)
         bounds = {k: score(posed, at, x) for k, at in path if k in LOOKS}
         counted.plot(list(bounds), list(bounds.values()), label=f"Adam, {tuning}")
         timed.plot([k * raced.step[size][tuning.draws] for k in bounds], list(bounds.values()))
@@ -539,7 +604,7 @@ def images_figure(posed: VAE, model: Model, x: Tensor) -> Figure:
     drawn = Figure(figsize=(len(x), 3.2), layout="constrained")
     for axes, (label, images) in zip(drawn.subplots(3, 1), rows.items(), strict=True):
         strip = torch.cat(list(images.view(len(x), *posed.size)), dim=1)
-        axes.imshow(strip, cmap="gray_r", vmin=0, vmax=1)
+        axes.imshow(strip.numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], ylabel=label)
     return drawn
 
