@@ -277,7 +277,8 @@ def table(results: Path) -> str:
                 lines.append(f"| `rlamort reproduce {row}` | {claim} | {threshold} | {measured} | {verdict} |")
             if isinstance(study, Claim):
                 if study.measure not in kept:
-                    lines.append(f"| `rlamort reproduce {row}` | all of them | | not measured yet | open |")
+                    what = study.measure.rpartition(".")[2]
+                    lines.append(f"| `rlamort reproduce {row}` | all of {what} | | not measured yet | open |")
                 continue
             if missing := study.missing(kept):
                 what = f"{study.env}, {study.steps:,} steps, beside {study.baseline}"
