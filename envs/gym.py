@@ -77,8 +77,11 @@ class Ours:
         makers = [functools.partial(Snapshot, self.make, row) for row in range(self.count)]
         if self.vectorization == "async":
             makers = [functools.partial(_in_worker, maker) for maker in makers]
+            threads = torch.get_num_threads()
             # not fork: the parent already runs torch's threads
-            return AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+            vector = AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+            torch.set_num_threads(threads)  # it makes one environment here as well, to read its spaces
+            return vector
         return Rows(makers)
 
 

@@ -195,7 +195,7 @@ def scaling(seconds: float = 3.0) -> Report:
     """Updates per second as batch, width and ensemble grow, beside the bound; environment steps per second as rows do."""
     usual = {"batch": 256, "width": 256, "critics": 2}
     grown = {"batch": (64, 256, 1024, 4096), "width": (64, 256, 512, 1024), "critics": (2, 5, 10)}
-    updates, seen = [], set()
+    updates, seen, threads = [], set(), torch.get_num_threads()  # before worker processes take theirs
     for name, values in grown.items():
         for value in values:
             size = {**usual, name: value}
@@ -208,13 +208,14 @@ def scaling(seconds: float = 3.0) -> Report:
             print(f"measured: {size}", file=sys.stderr, flush=True)
     steps = [{"num_envs": count, **_step_rates(count, seconds)} for count in (1, 2, 4, 16, 64)]
     lines = [
-        f"SAC on HalfCheetah-v5, {torch.get_num_threads()} threads, {_machine()}",
+        f"SAC on HalfCheetah-v5, {threads} threads, {_machine()}",
         *table(list(updates[0]), [[f"{v:.3g}" for v in one.values()] for one in updates]),
         "",
         "environment steps per second of collecting with random actions",
         *table(list(steps[0]), [[f"{v:.5g}" for v in one.values()] for one in steps]),
     ]
-    return Report(lines, {"versions": versions(), "machine": _machine(), "updates": updates, "steps": steps})
+    data = {"versions": versions(), "threads": threads, "machine": _machine(), "updates": updates, "steps": steps}
+    return Report(lines, data)
 
 
 def _update_rate(size: dict[str, int], seconds: float) -> float:

@@ -26,8 +26,14 @@ class SaysThreads(gymnasium.Env):
         return self._observe(), 0.0, False, True, {}
 
 
-def test_worker_processes_use_one_thread_each():
-    env = open_env(SaysThreads, count=2, vectorization="async")
+def test_worker_processes_use_one_thread_each_and_take_none_from_here():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        env = open_env(SaysThreads, count=2, vectorization="async")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert env.reset(0).flatten().tolist() == [1, 1]
     env.close()
 
