@@ -344,11 +344,9 @@ def settings(patience: int) -> list[Setting]:
             name, make = f"L-BFGS of {sizes} step sizes, {form}", functools.partial(Lbfgs, candidates=sizes)
             grid.append(Setting("L-BFGS", f"{form}, {sizes}", kind(name, make, patience // 4)))
     for samples, elites in ((16, 2), (16, 4), (64, 8), (64, 16)):
-        name, sample = (
-            f"CEM of {samples} samples, {elites} elites",
-            functools.partial(Cem, samples=samples, elites=elites, sigma=0.5),
-        )
-        grid.append(Setting("CEM", str(samples), Projected(name, sample, patience // 8)))
+        sampled = functools.partial(Cem, samples=samples, elites=elites, sigma=0.5)
+        search = Projected(f"CEM of {samples} samples, {elites} elites", sampled, patience // 8)
+        grid.append(Setting("CEM", str(samples), search))
     return grid
 
 

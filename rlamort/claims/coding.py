@@ -30,16 +30,8 @@ from rlamort.verdict import Measured, Verdict, at_least, at_most
 UNSEEN, SEED = 1_000, 1_000_000
 BATCHES = (1, 1_000)
 SWEEPS = (1, 2, 5, 10, 1_000)  # of coordinate descent, the last of which is scikit-learn's default
-ALPHAS = (
-    0.003,
-    0.01,
-    0.02,
-    0.03,
-    0.05,
-    0.07,
-    0.1,
-    0.2,
-)  # of the lasso by which ISTA and FISTA recover codes; the best at each iteration counts
+# of the lasso by which ISTA and FISTA recover codes; the best at each iteration counts
+ALPHAS = (0.003, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2)
 RATES = (1.0, 1.9)  # ISTA's steps in units of 1 / L
 LIMIT = 500  # iterations of ISTA and FISTA
 LAYERS = 16
@@ -193,11 +185,7 @@ def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[lis
                 reached[row.name]["ISTA"],
                 100,
             ),
-            at_least(
-                f"{claim} FISTA is there, the better of with restarts and without",
-                reached[row.name]["FISTA"],
-                30,
-            ),
+            at_least(f"{claim} FISTA is there, the better of with restarts and without", reached[row.name]["FISTA"], 30),
         ]
     return [*verdicts, *guards, _beginning(problem, x)], told, figure(baselined | ends, what)
 
