@@ -16,7 +16,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.capture import Eager
 from rlamort.config import Fraction, Positive, Range, Widths
 from rlamort.env import Episode, Spec
 from rlamort.errors import UserError
@@ -155,8 +154,6 @@ def train(agent: SB3, source: Own, schedule: Schedule, clock: Clock, updates: Up
     Raises:
         UserError: something is asked for that it does not have.
     """
-    if not isinstance(updates, Eager):
-        raise UserError("compile, reset_every: Stable-Baselines3 updates by itself; compile=false and reset_every=0 are needed")
     if schedule.update_after != schedule.warmup_steps:
         raise UserError(
             f"update_after={schedule.update_after}: Stable-Baselines3 has one warm-up for random actions and updates; "

@@ -24,10 +24,10 @@ from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
 from rlamort.problem import Problem, unseen
 from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, solution_of
+from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 from rlamort.score import interval
 from rlamort.solver import Solver, measure
-from rlamort.speed import Report, table
 from rlamort.update import Lbfgs
 
 HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured

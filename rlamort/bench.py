@@ -16,9 +16,10 @@ import torch
 from rlamort import mirror
 from rlamort.capture import Eager
 from rlamort.checkpoint import versions
+from rlamort.report import Report
 from rlamort.run import Learner, learner_class
 from rlamort.source import Replay
-from rlamort.speed import Report, profile, scaling, speed
+from rlamort.speed import profile, scaling, speed
 
 EVERY = 10_000  # environment steps between checkpoints
 FRAMES = 1_000_000

@@ -96,7 +96,7 @@ def list_methods(arguments: list[str]) -> None:
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
-        parts = [f"{key} = {row[key]}" for key in ("f", "Y", "p(x)", "model", "loss", "needs") if key in row]
+        parts = [f"{key} = {row[key]}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
         if parts:
             print(f"{'':<10} {' · '.join(parts)}")
     print(
@@ -451,11 +451,13 @@ def policy_gap(arguments: list[str]) -> None:
     """`rlamort gap RUN|sb3:FILE.zip`."""
     parser = _parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
     parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
-    parser.add_argument("keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting")
+    parser.add_argument(
+        "keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting, patience"
+    )
     parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
     fields = _dotlist(given.keys)
-    check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting"])
+    check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
     from rlamort.gap import gap
 
     _tell(gap(given.run, fields.pop("env", None), **fields), given.out)

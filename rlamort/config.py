@@ -181,7 +181,8 @@ class Config(NamedTuple):
 
 
 TARGETS = ("opens", "source", "agent", "train")  # who opens the environment, gives batches, learns, loops
-ROW_KEYS = ("about", "f", "Y", "p(x)", "model", "loss", "needs", *TARGETS)
+# A row also says what it is, as a tuple; whose claims it shares, where they have another name; fields that nobody may change.
+ROW_KEYS = ("about", "f", "Y", "p(x)", "model", "loss", "claims", "settled", *TARGETS)
 
 
 def locate(path: str) -> Any:
@@ -278,7 +279,11 @@ def resolve(method: str, given: dict[str, Any]) -> Config:
     row = read_row(method)
     known = fields(row)
     check_names(given, known)
-    values = {name: convert(name, value, known[name].type) for name, value in {**defaults(row), **given}.items()}
+    chosen = defaults(row)
+    values = {name: convert(name, value, known[name].type) for name, value in {**chosen, **given}.items()}
+    for name in row.get("settled", ()):
+        if values[name] != chosen[name]:
+            raise UserError(f"{name}={values[name]}: {method} has no choice there; only {chosen[name]} is allowed")
     run = Run(**{name: values[name] for name in fields_of(Run)})
     return Config(method, row, run, values)
 

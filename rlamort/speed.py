@@ -11,26 +11,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from rlamort import contestant
 from rlamort.checkpoint import versions
 from rlamort.errors import Fault
+from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 
 Product = tuple[int, int, int, int]  # copies, rows, inner, columns of a matrix product
 Products = list[tuple[float, Product]]  # and how often an update does it
 ROUNDS = 3
-
-
-class Report(NamedTuple):
-    """Lines to read, and the data behind them."""
-
-    lines: list[str]
-    data: dict[str, Any]
 
 
 def speed(algorithm: str = "sac", env: str = "HalfCheetah-v5", rounds: int = ROUNDS) -> Report:
@@ -250,13 +244,6 @@ def _warm(algorithm: str, env: str, **fields: Any) -> Learner:
     """A learner whose update is compiled, with something in its replay."""
     learner = learner_class(algorithm)(env, seed=0, warmup_steps=1000, compile=True, **fields)
     return learner.learn(1_020)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown, with columns that line up."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    cells = [head, ["-" * width for width in widths], *rows]
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
 
 
 def _machine() -> str:

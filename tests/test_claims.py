@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from rlamort import reproduce, speed
 from rlamort.config import locate, resolve
 from rlamort.env import Spec
-from rlamort.reproduce import Claim, Race, Study, _measure, entries, finishes, judge, judged, rows, studies, table
+from rlamort.race import Race
+from rlamort.reproduce import Claim, entries, rows, table
 from rlamort.score import interval, iqm, stratified_bootstrap
+from rlamort.study import Study
 from rlamort.verdict import Measured, at_least, at_most
 
 
@@ -34,19 +36,23 @@ def kept(study, ours, theirs):
 
 def test_a_threshold_must_be_reached_by_every_seed():
     study = Study("sac", "Pendulum-v1", 20_000, [0, 1, 2], threshold=-200)
-    assert [v.passed for v in judge(study, kept(study, [-150, -199, -200], []))] == [True]
-    assert [v.passed for v in judge(study, kept(study, [-150, -201, -100], []))] == [False]
+    assert [v.passed for v in study.judge(kept(study, [-150, -199, -200], []))] == [True]
+    assert [v.passed for v in study.judge(kept(study, [-150, -201, -100], []))] == [False]
 
 
 def test_a_baseline_must_not_lie_wholly_above():
     study = Study("sac", "Hopper-v5", 50_000, [0, 1, 2], baseline="sb3/sac")
-    assert judge(study, kept(study, [100, 110, 120], [115, 125, 135]))[0].passed  # intervals overlap
-    assert judge(study, kept(study, [200, 210, 220], [1, 2, 3]))[0].passed  # ours lies above
-    assert not judge(study, kept(study, [100, 101, 102], [200, 201, 202]))[0].passed
+    assert study.judge(kept(study, [100, 110, 120], [115, 125, 135]))[0].passed  # intervals overlap
+    assert study.judge(kept(study, [200, 210, 220], [1, 2, 3]))[0].passed  # ours lies above
+    assert not study.judge(kept(study, [100, 101, 102], [200, 201, 202]))[0].passed
+
+
+def entries_of(kind):
+    return [entry for row in rows() for entry in entries(row) if isinstance(entry, kind)]
 
 
 def test_both_sides_of_a_study_are_told_the_same():
-    for study in (study for row in rows() for study in studies(row)):
+    for study in entries_of(Study):
         ours, theirs = (study.command(row, 0) for row in study.contenders())
         assert [o for o in ours if o != study.row] == [o for o in theirs if o != study.baseline]
 
@@ -54,12 +60,14 @@ def test_both_sides_of_a_study_are_told_the_same():
 def test_the_table_says_what_is_missing(tmp_path):
     assert "6 runs to go" in table(tmp_path)
     (tmp_path / "ddpg.json").write_text(json.dumps({}))
-    for study in studies("ddpg"):
+    for study in entries("ddpg"):
         found = json.loads((tmp_path / "ddpg.json").read_text()) | kept(study, [-100, -110, -120], [-100, -110, -120])
         (tmp_path / "ddpg.json").write_text(json.dumps(found))
     text = table(tmp_path)
     assert "**FAIL**" in text  # 950 is not reached
     assert "Over these 2 studies" in text
+    assert "| `ddpg` | -Q | box | replay | Full | objective | **[2 of 4 hold](#ddpg)** |" in text
+    assert "| `td3` | -Q, of the first critic | box | replay | Full | objective | [not measured yet](#td3) |" in text
 
 
 RACE = {
@@ -90,21 +98,36 @@ def test_a_race_is_won_in_seconds_and_who_never_arrives_takes_forever():
     assert [v.passed for v in judge_both(race, [1, 9, 9], 0.1, [1, 1, 1], 4.0)] == [False]  # two of three never
     assert [v.passed for v in judge_both(race, [1, 1, 1], 9.0, [9, 9, 9], 1.0)] == [True]
     assert [v.passed for v in judge_both(race, [9, 9, 9], 1.0, [9, 9, 9], 1.0)] == [False]
-    assert judged(race, ran(race, "ours", [1, 1, 1], 1.0)) == []
+    assert race.judge(ran(race, "ours", [1, 1, 1], 1.0)) == []
 
 
 def judge_both(race, ours, our_seconds, theirs, their_seconds):
-    return judged(race, ran(race, "ours", ours, our_seconds) | ran(race, "theirs", theirs, their_seconds))
+    return race.judge(ran(race, "ours", ours, our_seconds) | ran(race, "theirs", theirs, their_seconds))
+
+
+def test_somebody_else_than_the_baseline_is_first_at_the_last_target():
+    """Told once all have run; nobody is first where nobody arrives."""
+    for third, seconds, targets, passed in (
+        ([1, 1, 1], 1.0, [0, -1000], True),
+        ([1, 1, 1], 2.0, [0, -1000], False),
+        ([0, 0, 0], 1.0, [-1000, 0], False),
+    ):
+        race = Race("race", **RACE | {"targets": targets})
+        kept = ran(race, "ours", [9, 9, 9], 1.0) | ran(race, "theirs", [0, 0, 0], 3.0) | ran(race, "third", third, seconds)
+        first = race.judge(kept)[1]
+        assert first.passed == passed, first
+        assert first.threshold == "not theirs"
 
 
 def test_the_table_of_a_race_marks_the_fastest_and_says_inf():
     race = Race("race", **RACE)
     kept = ran(race, "ours", [1, 1, 2], 1.0) | ran(race, "theirs", [0, 0, 0], 1.5) | ran(race, "third", [0, 9, 9], 1.0)
     del kept[race.key("theirs", 2)]
-    lines = finishes(race, kept)
+    lines = race.report(kept)
     assert lines[-2] == "| ours | `sac utd=2` | **2** | 100 | inf | inf | -500.0 | -833.3 | 50.0 |"
     assert lines[-1] == "| third | `sac` | inf | inf | inf | inf | -1500.0 | -1500.0 | 50.0 |"
-    assert race.missing(kept) == [("theirs", 2)]
+    assert [task.key for task in race.due(kept)] == [race.key("theirs", 2)]
+    assert "1 runs to go" in race.waiting(kept)
 
 
 def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
@@ -114,18 +137,18 @@ def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
         "overrides": ["warmup_steps=50", "hidden=[8,8]", "batch_size=8", "eval_episodes=1", "threads=1"],
     }  # fmt: skip
     code = (
-        "from rlamort import reproduce as r; from rlamort.cli import main\n"
-        f"real, race = r.entries, r.Race('race', **{RACE | small!r})\n"
+        "from rlamort import reproduce as r; from rlamort.cli import main; from rlamort.race import Race\n"
+        f"real, race = r.entries, Race('race', **{RACE | small!r})\n"
         "r.entries = lambda row: [race] if row == 'race' else real(row)\n"
         "main(['reproduce', 'race', '--results', 'results'])"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # nobody reaches the last target
     assert done.stdout.count("running: rlamort train") == 2
     assert "pass  training seconds to a return of -3000 on Pendulum-v1, seeds [0]: ours over theirs" in done.stdout
     race = Race("race", **RACE | small)
     monkeypatch.setattr(reproduce, "entries", lambda row: [race] if row == "race" else entries(row))
-    assert [verdict.passed for verdict in reproduce.reproduce("race", tmp_path / "results")] == [True]
+    assert [verdict.passed for verdict in reproduce.reproduce("race", tmp_path / "results")] == [True, False]
     assert "running" not in capsys.readouterr().out
     kept = json.loads((tmp_path / "results" / "race.json").read_text())
     assert list(kept) == [race.key(one, 0) for one in race.race]
@@ -134,12 +157,13 @@ def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
         seconds = [one["time/seconds"] for one in run["evaluations"]]
         assert 0 < seconds[0] < seconds[1] < seconds[2] == run["seconds"]
     text = (tmp_path / "results" / "README.md").read_text()
-    assert "## Fastest to a return on Pendulum-v1" in text
+    assert "### Fastest to a return on Pendulum-v1" in text
+    assert (tmp_path / "results" / "race.png").stat().st_size > 10_000
     assert "| inf | inf |" in text
 
 
 def test_contenders_of_races_are_rows_and_settings_that_exist():
-    for race in (entry for row in rows() for entry in entries(row) if isinstance(entry, Race)):
+    for race in entries_of(Race):
         assert {race.ours, race.baseline} <= set(race.race)
         for contender in race.race:
             _, row, *given = race.command(contender, 0)
@@ -157,18 +181,20 @@ def two_claims():
 def test_a_measured_claim_keeps_its_verdicts_data_and_figures(tmp_path):
     """A number that is none fails, whatever is asked of it."""
     claim = Claim("mine", "test_claims.two_claims")
-    kept = {claim.measure: json.loads(json.dumps(_measure(claim, tmp_path)))}
-    assert [(v.claim, v.measured, v.threshold, v.passed) for v in judged(claim, kept)] == [
+    kept = {claim.measure: json.loads(json.dumps(claim.run(tmp_path)))}
+    assert [(v.claim, v.measured, v.threshold, v.passed) for v in claim.judge(kept)] == [
         ("small", "1 s", "<= 2 s", True),
         ("no number", "nan", ">= 0", False),
     ]
     assert kept[claim.measure]["data"] == {"found": [1.0]}
     assert (tmp_path / "drawn.png").stat().st_size > 1_000
-    assert judged(claim, {}) == []
+    assert claim.judge({}) == []
+    assert claim.waiting({}) == "two_claims: not measured yet"
+    assert claim.report(kept) == ["![drawn](drawn.png)"]
 
 
 def test_every_claim_names_a_function():
-    for entry in (entry for row in rows() for entry in entries(row) if isinstance(entry, Claim)):
+    for entry in entries_of(Claim):
         assert callable(locate(entry.measure))
 
 

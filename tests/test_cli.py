@@ -14,6 +14,9 @@ import imageio_ffmpeg
 import pytest
 import yaml
 
+from rlamort.config import resolve
+from rlamort.errors import UserError
+
 HERE = Path(__file__).parent
 RLAMORT = Path(sys.executable).parent / "rlamort"
 QUICK = ["hidden=[16,16]", "warmup_steps=50", "batch_size=16", "buffer_size=5000", "eval_episodes=2", "device=cpu", "threads=1"]
@@ -124,8 +127,9 @@ def test_baselines_are_one_override_away(tmp_path):
     )
     assert done.stdout.splitlines()[-1] == "run"
     assert "return" in rlamort("eval", "run", "--episodes", 2, cwd=tmp_path).stdout
-    done = rlamort("train", "sb3/td3", "env=Pendulum-v1", "compile=true", "steps=100", cwd=tmp_path, code=2)
-    assert "compile=false and reset_every=0 are needed" in done.stderr
+    for key, given, allowed in (("compile", True, False), ("reset_every", 5, 0)):
+        with pytest.raises(UserError, match=f"{key}={given}: sb3/td3 has no choice there; only {allowed} is allowed"):
+            resolve("sb3/td3", {key: given})
 
 
 def test_list_names_every_method_with_its_tuple(tmp_path):

@@ -14,13 +14,14 @@ from rlamort.envs.resimulate import Rolled, Stepped, save
 import rlamort as ra
 from rlamort.claims import maxq
 from rlamort.domain import unit_box
-from rlamort.gap import FROM, Projected, Tried, _walk, by_episode, gap, max_q, refine, search, settings, tutorial
+from rlamort.gap import by_episode, gap, max_q, refine, search
 from rlamort.losses import objective
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
 from rlamort.run import learner_class
 from rlamort.score import score
 from rlamort.source import Batch
+from rlamort.timing import FROM, Projected, Tried, _walk, settings, tutorial
 from rlamort.update import Gradient
 
 SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1, "patience": 8}
@@ -337,7 +338,7 @@ def test_what_cannot_be_measured_is_said_before_anything_is_played(runs, tmp_pat
         gap(f"sb3:{runs / 'sb3.zip'}", **SMALL)
     with pytest.raises(ra.UserError, match="11 numbers in a state and 3 in an action; the agent's are 3 and 1"):
         gap(runs / "TD3", "Hopper-v5", **SMALL)
-    with pytest.raises(ra.UserError, match="states: 0 is given; at least 1 is needed"):
+    with pytest.raises(ra.UserError, match="states: 0 is given; a whole number of at least 1 is needed"):
         gap(runs / "TD3", **{**SMALL, "states": 0})
 
 

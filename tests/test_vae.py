@@ -13,8 +13,11 @@ from rlamort.envs import images
 from rlamort.envs.vae import VAE, Averaged, Bernoulli, Convolutional, Held, Joint, Normal, Reconstruction, Relative, warped
 from torch import nn
 
-from rlamort.claims import inference
-from rlamort.claims.inference import Differenced, DifferencedOracle, Tuning, adam, needed
+from rlamort.claims import inference, ivae, savae
+from rlamort.claims import vae as vae_claims
+from rlamort.claims.inference import Tuning, adam
+from rlamort.claims.savae import Differenced, DifferencedOracle
+from rlamort.claims.vae import needed
 from rlamort.config import methods
 from rlamort.domain import Gaussian
 from rlamort.errors import UserError
@@ -188,7 +191,7 @@ def test_both_ways_to_second_derivatives_ask_the_same_gradient(device):
 
 
 def test_adam_reaches_what_it_is_raced_to(vae, monkeypatch):
-    monkeypatch.setattr(inference, "LIMIT", 40)
+    monkeypatch.setattr(vae_claims, "LIMIT", 40)
     posed = vae.float().freeze()
     x = posed.test_images[:4]
     judge, tuning = posed.bound(torch.randn(32, 3).to(x)), Tuning(0.1, 50.0, 4)
@@ -202,12 +205,14 @@ def test_adam_reaches_what_it_is_raced_to(vae, monkeypatch):
 @pytest.fixture
 def small(monkeypatch):
     """The measurements of `reproduce`, at sizes at which they mean nothing."""
-    monkeypatch.delenv("RLAMORT_MNIST", raising=False)
+    monkeypatch.delenv("RLAMORT_IMAGES", raising=False)
     few = {"HELD_OUT": 16, "SCORED": 10, "FEWER": 5, "BEST_STEPS": 3, "LIMIT": 10, "PROTOCOL": 10, "DECODER": (16,)}
     short = {"UPDATES": 5, "REFINED": 3, "ITERATIVE": 3, "WIDTH": 8, "WIDTHS": (4, 8)}
+    modules = (inference, vae_claims, savae, ivae)
     for name, value in {**few, **short, "SHARED": {"hidden": (8,), "batch_size": 8}}.items():
-        monkeypatch.setattr(inference, name, value)
-    kept = (inference.decoder, inference.encoder, inference.refined)
+        for module in (one for one in modules if hasattr(one, name)):
+            monkeypatch.setattr(module, name, value)
+    kept = (inference.decoder, inference.encoder, savae.refined)
     for one in kept:
         one.cache_clear()
     yield
@@ -215,16 +220,20 @@ def small(monkeypatch):
         one.cache_clear()
 
 
-@pytest.mark.parametrize(("measure", "claims"), [("vae", 4), ("savae", 3), ("differences", 3), ("ivae", 3)])
+@pytest.mark.parametrize(
+    ("measure", "claims"),
+    [(vae_claims.measure, 4), (savae.measure, 3), (savae.differences, 3), (ivae.measure, 3)],
+    ids=["vae", "savae", "differences", "ivae"],
+)
 def test_measurements_run_from_end_to_end(small, measure, claims):
-    measured = getattr(inference, measure)()
+    measured = measure()
     assert len(measured.verdicts) == claims
     assert json.loads(json.dumps(measured.data))["data"] == "scikit-learn's digits"
     assert all("nan" not in verdict.measured for verdict in measured.verdicts)
 
 
 def test_images_set_aside_are_neither_trained_on_nor_held_out(monkeypatch):
-    monkeypatch.delenv("RLAMORT_MNIST", raising=False)
+    monkeypatch.delenv("RLAMORT_IMAGES", raising=False)
     kept, whole = inference.problem().train_images, images.load("digits")
     assert len(inference.aside()) == 187
     torch.testing.assert_close(torch.cat([whole.train[:187], kept[:, 0]]), whole.train, rtol=0, atol=0)

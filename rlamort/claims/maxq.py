@@ -11,9 +11,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlamort.gap import FROM, PATIENCE, REFINEMENTS, WANTED, gap, settings
+from rlamort.gap import REFINEMENTS, gap
 from rlamort.run import learner_class
 from rlamort.score import Interval, interval
+from rlamort.timing import FROM, PATIENCE, WANTED, settings
 from rlamort.verdict import Measured, Verdict, at_least
 
 PENDULUM = {"env": "Pendulum-v1", "steps": 10_000}
