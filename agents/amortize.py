@@ -20,7 +20,7 @@ from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, draw
 from rlamort.source import Contexts
-from rlamort.update import Gradient, Lbfgs, Learned, Recurrent
+from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 
 SAMPLE = 1_000  # contexts whose mean and spread standardise the network's input
 
@@ -37,6 +37,10 @@ class Amortize(Agent):
         hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
         inner_rate: size of their gradient steps, before it is learned.
+        start: where semi and recurrent begin: at a network's prediction, or in the middle of the domain, which is the prior
+            where solutions are parameters of a density.
+        head: how recurrent's steps move: additive adds to the iterate, gated mixes it with a proposal (Marino et al., 2018).
+        memory: numbers that recurrent's cell keeps from step to step.
         latent_dim: coordinates of latent's space.
         candidates: predictions of choice.
         learning_rate: Adam's step size.
@@ -56,6 +60,9 @@ class Amortize(Agent):
         hidden: Widths = (128, 128),
         iterations: Count = 5,
         inner_rate: Positive = 0.1,
+        start: Literal["prediction", "middle"] = "prediction",
+        head: Literal["additive", "gated"] = "additive",
+        memory: Count = 64,
         latent_dim: Count = 8,
         candidates: Count = 4,
         learning_rate: Positive = 1e-3,
@@ -76,6 +83,13 @@ class Amortize(Agent):
         def prediction() -> Full:
             return Full(problem.network(hidden, 1) or plain(y.inputs), y)
 
+        def first() -> Full:
+            return prediction() if start == "prediction" else Full(Silent(y.inputs), y)
+
+        def recurrent() -> Recurrent:
+            heads = {"additive": Additive, "gated": Gated}
+            return Recurrent(y.dim, memory, contexts=spec.x_dim, head=heads[head])
+
         def choice() -> Choice:
             return Choice(problem.network(hidden, candidates) or plain(candidates * y.inputs), candidates, y)
 
@@ -89,8 +103,8 @@ class Amortize(Agent):
 
         models: dict[str, Callable[[], Model]] = {
             "full": prediction,
-            "semi": lambda: Unroll(prediction(), learned(y.dim), iterations, y, through),
-            "recurrent": lambda: Unroll(prediction(), Recurrent(y.dim, contexts=spec.x_dim), iterations, y, FirstOrder()),
+            "semi": lambda: Unroll(first(), learned(y.dim), iterations, y, through),
+            "recurrent": lambda: Unroll(first(), recurrent(), iterations, y, FirstOrder()),
             "latent": latent,
             "choice": choice,
         }

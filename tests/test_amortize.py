@@ -80,6 +80,19 @@ def test_every_model_learns_by_every_loss(model, loss, device):
     assert gap.mean() < 0.8 * naive.mean()
 
 
+@pytest.mark.parametrize(("model", "head"), [("semi", "additive"), ("recurrent", "additive"), ("recurrent", "gated")])
+def test_steps_may_begin_in_the_middle_of_the_domain(model, head, device):
+    """And learn to leave it, though no network predicts where to begin."""
+    torch.manual_seed(0)
+    solver = ra.amortize(Known, model=model, head=head, start="middle", device=str(device), learning_rate=1e-2, **QUICK)
+    x = solver.draw(200)
+    path = solver.model.iterates(x, solver.f.oracle(x))
+    middle = torch.full((200, 6), 1 / 6, device=device)
+    torch.testing.assert_close(path[0], middle)
+    exact = solver.f(Known().to(device).domain.nearest(x), x)
+    assert (solver.f(path[-1], x) - exact).mean() < 0.5 * (solver.f(middle, x) - exact).mean()
+
+
 def test_certified_answers_are_that_good_even_untrained():
     solver = ra.amortize(Portfolio(), model="full", seed=3, hidden=(8,), batch_size=4, steps=1)
     x = torch.randn(500, 6)

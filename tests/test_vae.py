@@ -212,7 +212,7 @@ def small(monkeypatch):
     for name, value in {**few, **short, "SHARED": {"hidden": (8,), "batch_size": 8}}.items():
         for module in (one for one in modules if hasattr(one, name)):
             monkeypatch.setattr(module, name, value)
-    kept = (inference.decoder, inference.encoder, savae.refined)
+    kept = (inference.decoder, inference.encoder, savae.refined, ivae.frozen)
     for one in kept:
         one.cache_clear()
     yield
@@ -222,8 +222,8 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize(
     ("measure", "claims"),
-    [(vae_claims.measure, 4), (savae.measure, 3), (savae.differences, 3), (ivae.measure, 3)],
-    ids=["vae", "savae", "differences", "ivae"],
+    [(vae_claims.measure, 4), (savae.measure, 3), (savae.differences, 3), (ivae.measure, 3), (ivae.from_prior, 3)],
+    ids=["vae", "savae", "differences", "ivae", "ivae from the prior"],
 )
 def test_measurements_run_from_end_to_end(small, measure, claims):
     measured = measure()
