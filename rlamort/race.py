@@ -131,5 +131,6 @@ class Race(NamedTuple):
             for target in self.targets:
                 axes.axhline(target, color="k", linewidth=0.5)
             axes.set(title=self.env, xlabel="seconds of training", ylabel="evaluation return")
+            axes.legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
 
         return draw if done else None

@@ -144,7 +144,6 @@ def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes)
         axes.grid(alpha=0.3)
-        axes.legend()
     figure.savefig(out, dpi=100)
 
 

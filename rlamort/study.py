@@ -109,6 +109,7 @@ class Study(NamedTuple):
                 if runs:
                     band(axes, [{one["env_step"]: one["eval/return"] for one in run} for run in runs], row)
             axes.set(title=self.env, xlabel="environment steps", ylabel="evaluation return")
+            axes.legend()
 
         return draw if any(known.values()) else None
 
