@@ -86,7 +86,7 @@ def measure() -> Measured:
             "tutorial": {"steps": steps, "ELBO": reached, "seconds": seconds},
         }
         figures = {
-            "vae_trade": trade_figure(gap, races),
+            "vae_trade": trade_figure(gap, {size: {width: one.ratio(size) for width, one in races.items()} for size in SIZES}),
             "vae_speed": speed_figure(posed, x[:64], lams[chosen][:64], races[chosen]),
             "vae_images": images_figure(posed, encoders[chosen], x[:12]),
         }
@@ -209,20 +209,23 @@ def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
     return PROTOCOL, score(posed, lam, x)
 
 
-def trade_figure(gap: dict[int, float], races: dict[int, Race]) -> Figure:
-    """Gap against the encoder's width, and its speed beside Adam against the gap."""
+def trade_figure(gap: Mapping[int, float], ratio: Mapping[int, Mapping[int, float]]) -> Figure:
+    """Gap against the encoder's width, and its speed beside Adam against the gap: `ratio` by batch size and width."""
     drawn = Figure(figsize=(10, 4), layout="constrained")
     left, right = drawn.subplots(1, 2)
     left.plot(list(gap), list(gap.values()), "o-")
     left.set(
         xscale="log", xlabel="width of the encoder", ylabel="amortization gap, nats", xticks=list(gap), xticklabels=list(gap)
     )
-    for size in SIZES:
-        ratios = [races[width].ratio(size) for width in gap]
-        right.plot(list(gap.values()), ratios, "o-", label=f"batch of {size}")
-        for width, ratio in zip(gap, ratios, strict=True):
-            right.annotate(f" {width}", (gap[width], ratio))
+    for size, ratios in ratio.items():
+        right.plot(list(gap.values()), [ratios[width] for width in gap], "o-", label=f"batch of {size}")
+        for width in gap:
+            right.annotate(f"  {width}", (gap[width], ratios[width]))
     right.set(yscale="log", xlabel="amortization gap, nats", ylabel="times faster than Adam at its ELBO")
+    right.set_yticks([100, 200, 500, 1_000], labels=[100, 200, 500, 1_000])
+    for axes in (left, right):
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
     right.legend()
     return drawn
 
