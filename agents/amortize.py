@@ -87,7 +87,7 @@ class Amortize(Agent):
             return prediction() if start == "prediction" else Full(Silent(y.inputs), y)
 
         def recurrent() -> Recurrent:
-            heads = {"additive": Additive, "gated": Gated}
+            heads: dict[str, type[Additive | Gated]] = {"additive": Additive, "gated": Gated}
             return Recurrent(y.dim, memory, contexts=spec.x_dim, head=heads[head])
 
         def choice() -> Choice:

@@ -15,9 +15,9 @@ from rlamort.domain import Box, Simplex
 from rlamort.envs.sphere import Sphere
 from rlamort.model import Model
 from rlamort.problem import Problem, X
+from rlamort.report import table
 from rlamort.score import interval
 from rlamort.solver import Solver
-from rlamort.speed import table
 from rlamort.verdict import Measured, Verdict, at_least
 
 SEEDS = (0, 1, 2)
