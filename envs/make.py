@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -52,11 +53,17 @@ def factory(
         made = _imported(env) if ":" in env else None
         if made is None:
             try:
-                gymnasium.spec(env)
+                registered = gymnasium.spec(env)
             except gymnasium.error.Error as error:
                 raise UserError(f"env={env}: there is no such environment. {nearest(env, gymnasium.registry)}") from error
             name = env
-            return lambda: gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
+
+            def named() -> gymnasium.Env[Any, Any]:
+                if "mujoco" in str(registered.entry_point):
+                    _hear_mujoco_once()
+                return gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
+
+            return named
         env = made
     kind: Callable[..., Any] = env
     if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
@@ -144,6 +151,16 @@ def probe(name: str, make: Factory) -> tuple[Spec, bool]:
     finally:
         env.close()
     return spec, bool(env.spec and env.spec.max_episode_steps)
+
+
+def _hear_mujoco_once() -> None:
+    """In this process MuJoCo says each warning once; by itself it does at every opening, and keeps a file of them."""
+    try:
+        import mujoco
+    except ImportError:  # Gymnasium says it better
+        return
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(functools.cache(lambda message: print(f"MuJoCo: {message}", file=sys.stderr)))
 
 
 def _check_observation(name: str, when: str, given: Any, space: gymnasium.Space[Any]) -> None:
