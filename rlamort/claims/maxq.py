@@ -18,7 +18,7 @@ from rlamort.timing import FROM, PATIENCE, WANTED, settings
 from rlamort.verdict import Measured, Verdict, at_least
 
 PENDULUM = {"env": "Pendulum-v1", "steps": 10_000}
-CHEETAH = {"env": "HalfCheetah-v5", "steps": 50_000}  # as many as in the learning study; the four critics take a quarter of an hour
+CHEETAH = {"env": "HalfCheetah-v5", "steps": 50_000}  # as in the learning study; all four take a quarter of an hour
 STATES = 128  # held out, on which all is measured
 NAMED = ("Adam", "L-BFGS", "CEM")  # the solvers that the claim names; projected gradient is reported beside them
 
