@@ -137,6 +137,8 @@ def figure(name: str, critic: Mapping[str, Any]) -> Figure:
         xscale="log", xlabel=f"seconds, batch of {critic['states']}", ylabel="gap, as a share of the zero action's", title=name
     )
     axes.set_yscale("symlog", linthresh=WANTED / 10)
+    highest = max(critic["gaps"]["policy"]["share"], *(max(curve["gap"]) for curve in critic["curves"].values()))
+    axes.set_ylim(0, 2 * highest)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return drawn
