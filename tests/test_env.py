@@ -1,5 +1,8 @@
 """The adapter: units, seeds, successors, and every way an environment can be wrong."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import odd_envs
@@ -182,3 +185,12 @@ def test_an_unregistered_instance_serves_once_and_its_class_as_often_as_needed()
     with pytest.raises(UserError, match="an instance without a spec cannot be copied"):
         open_env(odd_envs.Good(), count=2)
     assert open_env(odd_envs.Good, count=2).count == 2
+
+
+def test_mujoco_says_each_warning_once_and_keeps_no_file_of_them(tmp_path):
+    """By itself it would at every opening, and HalfCheetah-v5's model has one to say."""
+    code = "from rlamort.envs.make import open_env\nfor _ in range(3): open_env('HalfCheetah-v5', count=2)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    assert len(lines) == len(set(lines)) <= 1
+    assert not list(tmp_path.iterdir())
