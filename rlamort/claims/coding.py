@@ -3,7 +3,6 @@
 x signal (B, M) · y code (B, N) · A dictionary (M, N) · f lasso (B,) · K layers
 """
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rlamort.agents.code import Code
+from rlamort.claims.clock import median_seconds
 from rlamort.envs.sparse import Lasso, SparseRecovery, nmse
 from rlamort.model import Full, Unroll
 from rlamort.nets import Silent
@@ -27,6 +27,7 @@ from rlamort.unfold import Fista, Ista, Lista, ListaCp, Never, Safeguarded, Step
 from rlamort.update import Update
 from rlamort.verdict import Measured, Verdict, at_least, at_most
 
+REPEATS = 31  # of a timed call
 UNSEEN, SEED = 1_000, 1_000_000
 BATCHES = (1, 1_000)
 SWEEPS = (1, 2, 5, 10, 1_000)  # of coordinate descent, the last of which is scikit-learn's default
@@ -101,8 +102,8 @@ def _encoder(agent: Code) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        ours = {size: _seconds(lambda n=size: encoder(x[:n])) / size for size in BATCHES}  # type: ignore[misc]
-        refined = _seconds(lambda: model(x)) / UNSEEN
+        ours = {size: median_seconds(lambda n=size: encoder(x[:n]), REPEATS) / size for size in BATCHES}  # type: ignore[misc]
+        refined = median_seconds(lambda: model(x), REPEATS) / UNSEEN
         descents = {sweeps: _descent(problem, x, sweeps, best) for sweeps in SWEEPS}
     torch.set_num_threads(threads)
     as_good = min(found["seconds"] for found in descents.values() if found["excess"] <= excess[0])
@@ -130,7 +131,7 @@ def _descent(problem: Lasso, x: Tensor, sweeps: int, best: float) -> dict[str, f
                 return sparse_encode(*given, algorithm="lasso_cd", **settings)
 
         y = torch.from_numpy(solve()).to(x)
-        seconds = _seconds(solve, repeats=6) / len(x)
+        seconds = median_seconds(solve, 6) / len(x)
         found.append({"seconds": seconds, "excess": problem.cost(y, x).mean().item() / best - 1})
     return min(found, key=lambda one: one["seconds"])
 
@@ -256,16 +257,6 @@ def _beginning(problem: Lasso | SparseRecovery, x: Tensor) -> Verdict:
 def _path(problem: Lasso | SparseRecovery, update: Update, steps: int, x: Tensor) -> Tensor:
     """(steps + 1, B, N) from zero."""
     return Unroll(Full(Silent(problem.domain.dim), problem.domain), update, steps, problem.domain).iterates(x)
-
-
-def _seconds(call: Callable[[], Any], repeats: int = 31) -> float:
-    """Median, warm."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
 
 
 def figure(curves: dict[str, list[float]], what: str) -> Figure:

@@ -4,8 +4,6 @@ y point (B, 3) of S^2 · x contexts as rows (B, d) · f cost (B,)
 """
 
 import itertools
-import statistics
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlamort.agent import Agent
+from rlamort.claims.clock import median_seconds
 from rlamort.envs.sphere import Sphere
 from rlamort.objective import Cost
 from rlamort.reference import Descent
@@ -22,6 +21,7 @@ from rlamort.run import learner_class
 from rlamort.verdict import Measured, Verdict, at_least, at_most
 
 UNSEEN, SEED = 1_000, 1_000_000
+REPEATS = 11  # of a timed call
 LATTICE = 2_000  # points among which the global minimum is looked for before it is polished
 STARTS = (4, 8, 16, 32)  # of the descent whose time is compared; the fastest of these that gets as low counts
 LIMIT = 1_000  # of its iterations
@@ -109,7 +109,7 @@ def speeds(agent: Agent, f: Cost, x: Tensor, size: int) -> tuple[float, dict[int
     """
     target = f(agent.act(x, explore=False), x).mean().item() + 1e-6
     few = x[:size]
-    ours = _seconds(lambda: agent.act(few, explore=False))
+    ours = median_seconds(lambda: agent.act(few, explore=False), REPEATS)
     rivals: dict[int, dict[str, Any]] = {}
     for starts in STARTS:
         reached = None
@@ -120,7 +120,7 @@ def speeds(agent: Agent, f: Cost, x: Tensor, size: int) -> tuple[float, dict[int
                 break
         taken = None
         if reached:
-            taken = _seconds(lambda n=starts, k=reached: list(itertools.islice(_descent(f, few, n), k)))  # type: ignore[misc]
+            taken = median_seconds(lambda n=starts, k=reached: list(itertools.islice(_descent(f, few, n), k)), REPEATS)  # type: ignore[misc]
         rivals[starts] = {"iterations": reached or LIMIT, "mean cost": mean, "seconds": taken}
     return ours, rivals
 
@@ -129,16 +129,6 @@ def _descent(f: Cost, x: Tensor, starts: int) -> Iterator[Tensor]:
     """Iterates (B * starts, 3) from points spread evenly over the sphere."""
     begin = lattice(starts).to(x).repeat(len(x), 1)
     return Descent().improve(f, f.problem.domain, x.repeat_interleave(starts, 0), begin)
-
-
-def _seconds(call: Any, repeats: int = 11) -> float:
-    """Median, warm."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
 
 
 def figure(agent: Agent, problem: Sphere, x: Tensor) -> Figure:

@@ -4,8 +4,6 @@ x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,)
 """
 
 import itertools
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from rlamort.claims.clock import median_seconds
 from rlamort.claims.inference import BEST_STEPS, HELD_OUT, SCORED, SEED, Tuning, adam, aside, decoder, encoder, score, source
 from rlamort.envs.vae import VAE
 from rlamort.model import Model
@@ -26,6 +25,7 @@ SIZES = tuple(SPEEDUPS)
 SPLITS = (1, 4)  # parts into which a batch is cut, where that is faster; for encoder and Adam alike
 EVERY, LIMIT = 5, 600  # steps of Adam between two looks at what it has reached, and at most
 GAP_FOR_SPEED = 5.0  # nats: what is less accurate has no claim to be fast
+REPEATS, WARM = 21, 2  # of a timed call; the first do not count
 PROTOCOL = 2_000  # steps of Adam in the tutorial
 LOOKS = frozenset(round(2 ** (i / 2)) for i in range(22)) | {PROTOCOL}  # steps at which a curve has a point
 
@@ -175,13 +175,14 @@ def step_seconds(posed: VAE, x: Tensor, draws: int) -> float:
     found = []
     for parts in splits(x):
         paths = [run(part) for part in parts]
-        found.append(median(lambda paths=paths: [step() for step in paths]))  # type: ignore[misc]
+        found.append(median_seconds(lambda paths=paths: [step() for step in paths], REPEATS, WARM))  # type: ignore[misc]
     return min(found)
 
 
 def shortest(call: Callable[[Tensor], Any], x: Tensor) -> float:
     """Median seconds on x, cut into as many parts as is fastest."""
-    return min(median(lambda parts=parts: [call(part) for part in parts]) for parts in splits(x))  # type: ignore[misc]
+    calls = [lambda parts=parts: [call(part) for part in parts] for parts in splits(x)]  # type: ignore[misc]
+    return min(median_seconds(one, REPEATS, WARM) for one in calls)
 
 
 def splits(x: Tensor) -> list[tuple[Tensor, ...]]:
@@ -191,16 +192,6 @@ def splits(x: Tensor) -> list[tuple[Tensor, ...]]:
 def spread(x: Tensor, size: int) -> Tensor:
     """(size, pixels), the images again and again."""
     return x[torch.arange(size) % len(x)]
-
-
-def median(call: Callable[[], Any], repeats: int = 21) -> float:
-    """Seconds, warm."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
 
 
 def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
