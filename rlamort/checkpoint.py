@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from rlamort.errors import UserError
+from rlamort.machine import products
 
 FORMAT = 1
 TENSORS, FACTS = "agent.safetensors", "agent.json"
@@ -337,4 +338,5 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "absent"
+    found["float32 products"] = products()
     return found

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import random
 import shutil
 import warnings
@@ -24,6 +23,7 @@ from rlamort.env import Env, Episode, Spec
 from rlamort.envs.make import name_of
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
+from rlamort.machine import cores, device_of, settle_products
 from rlamort.mirror import Mirror, require
 from rlamort.randomness import Randomness
 from rlamort.resets import Resets
@@ -73,6 +73,7 @@ class Learner:
         self.config, self._env_given = config, env
         self._eval_given = eval_env
         torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cores()))
+        settle_products()
         self.device = device_of(config.run.device)
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
@@ -448,27 +449,3 @@ def _kind_of(env: Any) -> Any:
 def learner_class(name: str) -> type[Learner]:
     """The `Learner` of one method."""
     return type(short_name(name).upper().replace("/", "_"), (Learner,), {"method": name})
-
-
-def cores() -> int:
-    """Cores that this process may use: those of its affinity, and no more than its container's quota pays for."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        allowed, _, period = quota.read_text().partition(" ")
-        if allowed != "max":
-            found = min(found, max(1, int(allowed) // int(period)))
-    return found
-
-
-def device_of(name: str) -> torch.device:
-    """Raises UserError where it is asked for and absent."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}: this torch ({torch.__version__}) sees no CUDA device; use device=cpu or device=auto")
-    return device

@@ -19,6 +19,7 @@ import torch
 from rlamort import contestant
 from rlamort.checkpoint import versions
 from rlamort.errors import Fault
+from rlamort.machine import settle_products
 from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 
@@ -109,6 +110,7 @@ def products(algorithm: str, batch: int = 256, h: int = 256, critics: int = 2, d
 
 def bound(counted: Products, seconds: float = 2.0) -> float:
     """Updates per second if an update were nothing but its matrix products, on this machine and these threads."""
+    settle_products()
     pairs = [(share, torch.randn(c, m, k), torch.randn(c, k, n), torch.empty(c, m, n)) for share, (c, m, k, n) in counted]
     times: list[list[float]] = [[] for _ in pairs]
     until = time.perf_counter() + seconds

@@ -1,0 +1,83 @@
+"""What this machine offers: cores, devices, and which library multiplies float32 matrices fastest."""
+
+import functools
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from rlamort.errors import UserError
+
+MATMUL = torch.backends.mkldnn.matmul  # torch's settings of oneDNN's matrix products
+
+
+def cores() -> int:
+    """Cores that this process may use: those of its affinity, and no more than its container's quota pays for."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        allowed, _, period = quota.read_text().partition(" ")
+        if allowed != "max":
+            found = min(found, max(1, int(allowed) // int(period)))
+    return found
+
+
+def device_of(name: str) -> torch.device:
+    """Raises UserError where it is asked for and absent."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: this torch ({torch.__version__}) sees no CUDA device; use device=cpu or device=auto")
+    return device
+
+
+def settle_products() -> None:
+    """Give float32 matrix products to oneDNN where MKL, which torch gives them to, does not serve the processor well.
+
+    MKL leaves half of an AMD processor's AVX-512 unused; oneDNN, in the same torch, does not. The only way there is the
+    permission to round factors to bfloat16. oneDNN makes no use of it without AMX, and whether that holds here is tried out.
+    What a user has set is left alone. It is for the whole process, like the number of threads.
+    """
+    if MATMUL.fp32_precision == "none" and _favours_onednn():
+        MATMUL.fp32_precision = "bf16"
+
+
+def products() -> str:
+    """Who computes float32 matrix products now: oneDNN; oneDNN in bfloat16, if a user allows it that; or torch's BLAS."""
+    if MATMUL.fp32_precision != "bf16":
+        return "BLAS"
+    return "oneDNN" if _exact() else "oneDNN in bfloat16"
+
+
+@functools.cache
+def _favours_onednn() -> bool:
+    """By the kind of processor, not by a stopwatch: the same run takes the same way every time."""
+    if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor_is_amd()):
+        return False
+    before = MATMUL.fp32_precision
+    MATMUL.fp32_precision = "bf16"
+    try:
+        return _exact()
+    finally:
+        MATMUL.fp32_precision = before
+
+
+def _vendor_is_amd() -> bool:
+    facts = Path("/proc/cpuinfo")  # Linux
+    return "AuthenticAMD" in (facts.read_text() if facts.is_file() else platform.processor())
+
+
+def _exact() -> bool:
+    """Whether products of matrices as large as an update's, plain and batched, have float32's precision now."""
+    largest = 0.0
+    for shape in ((256, 256), (2, 256, 256)):
+        # entries that bfloat16's eight bits cannot hold, without drawing from anybody's random numbers
+        a = torch.linspace(1, 2, 256 * 256).reshape(256, 256).expand(shape)
+        exact = a.double() @ a.mT.double()
+        largest = max(largest, float(((a @ a.mT - exact) / exact).abs().max()))
+    return largest < 1e-5  # bfloat16 is off by 1e-3

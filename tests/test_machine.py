@@ -1,0 +1,112 @@
+"""The machine: threads that it gives, none taken from the update by worker processes; and who multiplies its matrices."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from rlamort.envs.make import open_env
+
+import rlamort as ra
+from rlamort import machine
+
+
+class SaysThreads(gymnasium.Env):
+    """Observes how many threads torch has where it runs."""
+
+    observation_space = gymnasium.spaces.Box(0, 1000, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def _observe(self):
+        return np.array([torch.get_num_threads()], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action):
+        return self._observe(), 0.0, False, True, {}
+
+
+def test_worker_processes_use_one_thread_each_and_take_none_from_here():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        env = open_env(SaysThreads, count=2, vectorization="async")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert env.reset(0).flatten().tolist() == [1, 1]
+    env.close()
+
+
+def test_a_quota_limits_threads(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    real = machine.Path
+    monkeypatch.setattr(machine, "Path", lambda name: quota if name == "/sys/fs/cgroup/cpu.max" else real(name))
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert machine.cores() == 8  # no such file
+    quota.write_text("max 100000\n")
+    assert machine.cores() == 8
+    quota.write_text("250000 100000\n")
+    assert machine.cores() == 2
+    quota.write_text("50000 100000\n")
+    assert machine.cores() == 1
+
+
+def test_threads_that_are_asked_for_are_taken_and_more_than_there_are_is_not_a_default():
+    before = torch.get_num_threads()
+    try:
+        ra.SAC("Pendulum-v1", threads=2)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(machine.cores() + 3)
+        ra.SAC("Pendulum-v1")
+        assert torch.get_num_threads() == machine.cores()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def unset():
+    """torch's setting as it is before anybody touches it, and back again."""
+    before = machine.MATMUL.fp32_precision
+    machine.MATMUL.fp32_precision = "none"
+    machine._favours_onednn.cache_clear()
+    yield
+    machine.MATMUL.fp32_precision = before
+    machine._favours_onednn.cache_clear()
+
+
+def test_products_stay_float32_whoever_computes_them(unset):
+    machine.settle_products()
+    assert machine.products() in ("BLAS", "oneDNN")
+    torch.manual_seed(0)
+    for shape in ((256, 23, 256), (23, 256, 256), (256, 256, 12), (1, 17, 256), (1024, 400, 784)):
+        m, k, n = shape
+        for copies in ((), (2,)):
+            a, b = torch.randn(*copies, m, k), torch.randn(*copies, n, k)
+            exact = a.double() @ b.double().mT
+            assert (a @ b.mT - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+def test_a_processor_that_would_round_is_left_alone(unset, monkeypatch):
+    def rounding(a, b):
+        return torch.matmul(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else torch.matmul(a, b)
+
+    monkeypatch.setattr(machine, "_vendor_is_amd", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    machine.settle_products()
+    assert machine.MATMUL.fp32_precision == "none"
+    assert machine.products() == "BLAS"
+
+
+def test_a_precision_that_a_user_has_set_is_left_alone(unset):
+    machine.MATMUL.fp32_precision = "ieee"
+    ra.SAC("Pendulum-v1")
+    assert machine.MATMUL.fp32_precision == "ieee"
+
+
+def test_a_run_says_who_computed_its_products(unset, tmp_path):
+    ra.SAC("Pendulum-v1", dir=str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["float32 products"] == machine.products()
