@@ -55,8 +55,11 @@ class Compiled:
         self.agent, self.sample = agent, sample
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
         torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
-        # the eager update's random numbers; and sums over an action's coordinates in vector instructions, not unrolled ones
-        options: dict[str, Any] = {"fallback_random": True, "unroll_reductions_threshold": 1}
+        options: dict[str, Any] = {
+            "fallback_random": True,  # the eager update's random numbers
+            "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
+            "cpp_wrapper": True,  # kernels are called from C++, not from Python
+        }
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:

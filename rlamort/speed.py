@@ -164,7 +164,7 @@ def profile(algorithm: str = "sac", env: str = "HalfCheetah-v5", updates: int = 
 
 
 def _group(name: str) -> str:
-    if name in ("aten::bmm", "aten::mm", "aten::addmm", "aten::baddbmm"):
+    if name.removeprefix("aoti_torch_cpu_").removeprefix("aten::").removesuffix("_out") in ("mm", "bmm", "addmm", "baddbmm"):
         return "matrix products"
     if "cpp_fused" in name or name == "aten::copy_":
         return "elementwise kernels"

@@ -245,3 +245,13 @@ def test_a_contestant_measures_itself(library, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert all(value > 0 for key, value in found.items() if key != "first_updates_s")
     assert found["replay_bytes_per_transition"] == {"rlamort": 4 * 5 + 7, "sb3": 4 * (2 * 3 + 1 + 1 + 1 + 1)}[library]
+
+
+def test_a_profile_knows_the_parts_of_an_update_by_the_names_that_the_compiler_gives_them(tmp_path):
+    code = (
+        "import json; from rlamort import speed\n"  # in a process of its own, since it changes how everything is compiled
+        "print(json.dumps(speed.profile('sac', 'Pendulum-v1', updates=4).data['update_us']))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(taken > 0 for taken in json.loads(done.stdout.splitlines()[-1]).values())
