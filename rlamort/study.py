@@ -1,5 +1,6 @@
 """Studies: one method trained on one environment from several seeds, beside a baseline with the same settings."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlamort.checkpoint import versions
 from rlamort.errors import Fault
 from rlamort.plot import band
 from rlamort.score import Interval, interval
@@ -129,11 +129,12 @@ def _train(command: Sequence[str]) -> dict[str, Any]:
     )
     if done.returncode:
         raise Fault(f"rlamort {' '.join(command)}: it exited with {done.returncode}: {done.stderr.strip()[-500:]}")
-    records = read_records(Path(done.stdout.strip().splitlines()[-1]))
+    directory = Path(done.stdout.strip().splitlines()[-1])
+    records = read_records(directory)
     seconds = {record["env_step"]: record["time/seconds"] for record in records if "time/seconds" in record}
     evaluations = [record for record in records if "eval/return" in record]
     return {
-        "versions": versions(),
+        "versions": json.loads((directory / "versions.json").read_text()),
         "seconds": max(seconds.values(), default=None),
         "evaluations": [
             one | ({"time/seconds": seconds[one["env_step"]]} if one["env_step"] in seconds else {}) for one in evaluations

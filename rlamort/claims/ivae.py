@@ -30,6 +30,7 @@ from rlamort.claims.inference import (
 )
 from rlamort.envs.vae import VAE
 from rlamort.model import Model, Unroll
+from rlamort.run import Learner
 from rlamort.verdict import Measured, at_least, at_most
 
 ITERATIVE, STEPS, DRAWS = 6_000, 5, 4  # updates, steps and draws for a gradient in training, on the frozen decoder
@@ -61,24 +62,28 @@ def frozen() -> Frozen:
 
 def measure() -> Measured:
     """Steps that begin at what the direct encoder says."""
-    return judged("the direct encoder and", "ivae", after_direct=True)
+    refining, model = steps()
+    model.init.load_state_dict(frozen().direct.state_dict())
+    return judged("the direct encoder and", "ivae", refining, model)
 
 
 def from_prior() -> Measured:
     """Steps that begin at the prior and move through a gate, as in the paper."""
-    return judged("from the prior", "ivae_prior", after_direct=False, start="middle", head="gated", memory=256)
+    return judged("from the prior", "ivae_prior", *steps(start="middle", head="gated", memory=256))
 
 
-def judged(name: str, figure: str, after_direct: bool, **fields: Any) -> Measured:
-    """What becomes of a way to begin and to step."""
-    posed, x, direct, least, top, rival = frozen()
+def steps(**fields: Any) -> tuple[Learner, Unroll]:
+    """Learned steps on the frozen decoder, which have learned nothing yet."""
     noisy = problem(DRAWS)
-    noisy.load_state_dict(posed.state_dict())
+    noisy.load_state_dict(frozen().posed.state_dict())
     refining, agent = learner("ivae", noisy.freeze(), ITERATIVE, iterations=STEPS, **fields, **SHARED)
-    model = agent.model
-    assert isinstance(model, Unroll)
-    if after_direct:
-        model.init.load_state_dict(direct.state_dict())
+    assert isinstance(agent.model, Unroll)
+    return refining, agent.model
+
+
+def judged(name: str, figure: str, refining: Learner, model: Unroll) -> Measured:
+    """What becomes of them once they have learned."""
+    posed, x, direct, least, top, rival = frozen()
     refining.learn(ITERATIVE)
     torch.manual_seed(SEED)
     longer = Unroll(model.init, model.update, 2 * STEPS, model.domain, model.adjoint)
