@@ -37,7 +37,7 @@ def updates_of(library: str, model: Any) -> Callable[[int], Any]:
 
     def update(count: int) -> None:
         every = model.agent.improve_every
-        with model.randomness():
+        with model.training():
             for number in range(1, count + 1):
                 model.updates([number % every == 0], model.source.env.x)
 

@@ -1,8 +1,10 @@
-"""What this machine offers: cores, devices, and which library multiplies float32 matrices fastest."""
+"""What this machine offers: cores, devices, and who multiplies float32 matrices fastest."""
 
+import contextlib
 import functools
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,22 +38,29 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def settle_products() -> None:
-    """Give float32 matrix products to oneDNN where MKL, which torch gives them to, does not serve the processor well.
+@contextlib.contextmanager
+def fast_products() -> Iterator[None]:
+    """Meanwhile, float32 matrix products on the CPU are oneDNN's where MKL, which torch gives them to, is the slower one.
 
     MKL leaves half of an AMD processor's AVX-512 unused; oneDNN, in the same torch, does not. The only way there is the
     permission to round factors to bfloat16. oneDNN makes no use of it without AMX, and whether that holds here is tried out.
-    What a user has set is left alone. It is for the whole process, like the number of threads.
+    What a user has set is left alone.
     """
-    if MATMUL.fp32_precision == "none" and _favours_onednn():
+    before = MATMUL.fp32_precision
+    if before == "none" and _favours_onednn():
         MATMUL.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        MATMUL.fp32_precision = before
 
 
 def products() -> str:
-    """Who computes float32 matrix products now: oneDNN; oneDNN in bfloat16, if a user allows it that; or torch's BLAS."""
-    if MATMUL.fp32_precision != "bf16":
-        return "BLAS"
-    return "oneDNN" if _exact() else "oneDNN in bfloat16"
+    """Who computes a training's float32 matrix products on the CPU: oneDNN, torch's BLAS, or what a user has allowed."""
+    given = MATMUL.fp32_precision
+    if given == "bf16":
+        return "oneDNN" if _exact() else "oneDNN in bfloat16"
+    return "oneDNN" if given == "none" and _favours_onednn() else "BLAS"
 
 
 @functools.cache

@@ -1,11 +1,12 @@
 """A run: a method built for an environment, trained, measured, saved."""
 
+import contextlib
 import functools
 import json
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,7 +24,7 @@ from rlamort.env import Env, Episode, Spec
 from rlamort.envs.make import name_of
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
-from rlamort.machine import cores, device_of, settle_products
+from rlamort.machine import cores, device_of, fast_products
 from rlamort.mirror import Mirror, require
 from rlamort.randomness import Randomness
 from rlamort.resets import Resets
@@ -73,7 +74,6 @@ class Learner:
         self.config, self._env_given = config, env
         self._eval_given = eval_env
         torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cores()))
-        settle_products()
         self.device = device_of(config.run.device)
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
@@ -122,7 +122,8 @@ class Learner:
 
     def score(self, episodes: int | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, environments of their own."""
-        return score(self.agent, self._evaluation_env(episodes or self.config.run.eval_episodes))
+        with fast_products():  # as evaluations while it learns
+            return score(self.agent, self._evaluation_env(episodes or self.config.run.eval_episodes))
 
     def close(self) -> None:
         """Give back what the environments hold, worker processes among it."""
@@ -168,7 +169,7 @@ class Learner:
             evaluation = self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
             scorer = functools.partial(score, env=evaluation)
         journal = Journal(takers, scorer, functools.partial(self._keep, stop))
-        with self.randomness():
+        with self.training():
             locate(self.config.row["train"])(
                 self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal
             )
@@ -176,6 +177,12 @@ class Learner:
             if self.directory is not None:
                 self.save_checkpoint()
         return self
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """What holds while it learns: its own stream of random numbers, and the fastest matrix products."""
+        with self.randomness(), fast_products():
+            yield
 
     def _prepared(self, planned: int) -> Updates:
         if self._compiled is None:

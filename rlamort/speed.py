@@ -19,7 +19,7 @@ import torch
 from rlamort import contestant
 from rlamort.checkpoint import versions
 from rlamort.errors import Fault
-from rlamort.machine import settle_products
+from rlamort.machine import fast_products
 from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 
@@ -110,15 +110,15 @@ def products(algorithm: str, batch: int = 256, h: int = 256, critics: int = 2, d
 
 def bound(counted: Products, seconds: float = 2.0) -> float:
     """Updates per second if an update were nothing but its matrix products, on this machine and these threads."""
-    settle_products()
     pairs = [(share, torch.randn(c, m, k), torch.randn(c, k, n), torch.empty(c, m, n)) for share, (c, m, k, n) in counted]
     times: list[list[float]] = [[] for _ in pairs]
     until = time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        for taken, (_, a, b, out) in zip(times, pairs, strict=True):
-            start = time.perf_counter()
-            torch.bmm(a, b, out=out) if len(a) > 1 else torch.mm(a[0], b[0], out=out[0])
-            taken.append(time.perf_counter() - start)
+    with fast_products():
+        while time.perf_counter() < until:
+            for taken, (_, a, b, out) in zip(times, pairs, strict=True):
+                start = time.perf_counter()
+                torch.bmm(a, b, out=out) if len(a) > 1 else torch.mm(a[0], b[0], out=out[0])
+                taken.append(time.perf_counter() - start)
     return 1 / sum(share * statistics.median(taken) for (share, *_), taken in zip(pairs, times, strict=True))
 
 
@@ -140,7 +140,7 @@ def profile(algorithm: str = "sac", env: str = "HalfCheetah-v5", updates: int = 
     for undo in unwatch:
         undo()
     every = learner.agent.improve_every
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded, learner.randomness():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded, learner.training():
         for number in range(1, updates + 1):
             learner.updates([number % every == 0], learner.source.env.x)  # type: ignore[misc]
     groups = dict.fromkeys(("matrix products", "elementwise kernels", "random numbers", "guards", "launching the rest"), 0.0)
@@ -218,7 +218,7 @@ def _update_rate(size: dict[str, int], seconds: float) -> float:
     width = size["width"]
     learner = _warm("sac", "HalfCheetah-v5", hidden=(width, width), batch_size=size["batch"], critics=size["critics"])
     count, start = 0, time.perf_counter()
-    with learner.randomness():
+    with learner.training():
         while time.perf_counter() - start < seconds:
             learner.updates([True], learner.source.env.x)  # type: ignore[misc]
             count += 1

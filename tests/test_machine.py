@@ -79,15 +79,15 @@ def unset():
 
 
 def test_products_stay_float32_whoever_computes_them(unset):
-    machine.settle_products()
-    assert machine.products() in ("BLAS", "oneDNN")
     torch.manual_seed(0)
-    for shape in ((256, 23, 256), (23, 256, 256), (256, 256, 12), (1, 17, 256), (1024, 400, 784)):
-        m, k, n = shape
-        for copies in ((), (2,)):
-            a, b = torch.randn(*copies, m, k), torch.randn(*copies, n, k)
-            exact = a.double() @ b.double().mT
-            assert (a @ b.mT - exact).abs().max() < 2e-6 * exact.abs().max()
+    with machine.fast_products():
+        assert machine.products() in ("BLAS", "oneDNN")
+        for shape in ((256, 23, 256), (23, 256, 256), (256, 256, 12), (1, 17, 256), (1024, 400, 784)):
+            m, k, n = shape
+            for copies in ((), (2,)):
+                a, b = torch.randn(*copies, m, k), torch.randn(*copies, n, k)
+                exact = a.double() @ b.double().mT
+                assert (a @ b.mT - exact).abs().max() < 2e-6 * exact.abs().max()
 
 
 def test_a_processor_that_would_round_is_left_alone(unset, monkeypatch):
@@ -96,17 +96,22 @@ def test_a_processor_that_would_round_is_left_alone(unset, monkeypatch):
 
     monkeypatch.setattr(machine, "_vendor_is_amd", lambda: True)
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
-    machine.settle_products()
-    assert machine.MATMUL.fp32_precision == "none"
+    with machine.fast_products():
+        assert machine.MATMUL.fp32_precision == "none"
     assert machine.products() == "BLAS"
 
 
-def test_a_precision_that_a_user_has_set_is_left_alone(unset):
-    machine.MATMUL.fp32_precision = "ieee"
-    ra.SAC("Pendulum-v1")
-    assert machine.MATMUL.fp32_precision == "ieee"
+@pytest.mark.parametrize("given", ["none", "ieee"])
+def test_what_is_set_outside_is_there_again_and_what_a_user_has_set_stays(unset, given):
+    machine.MATMUL.fp32_precision = given
+    within = []
+    learner = ra.SAC("Pendulum-v1", warmup_steps=1, compile=False)
+    learner.learn(2, stop=lambda: within.append(machine.MATMUL.fp32_precision))
+    assert machine.MATMUL.fp32_precision == given
+    assert set(within) == {"bf16" if given == "none" and machine.products() == "oneDNN" else given}
+    assert torch.get_float32_matmul_precision() == "highest"  # which it refuses to say where old and new settings differ
 
 
-def test_a_run_says_who_computed_its_products(unset, tmp_path):
+def test_a_run_says_who_computes_its_products(unset, tmp_path):
     ra.SAC("Pendulum-v1", dir=str(tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "versions.json").read_text())["float32 products"] == machine.products()
