@@ -11,7 +11,7 @@ import torch
 
 from rlamort.errors import UserError
 
-MATMUL = torch.backends.mkldnn.matmul  # torch's settings of oneDNN's matrix products
+MATMUL = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # its settings of oneDNN's matrix products
 
 
 def cores() -> int:
@@ -66,7 +66,8 @@ def products() -> str:
 @functools.cache
 def _favours_onednn() -> bool:
     """By the kind of processor, not by a stopwatch: the same run takes the same way every time."""
-    if not (torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor_is_amd()):
+    with_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    if not (with_mkl and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor_is_amd()):
         return False
     before = MATMUL.fp32_precision
     MATMUL.fp32_precision = "bf16"
