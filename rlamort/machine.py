@@ -46,13 +46,9 @@ def fast_products() -> Iterator[None]:
     permission to round factors to bfloat16. oneDNN makes no use of it without AMX, and whether that holds here is tried out.
     What a user has set is left alone.
     """
-    before = MATMUL.fp32_precision
-    if before == "none" and _favours_onednn():
-        MATMUL.fp32_precision = "bf16"
-    try:
+    wanted = MATMUL.fp32_precision == "none" and _favours_onednn()
+    with _permission() if wanted else contextlib.nullcontext():
         yield
-    finally:
-        MATMUL.fp32_precision = before
 
 
 def products() -> str:
@@ -69,10 +65,17 @@ def _favours_onednn() -> bool:
     with_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if not (with_mkl and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor_is_amd()):
         return False
+    with _permission():
+        return _exact()
+
+
+@contextlib.contextmanager
+def _permission() -> Iterator[None]:
+    """What sends float32 products to oneDNN."""
     before = MATMUL.fp32_precision
     MATMUL.fp32_precision = "bf16"
     try:
-        return _exact()
+        yield
     finally:
         MATMUL.fp32_precision = before
 
