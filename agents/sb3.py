@@ -26,8 +26,7 @@ class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
     """The spaces of an environment and nothing else, to build a policy from."""
 
     def __init__(self, spec: Spec) -> None:
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (spec.x_dim,), np.float64)
-        self.action_space = gymnasium.spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))
+        self.observation_space, self.action_space = spec.observation.box(), spec.action.box()
 
 
 class SB3(Agent):
@@ -64,9 +63,8 @@ class SB3(Agent):
         if hidden is not None:
             self.keywords["policy_kwargs"] = {"net_arch": list(hidden)}
         if exploration_noise is not None:
-            n = len(spec.low)
-            noise = NormalActionNoise(np.zeros(n), np.full(n, exploration_noise))
-            self.keywords["action_noise"] = noise
+            n = spec.action.shape
+            self.keywords["action_noise"] = NormalActionNoise(np.zeros(n), np.full(n, exploration_noise))
         small = {} if algorithm == "PPO" else {"buffer_size": 1}
         self.take(self.build(DummyVecEnv([lambda: _Shape(spec)]), torch.device("cpu"), small))
 
@@ -79,8 +77,9 @@ class SB3(Agent):
         self.policy = model.policy
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        action, _ = self.policy.predict(x.numpy(force=True), deterministic=not explore)
-        return self.box.encode(torch.from_numpy(action).to(x)).clamp(-1, 1)
+        observed = x.numpy(force=True).reshape(-1, *self.spec.observation.shape)
+        action, _ = self.policy.predict(observed, deterministic=not explore)
+        return torch.from_numpy(self.units.encode(action)).to(x)
 
 
 class Own:

@@ -1,23 +1,26 @@
 """A `gymnasium.vector` environment as a batched `Env`, whatever its autoreset mode, and in spite of rows that fail."""
 
+import contextlib
 import functools
 import multiprocessing
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from rlamort.envs.snapshot import FAULT, Snapshot
+from gymnasium.vector.vector_env import VectorWrapper
+from rlamort.envs.snapshot import FAULT, Snapshot, layers, learn, learned
 
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError
 
 Factory = Callable[[], gymnasium.Env[Any, Any]]
+LARGEST = float(np.finfo(np.float32).max)
 LOST = (EOFError, ConnectionError, multiprocessing.TimeoutError)  # a worker process that died, or does not answer
 
 
@@ -68,27 +71,71 @@ class Ours:
         make: makes one environment.
         count: rows.
         vectorization: sync steps them in this process, async in a worker process each.
+        options: for every reset.
+        first: what the first row plays as long as it holds, where it is there already; worker processes take copies.
     """
 
-    def __init__(self, make: Factory, count: int = 1, vectorization: str = "sync") -> None:
-        self.make, self.count, self.vectorization = make, count, vectorization
+    def __init__(
+        self,
+        make: Factory,
+        count: int = 1,
+        vectorization: str = "sync",
+        options: dict[str, Any] | None = None,
+        first: gymnasium.Env[Any, Any] | None = None,
+    ) -> None:
+        self.make, self.count, self.vectorization, self.options, self.first = make, count, vectorization, options, first
 
     def __call__(self) -> VectorEnv[Any, Any, Any]:
-        makers = [functools.partial(Snapshot, self.make, row) for row in range(self.count)]
+        makers = [functools.partial(Snapshot, self.make, row, self.options) for row in range(self.count)]
         if self.vectorization == "async":
-            makers = [functools.partial(_in_worker, maker) for maker in makers]
-            threads = torch.get_num_threads()
-            # not fork: the parent already runs torch's threads
-            vector = AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+            return self._workers([functools.partial(_in_worker, maker) for maker in makers])
+        if self.first is not None:
+            makers[0] = functools.partial(makers[0], self.first)
+            self.first = None
+        rows = Rows(makers)
+        inner = {id(row.unwrapped) for row in rows.envs}
+        if len(inner) < self.count:
+            raise UserError(
+                "env: the function that makes it gave the same environment twice; it must make a new one at every call, or the "
+                "environment itself may be given"
+            )
+        return rows
+
+    def _workers(self, makers: Sequence[Callable[[], Snapshot]]) -> AsyncVectorEnv:
+        threads = torch.get_num_threads()
+        try:
+            with _main_left_out():
+                # not fork: the parent already runs torch's threads
+                return AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"vectorization=async: worker processes cannot be given this environment: {type(error).__name__}: {error}; "
+                f"vectorization=sync steps it in this process"
+            ) from error
+        finally:
             torch.set_num_threads(threads)  # it makes one environment here as well, to read its spaces
-            return vector
-        return Rows(makers)
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Meanwhile, processes start without running the user's script again: what they need of it is sent to them by value."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        for name in kept:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def _in_worker(make: Callable[[], Snapshot]) -> Snapshot:
-    """A worker process computes on one thread: the others belong to the update."""
+    """A worker process computes on one thread: the others belong to the update. Its global generators are its row's."""
     torch.set_num_threads(1)
-    return make()
+    row = make()
+    row.alone = multiprocessing.parent_process() is not None
+    return row
 
 
 def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
@@ -145,12 +192,8 @@ class GymEnv(Env):
         self.mode = AutoresetMode(mode)
         self.name, self.count, self.limit = name, self.vector.num_envs, limit
         self.max_faults, self.timeout = max_faults, timeout
-        space = self.vector.single_action_space
-        assert isinstance(space, BoxSpace)
-        self._action_shape, self._action_dtype = (self.count, *space.shape), space.dtype
-        self._low, self._high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
-        self._scale, self._offset = self.box.scale.numpy(force=True), self.box.offset.numpy(force=True)
         self.faults = 0
+        self._learned = self.statistics()
         self._steps = 0
         self._ended = np.zeros(self.count, dtype=bool)  # rows whose episode is over and that NEXT_STEP resets next
         self._every = np.ones(self.count, dtype=bool)
@@ -165,29 +208,30 @@ class GymEnv(Env):
         self._total[:] = 0
         self._length[:] = 0
         self._finished.clear()
-        self.x = self._to_device(self._finite(self._rows(observation), "reset"))
+        self.x = self._to_device(self._finite(self._rows(observation), "reset", observation))
         return self.x
 
     def step(self, y: torch.Tensor) -> Step:
-        action = y.numpy(force=True) * self._scale + self._offset  # as `Box.decode` does it, on the host
-        if not np.isfinite(action).all():
-            raise Diverged(f"env {self.name}, step {self._steps}: the agent's action is {action}; its network has diverged")
-        action = np.minimum(np.maximum(action, self._low), self._high)
-        action = action.astype(self._action_dtype, copy=False).reshape(self._action_shape)
+        u = y.numpy(force=True)
+        if not np.isfinite(u).all():
+            raise Diverged(f"env {self.name}, step {self._steps}: the agent's action is {u}; its network has diverged")
+        action = self.units.decode(u)
         try:
             observation, reward, terminated, truncated, info = self._call(lambda: self._advance(action))
         except LOST as error:
             return self._lost(error)
         self._steps += 1
-        successor, reward = self._rows(observation), np.array(reward, dtype=np.float32)
+        successor, given = self._rows(observation), reward
+        with np.errstate(over="ignore"):  # what float32 cannot hold is said below
+            reward = np.array(reward, dtype=np.float32)
         terminated, truncated = np.array((terminated, truncated), dtype=bool)
         valid, ended = ~self._ended if self.mode is AutoresetMode.NEXT_STEP else self._every, terminated | truncated
         if not (np.isfinite(reward).all() and np.isfinite(successor).all()):
             sound = np.isfinite(reward) & np.isfinite(successor).all(-1)
             if self.ours is None:
-                self._finite(reward, "reward")
-                self._finite(successor, "observation")
-            self._forgive(~sound, self._reason(~sound, successor, reward, info))
+                self._finite(reward, "reward", given)
+                self._finite(successor, "observation", observation)
+            self._forgive(~sound, self._reason(~sound, observation, given, info))
             valid, ended, reward[~sound], successor[~sound] = valid & sound, ended | ~sound, 0, 0
         following = successor
         if self.mode is AutoresetMode.NEXT_STEP:
@@ -197,12 +241,12 @@ class GymEnv(Env):
         elif self.mode is AutoresetMode.SAME_STEP:
             successor = following.copy()
             for row in np.flatnonzero(ended):
-                successor[row] = self._rows(info["final_obs"][row][None])[0]
-            self._finite(successor, "observation")
+                successor[row] = self._rows([self._last(info, row)])[0]
+            self._finite(successor, "observation", successor)
         else:
             # a fresh dict and mask each time: the call takes the mask out of the dict
             fresh, _ = self._call(lambda: self.vector.reset(options={"reset_mask": ended.copy()}))
-            following = self._finite(np.where(ended[:, None], self._rows(fresh), successor), "reset")
+            following = self._finite(np.where(ended[:, None], self._rows(fresh), successor), "reset", fresh)
         self._record(reward, ended, valid)
         x_next = self._to_device(successor)
         self.x = x_next if following is successor else self._to_device(following)
@@ -222,19 +266,43 @@ class GymEnv(Env):
             "length": self._length,
             "finished": [[e.total, e.length] for e in self._finished],
             "rows": self._call_rows("snapshot") if self.ours else None,
+            "statistics": None if self.ours else self.statistics(),
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
         self._steps, self.faults = state["steps"], state["faults"]
-        if not self.ours or any(row is None for row in state["rows"]):
+        self.reset(0)  # they must have been reset once before a state is put in
+        if self.ours and state["rows"] is not None:
+            reasons = self._call_rows("restore", state["rows"])
+        else:
+            reasons = ["a vector environment that rlamort did not make gives no state"]
+            if state.get("statistics"):
+                self.take(state["statistics"], frozen=False)
+        self.unsaved = tuple(dict.fromkeys(reason for reason in reasons if reason))
+        if self.unsaved:
             self.reset(self._steps)  # as good a seed as any, and the same whenever it is done again
             return False
-        self.reset(0)  # they must have been reset once before a state is put in
-        self._call_rows("restore", state["rows"])
         self._finished = [Episode(total, length) for total, length in state["finished"]]
         self._ended[:], self._total[:], self._length[:] = state["ended"], state["total"], state["length"]
         self.x = state["x"].to(self.device)
         return True
+
+    def statistics(self) -> list[Any] | None:
+        """What wrappers have learned, of each row; of a vector environment of another making, first what is around all rows."""
+        found = self._call_rows("statistics") if self.ours else [learned(inside) for inside in parts(self.vector)]
+        return found if any(one["layers"] for one in found) else None
+
+    def take(self, statistics: list[Any], frozen: bool) -> None:
+        if self.ours:
+            self._call_rows("take", statistics, frozen)
+        else:
+            for inside, one in zip(parts(self.vector), statistics, strict=False):
+                learn(inside, one, frozen)
+
+    def prove(self) -> None:
+        """Find out, by a copy that plays beside the first row for a while, whether a resume will be exact."""
+        if self.ours:
+            self._call_rows("prove")
 
     def close(self) -> None:
         try:
@@ -261,6 +329,8 @@ class GymEnv(Env):
         self._forgive(self._every, f"a worker process {f'took more than {self.timeout:g} s' if slow else 'died'}")
         abandon(self.vector)
         self.vector = self.ours()
+        if self._learned:
+            self.take(self._learned, frozen=False)
         finished = self._finished.copy()
         x = self.reset(self._steps)
         self._finished = finished
@@ -274,14 +344,22 @@ class GymEnv(Env):
             raise Fault(f"{message}; that is failure {self.faults}, and max_env_faults={self.max_faults} are forgiven")
         warnings.warn(f"{message}; a new episode begins (failure {self.faults} of {self.max_faults} allowed)", stacklevel=2)
 
-    def _reason(self, broken: np.ndarray, successor: np.ndarray, reward: np.ndarray, info: dict[str, Any]) -> str:
+    def _reason(self, broken: np.ndarray, observation: Any, reward: Any, info: dict[str, Any]) -> str:
         row = int(np.flatnonzero(broken)[0])
         if FAULT in info and info[f"_{FAULT}"][row]:
             return f"it raised {info[FAULT][row]}"
-        if not np.isfinite(reward[row]):
-            return f"its reward is {reward[row]}; a finite number is needed"
-        odd = successor[row][~np.isfinite(successor[row])][0]
-        return f"its observation holds {odd}; finite numbers are needed"
+        if (odd := _odd(reward[row])) is not None:
+            return f"its reward is {odd}"
+        return f"its observation holds {_odd(observation[row])}"
+
+    def _last(self, info: Any, row: int) -> Any:
+        """The observation with which a row's episode ended, of a vector environment that has reset it already."""
+        try:
+            return info["final_obs"][row] if isinstance(info, dict) else info[row]["final_obs"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise Fault(
+                f"env {self.name}, step {self._steps}: row {row} ended, and its info has no 'final_obs', which SAME_STEP needs"
+            ) from error
 
     def _record(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> None:
         self._total += reward * valid
@@ -291,6 +369,8 @@ class GymEnv(Env):
                 self._finished.append(Episode(float(self._total[row]), int(self._length[row])))
             self._total[ended] = 0
             self._length[ended] = 0
+            if self._learned and isinstance(self.vector, AsyncVectorEnv):  # a worker may die, and what it knows with it
+                self._learned = self.statistics()
         if self.limit is not None and self._length.max() >= self.limit:
             raise Fault(
                 f"env {self.name}: an episode has not ended after {self.limit} steps, and it declares no limit; "
@@ -300,19 +380,20 @@ class GymEnv(Env):
     def _rows(self, observation: Any) -> np.ndarray:
         """(B, ...) as the environment gave it -> (B, d) float32 in an array of our own."""
         try:
-            rows = np.array(observation, dtype=np.float32).reshape(len(observation), -1)
-        except ValueError as error:
-            raise Fault(f"env {self.name}, step {self._steps}: observations of unequal shapes: {error}") from error
+            with np.errstate(over="ignore"):  # what float32 cannot hold is said by `_finite`
+                rows = np.array(observation, dtype=np.float32).reshape(len(observation), -1)
+        except (ValueError, TypeError) as error:
+            raise Fault(f"env {self.name}, step {self._steps}: observations are no arrays of one shape: {error}") from error
         if rows.shape[1] != self.spec.x_dim:
             raise Fault(
                 f"env {self.name}, step {self._steps}: {rows.shape[1]} numbers in an observation; it declares {self.spec.x_dim}"
             )
         return rows
 
-    def _finite(self, array: np.ndarray, what: str) -> np.ndarray:
+    def _finite(self, array: np.ndarray, what: str, given: Any) -> np.ndarray:
+        """`array`, which was made of what was `given`."""
         if not np.isfinite(array).all():
-            odd = array[~np.isfinite(array)][0]
-            raise Fault(f"env {self.name}, step {self._steps}: {what} holds {odd}; finite numbers are needed")
+            raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(given)}")
         return array
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
@@ -327,3 +408,22 @@ class GymEnv(Env):
                 raise
             what = f"{type(error).__name__}: {error}"
             raise Fault(f"env {self.name}: it raised at step {self._steps + 1}: {what}") from error
+
+
+def _odd(given: Any) -> str | None:
+    """What in an answer is no finite number in float32, and what is needed; None where all is well."""
+    values = np.asarray(given, dtype=np.float64).ravel()
+    if len(odd := values[~np.isfinite(values)]):
+        return f"{odd[0]}; finite numbers are needed"
+    if len(odd := values[np.abs(values) > LARGEST]):
+        return f"{odd[0]:g}; numbers of float32, up to {LARGEST:g}, are needed"
+    return None
+
+
+def parts(vector: VectorEnv[Any, Any, Any]) -> list[list[Any]]:
+    """Of a vector environment of any making: its wrappers and itself, and the layers of each row that is in this process."""
+    around: list[Any] = [vector]
+    while isinstance(around[-1], VectorWrapper):
+        around.append(around[-1].env)
+    rows = getattr(around[-1], "envs", ())
+    return [around, *(layers(row) for row in rows if isinstance(row, gymnasium.Env))]

@@ -12,11 +12,15 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import VectorEnv
-from rlamort.envs.gym import Factory, GymEnv, Ours
+from gymnasium.wrappers import TimeLimit
+from rlamort.envs.copies import Copies
+from rlamort.envs.gym import LARGEST, Factory, GymEnv, Ours
 from rlamort.envs.named import class_at, module_of
 from rlamort.envs.one_step import single
+from rlamort.envs.record import name_of, spec_of_instance
+from rlamort.envs.snapshot import layers
 
-from rlamort.env import Spec
+from rlamort.env import Space, Spec
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.problem import Problem
 
@@ -40,15 +44,10 @@ def factory(
         UserError: nothing of that name exists, or it cannot be made.
     """
     kwargs = dict(env_kwargs or {})
-    limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
     if isinstance(env, gymnasium.Env):
-        if env.spec is None:
-            raise UserError(
-                f"env: a second {type(env).__name__} is needed, to evaluate or to step several, and an instance without "
-                f"a spec cannot be copied; give the class, or 'module:Class', or a registered id"
-            )
-        spec = env.spec
-        return lambda: gymnasium.make(spec, disable_env_checker=True, **limit)
+        copies, name = copies_of(env), name_of(env)
+        _refuse_kwargs(name, kwargs)
+        return lambda: limited(copies(), name, max_episode_steps)
     if isinstance(env, str):
         made = _imported(env) if ":" in env else None
         if made is None:
@@ -57,6 +56,7 @@ def factory(
             except gymnasium.error.Error as error:
                 raise UserError(f"env={env}: there is no such environment. {nearest(env, gymnasium.registry)}") from error
             name = env
+            limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
 
             def named() -> gymnasium.Env[Any, Any]:
                 if "mujoco" in str(registered.entry_point):
@@ -68,12 +68,45 @@ def factory(
     kind: Callable[..., Any] = env
     if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
         kind = functools.partial(single, env)
+    return lambda: limited(kind(**kwargs), name_of(env), max_episode_steps)
 
-    def make() -> gymnasium.Env[Any, Any]:
-        fresh = kind(**kwargs)
-        return fresh if max_episode_steps is None else gymnasium.wrappers.TimeLimit(fresh, max_episode_steps)
 
-    return make
+def copies_of(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], options: dict[str, Any] | None = None) -> Copies:
+    """What makes others like an environment that is there already.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        return Copies(env, options)
+    except UserError as error:
+        raise UserError(
+            f"env={name_of(env)}: a second one is needed, to evaluate in or to step several, and {error}; give eval_env, or "
+            f"instead of the instance its class, 'module:Class', a registered id, or a function that makes a new one"
+        ) from error
+
+
+def limited(env: Any, name: str, max_episode_steps: int | None) -> Any:
+    """`env` with episodes of at most so many steps.
+
+    Raises:
+        UserError: it truncates shorter ones itself.
+    """
+    if max_episode_steps is None or not isinstance(env, gymnasium.Env):
+        return env
+    for layer in layers(env):
+        own = layer._max_episode_steps if isinstance(layer, TimeLimit) else None
+        if own is not None and own < max_episode_steps:
+            raise UserError(
+                f"max_episode_steps={max_episode_steps}: {name} truncates its episodes after {own} steps itself; at most that, "
+                f"or an environment without a limit, is needed"
+            )
+    return TimeLimit(env, max_episode_steps)
+
+
+def _refuse_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise UserError(f"env_kwargs: {', '.join(kwargs)} given for {name}, which is made already; give its class, or its id")
 
 
 def _imported(path: str) -> type[Any] | None:
@@ -90,12 +123,18 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
     Raises:
         UserError: a space that a continuous agent cannot use, named with what to do.
     """
-    if not isinstance(action, BoxSpace):
+    if not isinstance(action, BoxSpace) or np.dtype(action.dtype).kind != "f":
         raise UserError(f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        bounded = f"gymnasium.spaces.Box(-1, 1, {action.shape}, '{np.dtype(action.dtype).name}')"
         raise UserError(
-            f"env={name}: its action bounds are infinite ({action}); every bound must be finite. "
-            f"Wrap it in gymnasium.wrappers.RescaleAction, or give the space bounds"
+            f"env={name}: its action bounds are infinite ({action}); every bound must be finite. Give it some, as by "
+            f"gymnasium.wrappers.TransformAction(env, lambda action: action, {bounded})"
+        )
+    if max(np.abs(action.low).max(initial=0), np.abs(action.high).max(initial=0)) > LARGEST:
+        raise UserError(
+            f"env={name}: its action bounds are {action.low.min():g} and {action.high.max():g}; bounds of at most {LARGEST:g}, "
+            f"which float32 holds, are needed"
         )
     if not (action.low < action.high).all():
         raise UserError(f"env={name}: an action bound is not below its upper one ({action})")
@@ -104,10 +143,13 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
             f"env={name}: its observation space is {observation}; a Box is needed. "
             f"Wrap it in gymnasium.wrappers.FlattenObservation"
         )
-    return Spec(math.prod(observation.shape), action.low.ravel().tolist(), action.high.ravel().tolist())
+    for what, space in (("observation", observation), ("action", action)):
+        if not math.prod(space.shape):
+            raise UserError(f"env={name}: its {what} space is {space}, which holds no numbers")
+    return Spec.of(Space.of(observation), Space.of(action))
 
 
-def probe(name: str, make: Factory) -> tuple[Spec, bool]:
+def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tuple[Spec, bool]:
     """Make one environment, reset it and step it, so that what is wrong with it shows before any work starts.
 
     Returns:
@@ -126,7 +168,7 @@ def probe(name: str, make: Factory) -> tuple[Spec, bool]:
     spec = spec_of(name, env.observation_space, env.action_space)
     env.action_space.seed(0)
     try:
-        first, _ = env.reset(seed=0)
+        first, _ = env.reset(seed=0, options=options)
         outcome = env.step(env.action_space.sample())
         if not (isinstance(outcome, tuple) and len(outcome) == 5):
             raise Fault(f"env {name}: step must return (observation, reward, terminated, truncated, info), got {outcome!r}")
@@ -150,7 +192,13 @@ def probe(name: str, make: Factory) -> tuple[Spec, bool]:
         raise Fault(f"env {name}: it raised in its first steps: {type(error).__name__}: {error}") from error
     finally:
         env.close()
-    return spec, bool(env.spec and env.spec.max_episode_steps)
+    return spec, declares_limit(env)
+
+
+def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether its episodes are truncated after some number of steps."""
+    spec = spec_of_instance(env)
+    return any(isinstance(layer, TimeLimit) for layer in layers(env)) or bool(spec and spec.max_episode_steps)
 
 
 def _hear_mujoco_once() -> None:
@@ -187,6 +235,7 @@ def open_env(
     max_episode_steps: int | None = None,
     max_faults: int = 0,
     timeout: float = 60.0,
+    reset_options: dict[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> GymEnv:
     """Check an environment of any accepted kind and give it as a batched `Env`.
@@ -199,31 +248,49 @@ def open_env(
         max_episode_steps: truncates longer episodes.
         max_faults: failures in steps that are forgiven.
         timeout: seconds that worker processes may take over a step.
+        reset_options: given to every reset.
         device: where tensors live; the CPU by default.
 
     Raises:
-        UserError, Fault: see `probe`.
+        UserError, Fault: see `probe`; or a keyword that a vector environment or an instance has no use for.
     """
     device, name = device or torch.device("cpu"), name_of(env)
     if isinstance(env, VectorEnv):
-        return GymEnv(env, name, spec_of(name, env.single_observation_space, env.single_action_space), device)
-    if isinstance(env, gymnasium.Env) and count == 1 and env.spec is None:
-        wrapped = env if max_episode_steps is None else gymnasium.wrappers.TimeLimit(env, max_episode_steps)
-        limit = None if max_episode_steps else PATIENCE
-        spec = spec_of(name, env.observation_space, env.action_space)
-        return GymEnv(Ours(lambda: wrapped), name, spec, device, limit=limit)  # it cannot be made again, so nothing is forgiven
-    make = factory(env, env_kwargs, max_episode_steps)
-    spec, declared = probe(name, make)
+        for key, given in (
+            ("env_kwargs", env_kwargs),
+            ("max_episode_steps", max_episode_steps),
+            ("reset_options", reset_options),
+        ):
+            if given:
+                raise UserError(f"{key}={given}: {name} is a vector environment that is made already, so it comes too late")
+        spec = spec_of(name, env.single_observation_space, env.single_action_space)
+        rows = getattr(env.unwrapped, "envs", [])
+        if len({id(row.unwrapped) for row in rows}) < len(rows):
+            raise UserError(
+                f"env={name}: two rows of the vector environment are the same environment; each needs one of its own"
+            )
+        return GymEnv(env, name, spec, device)
+    first = None
+    if isinstance(env, gymnasium.Env):
+        _refuse_kwargs(name, env_kwargs or {})
+        spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
+        declared = declares_limit(first)
+        try:
+            make = factory(env, None, max_episode_steps)
+        except UserError as error:
+            if count > 1 or vectorization != "sync":
+                raise
+            make, max_faults = _none_left(error), 0
+    else:
+        make = factory(env, env_kwargs, max_episode_steps)
+        spec, declared = probe(name, make, reset_options)
     limit = None if max_episode_steps or declared else PATIENCE
-    ours = Ours(make, count, vectorization)
+    ours = Ours(make, count, vectorization, reset_options, first)
     return GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
 
 
-def name_of(env: Any) -> str:
-    """How messages and records call an environment."""
-    if isinstance(env, str):
-        return env
-    spec = getattr(env, "spec", None)
-    if spec is not None:
-        return str(spec.id)
-    return env.__name__ if isinstance(env, type) else type(env).__name__
+def _none_left(error: UserError) -> Factory:
+    def make() -> gymnasium.Env[Any, Any]:
+        raise error
+
+    return make

@@ -214,6 +214,7 @@ def open_problem(
     max_episode_steps: int | None = None,
     max_faults: int = 0,
     timeout: float = 60.0,
+    reset_options: dict[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> OneStep:
     """Check a problem of any accepted kind by one step, and give it as a batched `Env`.
@@ -228,6 +229,7 @@ def open_problem(
         max_episode_steps: None; there is no clock.
         max_faults: steps with costs that are no numbers which are forgiven.
         timeout: of workers, of which there are none.
+        reset_options: None; contexts are drawn, not asked for.
         device: where tensors live; the CPU by default.
 
     Raises:
@@ -238,6 +240,8 @@ def open_problem(
         raise UserError(f"vectorization={vectorization}: a problem is solved in batches, without workers; allowed: sync")
     if max_episode_steps is not None:
         raise UserError(f"max_episode_steps={max_episode_steps}: an episode of a problem is one step; leave it out")
+    if reset_options is not None:
+        raise UserError(f"reset_options={reset_options}: a problem draws its contexts by itself; leave it out")
     made, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
     trial = OneStep(made, 2, device)
     trial.reset(0)

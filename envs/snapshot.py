@@ -1,166 +1,272 @@
-"""The whole state of a Gymnasium environment, through its wrappers, as arrays and plain values.
+"""An environment of rlamort's own making: it gives its whole state, survives exceptions, and proves that its state is whole."""
 
-What an environment is made of decides: numbers, text, arrays, containers of these, NumPy generators and MuJoCo data are read
-and written; spaces, specifications, models, renderers and functions count as constant; anything else cannot be vouched for.
-"""
-
-import sys
-import types
-from collections.abc import Callable, Iterator
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
+import torch
+from rlamort.envs.state import Reader, Tree, Unlike, Writer, held_in, name_of
 
-from rlamort.env import Env
-from rlamort.errors import Fault
+from rlamort.errors import UserError
 
-CONSTANT = (gymnasium.Space, EnvSpec, type, types.FunctionType, types.MethodType, types.ModuleType)
 FAULT = "fault"  # the key in info under which a step that raised says so
-GENERATOR, MUJOCO, NATIVE = "numpy generator", "mujoco data", "native environment"
+TRIAL = 1_100  # steps and resets for which a copy plays beside the environment: more than most episodes have
+LIBRARY = "gymnasium."
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The outermost wrapper of an environment of ours: it can give its state, and survives the environment's exceptions.
+    """The outermost wrapper of an environment of ours.
 
     A step that raises becomes one with a reward of NaN and the exception's text in info; the next reset is one of an
-    environment made anew, from a seed of its own.
+    environment made anew, from a seed of its own. What its wrappers have learned outlives that.
 
     Args:
         make: makes the environment.
         row: which of several it is.
+        options: for every reset.
+        env: the first one, where it is there already.
+
+    Attributes:
+        unproved: what a copy that was put into the same state did otherwise, if anything.
     """
 
-    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], row: int) -> None:
-        super().__init__(make())
-        self.make, self.row = make, row
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        row: int,
+        options: dict[str, Any] | None = None,
+        env: gymnasium.Env[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(make() if env is None else env)
+        self.make, self.row, self.options = make, row, options
         self.seed, self.raised, self.broken = 0, 0, False
+        self.alone = False  # whether the process, and with it the global generators, are this environment's
+        self.unproved: tuple[str, ...] = ()
+        self._copy: Snapshot | None = None
+        self._places: list[tuple[Any, str]] = []
+        self._trial = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; `options`, which vector environments fill in on their own, are those of the constructor."""
         if seed is not None:
             self.seed = seed
+            self._seed_all(seed)
         if self.broken:
+            before = self.statistics()
             self.env, self.broken = self.make(), False
+            self._copy = None
+            self.take([before])
             seed = self.seed + 1_000_003 * self.raised if seed is None else seed
-        return self.env.reset(seed=seed, options=options)
+        return self._beside(lambda env: env.reset(seed=seed, options=self.options), seed)  # type: ignore[no-any-return]
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         try:
-            return self.env.step(action)
+            if self._copy is None:
+                return self.env.step(action)
+            return self._beside(lambda env: env.step(action))  # type: ignore[no-any-return]
         except Exception as error:
             self.raised, self.broken = self.raised + 1, True
             nothing = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
             return nothing, float("nan"), False, True, {FAULT: f"{type(error).__name__}: {error}"}
 
-    def snapshot(self) -> list[dict[str, Any]] | None:
-        """A dict for this wrapper and for every layer below it; None where some part of one cannot be read."""
+    def _seed_all(self, seed: int) -> None:
+        """The spaces of every layer, which an environment may sample from, and the generators that nobody else here uses."""
+        for layer in layers(self.env):
+            for space in (layer.action_space, layer.observation_space):
+                space.seed(seed)
+        if self.alone:
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            torch.manual_seed(seed)
+
+    def snapshot(self) -> dict[str, Tree]:
+        """Every layer's state, what all environments of its class share, and what of it could not be read or did not hold."""
+        inside = layers(self.env)
+        reader = Reader(inside)
         try:
-            return [
-                {"seed": self.seed, "raised": self.raised, "broken": self.broken},
-                *(
-                    {name: _read(value) for name, value in vars(layer).items() if not _constant(value)}
-                    for layer in _layers(self.env)
-                ),
-            ]
-        except TypeError:
-            return None
+            read = {"layers": [reader.layer(layer) for layer in inside], "shared": reader.shared()}
+        except RecursionError:
+            read, reader.lost = {}, {f"{self.env} holds objects inside each other too deep to be read": None}
+        own = {"seed": self.seed, "raised": self.raised, "broken": self.broken}
+        everybodys = _read_globals() if self.alone else None
+        unsaved = [*reader.lost, *self.unproved]
+        return {"own": own, "globals": everybodys, "unsaved": unsaved, "statistics": self.statistics(), **read}
 
-    def restore(self, snapshots: list[list[dict[str, Any]]]) -> None:
-        """Put back what `snapshot` gave, of the list of all rows'.
+    def restore(self, snapshots: list[dict[str, Tree]]) -> str:
+        """Put back what `snapshot` gave, of the list of all rows'; why not, where only a new episode can be begun."""
+        state = snapshots[self.row]
+        if "own" not in state:
+            return "it was saved by an older rlamort"
+        self.seed, self.raised = state["own"]["seed"], state["own"]["raised"]
+        reason = str(state["unsaved"][0]) if state["unsaved"] else self._put_back(state)
+        if reason:
+            self.take([state["statistics"]])
+        else:
+            self.broken = state["own"]["broken"]
+            if self.alone and state["globals"] is not None:
+                _write_globals(state["globals"])
+        return reason
 
-        Raises:
-            Fault: this environment is built otherwise than the one it was taken from.
-        """
-        layers, states = [self, *_layers(self.env)], snapshots[self.row]
-        if len(layers) != len(states):
-            raise Fault(f"env {self.env}: it has {len(layers)} layers; the checkpoint's had {len(states)}")
-        for layer, state in zip(layers, states, strict=True):
-            for name, value in state.items():
-                _write(layer, name, value)
+    def _put_back(self, state: dict[str, Tree]) -> str:
+        inside = layers(self.env)
+        if len(inside) != len(state["layers"]):
+            return f"it has {len(inside)} layers; there were {len(state['layers'])}"
+        try:
+            writer = Writer(inside)
+            for tree, layer in zip(state["layers"], inside, strict=True):
+                writer.layer(tree, layer)
+            writer.shared(state["shared"])
+        except Unlike as error:
+            self.env = self.make()  # what is there may be half of either
+            return str(error)
+        return ""
+
+    def statistics(self) -> Tree:
+        """What its wrappers have learned."""
+        return learned(layers(self.env))
+
+    def take(self, statistics: list[Tree], frozen: bool = False) -> None:
+        """Go on with what `statistics` gave, of the list of all rows'; `frozen` keeps it as it is from then on."""
+        learn(layers(self.env), statistics[self.row % len(statistics)], frozen)
+
+    def prove(self) -> None:
+        """From now on, play a copy that is put into the same state beside it, and note where it does otherwise."""
+        state = self.snapshot()
+        if state["unsaved"]:
+            return
+        reader = Reader(layers(self.env))
+        for layer in layers(self.env):
+            reader.layer(layer)
+        reader.shared()
+        self._places = [(held, name) for _, held, name in reader.places()]
+        before = self._everybodys()
+        copied = Snapshot(self.make, 0, self.options)
+        copied.reset(seed=0)
+        reason = copied.restore([state])
+        self._restore_everybodys(before)
+        if reason:
+            copied.close()
+            self.unproved = (f"a copy could not be put into its state: {reason}",)
+        else:
+            self._copy, self._trial = copied, TRIAL
+
+    def _beside(self, play: Callable[[gymnasium.Env[Any, Any]], Any], seed: int | None = None) -> Any:
+        """What the environment answers; while its state is being proved, a copy must answer the same."""
+        if self._copy is None:
+            return play(self.env)
+        copied = self._copy
+        if seed is not None:
+            copied._seed_all(seed)
+        before = self._everybodys()
+        answer = play(self.env)
+        after = self._everybodys()
+        self._restore_everybodys(before)
+        try:
+            other = play(copied.env)
+        except Exception as error:  # whatever it raises, the environment did not
+            other = (error,)
+        self._restore_everybodys(after)
+        self._trial -= 1
+        if what := differing(answer, other):
+            self.unproved = (f"a copy in the same state gave another {what}, so it holds something that was not found",)
+        if what or not self._trial:
+            self._copy = None
+            copied.close()
+        return answer
+
+    def _everybodys(self) -> tuple[Tree, list[Tree]]:
+        """What all environments of a process share, so that a copy that plays leaves no trace."""
+        reader = Reader(layers(self.env))
+        return _read_globals(), [(reader.read(held_in(held, name), name)) for held, name in self._places]
+
+    def _restore_everybodys(self, state: tuple[Tree, list[Tree]]) -> None:
+        _write_globals(state[0])
+        if self._places:
+            writer = Writer(layers(self.env))
+            for (held, name), tree in zip(self._places, state[1], strict=True):
+                with contextlib.suppress(Unlike):
+                    writer.put_at(held, name, tree)
+
+    def close(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+        super().close()
 
 
-def _layers(env: Any) -> Iterator[Any]:
+def layers(env: Any) -> list[Any]:
+    """An environment's wrappers, outermost first, and itself."""
+    found = [env]
     while isinstance(env, gymnasium.Wrapper):
-        yield env
         env = env.env
-    yield env
+        found.append(env)
+    return found
 
 
-def _constant(value: Any) -> bool:
-    return isinstance(value, (*CONSTANT, gymnasium.Env)) or type(value).__name__ in ("MjModel", "MujocoRenderer")
+def learned(inside: Sequence[Any]) -> Tree:
+    """What wrappers have learned, by class; more of their state may come along, which no reset survives."""
+    reader = Reader(inside)
+    found: dict[str, list[Tree]] = {}
+    for layer in inside:
+        if isinstance(layer, gymnasium.Wrapper | gymnasium.vector.VectorWrapper) and _learns(layer):
+            found.setdefault(name_of(type(layer)), []).append(reader.layer(layer))
+    return {"layers": found, "unsaved": list(reader.lost)}
 
 
-def _is_mujoco_data(value: Any) -> bool:
-    """Without importing MuJoCo, which sets up rendering when it is imported, and is not every environment's affair."""
-    return type(value).__name__ == "MjData" and "mujoco" in sys.modules
+def learn(inside: Sequence[Any], statistics: Tree, frozen: bool) -> None:
+    """Put back what `learned` gave into wrappers of the same classes; `frozen` keeps it as it is from then on.
+
+    Raises:
+        UserError: one of Gymnasium's wrappers that normalise is missing.
+    """
+    writer = Writer(inside)
+    for kind, trees in statistics["layers"].items():
+        same = [layer for layer in inside if name_of(type(layer)) == kind]
+        if len(same) != len(trees) and kind.startswith(LIBRARY):
+            raise UserError(
+                f"env: it has {len(same)} wrappers {kind.partition(':')[2]}, and the one that was trained in {len(trees)}; "
+                f"their statistics are part of what was learned (or take normalise=true, which is part of the agent)"
+            )
+        for tree, layer in zip(trees, same, strict=False):
+            writer.what_fits(tree, layer)
+    if frozen:
+        for layer in inside:
+            if hasattr(layer, "update_running_mean"):
+                layer.update_running_mean = False
 
 
-def _read(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return np.array(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return value.copy()
-    if isinstance(value, tuple | list):
-        return [_read(one) for one in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _read(one) for key, one in value.items() if not _constant(one)}
-    if isinstance(value, np.random.Generator):
-        return {GENERATOR: _read(value.bit_generator.state)}
-    if _is_mujoco_data(value):
-        return {MUJOCO: _read_mujoco(value)}
-    if isinstance(value, Env):
-        return {NATIVE: value.state()}
-    raise TypeError(f"{type(value).__name__}")
+def _learns(layer: Any) -> bool:
+    """Whether a wrapper may hold statistics: one of Gymnasium's says so, of others nothing is known."""
+    return hasattr(layer, "update_running_mean") or not type(layer).__module__.startswith(LIBRARY)
 
 
-def _write(layer: Any, name: str, value: Any) -> None:
-    own = getattr(layer, name, None)
-    if isinstance(value, dict) and GENERATOR in value:
-        if not isinstance(own, np.random.Generator):  # made lazily, so a fresh environment may not have its own yet
-            own = np.random.Generator(getattr(np.random, value[GENERATOR]["bit_generator"])())
-            setattr(layer, name, own)
-        own.bit_generator.state = value[GENERATOR]
-    elif isinstance(value, dict) and MUJOCO in value:
-        _write_mujoco(own, value[MUJOCO])
-    elif isinstance(own, Env) and isinstance(value, dict) and NATIVE in value:
-        own.restore(value[NATIVE])
-    elif isinstance(own, np.ndarray) and isinstance(value, np.ndarray) and own.shape == value.shape and own.flags.writeable:
-        own[...] = value  # in place: it may be a view of something that others hold too
-    elif isinstance(own, np.generic) and isinstance(value, np.ndarray):
-        setattr(layer, name, value[()])
-    elif isinstance(own, tuple) and isinstance(value, list):
-        setattr(layer, name, tuple(value))
-    else:
-        setattr(layer, name, value)
+def differing(one: Sequence[Any], other: Sequence[Any]) -> str:
+    """What of two answers, of `reset` or `step`, is not the same; the info counts for nothing."""
+    names = ("observation", "reward", "terminated flag", "truncated flag") if len(one) == 5 else ("first observation",)
+    if len(one) != len(other):
+        return names[0]
+    same = (np.asarray(ours).tobytes() == np.asarray(theirs).tobytes() for ours, theirs in zip(one, other, strict=True))
+    return next((name for name, equal in zip(names, same, strict=False) if not equal), "")
 
 
-def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
-    before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
-    for name in dir(data):
-        if name.startswith(("_", "efc_", "iefc_", "contact")):
-            continue
-        value = getattr(data, name)
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
-            yield name, value
+def _read_globals() -> Tree:
+    return {"numpy": np.random.get_state(legacy=False), "python": random.getstate(), "torch": torch.get_rng_state()}
 
 
-def _read_mujoco(data: Any) -> dict[str, np.ndarray]:
-    import mujoco
-
-    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-    state = np.empty(mujoco.mj_stateSize(data.model, kind))
-    mujoco.mj_getState(data.model, data, state, kind)
-    return {"integration state": state} | {name: value.copy() for name, value in _mujoco_arrays(data)}
+def _write_globals(state: Tree) -> None:
+    np.random.set_state(state["numpy"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(state["torch"])
 
 
-def _write_mujoco(data: Any, value: dict[str, np.ndarray]) -> None:
-    import mujoco
-
-    mujoco.mj_setState(data.model, data, value["integration state"], int(mujoco.mjtState.mjSTATE_INTEGRATION))
-    for name, own in _mujoco_arrays(data):
-        if name in value and own.shape == value[name].shape:
-            own[...] = value[name]
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """The generators of NumPy, Python and torch that everything in a process shares, afterwards as they were."""
+    state = _read_globals()
+    try:
+        yield
+    finally:
+        _write_globals(state)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain import Box, unit_box
-from rlamort.env import Spec
+from rlamort.domain import unit_box
+from rlamort.env import Spec, Units
 from rlamort.nets import Normaliser, Unnormalised
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Contexts
@@ -109,7 +109,7 @@ class Agent(nn.Module):
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()
         self.spec = spec
-        self.box = Box(spec.low, spec.high)
+        self.units = Units(spec.action)
         self.domain = unit_box(len(spec.low))
         self.normaliser = Normaliser(spec.x_dim) if normalise else Unnormalised()
 
@@ -142,23 +142,18 @@ class Agent(nn.Module):
         """An action in the environment's units; the signature is Stable-Baselines3's.
 
         Args:
-            observation: one observation, or a batch of them along the first axis.
+            observation: one observation in the shape of its space, or flat, or a batch of them along the first axis.
             state: passed through; agents here keep none.
             episode_start: likewise.
             deterministic: the policy's median action, instead of an exploring one.
 
         Returns:
-            Action (n,) or (B, n) in float32, and `state`.
+            Action in the shape and dtype of the action space, or a batch of them, and `state`.
 
         Raises:
-            ValueError: the observation has another size than the agent was trained on.
+            ValueError: the observation has another shape than the agent was trained on.
         """
-        x = np.asarray(observation, dtype=np.float32)
-        d = self.spec.x_dim
-        if x.size != d and (x.ndim < 2 or x[0].size != d):
-            raise ValueError(f"observation: shape {x.shape} given; ({d},) or (batch, {d}) is needed")
-        single = x.ndim == 1 or x.shape[0] * d != x.size
-        tensor = torch.from_numpy(x.reshape(-1, d)).to(self.box.scale.device)
-        action = self.box.decode(self.act(tensor, explore=not deterministic)).numpy(force=True)
-        action = action.clip(np.array(self.spec.low, np.float32), np.array(self.spec.high, np.float32))
-        return (action[0] if single else action), state
+        rows, batched = self.spec.observation.rows(observation, "observation")
+        x = torch.from_numpy(rows).to(self.domain.scale.device)
+        actions = self.units.decode(self.act(x, explore=not deterministic).numpy(force=True))
+        return (actions if batched else actions[0]), state

@@ -103,7 +103,7 @@ class CudaGraph:
 
     def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
         buffer, before = None if x is None else x.clone(), Moment(self.eager.agent)
-        device = self.eager.agent.box.scale.device
+        device = self.eager.agent.domain.scale.device
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
@@ -125,7 +125,7 @@ class Moment:
     """
 
     def __init__(self, agent: Agent) -> None:
-        self.agent, self.device = agent, agent.box.scale.device
+        self.agent, self.device = agent, agent.domain.scale.device
         self.tensors = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         self.random = torch.get_rng_state()
         self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -151,7 +151,7 @@ class Captured:
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
         self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = (
-            CudaGraph(agent, sample) if agent.box.scale.is_cuda else Compiled(agent, sample)
+            CudaGraph(agent, sample) if agent.domain.scale.is_cuda else Compiled(agent, sample)
         )
         self.proved: set[tuple[bool, ...]] = set()
 

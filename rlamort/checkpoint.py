@@ -12,10 +12,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +27,18 @@ from torch import Tensor, nn
 
 from rlamort.errors import UserError
 from rlamort.machine import products
+from rlamort.publish import discard, published_folder, sync
 
 FORMAT = 1
 TENSORS, FACTS = "agent.safetensors", "agent.json"
 STATE = "state.safetensors"  # with the JSON that refers to its tensors in its header
 MANIFEST, LATEST, FRAMES = "manifest.json", "LATEST", "frames"
+AGENT = (FACTS, TENSORS)
+FILES = (*AGENT, STATE, MANIFEST)
 LARGEST_JSON = 64 * 2**20  # bytes
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file of the folder itself: no separators, no dots in front
+# what is removed when it has served must be one of these: anything else in a folder of checkpoints is its user's
+STEP, SEGMENT, LEFT = (re.compile(p) for p in (r"step_\d{12}", r"\d{12}-[0-9a-f]{8}\.safetensors", r"\.tmp-[0-9a-f]+"))
 ARRAY, TENSOR = "array", "tensor"
 
 
@@ -48,36 +52,68 @@ class Saved(NamedTuple):
     path: Path
     facts: dict[str, Any]
 
-    def fill(self, agent: nn.Module) -> None:
-        """Copy the tensors into `agent`, after every name, shape and dtype has been compared.
+    def require_fit(self, make: Callable[[], nn.Module]) -> None:
+        """Compare names and shapes with an agent that takes no memory, before one is made that does.
 
         Raises:
             UserError: the file is not one of these, or its tensors are another agent's.
         """
+        try:
+            with torch.device("meta"):
+                own = make().state_dict()
+        except (RuntimeError, NotImplementedError):  # it looks at numbers while it is made
+            return
+        with self._tensors() as tensors:
+            self._compare(tensors, own)
+
+    def fill(self, agent: nn.Module) -> None:
+        """Copy the tensors into `agent`, after every name and shape has been compared.
+
+        Raises:
+            UserError: as `require_fit`.
+        """
         own = agent.state_dict()
+        with self._tensors() as tensors, torch.no_grad():
+            self._compare(tensors, own)
+            for name, tensor in own.items():
+                tensor.copy_(tensors.get_tensor(name))
+
+    @contextlib.contextmanager
+    def _tensors(self) -> Iterator[Any]:
         file = self.path / TENSORS
         try:
             with safe_open(file, framework="pt") as tensors:
-                names = set(tensors.keys())
-                if names != set(own):
-                    odd = sorted(names ^ set(own))[0]
-                    raise UserError(f"{file}: it does not fit the agent that {FACTS} describes: {odd!r} is on one side only")
-                for name in names:
-                    part = tensors.get_slice(name)
-                    if list(part.get_shape()) != list(own[name].shape):
-                        raise UserError(f"{file}: {name!r} has shape {part.get_shape()}; {list(own[name].shape)} is needed")
-                with torch.no_grad():
-                    for name in names:
-                        own[name].copy_(tensors.get_tensor(name))
+                yield tensors
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: it cannot be read as safetensors: {error}") from error
 
+    def _compare(self, tensors: Any, own: dict[str, Tensor]) -> None:
+        file, names = self.path / TENSORS, set(tensors.keys())
+        if names != set(own):
+            odd = sorted(names ^ set(own))[0]
+            raise UserError(f"{file}: it does not fit the agent that {FACTS} describes: {odd!r} is on one side only")
+        for name in names:
+            shape = tensors.get_slice(name).get_shape()
+            if list(shape) != list(own[name].shape):
+                raise UserError(f"{file}: {name!r} has shape {shape}; {list(own[name].shape)} is needed")
+
 
 def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write an agent to the folder `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _published(path) as fresh:
+    """Write an agent to the folder `path`, whole or not at all.
+
+    Raises:
+        UserError: the folder holds anything else than an agent that was saved there before.
+        OSError: it cannot be written; what was there is untouched.
+    """
+    with published_folder(path, AGENT, _holds_agent) as fresh:
         _write_agent(fresh, tensors, facts)
+
+
+def _holds_agent(folder: Path) -> bool:
+    try:
+        return isinstance(_read_json(folder / FACTS)["format"], int)
+    except (Damaged, KeyError, TypeError):
+        return False
 
 
 def open_saved(path: Path) -> Saved:
@@ -146,7 +182,7 @@ class Checkpoints:
         live = frames["high"] + 1 - frames["slots"]
         segments = [s for s in [*self.segments, segment] if (np.array(s["high"]) >= live).any()]
         path = self.folder / f"step_{env_step:012d}"
-        with _published(path) as fresh:
+        with published_folder(path, FILES, lambda _: True) as fresh:  # a damaged one may be written again
             _write_agent(fresh, agent, facts)
             _write_pair(fresh / STATE, *_pack(state))
             files = {file.name: _checksum(file) for file in sorted(fresh.iterdir())}
@@ -162,8 +198,8 @@ class Checkpoints:
 
     def newest(self) -> Loaded | None:
         """The newest checkpoint that is whole; a warning names each that is not. None where none was ever published."""
-        steps = sorted(self.folder.glob("step_*"), reverse=True) if self.folder.is_dir() else []
-        for path in steps:
+        steps = self._steps()
+        for path in reversed(steps):
             try:
                 loaded = self._read(path)
             except Damaged as damage:
@@ -179,7 +215,8 @@ class Checkpoints:
         """Remove what a kill left half written."""
         for place in (self.folder, self.folder / FRAMES):
             for path in place.glob(".tmp-*") if place.is_dir() else []:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                if LEFT.fullmatch(path.name):
+                    discard(path, FILES) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> Loaded:
         manifest = _read_json(path / MANIFEST)
@@ -208,20 +245,25 @@ class Checkpoints:
             digest = _checksum(temporary)
             name = f"{env_step:012d}-{digest[:8]}.safetensors"
             os.replace(temporary, self.folder / FRAMES / name)
-            _sync(self.folder / FRAMES)
+            sync(self.folder / FRAMES)
         finally:
             temporary.unlink(missing_ok=True)
         size = (self.folder / FRAMES / name).stat().st_size
         return {"name": name, "sha256": digest, "bytes": size, "high": frames["high"].tolist()}
 
+    def _steps(self) -> list[Path]:
+        """Oldest first."""
+        found = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted(path for path in found if STEP.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
     def _prune(self) -> None:
-        steps = sorted(self.folder.glob("step_*"))
-        for path in steps[: -self.keep]:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in self._steps()[: -self.keep]:
+            discard(path, FILES)
         with contextlib.suppress(Damaged, KeyError, TypeError):
-            named = {s["name"] for path in steps[-self.keep :] for s in _read_json(path / MANIFEST)["segments"]}
+            manifests = self.folder.glob(f"*/{MANIFEST}")  # of copies that a user has made as well
+            named = {segment["name"] for file in manifests for segment in _read_json(file)["segments"]}
             for file in (self.folder / FRAMES).glob("*.safetensors"):
-                if file.name not in named:
+                if SEGMENT.fullmatch(file.name) and file.name not in named:
                     file.unlink(missing_ok=True)
 
 
@@ -229,22 +271,6 @@ def _plain(name: str) -> str:
     if not NAME.fullmatch(name):
         raise Damaged(f"{MANIFEST} names {name!r}, which is no file of this checkpoint")
     return name
-
-
-@contextlib.contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes it when the block has succeeded, and vanishes when it has not."""
-    fresh = path.parent / f".tmp-{uuid.uuid4().hex}"
-    fresh.mkdir()
-    try:
-        yield fresh
-        _sync(fresh)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(fresh, path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _write_agent(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -261,15 +287,6 @@ def _write(file: Path, content: bytes) -> None:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(file: Path) -> str:

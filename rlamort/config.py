@@ -61,7 +61,9 @@ class Run:
     Args:
         env: Gymnasium id, or module:Class from the current folder or an installed package.
         env_kwargs: keywords of the environment's constructor, e.g. env_kwargs.ctrl_cost_weight=0.
+        eval_env: where it is evaluated, as env, without env_kwargs; null makes others like env.
         max_episode_steps: truncates longer episodes; null keeps the environment's own limit.
+        reset_options: the options that every reset of the environment is given, e.g. reset_options.level=2.
         steps: environment steps to train for.
         seed: of networks, exploration, replay and environments; evaluation has its own.
         device: where networks and replay live; auto takes a GPU where there is one.
@@ -101,7 +103,9 @@ class Run:
 
     env: str | None = None
     env_kwargs: dict[str, Any] | None = None
+    eval_env: str | None = None
     max_episode_steps: Count | None = None
+    reset_options: dict[str, Any] | None = None
     steps: Count = 100_000
     seed: Whole = 0
     device: str = "auto"
@@ -137,7 +141,7 @@ class Run:
 
 # What a resumed run may be told anew: these change nothing that is learned,
 FREE = {
-    "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
+    "eval_env", "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
     "keep_checkpoints", "resume", "on_nan", "video", "dir", "track",
     "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "wandb_mode", "wandb_artifacts",
 }  # fmt: skip
@@ -146,6 +150,7 @@ FIXED = {
     "env",
     "env_kwargs",
     "max_episode_steps",
+    "reset_options",
     "num_envs",
     "seed",
     "buffer_size",

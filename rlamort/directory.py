@@ -7,12 +7,14 @@ import socket
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from rlamort import checkpoint
 from rlamort.config import Config, short_name
 from rlamort.errors import UserError
+from rlamort.publish import published_file
 from rlamort.track import Records
 
 LOCK = ".lock"
@@ -23,14 +25,14 @@ class Directory:
 
     Args:
         path: the folder.
-        config: the run's.
+        facts: of the run's configuration, as JSON holds them: `method`, `row`, `unnamed`, and `values` by name.
         fresh: whether a run that is already there is refused.
 
     Raises:
         UserError: it exists already, is in use, or cannot be written.
     """
 
-    def __init__(self, path: Path, config: Config, fresh: bool = True) -> None:
+    def __init__(self, path: Path, facts: dict[str, Any], fresh: bool = True) -> None:
         self.path, self.written = path, path / "config.yaml"
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -40,17 +42,16 @@ class Directory:
                     f"or go on with `rlamort resume {path}`"
                 )
             self._lock()
-            facts = {"method": config.method, "row": config.row, **config.values}
-            temporary = path / ".config.yaml"
-            temporary.write_text(yaml.safe_dump(json.loads(json.dumps(facts)), sort_keys=False))
-            temporary.replace(path / "config.yaml")
+            flat = {name: value for name, value in facts.items() if name != "values"} | facts["values"]
+            with published_file(path / "config.yaml") as fresh_file:
+                fresh_file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
             (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
         except FileExistsError:
             raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
             raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
-        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", config.run.keep_checkpoints)
+        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
 
     def _lock(self) -> None:
         """Held until this process ends, however it ends: the kernel gives it back."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.envs.gym import GymEnv
-from rlamort.envs.make import name_of, open_env
 from rlamort.envs.maxq import MaxQProblem, Policy, Visited, action_cost, visit
+from rlamort.envs.record import name_of
 from rlamort.envs.resimulate import Rolled, Saved, Stepped, save
 from rlamort.errors import UserError
 from rlamort.nets import Unnormalised
@@ -76,7 +76,7 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
     """
     learner = load(run, env)
     agent = _measured(learner)
-    with _Place(learner, env) as place:
+    with _Place(learner) as place:
         visited = visit(place.policy, place.open(episodes), TRAINING)
     training, held = visited.split(held_out)
     return MaxQProblem(agent, training.x), MaxQProblem(agent, held.x)
@@ -85,8 +85,8 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
 class _Place:
     """Where a learner's policy plays, with as many rows as are asked for; what was opened is closed at the end."""
 
-    def __init__(self, learner: Learner, env: Any) -> None:
-        self.learner, self.given = learner, learner.config.values["env"] if env is None else env
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.given = learner, learner.environments.find("env")
         if self.given is None:
             raise UserError("env: this agent was loaded without one; give the one that it is to be played in")
         if isinstance(self.given, VectorEnv):
@@ -101,17 +101,9 @@ class _Place:
             env.close()
 
     def open(self, count: int) -> GymEnv:
-        run = self.learner.config.run
-        env = open_env(
-            self.given, count=count, env_kwargs=run.env_kwargs, max_episode_steps=run.max_episode_steps,
-            device=self.learner.device,
-        )  # fmt: skip
+        env = self.learner.environments.another(count)
+        assert isinstance(env, GymEnv)
         self.opened.append(env)
-        if (env.spec.x_dim, len(env.spec.low)) != (self.learner.agent.spec.x_dim, len(self.learner.agent.spec.low)):
-            raise UserError(
-                f"env={env.name}: {env.spec.x_dim} numbers in a state and {len(env.spec.low)} in an action; the agent's are "
-                f"{self.learner.agent.spec.x_dim} and {len(self.learner.agent.spec.low)}"
-            )
         return env
 
     @torch.no_grad()
@@ -205,7 +197,7 @@ def gap(
             raise UserError(f"{name}: {value} is given; a whole number of at least {low} is needed")
     learner = load(run, env)
     agent = _measured(learner)
-    with _Place(learner, env) as place, torch.random.fork_rng():
+    with _Place(learner) as place, torch.random.fork_rng():
         torch.manual_seed(0)
         met = visit(place.policy, place.open(episodes), SEED)
         chosen = met.at(_spread(met.episode, states))
@@ -364,7 +356,7 @@ def in_play(problem: MaxQProblem, place: _Place, episodes: int) -> Report:
         f"policy + {REFINEMENTS} gradient steps": lambda x: refine(f, x, place.policy(x), REFINEMENTS),
         f"{STARTS} starts x {ITERATIONS} gradient steps": lambda x: search(f, x, place.policy(x)),
     }
-    returns = {name: score(_Acting(env.spec, player), env, SEED).returns for name, player in players.items()}
+    returns = {name: score(_Acting(env.spec, player), env, env.count, SEED).returns for name, player in players.items()}
     first = np.array(returns["policy"])
     rows = [
         [name, _bounds(interval(values)), "" if name == "policy" else _bounds(interval((np.array(values) - first).tolist()))]

@@ -1,37 +1,80 @@
 """Where a run's random numbers come from."""
 
 import contextlib
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 
 
 class Randomness:
-    """A stream of torch's global generator of its own, so that what runs beside a learner neither moves it nor is moved."""
+    """A stream of the global generators of torch, NumPy and Python that is a run's own.
+
+    While the run is at work they are its stream, which environments and problems may draw from as well; before and after they
+    are what they would be without it. So a seed says all, and what runs beside a learner neither disturbs it nor is disturbed.
+
+    Args:
+        seed: of all of them.
+        device: of the run; a GPU has a generator of its own.
+    """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.devices = [device] if device.type == "cuda" else []
         self.running = False
-        with torch.random.fork_rng(self.devices):
-            torch.manual_seed(seed)
-            self.states = self._read()
+        outside = self._read()
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        self.states = self._read()
+        self._write(outside)
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
+        if self.running:
+            yield
+            return
+        outside = self._read()
+        self._write(self.states)
+        self.running = True
+        try:
+            yield
+        finally:
+            self.states = self._read()
+            self.running = False
+            self._write(outside)
+
+    @contextlib.contextmanager
+    def of_torch(self) -> Iterator[None]:
+        """Of torch's alone, for an agent that acts."""
+        if self.running:
+            yield
+            return
         with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.states[0])
-            for device, state in zip(self.devices, self.states[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            self.running = True
+            self._write_torch(self.states["torch"])
             try:
                 yield
             finally:
-                self.states = self._read()
-                self.running = False
+                self.states["torch"] = self._read_torch()
 
-    def current(self) -> list[torch.Tensor]:
+    def current(self) -> dict[str, Any]:
         """Where the stream is now."""
         return self._read() if self.running else self.states
 
-    def _read(self) -> list[torch.Tensor]:
+    def _read(self) -> dict[str, Any]:
+        return {"torch": self._read_torch(), "numpy": np.random.get_state(legacy=False), "python": random.getstate()}
+
+    def _write(self, states: dict[str, Any]) -> None:
+        self._write_torch(states["torch"])
+        np.random.set_state(states["numpy"])
+        version, words, gauss = states["python"]  # lists, where they come from a file
+        random.setstate((version, tuple(words), gauss))
+
+    def _read_torch(self) -> list[torch.Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self.devices)]
+
+    def _write_torch(self, states: list[torch.Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self.devices, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)

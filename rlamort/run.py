@@ -2,12 +2,13 @@
 
 import contextlib
 import functools
+import inspect
 import json
-import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,19 +18,21 @@ from gymnasium.vector import VectorEnv
 
 from rlamort import checkpoint
 from rlamort.agent import Agent
+from rlamort.callback import Callback, Called, Enough
 from rlamort.capture import Captured, Eager
-from rlamort.config import FIXED, FREE, Config, locate, methods, resolve, short_name
+from rlamort.config import FIXED, FREE, Config, defaults, fields, locate, methods, read_row, resolve, short_name
 from rlamort.directory import Directory
-from rlamort.env import Env, Episode, Spec
-from rlamort.envs.make import name_of
+from rlamort.env import Episode, Spec
+from rlamort.environments import Environments, told
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
 from rlamort.machine import cores, device_of, fast_products
 from rlamort.mirror import Mirror, require
+from rlamort.plain import plain, revived
 from rlamort.randomness import Randomness
 from rlamort.resets import Resets
-from rlamort.score import Score, score
-from rlamort.track import Tracker
+from rlamort.score import SEED, Score, score
+from rlamort.track import Terminal, Tracker, Values
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
@@ -39,7 +42,8 @@ class Learner:
     """A method on an environment, with Stable-Baselines3's four verbs: learn, predict, save, load.
 
     Args:
-        env: Gymnasium id, `module:Class`, class, instance, or `gymnasium.vector` environment.
+        env: Gymnasium id, `module:Class`, class, function that makes one, instance, or `gymnasium.vector` environment. An
+            instance is itself trained in; copies of it are what is evaluated in, and the further ones of `num_envs`.
         eval_env: where it is evaluated, as `env`; None makes another of the same kind.
         fields: the keys that `rlamort train METHOD --help` lists, as keywords. With `dir`, what happens is recorded there
             and the agent is evaluated on the way; without, nothing is written.
@@ -52,17 +56,29 @@ class Learner:
     directory: Directory | None = None
     closed = False
 
-    def __init__(self, env: Any, *, eval_env: Any = None, **fields: Any) -> None:
-        self._settle(resolve(self.method, {**fields, "env": name_of(env)}), env, eval_env)
-        self._build(self.source.env.spec)
+    def __init__(self, env: Any, *others: Any, eval_env: Any = None, **fields: Any) -> None:
+        if others:
+            raise UserError(_one_argument(type(self).__name__, env, len(others)))
+        values, unnamed = told(env, eval_env, fields)
+        self._settle(resolve(self.method, {**fields, **values}), env, eval_env, unnamed)
         given = self.config.run.dir
-        self.directory = Directory(Path(given), self.config) if given else None
+        self.environments.require_second(must=bool(given))
+        self._build(self.source.env.spec)
+        self.environments.require_spaces()
+        self.directory = Directory(Path(given), self._written()) if given else None
         if self.tracked and not given:
             raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
+        for key, reason in unnamed.items() if given else ():
+            warnings.warn(
+                f"{key}: {reason}, so no command can make it again for {given}: `rlamort resume` and the others, and "
+                f"rlamort.resume and rlamort.load, will need {key}=...",
+                stacklevel=2,
+            )
 
     def _build(self, spec: Spec) -> None:
         with self.randomness():
             self.agent: Agent = self._drawn(spec).to(self.device)
+        self.environments.spec = spec
 
     def _drawn(self, spec: Spec) -> Agent:
         """An agent that has learned nothing yet."""
@@ -70,17 +86,18 @@ class Learner:
         drawn: Agent = kind(spec, **self.config.keywords(kind))
         return drawn
 
-    def _settle(self, config: Config, env: Any, eval_env: Any) -> None:
-        self.config, self._env_given = config, env
-        self._eval_given = eval_env
-        torch.set_num_threads(config.run.threads or min(torch.get_num_threads(), cores()))
+    def _settle(self, config: Config, env: Any, eval_env: Any, unnamed: dict[str, str]) -> None:
+        self.config = config
         self.device = device_of(config.run.device)
+        self.environments = Environments(config, self.device, env, eval_env, unnamed)
+        self.threads = config.run.threads or min(torch.get_num_threads(), cores())
         self.randomness = Randomness(config.run.seed, self.device)
         self.clock = Clock()
+        self.latest: Values = {}  # what was recorded last
         self._source: Any = None
-        self._evaluation: Env | None = None
         self.updates: Updates | None = None
         self._compiled: bool | None = None  # decided when updates begin, and kept by the run from then on
+        self._loaded = self._proved = False
         self._kept = 0  # the env_step of the latest checkpoint
         self._kept_frames: np.ndarray | None = None
         self._mirrors: list[Mirror] = []
@@ -90,46 +107,28 @@ class Learner:
         for backend in self.tracked:
             require(backend)
 
-    def _open_env(self, env: Any, count: int, vectorization: str = "sync") -> Env:
-        run = self.config.run
-        opened: Env = locate(self.config.row["opens"])(
-            env, count=count, env_kwargs=run.env_kwargs, vectorization=vectorization,
-            max_episode_steps=run.max_episode_steps, max_faults=run.max_env_faults, timeout=run.env_timeout,
-            device=self.device,
-        )  # fmt: skip
-        return opened
-
     @property
     def source(self) -> Any:
         """p(x): opened, with its environment checked, when it is first needed."""
         if self._source is None:
-            run = self.config.run
-            if self._env_given is None:
-                raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
-            env = self._open_env(self._env_given, run.num_envs, run.vectorization)
-            env.reset(run.seed)
-            kind = locate(self.config.row["source"])
-            self._source = kind(env, **self.config.keywords(kind))
+            with self.randomness():  # environments may draw while they are made
+                env = self.environments.training
+                env.reset(self.config.run.seed)
+                kind = locate(self.config.row["source"])
+                self._source = kind(env, **self.config.keywords(kind))
         return self._source
-
-    def _evaluation_env(self, episodes: int) -> Env:
-        given = self._eval_given or self.agent.spec.problem or _kind_of(self._env_given)  # a problem's learned part is shared
-        if given is None:
-            raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
-        if self._evaluation is None or self._evaluation.count != episodes:
-            self._evaluation = self._open_env(given, episodes).held_out()
-        return self._evaluation
 
     def score(self, episodes: int | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, environments of their own."""
-        with fast_products():  # as evaluations while it learns
-            return score(self.agent, self._evaluation_env(episodes or self.config.run.eval_episodes))
+        return self._scored(episodes or self.config.run.eval_episodes, self.agent)
+
+    def _scored(self, episodes: int, agent: Agent) -> Score:
+        with self.at_work(Randomness(SEED, self.device)):
+            return score(agent, self.environments.evaluation(episodes), episodes)
 
     def close(self) -> None:
         """Give back what the environments hold, worker processes among it."""
-        for env in (self._source.env if self._source else None, self._evaluation):
-            if env is not None:
-                env.close()
+        self.environments.close()
         for mirror in self._mirrors:
             mirror.close(self._final)
         if self.directory is not None:
@@ -139,8 +138,10 @@ class Learner:
     def learn(
         self,
         total_timesteps: int,
+        callback: Callback | None = None,
         *,
         reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
         trackers: Sequence[Tracker] = (),
         stop: Callable[[], bool] = lambda: False,
     ) -> Self:
@@ -148,11 +149,18 @@ class Learner:
 
         Args:
             total_timesteps: environment steps, over all environments.
+            callback: called with the learner after every record, evaluation and checkpoint; where it gives False, learning ends
+                there, as if `total_timesteps` were over.
             reset_num_timesteps: count steps in records from zero again; what was learned and stored stays either way.
+            progress_bar: show progress in the terminal.
             trackers: take losses, returns and evaluations; without one, and without `dir`, there are no evaluations.
             stop: asked after every step; when it says so, the run saves itself and `Preempted` is raised.
+
+        Raises:
+            Diverged: something in the agent is no longer finite.
         """
         run, source = self.config.run, self.source
+        self._called = Called(callback, self)
         if reset_num_timesteps and self.clock.env_step and self.directory is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
@@ -164,25 +172,49 @@ class Learner:
         if self.directory is not None and not self._mirrors:
             self._mirrors = [Mirror(self.directory.path, backend) for backend in self.tracked]
         takers = [*([self.directory.records] if self.directory else []), *trackers]
-        scorer = None
-        if takers:
-            evaluation = self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
-            scorer = functools.partial(score, env=evaluation)
-        journal = Journal(takers, scorer, functools.partial(self._keep, stop))
-        with self.training():
-            locate(self.config.row["train"])(
-                self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal
-            )
-            journal.measure(self.agent, self.clock)
+        scorer = functools.partial(self._scored, run.eval_episodes) if takers else None
+        if scorer is not None:
+            self.environments.evaluation(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
+        updates = self.clock.updates
+        with contextlib.ExitStack() as around:
+            if progress_bar:
+                takers.append(around.enter_context(Terminal(total_timesteps)))
+            journal = Journal([*takers, self._called], scorer, functools.partial(self._keep, stop))
+            around.enter_context(self.training())
+            if self.directory is not None and not self._proved:
+                source.env.prove()
+                self._proved = True
+            with contextlib.suppress(Enough):
+                locate(self.config.row["train"])(
+                    self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal
+                )
+            self.check_finite()
+            with contextlib.suppress(Enough):
+                journal.measure(self.agent, self.clock)
             if self.directory is not None:
                 self.save_checkpoint()
+        if self._loaded and self.clock.updates == updates and source.resumable:
+            warnings.warn(
+                f"learn({total_timesteps}): the agent is as it was loaded. Its replay began empty, and updates begin after "
+                f"{schedule.update_after:,} steps (warmup_steps, update_after); learn longer, or set these lower",
+                stacklevel=2,
+            )
         return self
 
     @contextlib.contextmanager
-    def training(self) -> Iterator[None]:
-        """What holds while it learns: its own stream of random numbers, and the fastest matrix products."""
-        with self.randomness(), fast_products():
-            yield
+    def at_work(self, randomness: Randomness) -> Iterator[None]:
+        """What holds while it learns or is evaluated: a stream of random numbers, threads, the fastest matrix products."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            with randomness(), fast_products():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+    def training(self) -> contextlib.AbstractContextManager[None]:
+        """What holds while it learns."""
+        return self.at_work(self.randomness)
 
     def _prepared(self, planned: int) -> Updates:
         if self._compiled is None:
@@ -206,6 +238,7 @@ class Learner:
             for mirror in self._mirrors:
                 mirror.preempted()
             raise Preempted(f"stopped at step {self.clock.env_step:,}")
+        self._called.stop_if_asked()
 
     def save_checkpoint(self) -> None:
         """Write everything that `resume` needs into the run directory. Storage that fails costs a warning, not the run."""
@@ -221,16 +254,20 @@ class Learner:
         )
         try:
             self.directory.checkpoints.write(self.clock.env_step, self.agent.state_dict(), self._facts(), self._state(), frames)
-        except OSError as error:
+        except (OSError, UserError) as error:
             free = shutil.disk_usage(self.directory.path).free
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             warnings.warn(
-                f"checkpoint at step {self.clock.env_step:,}: {error.strerror} ({free / 2**20:.0f} MiB are free there); "
+                f"checkpoint at step {self.clock.env_step:,}: {reason} ({free / 2**20:.0f} MiB are free there); "
                 f"training goes on, and the one before is untouched",
                 stacklevel=2,
             )
         else:
-            self._kept, self._kept_frames = self.clock.env_step, frames["high"]
+            first, self._kept, self._kept_frames = not self._kept, self.clock.env_step, frames["high"]
             self._release()
+            if first:  # once more, since much may have come about since the beginning
+                self.source.env.prove()
+            self._called()
 
     def _release(self) -> None:
         """Records so far are final: those who follow the run may have them."""
@@ -267,12 +304,10 @@ class Learner:
                 "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes], "y": clock.y,
             },
             "source": self.source.state(),
-            "torch": self.randomness.current(),
-            "numpy": np.random.get_state(legacy=False),  # not ours, but an environment may draw from them
-            "python": random.getstate(),
+            **self.randomness.current(),
             "records": self.directory.records.size(),
             "compiled": self._compiled,
-            "threads": torch.get_num_threads(),
+            "threads": self.threads,
         }  # fmt: skip
 
     def _restore(self, loaded: checkpoint.Loaded) -> bool:
@@ -289,13 +324,10 @@ class Learner:
             exact: bool = self.source.restore(state["source"], loaded.frames())
             if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now
                 self.clock.y = clock["y"].to(self.device)
-            self.randomness.states = state["torch"]
-            np.random.set_state(state["numpy"])
-            version, words, gauss = state["python"]
-            random.setstate((version, tuple(words), gauss))
+            self.randomness.states = {name: state[name] for name in ("torch", "numpy", "python")}
             self.directory.records.cut(state["records"])
             self._compiled = state["compiled"]
-            torch.set_num_threads(state["threads"])
+            self.threads = state["threads"]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, checkpoint.Damaged) as error:
             raise UserError(f"{loaded.saved.path}: it does not fit this run: {error}") from error
         self._kept, self._kept_frames = self.clock.env_step, self.source.written.copy()
@@ -305,30 +337,46 @@ class Learner:
         self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
         """As `rlamort.agent.Agent.predict`."""
-        with self.randomness():
+        with self.randomness.of_torch():
             return self.agent.predict(observation, state, episode_start, deterministic)
 
     def save(self, path: str | Path) -> None:
-        """Write networks, targets, optimisers and normaliser to the folder `path`, as safetensors and JSON."""
+        """Write networks, targets, optimisers and normaliser to the folder `path`, as safetensors and JSON.
+
+        Raises:
+            Diverged: something in them is not finite.
+            UserError: the folder holds anything else than an agent that was saved there before.
+        """
+        self.check_finite()
         checkpoint.save_agent(Path(path), self.agent.state_dict(), self._facts())
 
     def _facts(self) -> dict[str, Any]:
+        written = self._written()
+        del written["row"]
         return {
-            "method": self.config.method,
-            "values": self.config.values,
+            **written,
             "spec": self.agent.spec.facts(),
+            "statistics": plain(self.environments.statistics()),
             "env_step": self.clock.env_step,
             "updates": self.clock.updates,
             "versions": checkpoint.versions(),
         }
 
+    def _written(self) -> dict[str, Any]:
+        """The configuration as files hold it."""
+        values, unnamed = self.config.values, self.environments.unnamed
+        if "env" in unnamed:  # nobody makes it from these again, and they may hold what no file can
+            values = values | {"env_kwargs": None}
+        return {"method": self.config.method, "row": self.config.row, "unnamed": unnamed, "values": plain(values)}
+
     @classmethod
-    def load(cls, path: str | Path, env: Any = None, method: str | None = None) -> Self:
+    def load(cls, path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Self:
         """The agent that `save` wrote; the folder of a run counts as that of its agent.
 
         Args:
             path: the folder.
             env: to learn on; None takes the one it was trained on, opened when it is needed.
+            eval_env: to be evaluated in; None takes the one it was evaluated in.
             method: the YAML file of a method of your own. What a saved agent says of such a file is not followed, since
                 that would import what it names.
 
@@ -337,21 +385,25 @@ class Learner:
         """
         saved = _agent_in(Path(path))
         try:
-            method, values = trusted(saved.facts["method"], method), saved.facts["values"]
+            method, values = trusted(saved.facts["method"], method), revived(saved.facts["values"])
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
-            facts = dict(saved.facts["spec"])
-            posed = facts.pop("problem", None)
-            spec = Spec(**facts)
-        except (KeyError, TypeError, ValueError) as error:
+            spec, posed = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
+            unnamed, statistics = dict(saved.facts.get("unnamed", {})), revived(saved.facts.get("statistics"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
         if method != cls.method:
             raise UserError(f"{saved.path}: it holds an agent of {method}, not of {cls.method}; rlamort.load takes any")
         learner = cls.__new__(cls)
-        config = resolve(method, {**values, "dir": None})
-        learner._settle(config, values["env"] if env is None else env, None)
-        learner._build(learner.source.env.spec if posed else spec)  # a problem cannot be read from a file: it is opened
+        rows = {"num_envs": env.num_envs} if isinstance(env, VectorEnv) else {}
+        learner._settle(resolve(method, {**values, **rows, "dir": None}), env, eval_env, unnamed)
+        learner.environments.saved = statistics
+        learner.environments.require_second(must=False)
+        if not posed:  # a problem cannot be read from a file: it is opened
+            saved.require_fit(lambda: learner._drawn(spec))
+        learner._build(learner.source.env.spec if posed else spec)
         saved.fill(learner.agent)
-        learner.clock = clock
+        learner.clock, learner._loaded = clock, True
+        learner.environments.require_spaces()
         return learner
 
 
@@ -368,23 +420,27 @@ def trusted(named: Any, given: str | None) -> str:
     return str(Path(given).resolve())
 
 
-def load(path: str | Path, env: Any = None, method: str | None = None) -> Learner:
+def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
     """A saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one that Stable-Baselines3 saved.
 
     Nothing in the file is executed: of a Stable-Baselines3 file, its tensors and plain JSON are read, never its pickles.
     """
     if str(path).startswith("sb3:"):
-        return _from_sb3(Path(str(path).removeprefix("sb3:")), env)
-    return learner_class(trusted(_agent_in(Path(path)).facts.get("method"), method)).load(path, env, method)
+        return _from_sb3(Path(str(path).removeprefix("sb3:")), env, eval_env)
+    return learner_class(trusted(_agent_in(Path(path)).facts.get("method"), method)).load(path, env, method, eval_env)
 
 
-def _from_sb3(path: Path, env: Any) -> Learner:
+def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:
     foreign = read_sb3(path)
     kind = learner_class(foreign.method)
     learner = kind.__new__(kind)
-    learner._settle(resolve(foreign.method, {**foreign.values, "env": None if env is None else name_of(env)}), env, None)
+    values, unnamed = told(env, eval_env, {})
+    learner._settle(resolve(foreign.method, {**foreign.values, **values}), env, eval_env, unnamed)
+    learner.environments.require_second(must=False)
     learner._build(foreign.spec)
     foreign.fill(learner.agent)
+    learner._loaded = True
+    learner.environments.require_spaces()
     return learner
 
 
@@ -400,43 +456,59 @@ def _agent_in(path: Path) -> checkpoint.Saved:
 EXACT, EXCEPT_EPISODE, STATISTICAL = "exact", "exact but for the episode", "statistical"
 
 
-def resume(path: Path, changes: dict[str, Any], method: str | None = None) -> tuple[Learner, str]:
+def resume(
+    path: str | Path,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    method: str | None = None,
+    env: Any = None,
+    eval_env: Any = None,
+) -> tuple[Learner, str]:
     """A run as it was at its newest whole checkpoint, ready to `learn` on, and how exact that is.
 
     exact: it goes on bit for bit as if it had not been interrupted. Exact but for the episode: the environment cannot give its
-    state, so the episode that was going on ends there, as a truncated one. Statistical: versions, device or settings differ.
+    state, so the episode that was going on ends there, as a truncated one; `learner.source.env.unsaved` says what is to blame.
+    Statistical: versions, device or settings differ.
 
     Args:
         path: the run directory.
         changes: values that are to differ from now on.
         method: as for `Learner.load`.
+        env: where it trained, for a run whose environment no name makes again.
+        eval_env: where it was evaluated, likewise.
 
     Raises:
         UserError: it is no run, another process has it, or a change would make it another run.
     """
-    config_file = path / "config.yaml"
-    if not config_file.is_file():
-        raise UserError(f"{path}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
-    facts = yaml.safe_load(config_file.read_text())
-    method = trusted(facts.pop("method"), method)
-    facts.pop("row")
-    before = resolve(method, facts)
-    config = resolve(method, {**facts, **changes, "dir": str(path)})
+    path, changes = Path(path), dict(changes)
+    facts = run_facts(path)
+    method = trusted(facts["method"], method)
+    before = resolve(method, facts["values"])
+    given = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
+    for key, one in given.items():
+        name = told(one, None, {})[0]["env"]
+        if one is not None and key not in facts["unnamed"] and name != before.values[key]:
+            raise _another_run(key, path, before.values[key], name)
+    config = resolve(method, {**before.values, **changes, "dir": str(path)})
     differing = {name: (before.values[name], value) for name, value in config.values.items() if value != before.values[name]}
     for name, (old, new) in differing.items():
         if name in FIXED:
-            raise UserError(f"{name}: the run in {path} has {old}, and {new} would make it another run; start a new one")
+            raise _another_run(name, path, old, new)
         if name not in FREE:
             warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
     learner = learner_class(method).__new__(learner_class(method))
-    learner._settle(config, config.values["env"], None)
-    learner.directory = Directory(path, config, fresh=False)
+    learner._settle(config, given["env"], given["eval_env"], facts["unnamed"])
+    for key in given:
+        learner.environments.find(key)
+    learner.environments.require_second(must=True)
+    learner.directory = Directory(path, learner._written(), fresh=False)
     learner.directory.checkpoints.sweep()
     loaded = learner.directory.checkpoints.newest()
     learner._build(learner.source.env.spec)
+    learner.environments.require_spaces()
     if loaded is None:  # it was killed before its first checkpoint
         learner.directory.records.cut(0)
         return learner, EXACT
+    Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")
     exact = learner._restore(loaded)
     then, now = loaded.saved.facts["versions"], checkpoint.versions()
     for name in sorted(now):
@@ -446,13 +518,50 @@ def resume(path: Path, changes: dict[str, Any], method: str | None = None) -> tu
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
 
 
-def _kind_of(env: Any) -> Any:
-    """What evaluation environments are made from: those of a vector environment are single ones of its kind."""
-    if isinstance(env, VectorEnv) and env.spec is not None:
-        return env.spec.id
-    return env
+def _another_run(name: str, path: Path, old: Any, new: Any) -> UserError:
+    return UserError(f"{name}: the run in {path} has {old}, and {new} would make it another run; start a new one")
+
+
+def run_facts(path: Path) -> dict[str, Any]:
+    """What the config.yaml of a run directory says: its method, values, and why a name in them makes no environment.
+
+    Raises:
+        UserError: it is none.
+    """
+    file = path / "config.yaml"
+    facts = yaml.safe_load(file.read_text()) if file.is_file() else None
+    if not isinstance(facts, dict) or not {"method", "row"} <= set(facts):
+        lacking = "with a config.yaml" if facts is None else "whose config.yaml has a method and its row"
+        raise UserError(f"{path}: it is not a run directory; one that `rlamort train` made, {lacking}, is needed")
+    values = {name: value for name, value in facts.items() if name not in ("method", "row", "unnamed")}
+    return {"method": facts["method"], "unnamed": dict(facts.get("unnamed", {})), "values": revived(values)}
+
+
+def _one_argument(name: str, env: Any, more: int) -> str:
+    """The message for those who come from Stable-Baselines3, where a policy's name comes first."""
+    policy = (
+        f"{env} names a policy of Stable-Baselines3's, and here the " if isinstance(env, str) and "Policy" in env else "the "
+    )
+    return (
+        f"{policy}environment comes first and is all that is given without a name: rlamort.{name}(env, hidden=[256, 256]); "
+        f"{more + 1} values are given"
+    )
 
 
 def learner_class(name: str) -> type[Learner]:
     """The `Learner` of one method."""
-    return type(short_name(name).upper().replace("/", "_"), (Learner,), {"method": name})
+    row = read_row(name)
+    known = [field for field in fields(row).values() if field.name not in ("env", "eval_env")]
+    chosen = defaults(row)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter("env", inspect.Parameter.POSITIONAL_ONLY),
+        inspect.Parameter("eval_env", keyword, default=None),
+        *(inspect.Parameter(field.name, keyword, default=chosen[field.name], annotation=field.type) for field in known),
+    ]
+    lines = [f"{field.name}: {field.help}" for field in known]
+    about = "\n".join(
+        [f"{row['about']}.", "", inspect.getdoc(Learner) or "", "", "Fields:", *(f"    {line}" for line in lines)]
+    )
+    facts = {"method": name, "__doc__": about, "__signature__": inspect.Signature(parameters)}
+    return type(short_name(name).upper().replace("/", "_"), (Learner,), facts)

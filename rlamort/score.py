@@ -10,6 +10,7 @@ from scipy import stats
 
 from rlamort.agent import Agent
 from rlamort.env import Env
+from rlamort.randomness import Randomness
 
 SEED = 1_000_000  # evaluation episodes are the same for every training seed
 
@@ -69,18 +70,32 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(agent: Agent, env: Env, seed: int = SEED) -> Score:
-    """One episode in each row of `env`, from seeds seed, seed + 1, ..., with deterministic actions.
+def score(agent: Agent, env: Env, episodes: int, seed: int = SEED) -> Score:
+    """Play `episodes` episodes in `env` with deterministic actions, from seeds seed, seed + 1, ...
 
-    The agent's observation statistics stay as they are.
+    As many are played side by side as it has rows. Agents that draw when they act, and environments, draw from generators of
+    the evaluation's own: the same agent has the same score, and what goes on around it is not disturbed. Observation
+    statistics of the agent stay as they are.
     """
+    returns: list[float] = []
+    lengths: list[int] = []
+    with Randomness(seed, env.device)():
+        for first in range(0, episodes, env.count):
+            total, length = _play(agent, env, seed + first, min(env.count, episodes - first))
+            returns += total.tolist()
+            lengths += length.tolist()
+    return Score(returns, lengths)
+
+
+def _play(agent: Agent, env: Env, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """One episode in each of the first `count` rows: returns and lengths (count,)."""
     x = env.reset(seed)
-    total, length, running = np.zeros(env.count), np.zeros(env.count, dtype=np.int64), np.ones(env.count, dtype=bool)
+    total, length, running = np.zeros(env.count), np.zeros(env.count, dtype=np.int64), np.arange(env.count) < count
     while running.any():
         step = env.step(agent.act(x, explore=False))
         total += running * step.reward.numpy(force=True)
         length += running
-        running &= ~(step.terminated | step.truncated)
+        running &= step.valid & ~(step.terminated | step.truncated)  # a forgiven fault ends an episode as well
         x = env.x
     env.episodes()
-    return Score(total.tolist(), length.tolist())
+    return total[:count], length[:count]

@@ -1,5 +1,7 @@
 """Environments that misbehave, one way each."""
 
+import threading
+
 import gymnasium
 import numpy as np
 
@@ -92,6 +94,13 @@ class Reuses(Good):
     def observe(self):
         self.array[:] = self.t
         return self.array
+
+
+class Locked(Good):
+    """It holds something that cannot be copied."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
 
 
 class Discrete(Good):

@@ -180,10 +180,12 @@ def test_gymnasium_vector_environments_are_taken_as_they_are(mode):
     assert all(e.length < 60 for e in finished)
 
 
-def test_an_unregistered_instance_serves_once_and_its_class_as_often_as_needed():
+def test_an_instance_that_cannot_be_copied_serves_once_and_its_class_as_often_as_needed():
     assert open_env(odd_envs.Good()).count == 1
-    with pytest.raises(UserError, match="an instance without a spec cannot be copied"):
-        open_env(odd_envs.Good(), count=2)
+    assert open_env(odd_envs.Good(), count=2).count == 2  # by copies
+    assert open_env(odd_envs.Locked()).count == 1
+    with pytest.raises(UserError, match=r"env=Locked: a second one is needed, .*cannot be copied \(TypeError: cannot pickle"):
+        open_env(odd_envs.Locked(), count=2)
     assert open_env(odd_envs.Good, count=2).count == 2
 
 

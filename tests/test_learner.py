@@ -234,9 +234,11 @@ def test_importing_is_light():
 
 
 def test_an_environment_that_cannot_be_evaluated_in_says_so_before_training(tmp_path):
-    agent = ra.TD3(odd_envs.Good(), dir=str(tmp_path / "run"), **SMALL)
-    with pytest.raises(ra.UserError, match="an instance without a spec cannot be copied"):
-        agent.learn(100)
-    assert agent.clock.env_step == 0
-    other = ra.TD3(odd_envs.Good(), eval_env=odd_envs.Good, dir=str(tmp_path / "other"), **SMALL).learn(100)
-    assert other.clock.env_step == 100
+    with pytest.raises(ra.UserError, match=r"env=Locked: a second one is needed, .*cannot be copied.*; give eval_env"):
+        ra.TD3(odd_envs.Locked(), dir=str(tmp_path / "run"), **SMALL)
+    assert not (tmp_path / "run").exists()
+    with pytest.warns(UserWarning, match="env=Locked: a second one is needed"):
+        agent = ra.TD3(odd_envs.Locked(), **SMALL).learn(100)
+    with pytest.raises(ra.UserError, match="give eval_env"):
+        agent.score(1)
+    assert ra.TD3(odd_envs.Locked(), eval_env=odd_envs.Good, **SMALL).learn(100).score(1).returns == [20.0]

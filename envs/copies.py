@@ -1,0 +1,133 @@
+"""A second environment like one that a user has made: to be evaluated in, and to step several.
+
+It is a deep copy, or is made anew by the functions that made the first. Either is played beside others of its kind before it is
+used: it must answer as they do, and none may feel what another does.
+"""
+
+import copy
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+from rlamort.envs.snapshot import layers, preserved
+from rlamort.envs.state import Reader
+
+from rlamort.errors import UserError
+
+STEPS = 8  # that two environments are compared over
+Player = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
+Play = list[tuple[bytes, ...]]  # the answers to a reset and to steps
+
+
+class Copies:
+    """Copies of an environment as it is now, or, where it can no longer be copied, as it was when it was given.
+
+    Args:
+        env: the user's.
+        options: for every reset.
+
+    Raises:
+        UserError: it cannot be copied, or its copies are not independent of each other, or not like it.
+    """
+
+    def __init__(self, env: Player, options: dict[str, Any] | None = None) -> None:
+        self.env, self.first = env, _copied(env)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the environment's own, which training will repeat
+            try:
+                alone, again = (play([_copied(self.first)], options) for _ in range(2))
+                beside = play([_copied(self.first), _copied(self.first)], options)
+                rows = isinstance(env.unwrapped, AsyncVectorEnv)
+                original = play([env.unwrapped], options) if rows else alone
+                anew = play([self.first.unwrapped], options) if rows else alone
+            except Exception as error:
+                raise UserError(f"its copy raised {type(error).__name__}: {error}") from error
+        if alone != again:
+            return  # it does not repeat itself, so there is nothing to compare by
+        if alone != beside:
+            raise UserError("its copies are not independent: what is done in one shows in another")
+        if original != anew:
+            raise UserError(
+                "it is no longer what the functions that made it make, and what worker processes hold is out of reach"
+            )
+
+    def __call__(self) -> Any:
+        """A fresh one."""
+        try:
+            return _copied(self.env)
+        except UserError:  # such as a window that has been opened since
+            return _copied(self.first)
+
+
+def _copied(env: Player) -> Any:
+    """A deep copy; of a vector environment with worker processes, one whose rows are made anew, in this process."""
+    base = env.unwrapped
+    try:
+        if isinstance(base, AsyncVectorEnv):
+            rows = SyncVectorEnv(base.env_fns, observation_mode=base.observation_mode, autoreset_mode=base.autoreset_mode)
+            return copy.deepcopy(env, {id(base): rows})
+        return copy.deepcopy(env)
+    except Exception as error:
+        raise UserError(f"it cannot be copied ({type(error).__name__}: {error})") from error
+
+
+def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
+    """What the first of several environments answers to a reset and a few steps, while the others play in turns with it."""
+    answers = []
+    with preserved():
+        for seed in (np.random.seed, random.seed, torch.manual_seed):
+            seed(0)
+        spaces = [copy.deepcopy(env.action_space) for env in envs]
+        for i, (env, space) in enumerate(zip(envs, spaces, strict=True)):
+            space.seed(i)
+            answers.append(_bytes(env.reset(seed=i, options=options)))
+        answers = answers[:1]
+        for _ in range(STEPS):
+            for i, (env, space) in enumerate(zip(envs, spaces, strict=True)):
+                answer = env.step(space.sample())
+                answers += [_bytes(answer)] if i == 0 else []
+                if np.any(answer[2]) or np.any(answer[3]):
+                    fresh = _bytes(env.reset(options=options))
+                    answers += [fresh] if i == 0 else []
+    return answers
+
+
+def _bytes(answer: tuple[Any, ...]) -> tuple[bytes, ...]:
+    return tuple(np.asarray(part).tobytes() for part in answer[:-1])
+
+
+def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, Any]]) -> bool:
+    """Whether `make` gives an environment of the same wrappers with the same attributes, which plays the same; plays both."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = make()
+            if play([one]) != play([other]):
+                return False
+        trees = []
+        for inside in (layers(one), layers(other)):
+            reader = Reader(inside)
+            trees.append([reader.layer(layer) for layer in inside])
+            if reader.lost:
+                return False
+        return equal(*trees)
+    except Exception:  # whatever a user's environment raises, it is not known to be the same
+        return False
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees of `rlamort.envs.state` are."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

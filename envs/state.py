@@ -1,0 +1,469 @@
+"""The state of Python objects as plain values and arrays, and back into objects of the same make.
+
+What an environment holds is followed through containers, attributes, objects and other environments, to numbers, arrays, random
+generators and MuJoCo's data; beside it, what all environments of its class share: class attributes, module globals that its
+methods use, and what these close over. Classes, functions and modules are constants, of which the name is kept. What is none of
+these is named, so that nobody relies on it.
+
+A tree consists of None, bools, numbers, text, arrays, tensors, lists of trees, and dicts of trees, so that a checkpoint can
+hold it. An object that is met again is written once.
+"""
+
+import collections
+import contextlib
+import enum
+import functools
+import logging
+import pathlib
+import random
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+from rlamort.env import Env
+
+Tree = Any
+PLAIN = (bool, int, float, str, type(None))
+CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, collections.deque)}
+CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
+VALUES = (enum.Enum, pathlib.PurePath, re.Pattern, range, slice, bytes, complex, np.dtype, torch.dtype, torch.device)
+SILENT = (EnvSpec, functools.partial, logging.Logger, types.MappingProxyType, property)  # of no consequence to a step
+DRAWING = ("pygame", "glfw", "OpenGL", "PIL", "matplotlib", "imageio", "moviepy", "mujoco._render")
+RENDERERS = ("MujocoRenderer", "OffScreenViewer", "WindowViewer", "Renderer")
+LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "rlamort", "scipy", "stable_baselines3", *sys.stdlib_module_names} - {
+    "__main__"
+}  # their classes and globals hold nothing that an environment changes
+GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+NOT_PHYSICS = ("tex_", "mesh_", "skin_", "bvh_", "oct_", "text_", "plugin")  # large parts of a MuJoCo model
+HEAP_TYPE = 1 << 9  # of a class that is written in Python
+
+
+class Unlike(Exception):  # noqa: N818  # it says what the object is
+    """An object is built otherwise than the one whose state was read."""
+
+
+def constant(value: Any) -> bool:
+    """Whether nothing that an environment does changes `value` itself."""
+    if isinstance(value, (*CODE, *VALUES, *SILENT)) or type(value).__name__ in RENDERERS:
+        return True
+    return type(value).__module__.startswith((*DRAWING, "rlamort.run"))  # an environment may know who learns in it
+
+
+def name_of(value: Any) -> str:
+    """A constant's name, by which it is told from others in another process."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, CODE):
+        return f"{value.__module__}:{value.__qualname__}"
+    return f"{name_of(type(value))} {value!r}" if isinstance(value, VALUES) else name_of(type(value))
+
+
+class Reader:
+    """Reads the state of objects that may refer to each other.
+
+    Args:
+        layers: objects that are read one by one; what refers to them is not followed there.
+
+    Attributes:
+        lost: what could not be read, and where it is held.
+        classes: of the user's, which were met, by name.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.lost: dict[str, None] = {}
+        self.classes: dict[str, type] = {}
+        self.functions: dict[str, types.FunctionType] = {}  # of the user's, by name
+        self._alive = list(layers)  # an id names an object only as long as it lives
+        self._seen = {id(layer): i for i, layer in enumerate(layers)}
+
+    def layer(self, value: Any) -> Tree:
+        """The class and the attributes of one of the layers."""
+        return self._attributes(value, type(value).__qualname__)
+
+    def shared(self) -> Tree:
+        """What the classes and functions met so far have in common with everything else in this process."""
+        trees: dict[str, Tree] = {}
+        while fresh := {place: (held, name) for place, held, name in self.places() if place not in trees}:
+            for place, (held, name) in fresh.items():  # what is found may lead to further classes
+                trees[place] = self.read(held_in(held, name), place)
+        return trees
+
+    def places(self) -> Iterator[tuple[str, Any, str]]:
+        """Class attributes, module globals and closures of the user's that hold data: a name, the holder, the key in it."""
+        for path, kind in list(self.classes.items()):
+            for name, value in list(vars(kind).items()):
+                if not (name.startswith("__") or name == "_abc_impl" or hasattr(type(value), "__get__") or constant(value)):
+                    yield f"class {path}.{name}", kind, name
+        for path, function in list(self.functions.items()):
+            for name in _names(function.__code__):
+                used = function.__globals__.get(name)
+                if name in function.__globals__ and not name.startswith("__") and not constant(used):
+                    yield f"global {function.__module__}.{name}", function.__globals__, name
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                if name != "__class__" and _filled(cell) and not constant(cell.cell_contents):
+                    yield f"closure {path}.{name}", cell, "cell_contents"
+
+    def read(self, value: Any, where: str) -> Tree:
+        """What `value` holds; `where` says who holds it."""
+        if type(value) in PLAIN:
+            return value
+        if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+            return {"scalar": np.array(value)}
+        if constant(value):
+            self._use(value)
+            return {"constant": name_of(value)}
+        if id(value) in self._seen:
+            return {"again": self._seen[id(value)]}
+        self._seen[id(value)] = number = len(self._alive)
+        self._alive.append(value)
+        return {"object": number, **self._content(value, where)}
+
+    def _content(self, value: Any, where: str) -> dict[str, Tree]:
+        if isinstance(value, np.ndarray) and type(value) is np.ndarray:
+            return self._array(value, where)
+        for name, kind in CONTAINERS.items():
+            if isinstance(value, kind):
+                items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+                return {name: [self.read(one, f"{where}[{i}]") for i, one in enumerate(items)]} | self._extra(value, where)
+        if isinstance(value, dict):
+            pairs = [[self.read(key, where), self.read(one, f"{where}[{key!r}]")] for key, one in list(value.items())]
+            return {"dict": pairs} | self._extra(value, where)
+        if isinstance(value, gymnasium.Space):
+            inside = getattr(value, "spaces", ())
+            parts = list(inside.values()) if isinstance(inside, dict) else list(inside)
+            return {"space": [self.read(one, where) for one in (value._np_random, *parts)]}
+        if isinstance(value, torch.Tensor):
+            return {"tensor": value.detach().cpu().clone()}
+        if isinstance(value, np.random.Generator):
+            return {"generator": self.read(value.bit_generator.state, where)}
+        if isinstance(value, np.random.RandomState):
+            return {"random state": self.read(value.get_state(legacy=False), where)}
+        if isinstance(value, random.Random):
+            return {"random": self.read(value.getstate(), where)}
+        if isinstance(value, torch.Generator):
+            return {"torch generator": value.get_state()}
+        if isinstance(value, types.MethodType):
+            return {"method": value.__name__, "self": self.read(value.__self__, where)}
+        if type(value).__name__ == "MjData" and "mujoco" in sys.modules:
+            return {"mujoco data": _read_data(value)}
+        if type(value).__name__ == "MjModel" and "mujoco" in sys.modules:
+            return {"mujoco model": {name: array.copy() for name, array in _model_arrays(value)}}
+        if isinstance(value, Env):
+            return {"native": self.read(value.state(), where)}
+        return self._attributes(value, where if isinstance(value, gymnasium.Env) else f"{where} ({type(value).__qualname__})")
+
+    def _array(self, value: np.ndarray, where: str) -> dict[str, Tree]:
+        if value.dtype == object:
+            return {"objects": [self.read(one, where) for one in value.ravel()], "shape": list(value.shape)}
+        if value.dtype.kind in "biuf" and value.dtype.isnative and value.dtype.itemsize <= 8:
+            return {"array": value.copy()}
+        return self._give_up(value, where)
+
+    def _extra(self, value: Any, where: str) -> dict[str, Tree]:
+        """What a container of a class of its own holds beside its items."""
+        return self._attributes(value, where) if hasattr(value, "__dict__") else {}
+
+    def _attributes(self, value: Any, where: str) -> dict[str, Tree]:
+        made_in_c = [kind for kind in type(value).__mro__ if not kind.__flags__ & HEAP_TYPE and kind is not object]
+        held = attributes(value)
+        if (made_in_c and not isinstance(value, (*CONTAINERS.values(), dict))) or type(value).__mro__ == (object,):
+            return self._give_up(value, where)
+        for kind in type(value).__mro__:
+            self._use(kind)
+        return {"class": name_of(type(value)), "attributes": {k: self.read(v, f"{where}.{k}") for k, v in held.items()}}
+
+    def _give_up(self, value: Any, where: str) -> dict[str, Tree]:
+        self.lost[f"{where} holds a {type(value).__qualname__}, whose state cannot be read"] = None
+        return {"lost": type(value).__qualname__}
+
+    def _use(self, value: Any) -> None:
+        """Follow a class or function of the user's to the code that it uses."""
+        if not isinstance(value, type | types.FunctionType) or (value.__module__ or "").partition(".")[0] in LIBRARIES:
+            return
+        known: dict[str, Any] = self.classes if isinstance(value, type) else self.functions
+        if name_of(value) in known:
+            if known[name_of(value)] is not value and getattr(value, "__closure__", None):
+                self.lost[f"several functions are called {name_of(value)}, and close over data"] = None
+            return
+        known[name_of(value)] = value
+        if isinstance(value, type):
+            for member in vars(value).values():
+                for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
+                    self._use(part)
+        else:
+            for name in _names(value.__code__):
+                self._use(value.__globals__.get(name))
+            for cell in value.__closure__ or ():
+                self._use(cell.cell_contents if _filled(cell) else None)
+
+
+class Writer:
+    """Puts a state back into objects of the same make, in place where something else may hold them too.
+
+    Args:
+        layers: those of `Reader`, in the objects that are written to.
+
+    Raises:
+        Unlike: an object is built otherwise, or something in the tree cannot be made again.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.reader = Reader(layers)  # knows the classes that may be made
+        for layer in layers:
+            self.reader.layer(layer)
+        self._made: dict[int, Any] = dict(enumerate(layers))
+
+    def layer(self, tree: Tree, live: Any) -> None:
+        """Put back what `Reader.layer` gave."""
+        if tree["class"] != name_of(type(live)):
+            raise Unlike(f"a {name_of(type(live))} stands where there was a {tree['class']}")
+        self._set_attributes(tree["attributes"], live)
+
+    def shared(self, trees: Tree) -> None:
+        """Put back what `Reader.shared` gave."""
+        self.reader.shared()
+        places = {place: (held, name) for place, held, name in self.reader.places()}
+        for place, tree in trees.items():
+            if place not in places:
+                raise Unlike(f"there is no {place}")
+            self.put_at(*places[place], tree)
+
+    def put_at(self, held: Any, name: str, tree: Tree) -> None:
+        """Put back what one of `Reader.places` held."""
+        live = held_in(held, name)
+        value = self.put(tree, live)
+        if value is not live and isinstance(held, dict):
+            held[name] = value
+        elif value is not live:
+            setattr(held, name, value)
+
+    def what_fits(self, tree: Tree, live: Any) -> None:
+        """Put back those attributes of a layer that can be."""
+        now = attributes(live)
+        for name, one in tree["attributes"].items():
+            with contextlib.suppress(Unlike, KeyError):
+                if (value := self.put(one, now.get(name))) is not now.get(name):
+                    object.__setattr__(live, name, value)
+
+    def put(self, tree: Tree, live: Any) -> Any:
+        """The value that `tree` was read from; `live`, changed, where it can be that."""
+        if type(tree) in PLAIN:
+            return tree
+        if "scalar" in tree:
+            return tree["scalar"][()]
+        if "constant" in tree:
+            return live if constant(live) and name_of(live) == tree["constant"] else self._named(tree["constant"])
+        if "again" in tree:
+            return self._made[tree["again"]]
+        if "lost" in tree:
+            raise Unlike(f"the state of a {tree['lost']} was not read")
+        number, kind = tree["object"], next(key for key in tree if key != "object")
+        if kind in CONTAINERS:
+            return self._container(number, kind, tree, live)
+        if kind in ("dict", "class"):
+            made = self._like(tree, live)
+            self._made[number] = made
+            if kind == "dict":
+                before = dict(made)
+                made.clear()
+                for key, one in tree["dict"]:
+                    key = self.put(key, None)
+                    made[key] = self.put(one, before.get(key))
+            if "attributes" in tree:
+                self._set_attributes(tree["attributes"], made)
+            return made
+        self._made[number] = made = self._leaf(kind, tree, live)
+        return made
+
+    def _container(self, number: int, kind: str, tree: Tree, live: Any) -> Any:
+        held = list(live) if isinstance(live, CONTAINERS[kind]) else []
+        olds = [*held, *[None] * len(tree[kind])]
+        if kind in ("tuple", "frozenset"):
+            items = [self.put(one, old) for one, old in zip(tree[kind], olds, strict=False)]
+            made = type(live)(*items) if isinstance(live, tuple) and hasattr(live, "_fields") else CONTAINERS[kind](items)
+            self._made[number] = made
+            return made
+        made = self._made[number] = self._like(tree, live) if "class" in tree else live
+        if not isinstance(made, CONTAINERS[kind]):
+            made = self._made[number] = CONTAINERS[kind]()
+        items = [self.put(one, old) for one, old in zip(tree[kind], olds, strict=False)]
+        made.clear()  # type: ignore[attr-defined]  # neither tuple nor frozenset
+        (made.update if isinstance(made, set) else made.extend)(items)  # type: ignore[attr-defined]
+        if "attributes" in tree:
+            self._set_attributes(tree["attributes"], made)
+        return made
+
+    def _like(self, tree: Tree, live: Any) -> Any:
+        """`live`, if it is of the tree's class, else an empty object of it."""
+        if "class" not in tree:
+            return live if isinstance(live, dict) else {}
+        if live is not None and name_of(type(live)) == tree["class"]:
+            return live
+        kind = self._named(tree["class"])
+        if not isinstance(kind, type):
+            raise Unlike(f"{tree['class']} is no class")
+        return kind.__new__(kind)
+
+    def _named(self, name: str) -> Any:
+        """A class, function or member of an enumeration of the user's, from a module that the live objects use already."""
+        path, _, value = name.partition(" ")
+        module, _, attribute = path.partition(":")
+        if module in {kind.__module__ for kind in self.reader.classes.values()}:
+            found: Any = sys.modules.get(module)
+            for part in attribute.split("."):
+                found = vars(found).get(part) if found is not None else None
+            if isinstance(found, type) and issubclass(found, enum.Enum) and value:
+                found = next((member for member in found if repr(member) == value), None)
+            if constant(found) and name_of(found) == name:
+                return found
+        raise Unlike(f"{name} stood there, and cannot be made again")
+
+    def _set_attributes(self, trees: dict[str, Tree], live: Any) -> None:
+        now = attributes(live)
+        for name in set(now) - set(trees):
+            object.__delattr__(live, name)
+        for name, tree in trees.items():
+            old = now.get(name)
+            value = self.put(tree, old)
+            if value is not old or name not in now:
+                object.__setattr__(live, name, value)
+
+    def _leaf(self, kind: str, tree: Tree, live: Any) -> Any:
+        content = tree[kind]
+        if kind in ("array", "tensor"):
+            same = isinstance(live, type(content)) and live.shape == content.shape and live.dtype == content.dtype
+            if same and (kind == "tensor" or live.flags.writeable):
+                with torch.no_grad():
+                    live[...] = content  # it may be a view of what something else holds too
+                return live
+            return content.copy() if kind == "array" else content.clone()
+        if kind == "objects":
+            made = np.empty(len(content), dtype=object)
+            made[:] = [self.put(one, None) for one in content]
+            return made.reshape(tree["shape"])
+        if kind == "generator":
+            state = self.put(content, None)
+            if not isinstance(live, np.random.Generator) or type(live.bit_generator).__name__ != state["bit_generator"]:
+                if state["bit_generator"] not in GENERATORS:
+                    raise Unlike(f"{state['bit_generator']}: no generator of NumPy's")
+                live = np.random.Generator(getattr(np.random, state["bit_generator"])())  # made when it is first asked for
+            live.bit_generator.state = state
+            return live
+        restored: dict[str, Callable[[], Any]] = {
+            "space": lambda: self._space(content, live),
+            "random state": lambda: live.set_state(self.put(content, None)),
+            "random": lambda: live.setstate(self.put(content, None)),
+            "torch generator": lambda: live.set_state(content),
+            "mujoco data": lambda: _write_data(live, content),
+            "mujoco model": lambda: _write_model(live, content),
+            "native": lambda: _restore_native(live, self.put(content, None)),
+        }
+        if kind == "method":
+            owner = self.put(tree["self"], None)
+            function = next((vars(k)[content] for k in type(owner).__mro__ if content in vars(k)), None)
+            if not isinstance(function, types.FunctionType):
+                raise Unlike(f"{content} is no method of a {type(owner).__qualname__}")
+            return live if live == types.MethodType(function, owner) else types.MethodType(function, owner)
+        try:
+            restored[kind]()
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise Unlike(f"a {kind} was read, and a {type(live).__qualname__} stands there: {error}") from error
+        return live
+
+    def _space(self, content: list[Tree], live: gymnasium.Space[Any]) -> None:
+        inside = getattr(live, "spaces", ())
+        live._np_random = self.put(content[0], live._np_random)
+        for tree, part in zip(content[1:], inside.values() if isinstance(inside, dict) else inside, strict=True):
+            self.put(tree, part)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """What an instance holds, slots among it."""
+    slots = [name for kind in type(value).__mro__ for name in _words(vars(kind).get("__slots__", ()))]
+    held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
+    return held | {name: one for name, one in getattr(value, "__dict__", {}).items() if isinstance(name, str)}
+
+
+def _words(given: Any) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Global names that a function uses, and the functions inside it."""
+    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def held_in(holder: Any, name: str) -> Any:
+    """One of `Reader.places`."""
+    return holder[name] if isinstance(holder, dict) else getattr(holder, name)
+
+
+def _restore_native(live: Env, state: dict[str, Any]) -> None:
+    if not live.restore(state):
+        raise ValueError("it cannot go on there")
+
+
+def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
+    before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
+    for name in dir(data):
+        if name.startswith(("_", "efc_", "iefc_", "contact")):
+            continue
+        value = getattr(data, name)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
+            yield name, value
+
+
+def _model_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """What a randomised environment may change: masses, frictions, gains, heights, gravity, the time step."""
+    for holder, prefix in ((model, ""), (model.opt, "opt.")):
+        for name in dir(holder):
+            if name.startswith(("_", *NOT_PHYSICS)):
+                continue
+            value = getattr(holder, name)
+            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
+                yield prefix + name, value
+            elif prefix and isinstance(value, float):
+                yield prefix + name, np.array(value)
+
+
+def _write_model(model: Any, content: dict[str, np.ndarray]) -> None:
+    for name, own in _model_arrays(model):
+        if not np.array_equal(own, content[name]):
+            if own.ndim or not name.startswith("opt."):
+                own[...] = content[name]
+            else:
+                setattr(model.opt, name.removeprefix("opt."), float(content[name]))
+
+
+def _read_data(data: Any) -> dict[str, np.ndarray]:
+    import mujoco
+
+    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+    state = np.empty(mujoco.mj_stateSize(data.model, kind))
+    mujoco.mj_getState(data.model, data, state, kind)
+    return {"integration state": state} | {name: value.copy() for name, value in _mujoco_arrays(data)}
+
+
+def _write_data(data: Any, content: dict[str, np.ndarray]) -> None:
+    import mujoco
+
+    mujoco.mj_setState(data.model, data, content["integration state"], int(mujoco.mjtState.mjSTATE_INTEGRATION))
+    for name, own in _mujoco_arrays(data):
+        if name in content and own.shape == content[name].shape:
+            own[...] = content[name]
