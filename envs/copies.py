@@ -5,9 +5,10 @@ used: it must answer as they do, and none may feel what another does.
 """
 
 import copy
+import itertools
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -39,14 +40,11 @@ class Copies:
         self.env, self.first = env, _copied(env)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the environment's own, which training will repeat
-            try:
-                alone, again = (play([_copied(self.first)], options) for _ in range(2))
-                beside = play([_copied(self.first), _copied(self.first)], options)
-                rows = isinstance(env.unwrapped, AsyncVectorEnv)
-                original = play([env.unwrapped], options) if rows else alone
-                anew = play([self.first.unwrapped], options) if rows else alone
-            except Exception as error:
-                raise UserError(f"its copy raised {type(error).__name__}: {error}") from error
+            alone, again = (play([_copied(self.first)], options) for _ in range(2))
+            beside = play([_copied(self.first), _copied(self.first)], options)
+            rows = isinstance(env.unwrapped, AsyncVectorEnv)
+            original = play([env.unwrapped], options) if rows else alone
+            anew = play([_copied(self.first).unwrapped], options) if rows else alone
         if alone != again:
             return  # it does not repeat itself, so there is nothing to compare by
         if alone != beside:
@@ -77,24 +75,29 @@ def _copied(env: Player) -> Any:
 
 
 def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
-    """What the first of several environments answers to a reset and a few steps, while the others play in turns with it."""
-    answers = []
+    """What the first of several environments answers to a reset and a few steps, while the others play in turns with it.
+
+    One that raises answers with that, and is played no further.
+    """
     with preserved():
         for seed in (np.random.seed, random.seed, torch.manual_seed):
             seed(0)
-        spaces = [copy.deepcopy(env.action_space) for env in envs]
-        for i, (env, space) in enumerate(zip(envs, spaces, strict=True)):
-            space.seed(i)
-            answers.append(_bytes(env.reset(seed=i, options=options)))
-        answers = answers[:1]
+        plays = [_play(env, i, options) for i, env in enumerate(envs)]
+        return [answers[0] for answers in itertools.zip_longest(*plays) if answers[0] is not None]
+
+
+def _play(env: Any, seed: int, options: dict[str, Any] | None) -> Iterator[tuple[bytes, ...]]:
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    try:
+        yield _bytes(env.reset(seed=seed, options=options))
         for _ in range(STEPS):
-            for i, (env, space) in enumerate(zip(envs, spaces, strict=True)):
-                answer = env.step(space.sample())
-                answers += [_bytes(answer)] if i == 0 else []
-                if np.any(answer[2]) or np.any(answer[3]):
-                    fresh = _bytes(env.reset(options=options))
-                    answers += [fresh] if i == 0 else []
-    return answers
+            answer = env.step(space.sample())
+            yield _bytes(answer)
+            if np.any(answer[2]) or np.any(answer[3]):
+                yield _bytes(env.reset(options=options))
+    except Exception as error:
+        yield (type(error).__name__.encode(),)
 
 
 def _bytes(answer: tuple[Any, ...]) -> tuple[bytes, ...]:

@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.vector.vector_env import VectorWrapper
-from rlamort.envs.snapshot import FAULT, Snapshot, layers, learn, learned
+from rlamort.envs.snapshot import FAULT, Everybodys, Snapshot, layers, learn, learned
 
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError
@@ -92,14 +92,7 @@ class Ours:
         if self.first is not None:
             makers[0] = functools.partial(makers[0], self.first)
             self.first = None
-        rows = Rows(makers)
-        inner = {id(row.unwrapped) for row in rows.envs}
-        if len(inner) < self.count:
-            raise UserError(
-                "env: the function that makes it gave the same environment twice; it must make a new one at every call, or the "
-                "environment itself may be given"
-            )
-        return rows
+        return Rows(makers)
 
     def _workers(self, makers: Sequence[Callable[[], Snapshot]]) -> AsyncVectorEnv:
         threads = torch.get_num_threads()
@@ -287,17 +280,30 @@ class GymEnv(Env):
         self.x = state["x"].to(self.device)
         return True
 
-    def statistics(self) -> list[Any] | None:
-        """What wrappers have learned, of each row; of a vector environment of another making, first what is around all rows."""
-        found = self._call_rows("statistics") if self.ours else [learned(inside) for inside in parts(self.vector)]
-        return found if any(one["layers"] for one in found) else None
-
-    def take(self, statistics: list[Any], frozen: bool) -> None:
+    def statistics(self) -> dict[str, Any] | None:
+        """What wrappers have learned: of a vector environment of another making, those around it, and those of each row."""
+        around, *rows = parts(self.vector)
         if self.ours:
-            self._call_rows("take", statistics, frozen)
+            found = {"around": learned([]), "rows": self._call_rows("statistics")}
         else:
-            for inside, one in zip(parts(self.vector), statistics, strict=False):
-                learn(inside, one, frozen)
+            found = {"around": learned(around), "rows": [learned(row) for row in rows]}
+        return found if any(one["layers"] for one in (found["around"], *found["rows"])) else None
+
+    def take(self, statistics: dict[str, Any], frozen: bool) -> None:
+        around, *rows = parts(self.vector)
+        learn([] if self.ours else around, statistics["around"], frozen)
+        if self.ours and statistics["rows"]:
+            self._call_rows("take", statistics["rows"], frozen)
+        elif statistics["rows"]:
+            for i, row in enumerate(rows):
+                learn(row, statistics["rows"][i % len(statistics["rows"])], frozen)
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """While others of its kind play: what they share with it in this process is afterwards as it was."""
+        row = next((inside[0] for inside in parts(self.vector)[1:]), None)
+        with contextlib.nullcontext() if row is None else Everybodys(row).kept():
+            yield
 
     def prove(self) -> None:
         """Find out, by a copy that plays beside the first row for a while, whether a resume will be exact."""
@@ -403,6 +409,8 @@ class GymEnv(Env):
         """What the environment answers; what it raises, as a fault that names it. A lost worker is the caller's affair."""
         try:
             return function()
+        except UserError:
+            raise
         except Exception as error:
             if self.ours and isinstance(error, LOST):
                 raise

@@ -131,7 +131,7 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
             f"env={name}: its action bounds are infinite ({action}); every bound must be finite. Give it some, as by "
             f"gymnasium.wrappers.TransformAction(env, lambda action: action, {bounded})"
         )
-    if max(np.abs(action.low).max(initial=0), np.abs(action.high).max(initial=0)) > LARGEST:
+    if np.abs(np.array([action.low, action.high], np.float64)).max(initial=0) > LARGEST:
         raise UserError(
             f"env={name}: its action bounds are {action.low.min():g} and {action.high.max():g}; bounds of at most {LARGEST:g}, "
             f"which float32 holds, are needed"
@@ -149,11 +149,11 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
     return Spec.of(Space.of(observation), Space.of(action))
 
 
-def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tuple[Spec, bool]:
+def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tuple[Spec, bool, gymnasium.Env[Any, Any]]:
     """Make one environment, reset it and step it, so that what is wrong with it shows before any work starts.
 
     Returns:
-        Its sizes and bounds, and whether it declares a limit to the length of its episodes.
+        Its sizes and bounds, whether it declares a limit to the length of its episodes, and itself, closed.
 
     Raises:
         UserError: it cannot be made, or its spaces do not fit.
@@ -192,7 +192,7 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         raise Fault(f"env {name}: it raised in its first steps: {type(error).__name__}: {error}") from error
     finally:
         env.close()
-    return spec, declares_limit(env)
+    return spec, declares_limit(env), env.unwrapped
 
 
 def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
@@ -270,7 +270,7 @@ def open_env(
                 f"env={name}: two rows of the vector environment are the same environment; each needs one of its own"
             )
         return GymEnv(env, name, spec, device)
-    first = None
+    first = probed = None
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
@@ -283,10 +283,17 @@ def open_env(
             make, max_faults = _none_left(error), 0
     else:
         make = factory(env, env_kwargs, max_episode_steps)
-        spec, declared = probe(name, make, reset_options)
+        spec, declared, probed = probe(name, make, reset_options)
     limit = None if max_episode_steps or declared else PATIENCE
     ours = Ours(make, count, vectorization, reset_options, first)
-    return GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
+    opened = GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
+    rows = [row.unwrapped for row in getattr(opened.vector, "envs", ())]
+    if len({id(row) for row in [*rows, probed]}) <= len(rows):
+        raise UserError(
+            f"env={name}: the function gave the same environment twice; it must make a new one at every call, or the "
+            f"environment itself may be given"
+        )
+    return opened
 
 
 def _none_left(error: UserError) -> Factory:

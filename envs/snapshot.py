@@ -14,6 +14,7 @@ from rlamort.errors import UserError
 
 FAULT = "fault"  # the key in info under which a step that raised says so
 TRIAL = 1_100  # steps and resets for which a copy plays beside the environment: more than most episodes have
+SETTLED = 5  # steps before that, so that its state is not the one that every new environment has
 LIBRARY = "gymnasium."
 
 
@@ -46,8 +47,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.alone = False  # whether the process, and with it the global generators, are this environment's
         self.unproved: tuple[str, ...] = ()
         self._copy: Snapshot | None = None
-        self._places: list[tuple[Any, str]] = []
-        self._trial = 0
+        self._trial = self._until_proof = 0  # steps to go
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; `options`, which vector environments fill in on their own, are those of the constructor."""
@@ -63,10 +63,16 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._beside(lambda env: env.reset(seed=seed, options=self.options), seed)  # type: ignore[no-any-return]
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        action = np.asarray(action)  # vector environments make single numbers of arrays without axes
         try:
-            if self._copy is None:
+            if self._copy is None and not self._until_proof:
                 return self.env.step(action)
-            return self._beside(lambda env: env.step(action))  # type: ignore[no-any-return]
+            answer = self._beside(lambda env: env.step(action))
+            if self._until_proof:
+                self._until_proof -= 1
+                if not self._until_proof:
+                    self._prove()
+            return answer  # type: ignore[no-any-return]
         except Exception as error:
             self.raised, self.broken = self.raised + 1, True
             nothing = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
@@ -133,20 +139,21 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         learn(layers(self.env), statistics[self.row % len(statistics)], frozen)
 
     def prove(self) -> None:
-        """From now on, play a copy that is put into the same state beside it, and note where it does otherwise."""
+        """Soon, play a copy that is put into the same state beside it for a while, and note where it does otherwise."""
+        self._until_proof = SETTLED
+
+    def _prove(self) -> None:
         state = self.snapshot()
         if state["unsaved"]:
             return
-        reader = Reader(layers(self.env))
-        for layer in layers(self.env):
-            reader.layer(layer)
-        reader.shared()
-        self._places = [(held, name) for _, held, name in reader.places()]
-        before = self._everybodys()
-        copied = Snapshot(self.make, 0, self.options)
-        copied.reset(seed=0)
-        reason = copied.restore([state])
-        self._restore_everybodys(before)
+        self._everybodys = Everybodys(self.env)
+        try:
+            with self._everybodys.kept():
+                copied = Snapshot(self.make, 0, self.options)
+                copied.reset(seed=0)
+                reason = copied.restore([state])
+        except UserError:  # there can be no second one
+            return
         if reason:
             copied.close()
             self.unproved = (f"a copy could not be put into its state: {reason}",)
@@ -158,17 +165,18 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._copy is None:
             return play(self.env)
         copied = self._copy
+        before = self._everybodys.read()
         if seed is not None:
             copied._seed_all(seed)
-        before = self._everybodys()
         answer = play(self.env)
-        after = self._everybodys()
-        self._restore_everybodys(before)
-        try:
-            other = play(copied.env)
-        except Exception as error:  # whatever it raises, the environment did not
-            other = (error,)
-        self._restore_everybodys(after)
+        with self._everybodys.kept():
+            self._everybodys.write(before)
+            if seed is not None:
+                copied._seed_all(seed)
+            try:
+                other = play(copied.env)
+            except Exception as error:  # whatever it raises, the environment did not
+                other = (error,)
         self._trial -= 1
         if what := differing(answer, other):
             self.unproved = (f"a copy in the same state gave another {what}, so it holds something that was not found",)
@@ -176,19 +184,6 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._copy = None
             copied.close()
         return answer
-
-    def _everybodys(self) -> tuple[Tree, list[Tree]]:
-        """What all environments of a process share, so that a copy that plays leaves no trace."""
-        reader = Reader(layers(self.env))
-        return _read_globals(), [(reader.read(held_in(held, name), name)) for held, name in self._places]
-
-    def _restore_everybodys(self, state: tuple[Tree, list[Tree]]) -> None:
-        _write_globals(state[0])
-        if self._places:
-            writer = Writer(layers(self.env))
-            for (held, name), tree in zip(self._places, state[1], strict=True):
-                with contextlib.suppress(Unlike):
-                    writer.put_at(held, name, tree)
 
     def close(self) -> None:
         if self._copy is not None:
@@ -270,3 +265,42 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         _write_globals(state)
+
+
+class Everybodys:
+    """What an environment shares with all others of its class in this process, and the generators that everything shares.
+
+    Args:
+        env: whose class, and what its code refers to, it is about.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self.layers = layers(env)
+        reader = Reader(self.layers)
+        for layer in self.layers:
+            reader.layer(layer)
+        reader.shared()
+        self.places = [(held, name) for _, held, name in reader.places()]
+
+    def read(self) -> Tree:
+        """It as it is."""
+        reader = Reader(self.layers)
+        return [_read_globals(), *(reader.read(held_in(held, name), name) for held, name in self.places)]
+
+    def write(self, state: Tree) -> None:
+        """Put back what `read` gave."""
+        _write_globals(state[0])
+        writer = Writer(self.layers) if self.places else None
+        for (held, name), tree in zip(self.places, state[1:], strict=True):
+            with contextlib.suppress(Unlike):
+                assert writer is not None
+                writer.put_at(held, name, tree)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Afterwards it is as it was."""
+        state = self.read()
+        try:
+            yield
+        finally:
+            self.write(state)

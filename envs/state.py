@@ -96,7 +96,7 @@ class Reader:
         return trees
 
     def places(self) -> Iterator[tuple[str, Any, str]]:
-        """Class attributes, module globals and closures of the user's that hold data: a name, the holder, the key in it."""
+        """What classes, modules, functions and closures of the user's hold that is data: a name, the holder, the key in it."""
         for path, kind in list(self.classes.items()):
             for name, value in list(vars(kind).items()):
                 if not (name.startswith("__") or name == "_abc_impl" or hasattr(type(value), "__get__") or constant(value)):
@@ -106,6 +106,9 @@ class Reader:
                 used = function.__globals__.get(name)
                 if name in function.__globals__ and not name.startswith("__") and not constant(used):
                     yield f"global {function.__module__}.{name}", function.__globals__, name
+            for name, value in vars(function).items():
+                if not name.startswith("__") and not constant(value):
+                    yield f"function {path}.{name}", function, name
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 if name != "__class__" and _filled(cell) and not constant(cell.cell_contents):
                     yield f"closure {path}.{name}", cell, "cell_contents"
@@ -157,7 +160,7 @@ class Reader:
             return {"mujoco model": {name: array.copy() for name, array in _model_arrays(value)}}
         if isinstance(value, Env):
             return {"native": self.read(value.state(), where)}
-        return self._attributes(value, where if isinstance(value, gymnasium.Env) else f"{where} ({type(value).__qualname__})")
+        return self._attributes(value, where)
 
     def _array(self, value: np.ndarray, where: str) -> dict[str, Tree]:
         if value.dtype == object:
@@ -219,10 +222,15 @@ class Writer:
         for layer in layers:
             self.reader.layer(layer)
         self._made: dict[int, Any] = dict(enumerate(layers))
+        self._module = type(layers[-1]).__module__ if layers else ""
+
+    def _here(self, name: str) -> str:
+        """What is called by that name now: a script's classes may have moved into a module, which then was given."""
+        return name.replace("__main__", self._module) if self._module else name
 
     def layer(self, tree: Tree, live: Any) -> None:
         """Put back what `Reader.layer` gave."""
-        if tree["class"] != name_of(type(live)):
+        if self._here(tree["class"]) != name_of(type(live)):
             raise Unlike(f"a {name_of(type(live))} stands where there was a {tree['class']}")
         self._set_attributes(tree["attributes"], live)
 
@@ -231,9 +239,9 @@ class Writer:
         self.reader.shared()
         places = {place: (held, name) for place, held, name in self.reader.places()}
         for place, tree in trees.items():
-            if place not in places:
+            if self._here(place) not in places:
                 raise Unlike(f"there is no {place}")
-            self.put_at(*places[place], tree)
+            self.put_at(*places[self._here(place)], tree)
 
     def put_at(self, held: Any, name: str, tree: Tree) -> None:
         """Put back what one of `Reader.places` held."""
@@ -259,7 +267,8 @@ class Writer:
         if "scalar" in tree:
             return tree["scalar"][()]
         if "constant" in tree:
-            return live if constant(live) and name_of(live) == tree["constant"] else self._named(tree["constant"])
+            name = self._here(tree["constant"])
+            return live if constant(live) and name_of(live) == name else self._named(name)
         if "again" in tree:
             return self._made[tree["again"]]
         if "lost" in tree:
@@ -304,11 +313,12 @@ class Writer:
         """`live`, if it is of the tree's class, else an empty object of it."""
         if "class" not in tree:
             return live if isinstance(live, dict) else {}
-        if live is not None and name_of(type(live)) == tree["class"]:
+        name = self._here(tree["class"])
+        if live is not None and name_of(type(live)) == name:
             return live
-        kind = self._named(tree["class"])
+        kind = self._named(name)
         if not isinstance(kind, type):
-            raise Unlike(f"{tree['class']} is no class")
+            raise Unlike(f"{name} is no class")
         return kind.__new__(kind)
 
     def _named(self, name: str) -> Any:
@@ -385,10 +395,11 @@ class Writer:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """What an instance holds, slots among it."""
+    """What an instance holds, slots among it; not what Gymnasium's wrappers have looked up about themselves."""
     slots = [name for kind in type(value).__mro__ for name in _words(vars(kind).get("__slots__", ()))]
     held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
-    return held | {name: one for name, one in getattr(value, "__dict__", {}).items() if isinstance(name, str)}
+    own = getattr(value, "__dict__", {})
+    return held | {name: one for name, one in own.items() if isinstance(name, str) and name != "_cached_spec"}
 
 
 def _words(given: Any) -> list[str]:

@@ -156,4 +156,4 @@ class Agent(nn.Module):
         rows, batched = self.spec.observation.rows(observation, "observation")
         x = torch.from_numpy(rows).to(self.domain.scale.device)
         actions = self.units.decode(self.act(x, explore=not deterministic).numpy(force=True))
-        return (actions if batched else actions[0]), state
+        return (actions if batched else actions[0, ...]), state  # an array also where it has no axes

@@ -1,5 +1,6 @@
 """X with dynamics: what an agent acts in. B rows, one environment each · d = x_dim · n = dim of an action"""
 
+import contextlib
 import math
 from typing import Any, NamedTuple, Self
 
@@ -210,12 +211,19 @@ class Env:
         """Go on where `state` was taken; False where only new episodes could be begun."""
         raise NotImplementedError
 
-    def statistics(self) -> list[Any] | None:
-        """What layers of it have learned about its numbers, a value for each row; None where there is nothing of the kind."""
+    def statistics(self) -> dict[str, Any] | None:
+        """What layers of it have learned about its numbers; None where there is nothing of the kind."""
         return None
 
-    def take(self, statistics: list[Any], frozen: bool) -> None:
+    def take(self, statistics: dict[str, Any], frozen: bool) -> None:
         """Go on with what `statistics` gave; `frozen` keeps it as it is from then on."""
+
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """While others of its kind play: nothing that they do shows in this one."""
+        return contextlib.nullcontext()
+
+    def prove(self) -> None:
+        """Find out, while it plays on, whether `restore` would be exact; what is not so is added to its state."""
 
     def held_out(self) -> "Env":
         """Itself, or its like over contexts that training never meets, where there are such: what evaluations are played in."""

@@ -1,17 +1,19 @@
 """What a run is trained in and what it is evaluated in, which are never the same."""
 
+import contextlib
 import warnings
 from typing import Any
 
 import gymnasium
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
 from rlamort.config import Config, locate
 from rlamort.env import Env, Spec
 from rlamort.envs.copies import Copies
 from rlamort.envs.make import copies_of
 from rlamort.envs.record import name_of, recorded
+from rlamort.envs.snapshot import layers, learned
 from rlamort.errors import UserError
 from rlamort.plain import plain
 
@@ -41,7 +43,7 @@ class Environments:
         self.config, self.device, self.unnamed = config, device, unnamed
         self._given = {"env": env, "eval_env": eval_env}
         self.spec: Spec | None = None
-        self.saved: list[Any] | None = None
+        self.saved: dict[str, Any] | None = None
         self._training: Env | None = None
         self._evaluation: Env | None = None
         self._copies: Copies | None = None
@@ -73,6 +75,13 @@ class Environments:
                 if must:
                     raise
                 warnings.warn(str(error), stacklevel=4)
+        if self._copies is not None and _keeps_to_itself(self._copies):
+            warnings.warn(
+                f"env={name_of(self._given['env'])}: wrappers in its worker processes keep statistics that evaluations and "
+                f"saved agents cannot have; give what makes one environment, with num_envs and vectorization=async, or take "
+                f"normalise=true instead of these wrappers",
+                stacklevel=4,
+            )
 
     def require_spaces(self) -> None:
         """Open what was given, to say now whether its spaces are not those that the agent was made for."""
@@ -122,7 +131,11 @@ class Environments:
         assert self._evaluation is not None
         return self._frozen(self._evaluation, "eval_env" if given is not None else "env")
 
-    def statistics(self) -> list[Any] | None:
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """While others are opened and play: nothing of it shows in what is trained in."""
+        return contextlib.nullcontext() if self._training is None else self._training.undisturbed()
+
+    def statistics(self) -> dict[str, Any] | None:
         """What layers of the environment have learned about its numbers."""
         return self.saved if self._training is None else self._training.statistics()
 
@@ -196,6 +209,11 @@ def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
             raise UserError(f"{key}={fields[key]}: {name_of(env)} is given, which is made already, so this comes too late")
     if isinstance(env, VectorEnv) and fields.get("num_envs", env.num_envs) != env.num_envs:
         raise UserError(f"num_envs={fields['num_envs']}: the vector environment that is given has {env.num_envs}")
+
+
+def _keeps_to_itself(copies: Copies) -> bool:
+    """Whether it has worker processes of its own in which wrappers learn."""
+    return isinstance(copies.env.unwrapped, AsyncVectorEnv) and bool(learned(layers(copies.first.unwrapped.envs[0]))["layers"])
 
 
 def _innermost(env: Any) -> set[int]:

@@ -62,7 +62,7 @@ class Learner:
         values, unnamed = told(env, eval_env, fields)
         self._settle(resolve(self.method, {**fields, **values}), env, eval_env, unnamed)
         given = self.config.run.dir
-        self.environments.require_second(must=bool(given))
+        self.environments.require_second(must=bool(given) or self.config.run.num_envs > 1)
         self._build(self.source.env.spec)
         self.environments.require_spaces()
         self.directory = Directory(Path(given), self._written()) if given else None
@@ -123,7 +123,7 @@ class Learner:
         return self._scored(episodes or self.config.run.eval_episodes, self.agent)
 
     def _scored(self, episodes: int, agent: Agent) -> Score:
-        with self.at_work(Randomness(SEED, self.device)):
+        with self.at_work(Randomness(SEED, self.device)), self.environments.undisturbed():
             return score(agent, self.environments.evaluation(episodes), episodes)
 
     def close(self) -> None:
@@ -174,7 +174,8 @@ class Learner:
         takers = [*([self.directory.records] if self.directory else []), *trackers]
         scorer = functools.partial(self._scored, run.eval_episodes) if takers else None
         if scorer is not None:
-            self.environments.evaluation(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
+            with self.environments.undisturbed():
+                self.environments.evaluation(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
         updates = self.clock.updates
         with contextlib.ExitStack() as around:
             if progress_bar:
