@@ -6,7 +6,6 @@ used: it must answer as they do, and none may feel what another does.
 
 import copy
 import itertools
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
-from rlamort.envs.snapshot import layers, preserved
+from rlamort.envs.snapshot import layers, preserved, seed_globals
 from rlamort.envs.state import Reader
 
 from rlamort.errors import UserError
@@ -80,8 +79,7 @@ def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
     One that raises answers with that, and is played no further.
     """
     with preserved():
-        for seed in (np.random.seed, random.seed, torch.manual_seed):
-            seed(0)
+        seed_globals(0)
         plays = [_play(env, i, options) for i, env in enumerate(envs)]
         return [answers[0] for answers in itertools.zip_longest(*plays) if answers[0] is not None]
 

@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.vector.vector_env import VectorWrapper
-from rlamort.envs.snapshot import FAULT, Everybodys, Snapshot, layers, learn, learned
+from rlamort.envs.snapshot import FAULT, Everybodys, Snapshot, layers, learn, learned, seed_globals
 
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError
@@ -88,7 +88,12 @@ class Ours:
     def __call__(self) -> VectorEnv[Any, Any, Any]:
         makers = [functools.partial(Snapshot, self.make, row, self.options) for row in range(self.count)]
         if self.vectorization == "async":
-            return self._workers([functools.partial(_in_worker, maker) for maker in makers])
+            seeds = np.random.randint(
+                2**31, size=self.count
+            ).tolist()  # from the run's stream, for what is drawn while it is made
+            return self._workers(
+                [functools.partial(_in_worker, maker, seed) for maker, seed in zip(makers, seeds, strict=True)]
+            )
         if self.first is not None:
             makers[0] = functools.partial(makers[0], self.first)
             self.first = None
@@ -123,11 +128,14 @@ def _main_left_out() -> Iterator[None]:
             setattr(main, name, value)
 
 
-def _in_worker(make: Callable[[], Snapshot]) -> Snapshot:
+def _in_worker(make: Callable[[], Snapshot], seed: int) -> Snapshot:
     """A worker process computes on one thread: the others belong to the update. Its global generators are its row's."""
     torch.set_num_threads(1)
+    if multiprocessing.parent_process() is None:
+        return make()
+    seed_globals(seed)
     row = make()
-    row.alone = multiprocessing.parent_process() is not None
+    row.alone = True
     return row
 
 

@@ -84,9 +84,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             for space in (layer.action_space, layer.observation_space):
                 space.seed(seed)
         if self.alone:
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            torch.manual_seed(seed)
+            seed_globals(seed)
 
     def snapshot(self) -> dict[str, Tree]:
         """Every layer's state, what all environments of its class share, and what of it could not be read or did not hold."""
@@ -255,6 +253,13 @@ def _write_globals(state: Tree) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     torch.set_rng_state(state["torch"])
+
+
+def seed_globals(seed: int) -> None:
+    """Those of NumPy, Python and torch, which everything in a process shares."""
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    torch.manual_seed(seed)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ class Adam(nn.Module):
     """
 
     steps: Tensor
+    sound: Tensor
     corrections: Tensor
     decays: Tensor
     scales: Tensor
@@ -47,6 +48,8 @@ class Adam(nn.Module):
         self.mean = _state(torch.zeros_like(p) for p in parameters)
         self.square = _state(torch.zeros_like(p) for p in parameters)
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        # whether every loss so far was finite: noted where it is computed, and read when there is time to
+        self.register_buffer("sound", torch.ones((), dtype=torch.bool), persistent=False)
         # of the next step: kept, since a compiled kernel that derived them would do so for every few numbers that it moves
         self.register_buffer("corrections", torch.zeros(2))
         for name, values in {"decays": decay, "scales": (learning_rate, 1.0), "powers": (-1.0, -0.5)}.items():
@@ -87,6 +90,7 @@ def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:
 def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimiser: Adam) -> None:
     """One step down `loss` for exactly these parameters: no other gradient is computed, and none is left behind."""
     owned: list[Tensor] = list(parameters)
+    optimiser.sound.logical_and_(loss.detach().isfinite())
     optimiser.step(owned, list(torch.autograd.grad(loss, owned)))
 
 
@@ -130,6 +134,14 @@ class Agent(nn.Module):
         batch = batch.through(self.normaliser)
         metrics = self.evaluate(batch)
         return metrics | self.improve(batch) if improve else metrics
+
+    def unsound(self) -> str:
+        """What is no longer finite: a tensor, or the loss of one of its optimisers at some update; empty where all is."""
+        for name, tensor in self.state_dict().items():
+            if not tensor.isfinite().all():
+                return name
+        losses = (name for name, part in self.named_modules() if isinstance(part, Adam) and not part.sound)
+        return next((f"a loss of {name}" for name in losses), "")
 
     def observe(self, x: Tensor) -> None:
         """Take contexts (B, d) met in play into the observation statistics."""

@@ -61,8 +61,10 @@ class Saved(NamedTuple):
         try:
             with torch.device("meta"):
                 own = make().state_dict()
-        except (RuntimeError, NotImplementedError):  # it looks at numbers while it is made
-            return
+        except (RuntimeError, NotImplementedError) as error:
+            if "overflow" in str(error):
+                raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
+            return  # it looks at numbers while it is made
         with self._tensors() as tensors:
             self._compare(tensors, own)
 

@@ -156,6 +156,8 @@ class Spec(NamedTuple):
     def read(cls, facts: dict[str, Any]) -> Self:
         """What `facts` gave, without its problem. Raises KeyError, TypeError or ValueError where it is something else."""
         spaces = [Space.read(one) for one in facts.get("declared", ())]
+        if spaces and [space.dim for space in spaces] != [facts["x_dim"], len(facts["low"])]:
+            raise ValueError("sizes that agree: its spaces have others than x_dim and low")
         return cls(facts["x_dim"], facts["low"], facts["high"], None, (spaces[0], spaces[1]) if spaces else None)
 
     def require(self, other: "Spec", where: str) -> None:

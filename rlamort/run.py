@@ -278,10 +278,9 @@ class Learner:
             mirror.advance(self._final)
 
     def check_finite(self) -> None:
-        """Raises Diverged where a parameter or an optimiser's state is no longer finite, so that none is ever saved."""
-        for name, tensor in self.agent.state_dict().items():
-            if not tensor.isfinite().all():
-                raise Diverged(f"{name} is no longer finite at environment step {self.clock.env_step}: learning has diverged")
+        """Raises Diverged where something of the agent is no longer finite, so that it is never saved or given away."""
+        if what := self.agent.unsound():
+            raise Diverged(f"{what} is no longer finite at environment step {self.clock.env_step}: learning has diverged")
 
     def report_nan(self, error: Diverged) -> Path:
         """Write what is known of a divergence beside the run: losses, and the state of every tensor; the file."""
@@ -540,12 +539,10 @@ def run_facts(path: Path) -> dict[str, Any]:
 
 def _one_argument(name: str, env: Any, more: int) -> str:
     """The message for those who come from Stable-Baselines3, where a policy's name comes first."""
-    policy = (
-        f"{env} names a policy of Stable-Baselines3's, and here the " if isinstance(env, str) and "Policy" in env else "the "
-    )
+    policy = f"{env} names a policy of Stable-Baselines3's; here " if isinstance(env, str) and "Policy" in env else ""
     return (
-        f"{policy}environment comes first and is all that is given without a name: rlamort.{name}(env, hidden=[256, 256]); "
-        f"{more + 1} values are given"
+        f"{policy}the environment comes first, and nothing else is given without a name: "
+        f"rlamort.{name}(env, hidden=[256, 256]); {more + 1} values are given"
     )
 
 

@@ -242,3 +242,205 @@ def test_an_environment_that_cannot_be_evaluated_in_says_so_before_training(tmp_
     with pytest.raises(ra.UserError, match="give eval_env"):
         agent.score(1)
     assert ra.TD3(odd_envs.Locked(), eval_env=odd_envs.Good, **SMALL).learn(100).score(1).returns == [20.0]
+
+
+class Corners(ra.Problem):
+    """A cost that has no derivative at its minimum, which lies in a corner of the box."""
+
+    domain = ra.Box([-1.0] * 4, [1.0] * 4)
+
+    def contexts(self, count):
+        return torch.randint(2, (count, 4)) * 2.0 - 1
+
+    def cost(self, y, x):
+        return (y - x).norm(dim=-1)
+
+
+def test_a_model_of_nan_is_neither_returned_nor_saved(tmp_path):
+    with pytest.raises(ra.Fault, match=r"is no longer finite.*learning has diverged"):
+        ra.amortize(Corners, model="semi", steps=300, hidden=[32, 32], threads=1)
+
+
+def test_an_agent_that_diverges_says_so_when_learning_ends_and_is_not_saved(tmp_path):
+    """Also in fewer steps than there are between two records."""
+    agent = ra.SAC("Pendulum-v1", target_entropy=-1e38, **SMALL)
+    with pytest.raises(ra.Fault, match=r"is no longer finite at environment step 160: learning has diverged"):
+        agent.learn(160)
+    with pytest.raises(ra.Fault, match="no longer finite"):
+        agent.save(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_loss_that_was_not_finite_is_remembered_without_asking_the_device():
+    from rlamort.agent import Adam, descend
+
+    weight = torch.nn.Parameter(torch.zeros(()))
+    adam = Adam([weight], 1e-3)
+    descend(weight * 1.0, [weight], adam)
+    assert adam.sound
+    descend(weight * 0 + torch.inf, [weight], adam)  # a gradient of zero: nothing else tells
+    assert weight.isfinite()
+    descend(weight * 1.0, [weight], adam)
+    assert not adam.sound
+
+
+class Drawing(odd_envs.Good):
+    """It draws from generators that everything in the process shares, also while it is made, and from its own space."""
+
+    observation_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+
+    def __init__(self):
+        import random
+
+        self.draw = (np.random.random, random.random, lambda: torch.rand(()).item())
+        self.offset = sum(draw() for draw in self.draw)
+
+    def observe(self):
+        return np.array([self.offset, self.action_space.sample()[0] + sum(draw() for draw in self.draw)], np.float32)
+
+
+@pytest.mark.parametrize(
+    "rows", [{}, {"num_envs": 2}, {"num_envs": 2, "vectorization": "async"}], ids=["one", "two", "workers"]
+)
+def test_a_seed_reaches_every_generator_and_leaves_the_users_where_they_were(rows):
+    import random
+
+    def learn(seed):
+        return ra.TD3(Drawing, seed=seed, **SMALL, **rows).learn(130)
+
+    def users():
+        return [np.random.random(), random.random(), torch.rand(()).item()]
+
+    np.random.seed(0)
+    random.seed(0)
+    torch.manual_seed(0)
+    expected = users()
+    np.random.seed(0)
+    random.seed(0)
+    torch.manual_seed(0)
+    first = learn(3)
+    assert users() == expected
+    users()
+    second, third = learn(3), learn(4)
+    state, same, other = (one.agent.state_dict() for one in (first, second, third))
+    assert all(torch.equal(state[name], same[name]) for name in state)
+    assert not all(torch.equal(state[name], other[name]) for name in state)
+    assert not torch.equal(first.source.x[:50], third.source.x[:50])
+    for one in (first, second, third):
+        one.close()
+
+
+@pytest.mark.parametrize("env", [Drawing, "Pendulum-v1"])
+def test_scoring_at_any_cadence_changes_nothing_and_gives_the_same_numbers(env, monkeypatch):
+    """Also of an agent whose `act` draws when it does not explore."""
+    from rlamort.agents import td3
+
+    plain = td3.TD3.act
+    monkeypatch.setattr(td3.TD3, "act", lambda self, x, explore: plain(self, x, explore) + 0.1 * torch.randn(len(x), 1))
+
+    def learn(every):
+        agent = ra.TD3(env, seed=3, **SMALL)
+        for _ in range(0, 150, every):
+            agent.learn(every, reset_num_timesteps=False)
+            first = agent.score(2).returns
+            assert first == agent.score(2).returns
+        return agent.agent.state_dict(), agent.source.x[:100]
+
+    (often, played), (seldom, also) = learn(10), learn(150)
+    assert torch.equal(played, also)
+    assert all(torch.equal(often[name], seldom[name]) for name in often)
+
+
+def test_evaluating_more_often_in_a_run_changes_nothing(tmp_path):
+    runs = []
+    for every in (20, 75):
+        agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / str(every)), **SMALL, eval_every=every, eval_episodes=2).learn(150)
+        runs.append(agent.agent.state_dict())
+        agent.close()
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    last = [[r["eval/returns"] for r in read_records(tmp_path / str(every)) if "eval/returns" in r][-1] for every in (20, 75)]
+    assert last[0] == last[1]
+
+
+def test_threads_are_the_runs_and_not_its_surroundings():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen = []
+        agent = ra.TD3("Pendulum-v1", **{**SMALL, "threads": 1}, log_every=50)
+        agent.learn(120, callback=lambda learner: seen.append(torch.get_num_threads()))
+        agent.score(1)
+        assert torch.get_num_threads() == 2
+        assert seen == [1, 1]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_callback_sees_records_evaluations_and_checkpoints_and_may_stop(tmp_path):
+    seen = []
+
+    def watch(learner):
+        seen.append((learner.clock.env_step, sorted(learner.latest)[:1]))
+        return learner.clock.env_step < 120
+
+    fields = {**SMALL, "eval_every": 60, "eval_episodes": 1, "log_every": 40, "checkpoint_every": 50}
+    agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **fields).learn(400, callback=watch)
+    assert agent.clock.env_step == 120
+    assert {step for step, _ in seen} == {40, 50, 60, 80, 100, 120}
+    assert (60, ["eval/high"]) in seen or (60, ["eval/length"]) in seen
+    agent.close()
+    assert ra.load(tmp_path / "run").clock.env_step == 120
+    with pytest.raises(ra.UserError, match="callback: a int is given; a function that takes the learner is needed"):
+        ra.TD3("Pendulum-v1", **SMALL).learn(10, callback=3)
+    with pytest.raises(ZeroDivisionError):
+        ra.TD3("Pendulum-v1", **SMALL, log_every=5).learn(10, callback=lambda learner: 1 / 0)
+
+
+def test_a_progress_bar_may_be_asked_for(capsys):
+    ra.TD3("Pendulum-v1", **SMALL, log_every=50).learn(110, progress_bar=True)
+    assert "step 100 of 110" in capsys.readouterr().out
+
+
+def test_those_who_come_from_stable_baselines3_are_told_what_comes_first():
+    message = r"MlpPolicy names a policy of Stable-Baselines3's.*rlamort\.SAC\(env, hidden=\[256, 256\]\)"
+    with pytest.raises(ra.UserError, match=message):
+        ra.SAC("MlpPolicy", "Pendulum-v1")
+    with pytest.raises(ra.UserError, match="the environment comes first, and nothing else"):
+        ra.SAC("Pendulum-v1", 3)
+
+
+def test_help_shows_every_field():
+    import inspect
+    import pydoc
+
+    said = pydoc.plain(pydoc.render_doc(ra.SAC))
+    for text in ("Soft actor-critic", "temperature: initial alpha", "hidden: widths", "seed: of networks", "learning_rate"):
+        assert text in said, text
+    parameters = inspect.signature(ra.SAC).parameters
+    assert parameters["learning_rate"].default == 3e-4
+    assert next(iter(parameters)) == "env"
+
+
+def test_learning_too_little_after_loading_is_said(tmp_path):
+    ra.TD3("Pendulum-v1", **SMALL).learn(130).save(tmp_path / "kept")
+    agent = ra.load(tmp_path / "kept")
+    with pytest.warns(UserWarning, match=r"learn\(60\): the agent is as it was loaded\. Its replay began empty, .* 100 steps"):
+        agent.learn(60, reset_num_timesteps=False)
+
+
+def test_a_saved_agent_of_absurd_sizes_is_refused_before_anything_is_allocated(tmp_path):
+    ra.SAC("Pendulum-v1", **SMALL).save(tmp_path / "kept")
+    file = tmp_path / "kept" / "agent.json"
+    facts = json.loads(file.read_text())
+    for change in ({"hidden": [2**31, 2**31]}, {"critics": 10**9}):
+        file.write_text(json.dumps(facts | {"values": facts["values"] | change}))
+        with pytest.raises(ra.UserError, match=r"has shape|is on one side only|too large to exist"):
+            ra.load(tmp_path / "kept")
+    file.write_text(json.dumps(facts | {"spec": facts["spec"] | {"x_dim": 10**12, "declared": []}}))
+    with pytest.raises(ra.UserError, match="has shape"):
+        ra.load(tmp_path / "kept")
+    file.write_text(json.dumps(facts))
+    wide = [facts["spec"]["declared"][0], facts["spec"]["declared"][1] | {"shape": [10**12]}]
+    file.write_text(json.dumps(facts | {"spec": facts["spec"] | {"declared": wide}}))
+    with pytest.raises(ra.UserError, match="its description lacks sizes that agree"):
+        ra.load(tmp_path / "kept")
