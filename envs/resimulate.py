@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self, cast
 import gymnasium
 import numpy as np
 import torch
+from rlamort.envs.copies import equal
 from rlamort.envs.gym import GymEnv
 from rlamort.envs.maxq import Policy
 from torch import Tensor
@@ -24,6 +25,9 @@ class Saved(NamedTuple):
     rows: list[Any]  # (S,) as `Snapshot.snapshot` gives them
     episode: np.ndarray  # (S,) in which each was met
     time: np.ndarray  # (S,) steps since its reset
+    y: Tensor  # (S, n) what the policy did there
+    reward: np.ndarray  # (S,) for it
+    x_next: Tensor  # (S, d) after it
 
 
 @torch.no_grad()
@@ -33,22 +37,34 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
     Raises:
         UserError: the environment holds something that cannot be saved, or is not of rlamort's making.
     """
-    kept: dict[tuple[int, int], tuple[Tensor, Any]] = {}
+    kept: dict[tuple[int, int], tuple[Tensor, Any, Tensor, float, Tensor]] = {}
     x = env.reset(seed)
     for now in range(int(time.max()) + 1):
         wanted = episode[time == now]
-        if len(wanted):
-            rows = env.state()["rows"]
-            if rows is None or any(rows[e] is None for e in wanted):
-                raise UserError(
-                    f"env={env.name}: it holds something that cannot be saved, so no other action can be tried there"
-                )
-            kept |= {(int(e), now): (x[e].clone(), rows[e]) for e in wanted}
-        env.step(policy(x))
+        rows = env.state()["rows"] if len(wanted) else []
+        if rows is None:
+            raise UserError(f"env={env.name}: rlamort did not make it, so it cannot be put back into a state")
+        for e in wanted:
+            if rows[e]["unsaved"]:
+                raise UserError(f"env={env.name}: {rows[e]['unsaved'][0]}, so no other action can be tried there")
+        y = policy(x)
+        step = env.step(y)
+        for e in wanted:
+            kept[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), step.x_next[e].clone())
         x = env.x
     env.episodes()
     states = [kept[int(e), int(t)] for e, t in zip(episode, time, strict=True)]
-    return Saved(torch.stack([at for at, _ in states]), [row for _, row in states], episode, time)
+    at, held, played, rewards, after = zip(*states, strict=True)
+    if any(not equal(_unnumbered(row["shared"]), _unnumbered(held[0]["shared"])) for row in held):
+        raise UserError(f"env={env.name}: it changes what all of its class share, so its states cannot stand side by side")
+    return Saved(torch.stack(at), list(held), episode, time, torch.stack(played), np.array(rewards), torch.stack(after))
+
+
+def _unnumbered(tree: Any) -> Any:
+    """A tree of `rlamort.envs.state` without the numbers of its objects, which count those of the whole environment."""
+    if isinstance(tree, dict):
+        return {key: _unnumbered(one) for key, one in tree.items() if key not in ("object", "again")}
+    return [_unnumbered(one) for one in tree] if isinstance(tree, list) else tree
 
 
 class Stepped:
@@ -57,6 +73,9 @@ class Stepped:
     Args:
         env: S rows of the kind that the states were saved from.
         saved: the states.
+
+    Raises:
+        UserError: put back into them, it does not answer the policy's own step as it did.
     """
 
     def __init__(self, env: GymEnv, saved: Saved) -> None:
@@ -67,12 +86,26 @@ class Stepped:
         self.state = env.state() | {
             "x": saved.x, "rows": saved.rows, "length": saved.time, "total": np.zeros(count), "ended": np.zeros(count, bool),
         }  # fmt: skip
+        self._put_back()
+        again = env.step(saved.y)
+        reward, x, before = (t.numpy(force=True) for t in (again.reward, again.x_next, saved.x_next))
+        close = np.isclose(reward, saved.reward, rtol=1e-3, atol=1e-4) & np.isclose(x, before, rtol=1e-3, atol=1e-4).all(-1)
+        if not close.all():
+            odd = int(np.argmin(close))
+            raise UserError(
+                f"env={env.name}: put back into a state, it gives the same step the reward {reward[odd]:g} where it was "
+                f"{saved.reward[odd]:g}, so it holds something that was not saved, and no other action can be tried there"
+            )
+
+    def _put_back(self) -> None:
+        if not self.env.restore(self.state):
+            raise UserError(f"env={self.env.name}: it cannot be put back into a state: {self.env.unsaved[0]}")
 
     @torch.no_grad()
     def returns(self, y: Tensor, policy: Policy, horizon: int, discount: float) -> np.ndarray:
         """sum_{t < H} gamma^t r_t (S,) of playing y (S, n) first and `policy` from then on; an episode's end ends its sum."""
         env, total, running = self.env, np.zeros(len(y)), np.ones(len(y), dtype=bool)
-        env.restore(self.state)
+        self._put_back()
         for t in range(horizon):
             step = env.step(y)
             total += np.where(running, discount**t * step.reward.numpy(force=True).astype(np.float64), 0.0)
@@ -144,8 +177,7 @@ class Rolled:
     def _advance(self, at: np.ndarray, warm: np.ndarray, y: Tensor) -> tuple["Derived", np.ndarray, np.ndarray]:
         """From states at (B, .) by actions y (B, n): what follows, and where the contact solver is to start from then."""
         model, skip, position = self.base.model, self.base.frame_skip, slice(1, self.velocity.start)
-        low, high = (np.array(bound, np.float32) for bound in (self.env.spec.low, self.env.spec.high))
-        action = self.env.box.decode(y.to(self.env.device)).numpy(force=True).clip(low, high)
+        action = self.env.units.decode(y.numpy(force=True))
         control = np.repeat(action[:, None].astype(np.float64), skip, axis=1)
         path, _ = self.rollout.rollout(model, self.data, at, control, nstep=skip, initial_warmstart=warm)
         before, after = path[:, -2] if skip > 1 else at, path[:, -1].copy()

@@ -298,13 +298,13 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         discount: gamma.
     """
     episode, times = met.episode[part], met.time[part]
-    try:
-        saved = save(place.policy, place.open(int(met.episode.max()) + 1), SEED, episode, times)
-    except UserError as error:
-        return Report([str(error)], {"absent": str(error)})
     which = torch.from_numpy(part).to(met.x.device)
     played = {name: critic.actions[name][which] for name in ("policy", "refined", "best")}
-    returns, how = _played(place, saved, played, horizon, discount)
+    try:
+        saved = save(place.policy, place.open(int(met.episode.max()) + 1), SEED, episode, times)
+        returns, how = _played(place, saved, played, horizon, discount)
+    except UserError as error:
+        return Report([str(error)], {"absent": str(error)})
     lines, data = [], {"by": how, "states": len(part), "horizon": horizon, "discount": discount}
     rows = []
     for name, title in (("refined", f"policy + {REFINEMENTS} gradient steps"), ("best", "critic's best action")):
@@ -356,7 +356,7 @@ def in_play(problem: MaxQProblem, place: _Place, episodes: int) -> Report:
         f"policy + {REFINEMENTS} gradient steps": lambda x: refine(f, x, place.policy(x), REFINEMENTS),
         f"{STARTS} starts x {ITERATIONS} gradient steps": lambda x: search(f, x, place.policy(x)),
     }
-    returns = {name: score(_Acting(env.spec, player), env, env.count, SEED).returns for name, player in players.items()}
+    returns = {name: score(_Acting(env.spec, player), env, SEED).returns for name, player in players.items()}
     first = np.array(returns["policy"])
     rows = [
         [name, _bounds(interval(values)), "" if name == "policy" else _bounds(interval((np.array(values) - first).tolist()))]

@@ -124,7 +124,7 @@ class Learner:
 
     def _scored(self, episodes: int, agent: Agent) -> Score:
         with self.at_work(Randomness(SEED, self.device)), self.environments.undisturbed():
-            return score(agent, self.environments.evaluation(episodes), episodes)
+            return score(agent, self.environments.evaluation(episodes), episodes=episodes)
 
     def close(self) -> None:
         """Give back what the environments hold, worker processes among it."""

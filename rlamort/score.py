@@ -70,15 +70,14 @@ class Score(NamedTuple):
 
 
 @torch.no_grad()
-def score(agent: Agent, env: Env, episodes: int, seed: int = SEED) -> Score:
-    """Play `episodes` episodes in `env` with deterministic actions, from seeds seed, seed + 1, ...
+def score(agent: Agent, env: Env, seed: int = SEED, episodes: int | None = None) -> Score:
+    """Play `episodes` episodes in `env`, by default one in each row, with deterministic actions, from seeds seed, seed + 1, ...
 
     As many are played side by side as it has rows. Agents that draw when they act, and environments, draw from generators of
     the evaluation's own: the same agent has the same score, and what goes on around it is not disturbed. Observation
     statistics of the agent stay as they are.
     """
-    returns: list[float] = []
-    lengths: list[int] = []
+    episodes, returns, lengths = episodes or env.count, list[float](), list[int]()
     with Randomness(seed, env.device)():
         for first in range(0, episodes, env.count):
             total, length = _play(agent, env, seed + first, min(env.count, episodes - first))

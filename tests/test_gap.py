@@ -336,7 +336,9 @@ def test_what_cannot_be_measured_is_said_before_anything_is_played(runs, tmp_pat
         gap(f"sb3:{tmp_path / 'ppo.zip'}", "Pendulum-v1", **SMALL)
     with pytest.raises(ra.UserError, match="env: this agent was loaded without one"):
         gap(f"sb3:{runs / 'sb3.zip'}", **SMALL)
-    with pytest.raises(ra.UserError, match="11 numbers in a state and 3 in an action; the agent's are 3 and 1"):
+    with pytest.raises(
+        ra.UserError, match=r"env=Hopper-v5: its observation space is Box.*\(11,\).*; the agent's is Box.*\(3,\)"
+    ):
         gap(runs / "TD3", "Hopper-v5", **SMALL)
     with pytest.raises(ra.UserError, match="states: 0 is given; a whole number of at least 1 is needed"):
         gap(runs / "TD3", **{**SMALL, "states": 0})
@@ -358,3 +360,25 @@ def test_visited_states_are_taken_by_index():
     chosen = met.at(np.array([2, 0]))
     assert chosen.x.tolist() == [[4.0, 5.0], [0.0, 1.0]]
     assert chosen.episode.tolist() == [1, 0]
+
+
+def test_a_nested_environment_is_put_back_whole_and_what_cannot_be_is_said(tmp_path):
+    """Its own layers hold nothing; what changes is in an attribute, in a class, or nowhere that can be read."""
+    from counting import ClassAttribute, GlobalGenerators, Iterator, Nested
+
+    def policy(x):
+        return x[:, :1].clamp(-1, 1)
+
+    episode, time = np.array([0, 1, 1]), np.array([3, 0, 9])
+    nested = Stepped(open_env(Nested, count=3), save(policy, open_env(Nested, count=2), 0, episode, time))
+    plain = Stepped(opened("Pendulum-v1", 3), save(policy, opened("Pendulum-v1", 2), 0, episode, time))
+    y = torch.zeros(3, 1)
+    np.testing.assert_allclose(nested.returns(y, policy, 50, 0.99), plain.returns(y, policy, 50, 0.99))
+    episode, time = np.array([0, 1]), np.array([1, 2])
+    with pytest.raises(ra.UserError, match=r"Iterator\.numbers holds a range_iterator.*so no other action can be tried there"):
+        save(policy, open_env(Iterator, count=2), 0, episode, time)
+    with pytest.raises(ra.UserError, match="it changes what all of its class share"):
+        save(policy, open_env(ClassAttribute, count=2), 0, episode, time)
+    saved = save(policy, open_env(GlobalGenerators, count=2), 0, episode, time)
+    with pytest.raises(ra.UserError, match="so it holds something that was not saved"):
+        Stepped(open_env(GlobalGenerators, count=2), saved)
