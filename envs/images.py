@@ -2,11 +2,12 @@
 
 import gzip
 import hashlib
+import math
 import os
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from rlamort.errors import UserError
 
 DIGITS_HELD_OUT = 297  # of scikit-learn's 1,797
 PARTS = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}  # of MNIST and Fashion-MNIST alike
+LARGEST = 8 * 2**30  # bytes of one array
 IDX_IMAGES = 0x00000803  # bytes, in three dimensions (LeCun, Cortes and Burges, The MNIST database)
 MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 CHECKSUMS = {  # SHA-256 of MNIST's files, as several projects that fetch them publish it
@@ -104,12 +106,30 @@ def _digits() -> dict[str, np.ndarray]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
+        with ZipFile(path) as archive:
+            for name in ("train_x", "test_x"):
+                _require_size(archive, f"{name}.npy")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # np.load leaves a damaged file open
             return {name: kept[name] for name in ("train_x", "test_x")}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"data={path}: it cannot be read: {error}") from error
     except KeyError as error:
         raise UserError(f"data={path}: {error}; arrays train_x and test_x are needed") from error
+
+
+def _require_size(archive: ZipFile, name: str) -> None:
+    """Raises ValueError where an array would take more than it may, or more than its header's own file holds."""
+    held = archive.getinfo(name).file_size  # as declared; reading more than that is an error
+    if held > LARGEST:
+        raise ValueError(f"{name} would unpack to {held} bytes; {LARGEST} are allowed")
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if header is None:
+            raise ValueError(f"{name} has format {version}; 1.0 or 2.0 is needed")
+        shape, _, dtype = header(file)
+        if math.prod(shape) * dtype.itemsize > held:
+            raise ValueError(f"{name} declares shape {shape}, which is more than the {held} bytes that it holds")
 
 
 def _idx(folder: Path) -> dict[str, np.ndarray]:
@@ -122,7 +142,10 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     if not packed.exists() and not plain.exists():
         raise UserError(f"data={folder}: neither {plain.name} nor {packed.name} is there")
     try:
-        content = gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
+        with gzip.open(packed) if packed.exists() else plain.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST} bytes")
         header = np.frombuffer(content[:16], dtype=">u4").astype(int)
         if header[0] != IDX_IMAGES:
             raise ValueError("it does not begin as an IDX file of images does")

@@ -82,8 +82,13 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
                 if size > largest:
                     raise UserError(f"{path}: its member {name!r} would unpack to {size} bytes; {largest} are allowed")
-            data = json.loads(archive.read("data"))
-            tensors = torch.load(io.BytesIO(archive.read("policy.pth")), weights_only=True, map_location="cpu")
+            data, weights = json.loads(archive.read("data")), io.BytesIO(archive.read("policy.pth"))
+            with zipfile.ZipFile(weights) as inner:  # a zip itself, whose parts may be packed
+                size = sum(part.file_size for part in inner.infolist())
+            if size > LARGEST_TENSORS:
+                raise UserError(f"{path}: its tensors would unpack to {size} bytes; {LARGEST_TENSORS} are allowed")
+            weights.seek(0)
+            tensors = torch.load(weights, weights_only=True, map_location="cpu")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except UserError:
