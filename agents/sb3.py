@@ -1,6 +1,8 @@
 """Stable-Baselines3 itself, under the same commands, evaluation and run directory: the baseline is one override away."""
 
+import functools
 import time
+import warnings
 from typing import Annotated, Any, Literal
 
 import gymnasium
@@ -97,12 +99,20 @@ class Own:
         self.model: Any = None
 
     def vec_env(self) -> VecEnv:
-        """The same environments, as Stable-Baselines3 wants them."""
+        """The same environments, as Stable-Baselines3 wants them; in worker processes, others like them."""
         ours = self.env.ours
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
-        kind = SubprocVecEnv if isinstance(self.env.vector, AsyncVectorEnv) else DummyVecEnv
-        return kind([lambda: Monitor(ours.make())] * self.env.count)
+        if not isinstance(self.env.vector, AsyncVectorEnv):
+            rows = self.env.vector.envs  # not what is around each, which forgives what Stable-Baselines3 does not know of
+            return DummyVecEnv([functools.partial(Monitor, row.env) for row in rows])
+        if self.env.statistics() is not None:
+            warnings.warn(
+                f"env={self.env.name}: wrappers in worker processes of Stable-Baselines3 keep statistics that evaluations and "
+                f"saved agents cannot have; vectorization=sync keeps them here",
+                stacklevel=2,
+            )
+        return SubprocVecEnv([lambda: Monitor(ours.make())] * self.env.count)
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
         """Cadence and seed, in its words."""

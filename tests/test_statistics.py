@@ -10,7 +10,7 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 import rlamort as ra
 from rlamort.errors import Preempted
-from rlamort.run import resume
+from rlamort.run import learner_class, resume
 
 vector = gymnasium.wrappers.vector
 
@@ -162,3 +162,15 @@ def test_an_evaluation_environment_of_ones_own_has_them_too():
     agent = ra.TD3(normalised, eval_env=normalised(), **FIELDS).learn(500)
     assert seen(agent).abs().max() < 6
     assert counting.Noisy().observation_space == Noisy.observation_space
+
+
+@pytest.mark.parametrize("rows", [{}, {"num_envs": 2}])
+def test_stable_baselines3_trains_in_what_is_given_and_is_evaluated_by_what_it_learned(rows, tmp_path):
+    env = normalised()
+    agent = learner_class("sb3/td3")(env, batch_size=16, warmup_steps=20, buffer_size=500, device="cpu", threads=1, **rows)
+    agent.learn(200)
+    assert env.obs_rms.count > 200 / rows.get("num_envs", 1)
+    assert seen(agent).mean().abs() < 1
+    first = agent.score(5).returns
+    agent.save(tmp_path / "kept")
+    assert np.allclose(ra.load(tmp_path / "kept", env=normalised).score(5).returns, first, atol=1e-4)
