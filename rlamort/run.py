@@ -367,7 +367,8 @@ class Learner:
         values, unnamed = self.config.values, self.environments.unnamed
         if "env" in unnamed:  # nobody makes it from these again, and they may hold what no file can
             values = values | {"env_kwargs": None}
-        return {"method": self.config.method, "row": self.config.row, "unnamed": unnamed, "values": plain(values)}
+        written = {name: plain(value) if isinstance(value, dict) else value for name, value in values.items()}
+        return {"method": self.config.method, "row": self.config.row, "unnamed": unnamed, "values": written}
 
     @classmethod
     def load(cls, path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Self:

@@ -434,7 +434,7 @@ def reacting(observation, action):
             return self.observe(), {}
 
         def step(self, given):
-            assert given in self.action_space, given
+            assert np.asarray(given) in self.action_space, given
             assert given.dtype == self.action_space.dtype
             self.t += 1
             return self.observe(), float(np.sum(given)), False, self.t == self.length, {}
