@@ -53,7 +53,9 @@ def test_it_can_learn_on(tmp_path):
     agent = ra.load(f"sb3:{tmp_path / 'model.zip'}")
     with pytest.raises(ra.UserError, match="loaded without one; give load an env"):
         agent.learn(10)
-    agent = ra.load(f"sb3:{tmp_path / 'model.zip'}", env="Pendulum-v1").learn(50)
+    agent = ra.load(f"sb3:{tmp_path / 'model.zip'}", env="Pendulum-v1")
+    with pytest.warns(UserWarning, match=r"learn\(50\): the agent is as it was loaded"):
+        agent.learn(50)
     assert agent.clock.env_step == 50
 
 

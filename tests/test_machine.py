@@ -56,13 +56,21 @@ def test_a_quota_limits_threads(tmp_path, monkeypatch):
 
 
 def test_threads_that_are_asked_for_are_taken_and_more_than_there_are_is_not_a_default():
+    """While it learns; what surrounds it keeps its own."""
+
+    def learning(**fields):
+        seen = []
+        agent = ra.SAC("Pendulum-v1", log_every=5, **fields)
+        agent.learn(10, callback=lambda learner: seen.append(torch.get_num_threads()))
+        return seen
+
     before = torch.get_num_threads()
     try:
-        ra.SAC("Pendulum-v1", threads=2)
-        assert torch.get_num_threads() == 2
+        assert set(learning(threads=2)) == {2}
+        assert torch.get_num_threads() == before
         torch.set_num_threads(machine.cores() + 3)
-        ra.SAC("Pendulum-v1")
-        assert torch.get_num_threads() == machine.cores()
+        assert set(learning()) == {machine.cores()}
+        assert torch.get_num_threads() == machine.cores() + 3
     finally:
         torch.set_num_threads(before)
 
