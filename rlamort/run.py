@@ -22,7 +22,7 @@ from rlamort.callback import Callback, Called, Enough
 from rlamort.capture import Captured, Eager
 from rlamort.config import FIXED, FREE, Config, defaults, fields, locate, methods, read_row, resolve, short_name
 from rlamort.directory import Directory
-from rlamort.env import Episode, Spec
+from rlamort.env import Env, Episode, Spec
 from rlamort.environments import Environments, told
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
@@ -124,7 +124,10 @@ class Learner:
 
     def _scored(self, episodes: int, agent: Agent) -> Score:
         with self.at_work(Randomness(SEED, self.device)), self.environments.undisturbed():
-            return score(agent, self.environments.evaluation(episodes), episodes=episodes)
+            return score(agent, self._evaluation_env(episodes), episodes=episodes)
+
+    def _evaluation_env(self, episodes: int) -> Env:
+        return self.environments.evaluation(episodes)
 
     def close(self) -> None:
         """Give back what the environments hold, worker processes among it."""
@@ -175,7 +178,7 @@ class Learner:
         scorer = functools.partial(self._scored, run.eval_episodes) if takers else None
         if scorer is not None:
             with self.environments.undisturbed():
-                self.environments.evaluation(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
+                self._evaluation_env(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
         updates = self.clock.updates
         with contextlib.ExitStack() as around:
             if progress_bar:
