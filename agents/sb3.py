@@ -104,7 +104,7 @@ class Own:
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
         if not isinstance(self.env.vector, AsyncVectorEnv):
-            rows = self.env.vector.envs  # not what is around each, which forgives what Stable-Baselines3 does not know of
+            rows = getattr(self.env.vector, "envs")  # noqa: B009  # not what is around each, which forgives what Stable-Baselines3 does not know of
             return DummyVecEnv([functools.partial(Monitor, row.env) for row in rows])
         if self.env.statistics() is not None:
             warnings.warn(

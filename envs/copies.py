@@ -66,7 +66,8 @@ def _copied(env: Player) -> Any:
     base = env.unwrapped
     try:
         if isinstance(base, AsyncVectorEnv):
-            rows = SyncVectorEnv(base.env_fns, observation_mode=base.observation_mode, autoreset_mode=base.autoreset_mode)
+            mode: Any = base.observation_mode  # the two declare its type differently
+            rows = SyncVectorEnv(base.env_fns, observation_mode=mode, autoreset_mode=base.autoreset_mode)
             return copy.deepcopy(env, {id(base): rows})
         return copy.deepcopy(env)
     except Exception as error:
@@ -129,6 +130,8 @@ def equal(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, np.ndarray):
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)

@@ -242,7 +242,7 @@ class GymEnv(Env):
         elif self.mode is AutoresetMode.SAME_STEP:
             successor = following.copy()
             for row in np.flatnonzero(ended):
-                successor[row] = self._rows([self._last(info, row)])[0]
+                successor[row] = self._rows([self._last(info, int(row))])[0]
             self._finite(successor, "observation", successor)
         else:
             # a fresh dict and mask each time: the call takes the mask out of the dict

@@ -18,7 +18,7 @@ from rlamort.problem import Problem
 class Recorded(NamedTuple):
     """What is written of an environment."""
 
-    name: str
+    name: str | None
     env_kwargs: dict[str, Any] | None
     max_episode_steps: int | None
     unnamed: str = ""  # why another process cannot make it by that name; empty where it can

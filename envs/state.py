@@ -20,7 +20,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -299,15 +299,15 @@ class Writer:
             made = type(live)(*items) if isinstance(live, tuple) and hasattr(live, "_fields") else CONTAINERS[kind](items)
             self._made[number] = made
             return made
-        made = self._made[number] = self._like(tree, live) if "class" in tree else live
-        if not isinstance(made, CONTAINERS[kind]):
-            made = self._made[number] = CONTAINERS[kind]()
+        own = self._like(tree, live) if "class" in tree else live
+        filled = cast(Any, own if isinstance(own, CONTAINERS[kind]) else CONTAINERS[kind]())
+        self._made[number] = filled
         items = [self.put(one, old) for one, old in zip(tree[kind], olds, strict=False)]
-        made.clear()  # type: ignore[attr-defined]  # neither tuple nor frozenset
-        (made.update if isinstance(made, set) else made.extend)(items)  # type: ignore[attr-defined]
+        filled.clear()
+        (filled.update if kind == "set" else filled.extend)(items)
         if "attributes" in tree:
-            self._set_attributes(tree["attributes"], made)
-        return made
+            self._set_attributes(tree["attributes"], filled)
+        return filled
 
     def _like(self, tree: Tree, live: Any) -> Any:
         """`live`, if it is of the tree's class, else an empty object of it."""
@@ -319,7 +319,7 @@ class Writer:
         kind = self._named(name)
         if not isinstance(kind, type):
             raise Unlike(f"{name} is no class")
-        return kind.__new__(kind)
+        return cast(Any, kind).__new__(kind)
 
     def _named(self, name: str) -> Any:
         """A class, function or member of an enumeration of the user's, from a module that the live objects use already."""

@@ -112,12 +112,13 @@ class Units:
 
     def decode(self, y: np.ndarray) -> np.ndarray:
         """y (B, n) in [-1, 1] -> actions (B, *shape) in the space, whatever rounding makes of its bounds."""
-        action = (y * self._scale + self._offset).astype(self.dtype, copy=False)
-        return np.minimum(np.maximum(action, self._low), self._high).reshape(-1, *self.shape)
+        action: np.ndarray = (y * self._scale + self._offset).astype(self.dtype, copy=False)
+        action = np.minimum(np.maximum(action, self._low), self._high)
+        return action.reshape(-1, *self.shape)
 
     def encode(self, action: np.ndarray) -> np.ndarray:
         """Actions (B, *shape) -> y (B, n) in [-1, 1], in float32."""
-        y = (action.reshape(len(action), -1) - self._offset) / self._scale
+        y: np.ndarray = (action.reshape(len(action), -1) - self._offset) / self._scale
         return y.clip(-1, 1).astype(np.float32)
 
 

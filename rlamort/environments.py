@@ -201,9 +201,9 @@ def told(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any
 
 def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
     """Raises UserError for a key that `env`, which is made already, has no use for."""
-    late = ("env_kwargs",) if isinstance(env, MADE) else ()
+    late = ["env_kwargs"] if isinstance(env, MADE) else []
     if isinstance(env, VectorEnv):
-        late = ("env_kwargs", "max_episode_steps", "reset_options", "vectorization", "max_env_faults", "env_timeout")
+        late += ["max_episode_steps", "reset_options", "vectorization", "max_env_faults", "env_timeout"]
     for key in late:
         if fields.get(key) is not None:
             raise UserError(f"{key}={fields[key]}: {name_of(env)} is given, which is made already, so this comes too late")
