@@ -159,11 +159,11 @@ class Captured:
         if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
             return self.rounds(improves, x)
         before, twin = Moment(self.agent), copy.deepcopy(self.agent)
-        expected = _named(Eager(twin, self.sample)(improves, x), twin)
+        expected = named(Eager(twin, self.sample)(improves, x), twin)
         before.restore()
         try:
             found = self.rounds(improves, x)
-            ours = _named(found, self.agent)
+            ours = named(found, self.agent)
             differing = [name for name in expected if not close(ours[name], expected[name])]
             if not differing:
                 self.proved.add(tuple(improves))
@@ -177,7 +177,7 @@ class Captured:
         return self.rounds(improves, x)
 
 
-def _named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
+def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
     """All that a round gives or changes."""
     return {**found.metrics, **agent.state_dict(), **({} if found.y is None else {"y": found.y})}
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 import weakref
@@ -17,7 +18,8 @@ from rlamort.errors import UserError
 from rlamort.publish import published_file
 from rlamort.track import Records
 
-LOCK = ".lock"
+LOCK, OURS = ".lock", b"process "  # the file that says who has the run, and how it begins
+LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # by a process that was killed while it wrote
 
 
 class Directory:
@@ -36,16 +38,20 @@ class Directory:
         self.path, self.written = path, path / "config.yaml"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if fresh and any(file.name != LOCK for file in path.iterdir()):
+            if fresh and any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in path.iterdir()):
                 raise UserError(
                     f"dir={path}: it exists already; give a new one, leave dir out to have one made, "
                     f"or go on with `rlamort resume {path}`"
                 )
             self._lock()
+            for file in path.iterdir():
+                if LEFT.fullmatch(file.name) and file.is_file():
+                    file.unlink()
             flat = {name: value for name, value in facts.items() if name != "values"} | facts["values"]
             with published_file(path / "config.yaml") as fresh_file:
                 fresh_file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
-            (path / "versions.json").write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
+            with published_file(path / "versions.json") as fresh_file:
+                fresh_file.write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
         except FileExistsError:
             raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
@@ -63,8 +69,12 @@ class Directory:
             holder = os.read(lock, 1000).decode()
             self.close()
             raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
+        if (held := os.read(lock, 8)) and held != OURS:
+            self.close()
+            raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; give a new folder")
         os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        os.lseek(lock, 0, os.SEEK_SET)
+        os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
 
 
 def new_path(config: Config) -> Path:
