@@ -23,7 +23,7 @@ from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
 from rlamort.problem import Problem, unseen
-from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, solution_of
+from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
 from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 from rlamort.score import interval
@@ -175,7 +175,7 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         x = first.draw(HELD_OUT)
         with torch.no_grad():
             predictions = {name: solver.predict_rows(x) for name, solver in solvers.items()}
-        best = min(predictions.values(), key=lambda y: first.f(y, x).mean().item())
+        best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
         reference = first.reference(x, y=best)
         rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
@@ -279,7 +279,7 @@ def compare(
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)
             solver = amortize(training, loss=loss, model=model, seed=seed, **fields)
-            gaps.append((f(solver.predict_rows(x), x) - reference.cost).mean().item())
+            gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)
         rows.append([model, loss, f"{mean:.3e}", f"[{low:.2e}, {high:.2e}]", f"{sum(seconds) / len(seconds):.1f}"])

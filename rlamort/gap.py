@@ -20,7 +20,7 @@ from rlamort.envs.resimulate import Rolled, Saved, Stepped, save
 from rlamort.errors import UserError
 from rlamort.nets import Unnormalised
 from rlamort.objective import Cost, MaxQ, Objective
-from rlamort.reference import Reference, best_found
+from rlamort.reference import Reference, best_found, extended
 from rlamort.report import Report, table
 from rlamort.run import Learner, load
 from rlamort.score import Interval, interval, score
@@ -258,7 +258,7 @@ def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int 
         "best": blind.y,
     }
     for action in list(actions.values()):
-        better = f(action, x) < f(actions["best"], x)
+        better = extended(f, domain, action, x) < f(actions["best"], x)
         actions["best"] = torch.where(better.unsqueeze(-1), action, actions["best"])
     costs = {name: f(action, x).detach().double().numpy(force=True) for name, action in actions.items()}
     zero = float((costs["zero"] - costs["best"]).mean())

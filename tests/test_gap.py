@@ -14,7 +14,7 @@ from rlamort.envs.resimulate import Rolled, Stepped, save
 import rlamort as ra
 from rlamort.claims import maxq
 from rlamort.domain import unit_box
-from rlamort.gap import by_episode, gap, max_q, refine, search
+from rlamort.gap import by_episode, gap, in_critic, max_q, refine, search
 from rlamort.losses import objective
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
@@ -134,6 +134,17 @@ def test_every_solver_that_is_timed_finds_the_nearest_point_of_the_box(setting, 
     assert (more <= alone).all()  # the first of several starts is the only one of one
     assert (alone.diff() <= 0).all()
     assert (alone >= least.double().mean() - 1e-5).all()  # none leaves the box
+
+
+def test_no_action_outside_the_box_is_the_best():
+    """A policy that leaves it is cheaper than all that may be played, and is no reference for it."""
+    problem = Bowl()
+    x = torch.tensor([[0.3, -0.2], [0.5, 2.0], [-3.0, 4.0], [0.1, 0.1]])
+    met = Visited(x, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    found = in_critic(problem, lambda given: given, met, patience=8)
+    best = Cost(problem)(x.clamp(-1, 1), x)
+    np.testing.assert_allclose(found.costs["best"], best.double().numpy(), atol=1e-5)
+    assert found.costs["policy"].max() == 0
 
 
 def test_iterations_are_counted_to_the_first_that_is_low_enough():
