@@ -19,6 +19,7 @@ from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, draw
+from rlamort.reference import solution_of
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 
@@ -146,7 +147,7 @@ def posed(spec: Spec) -> Problem:
 
 def teacher(problem: Problem) -> Model:
     """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y."""
-    layout = problem.layout
-    if problem.solution(problem.contexts(2)) is not None:
-        return Expert(lambda x: problem.solution(layout.unpack(x)), f"{type(problem).__name__}.solution")
+    solution = solution_of(problem)
+    if solution(draw(problem, 2)) is not None:
+        return Expert(solution, f"{type(problem).__name__}.solution")
     return Unroll(Full(Silent(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)

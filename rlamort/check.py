@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlamort.domain import Domain
 from rlamort.objective import Cost
-from rlamort.problem import Layout, Problem, X
+from rlamort.problem import Layout, Problem, X, begun
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
 Outcome = tuple[Verdict, str]
@@ -66,8 +66,11 @@ def check(problem: Problem, count: int = 6, seed: int = 0) -> Report:
         problem: the user's; where its parameters are, it is tried.
         count: contexts per batch.
         seed: of what is drawn.
+
+    Raises:
+        UserError: its class does not call `super().__init__()`, so that nothing can be tried.
     """
-    device = _device(problem)
+    device = _device(begun(problem))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return _Trial(problem, count, seed, device).report()
 

@@ -435,7 +435,7 @@ class Residual(Certificate):
             raise UserError(
                 f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
             )
-        return _claimed(residual, y, self.domain)
+        return _claimed(residual.to(y.dtype), y, self.domain)
 
 
 class DualityGap(Certificate):

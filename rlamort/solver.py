@@ -273,7 +273,9 @@ def _bounded(problem: Problem, like: Tensor) -> bool:
 
 def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     """One tensor of the contexts, as the solver needs it."""
-    needed = like.dtype if dtype.is_floating_point else dtype
+    # what `contexts` gives is taken as it is; networks compute in their own dtype
+    allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
+    needed = next(iter(allowed))
     if isinstance(given, np.ndarray):
         if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool):
             raise UserError(f"{name}: an array of {given.dtype} is given; numbers are needed")
@@ -284,8 +286,8 @@ def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, lik
         raise UserError(
             f"{name}: shape {tuple(given.shape)} is given; (B{''.join(f', {size}' for size in shape)}), B >= 1, is needed"
         )
-    if given.dtype != needed:
-        raise UserError(f"{name}: {given.dtype} is given; {needed} is needed")
+    if given.dtype not in allowed:
+        raise UserError(f"{name}: {given.dtype} is given; {' or '.join(map(str, allowed))} is needed")
     if given.device != like.device:
         raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
     return given.detach()
