@@ -64,6 +64,7 @@ def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **f
 
     Raises:
         UserError: the problem, a key or a value does not fit; before any work starts.
+        Diverged: what was trained is no longer finite.
     """
     posed, asked = problem_of(problem), {"loss": loss, "steps": steps, **fields}
     if loss not in LOSSES:
@@ -78,6 +79,7 @@ def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **f
         model = _model_of(learner)
     solver = Solver(model, posed, asked)
     solver.training_seconds = time.perf_counter() - started
+    solver.check_finite()
     return solver
 
 
@@ -175,8 +177,10 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         x = first.draw(HELD_OUT)
         with torch.no_grad():
             predictions = {name: solver.predict_rows(x) for name, solver in solvers.items()}
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
         reference = first.reference(x, y=best)
+        print(f"timing: {', '.join(solvers)}, and solvers beside them", flush=True)
         rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
     agreed = "" if reference.label == "solution" else f"; {reference.agreement:.0%} of its starts agree"
@@ -246,7 +250,7 @@ def _learned(name: str, solver: Solver, x: Tensor, reference: Reference) -> Curv
 def compare(
     problem: Given | tuple[Problem, Problem],
     models: Sequence[str] = ("full",),
-    losses: Sequence[str] = ("objective", "regress"),
+    losses: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     **fields: Any,
 ) -> Report:
@@ -257,20 +261,24 @@ def compare(
     Args:
         problem: as `amortize` takes it; or a pair, of which the second gives the held-out contexts.
         models: of MODELS.
-        losses: of LOSSES.
+        losses: of LOSSES; None takes objective, and regress for a problem that knows its `solution`: elsewhere its teacher
+            would have to solve every batch.
         seeds: of the trainings.
         fields: as `amortize` takes them.
 
     Raises:
         UserError: a name is unknown; before any work starts.
     """
-    chosen = pairs(models, losses)
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
+    if losses is None:
+        losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
+    chosen = pairs(models, losses)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         x = unseen(testing, HELD_OUT)
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []
     data: dict[str, Any] = {}

@@ -76,6 +76,7 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
     """
     learner = load(run, env)
     agent = _measured(learner)
+    print(f"playing: {episodes} episodes of {run}, for the states in them", flush=True)
     with _Place(learner, env) as place:
         visited = visit(place.policy, place.open(episodes), TRAINING)
     training, held = visited.split(held_out)
@@ -207,9 +208,11 @@ def gap(
     agent = _measured(learner)
     with _Place(learner, env) as place, torch.random.fork_rng():
         torch.manual_seed(0)
+        print(f"playing: {episodes} episodes, for the states in them", flush=True)
         met = visit(place.policy, place.open(episodes), SEED)
         chosen = met.at(_spread(met.episode, states))
         problem = MaxQProblem(agent, chosen.x)
+        print(f"solving and timing: {len(chosen.x)} states, by the critic", flush=True)
         critic = in_critic(problem, place.policy, chosen, patience)
         data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
         lines = [
@@ -218,10 +221,12 @@ def gap(
         ]  # fmt: skip
         if resimulated:
             part = _spread(chosen.episode, resimulated)
+            print(f"re-simulating: {len(part)} states, {horizon} steps each", flush=True)
             played = in_environment(place, critic, chosen, part, horizon, float(learner.config.values["discount"]))
             data["environment"] = played.data
             lines += ["", "Re-simulated in the environment", *played.lines]
         if acting:
+            print(f"playing: {acting} episodes with each kind of action", flush=True)
             acted = in_play(problem, place, acting)
             data["acting"] = acted.data
             lines += ["", "Acting with each", *acted.lines]

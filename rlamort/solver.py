@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlamort.checkpoint import open_saved, save_agent
-from rlamort.errors import Fault, UserError, nearest
+from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
@@ -213,7 +213,12 @@ class Solver(nn.Module):
         torch.export.save(program, path)
 
     def save(self, folder: str | Path) -> None:
-        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON."""
+        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.
+
+        Raises:
+            Diverged: as `check_finite`; nothing is written.
+        """
+        self.check_finite()
         told = self.conformal and {
             "quantile": self.conformal.quantile,
             "level": self.conformal.level,
@@ -221,6 +226,17 @@ class Solver(nn.Module):
         }
         facts = {"facts": self.facts, "training_seconds": self.training_seconds}
         save_agent(Path(folder), self.state_dict(), {"conformal": told, **facts})
+
+    def check_finite(self) -> None:
+        """Look at all that is trained.
+
+        Raises:
+            Diverged: a parameter is not finite, so that no prediction would be.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                advice = f"`rlamort check` says where derivatives of {type(self.problem).__name__} break"
+                raise Diverged(f"{name} is no longer finite: training has diverged; {advice}")
 
     @classmethod
     def load(cls, folder: Path, problem: Problem, build: Callable[[dict[str, Any]], Model]) -> Self:

@@ -304,7 +304,7 @@ def test_an_interval_is_over_episodes():
 
 
 @pytest.mark.parametrize(("run", "acting"), [("TD3", 1), ("sb3.zip", 0)])
-def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, runs):
+def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, runs, capsys):
     path = f"sb3:{runs / run}" if run.endswith("zip") else runs / run
     report = gap(path, "Pendulum-v1", **{**SMALL, "acting": acting})
     solvers = report.data["critic"]["solvers"]
@@ -319,6 +319,8 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
     assert gaps["policy"]["mean"].mean <= gaps["policy"]["p99"] + 1e-12 <= gaps["policy"]["largest"] + 2e-12
     assert report.data["environment"]["by"] == "stepped"
     assert report.data["environment"]["states"] == 4
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["playing: 2 episodes, for the states in them", "solving and timing: 8 states, by the critic"]
     if acting:
         measured = maxq.judged(report.data, "Pendulum-v1, TD3")
         removed, times = measured.verdicts
@@ -329,8 +331,9 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
         assert {len(values) for values in report.data["acting"]["returns"].values()} == {1}
 
 
-def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs):
+def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs, capsys):
     training, held_out = max_q(runs / "SAC", episodes=3, held_out=1)
+    assert f"playing: 3 episodes of {runs / 'SAC'}, for the states in them" in capsys.readouterr().out
     assert training.states.shape == (60, 3)
     assert held_out.states.shape == (30, 3)
     x = draw(training, 32)
