@@ -19,7 +19,7 @@ from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, draw
-from rlamort.reference import solution_of
+from rlamort.reference import solution_of, within
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 
@@ -146,8 +146,16 @@ def posed(spec: Spec) -> Problem:
 
 
 def teacher(problem: Problem) -> Model:
-    """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y."""
-    solution = solution_of(problem)
-    if solution(draw(problem, 2)) is not None:
-        return Expert(solution, f"{type(problem).__name__}.solution")
+    """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y.
+
+    Raises:
+        UserError: its own solution is not in Y.
+    """
+    solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
+    y = solution(draw(problem, 2))
+    if y is not None:
+        if not within(problem.domain, y).all():
+            outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
+            raise UserError(f"loss=regress: {name} gives points {outside:.3g} outside {kind}; points in it are needed")
+        return Expert(solution, name)
     return Unroll(Full(Silent(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)

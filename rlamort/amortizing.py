@@ -232,7 +232,7 @@ def _classical(solver: Solver, x: Tensor, reference: Reference, iterations: int 
         costs, seconds, started = [], [], time.perf_counter()
         for y in itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations):
             seconds.append(time.perf_counter() - started)
-            costs.append((solver.f(y, x) - reference.cost[: len(x)]).mean().item())
+            costs.append((extended(solver.f, solver.problem.domain, y, x) - reference.cost[: len(x)]).mean().item())
         curves.append(Curve(search.name, costs, seconds))
     return curves
 
@@ -243,7 +243,8 @@ def _learned(name: str, solver: Solver, x: Tensor, reference: Reference) -> Curv
     started = time.perf_counter()
     path = solver.model.iterates(x, solver.f.oracle(x))
     taken = time.perf_counter() - started
-    gaps = [(solver.f(y, x) - reference.cost[: len(x)]).mean().item() for y in path]
+    costs = [extended(solver.f, solver.problem.domain, y, x) for y in path]
+    gaps = [(cost - reference.cost[: len(x)]).mean().item() for cost in costs]
     return Curve(name, gaps, [taken * (k + 1) / len(path) for k in range(len(path))])
 
 

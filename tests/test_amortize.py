@@ -337,10 +337,17 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
         assert pairs(["full", "semi"], ["rl"]) == [("full", "rl")]
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
+    with pytest.raises(UserError, match=r"loss=regress: Outside\.solution gives points .* outside Simplex; points in it"):
+        ra.amortize(Outside, loss="regress")
     with pytest.raises(UserError, match=r"objective: it does not fit Steps: .*gradient"):
         report(Steps, ["full"])
     with pytest.raises(UserError, match=r"(?s)Mixed.*batch"):
         report(Mixed)
+
+
+class Outside(Portfolio):
+    def solution(self, x):
+        return x
 
 
 class Mixed(Portfolio):
