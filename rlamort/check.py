@@ -3,6 +3,7 @@
 x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -179,6 +180,11 @@ class _Trial:
                 if not within(domain, found).all():
                     outside = f"{float(domain.violation(found).max()):.3g} outside Y, by its `violation`"
                     return "fail", f"{name} gives points {outside}, for numbers of size {scale:g}; a point of Y is needed"
+        with contextlib.suppress(UserError):  # Y may be unbounded
+            corner, low = domain.linear(y), domain.nearest(-y)  # g = y, of which that is nearly the lowest point
+            higher = ((corner - low) * y).sum(-1) > CLOSE * ((corner.abs() + low.abs()) * y.abs()).sum(-1)
+            if higher.any() or not within(domain, corner).all():
+                return "fail", "linear gives points that are not the lowest of Y along g, by which certificates are computed"
         return "pass", f"{type(domain).__name__}, {domain.dim} coordinates from {domain.inputs} unconstrained numbers"
 
     def _contexts(self) -> Outcome:
@@ -238,17 +244,15 @@ class _Trial:
                 odd = cost[~cost.isfinite()]
                 where = f"y = project({scale:g} v) with v ~ N(0, 1)"
                 return "fail", f"{len(odd)} of {self.count} costs are {float(odd[0])} at {where}; finite numbers are needed"
-        tried, infinite = [], []
-        for where, y in self._special(x):
-            cost = self._value(y, x)
+        costs = {where: self._value(y, x) for where, y in self._special(x)}
+        for where, cost in costs.items():
             if not (cost > -torch.inf).all():  # NaN is not
                 odd = cost[~(cost > -torch.inf)]
                 needed = f"a number, or inf, is needed ({ENTROPY})"
                 return "fail", f"{len(odd)} of {self.count} costs are {float(odd[0])} at {where}; {needed}"
-            (tried if cost.isfinite().all() else infinite).append(where)
-        if infinite:
+        if infinite := [where for where, cost in costs.items() if not cost.isfinite().all()]:
             return "warn", f"it is infinite at {', '.join(infinite)}, where steps and samples may end"
-        return "pass", f"at project(0), project(v) and project(3 v) with v ~ N(0, 1), {', '.join(tried)}"
+        return "pass", f"at project(0), project(v) and project(3 v) with v ~ N(0, 1), {', '.join(costs)}"
 
     def _independent(self) -> Outcome:
         x, _, y = self._sample()

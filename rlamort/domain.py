@@ -135,11 +135,13 @@ class Box(Domain):
         self.dim = self.inputs = len(ends[0])
         self.register_buffer("scale", ((bounds[1] - bounds[0]) / 2).float(), persistent=False)
         self.register_buffer("offset", ((bounds[1] + bounds[0]) / 2).float(), persistent=False)
-        self.register_buffer("low", bounds[0].clone(), persistent=False)  # as they were given: offset - scale rounds
+        self.register_buffer("low", bounds[0].clone(), persistent=False)  # as they were given: offset - scale may round
         self.register_buffer("high", bounds[1].clone(), persistent=False)
+        spans = torch.stack([self.offset.double() - self.scale, self.offset.double() + self.scale])
+        self.exact = torch.equal(spans, bounds)  # as that of agents, who need not clamp then at every step
 
     def project(self, v: Tensor) -> Tensor:
-        return self.nearest(self.decode(v.tanh()))
+        return self.act(v.tanh())
 
     def decode(self, u: Tensor) -> Tensor:
         """[-1, 1]^n -> Y, affine, to the rounding of the largest bound."""
@@ -159,7 +161,8 @@ class Box(Domain):
         return torch.where(g > 0, self.low.to(g.dtype), self.high.to(g.dtype))
 
     def act(self, u: Tensor) -> Tensor:
-        return self.nearest(self.decode(u))
+        y = self.decode(u)
+        return y if self.exact else self.nearest(y)
 
     def uniform(self, count: int) -> Tensor:
         """(count, dim): uniform over Y, from torch's generator."""

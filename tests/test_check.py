@@ -312,6 +312,15 @@ class Spilt(Sound):
     domain = Spills(4)
 
 
+class Highest(Simplex):
+    def linear(self, g):
+        return super().linear(-g)
+
+
+class Uncertified(Sound):
+    domain = Highest(4)
+
+
 class RaisesSolution(Sound):
     def solution(self, x):
         raise ZeroDivisionError("division by zero")
@@ -408,6 +417,7 @@ BROKEN = [
     (NanEntropy, "cost, finite", "costs are nan at corners of Y; a number, or inf, is needed (0 log 0 needs torch.special"),
     (Bottomless, "cost, finite", "costs are -inf at corners of Y"),
     (Spilt, "domain", "outside Y, by its `violation`, for numbers of size 1000; a point of Y is needed"),
+    (Uncertified, "domain", "linear gives points that are not the lowest of Y along g"),
     (RaisesSolution, "solution", "it raised ZeroDivisionError: division by zero"),
     (SolutionShape, "solution", "shape (6, 3) is returned; (6, 4) is needed"),
     (Outside, "solution", "outside Simplex; a point in it is needed"),
