@@ -18,7 +18,7 @@ from rlamort.losses import Loss, OverIterates, Regress, Smoothed, objective
 from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
-from rlamort.problem import Problem, draw
+from rlamort.problem import Problem, presented
 from rlamort.reference import solution_of, within
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
@@ -76,7 +76,7 @@ class Amortize(Agent):
         problem = self.problem = posed(spec)
         self.f, y = Cost(problem), problem.domain
         through = {"unrolled": Unrolled(), "first_order": FirstOrder()}[adjoint]
-        statistics = Standardise(draw(problem, SAMPLE))
+        statistics = Standardise(presented(problem, SAMPLE))
 
         def plain(outputs: int) -> nn.Module:
             return nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs))
@@ -152,7 +152,7 @@ def teacher(problem: Problem) -> Model:
         UserError: its own solution is not in Y.
     """
     solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
-    y = solution(draw(problem, 2))
+    y = solution(presented(problem, 2))
     if y is not None:
         if not within(problem.domain, y).all():
             outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__

@@ -6,7 +6,7 @@ B rows, a context each · d numbers in a context · n = dim of y · u action in 
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -20,9 +20,8 @@ from rlamort.domain import Domain
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost
-from rlamort.problem import Problem, begun, draw, unseen
+from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
 
-Drawn = Callable[[Problem, int, torch.device], Tensor]  # x (count, d) as rows
 ENTRY = "rlamort.envs.one_step:single"  # how Gymnasium's registry names what makes a problem's environment
 
 
@@ -51,7 +50,7 @@ class OneStep(Env):
 
     def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
         self.drawn = drawn
-        self.problem, self.name, self.count = problem.to(device), type(problem).__name__, count
+        self.problem, self.name, self.count = begun(problem).to(device), type(problem).__name__, count
         with blaming(f"{self.name}.contexts"):
             d = problem.layout.dim
         inputs = problem.domain.inputs
@@ -144,7 +143,7 @@ def contexts(problem: Problem, count: int, device: torch.device, generator: np.r
     """
     name = type(problem).__name__
     with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
-        x = drawn(problem, count, device)
+        x = presented(problem, count, device, drawn)
         if len(x) != count:
             raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")
     return x

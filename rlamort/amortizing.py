@@ -22,7 +22,7 @@ from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
-from rlamort.problem import Problem, unseen
+from rlamort.problem import Problem, presented, unseen
 from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
 from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
@@ -278,7 +278,7 @@ def compare(
     f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        x = unseen(testing, HELD_OUT)
+        x = presented(testing, HELD_OUT, drawn=unseen)
         print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []

@@ -6,7 +6,7 @@ x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a conte
 import copy
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -150,10 +150,20 @@ class Layout(NamedTuple):
 
 
 def draw(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
-    """x ~ p(x) (count, d) as rows in torch's default dtype, as networks are, on `device`; from torch's generator."""
-    return problem.layout.pack(problem.contexts(count)).to(device, torch.get_default_dtype())
+    """x ~ p(x) (count, d) as rows, on `device`; from torch's generator."""
+    x = problem.layout.pack(problem.contexts(count))
+    return x if device is None else x.to(device)
 
 
 def unseen(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
     """As `draw`, of what is held out."""
-    return problem.layout.pack(problem.held_out(count)).to(device, torch.get_default_dtype())
+    x = problem.layout.pack(problem.held_out(count))
+    return x if device is None else x.to(device)
+
+
+Drawn = Callable[[Problem, int, torch.device | None], Tensor]  # x (count, d) as rows
+
+
+def presented(problem: Problem, count: int, device: torch.device | None = None, drawn: Drawn = draw) -> Tensor:
+    """What is drawn, by `draw` or `unseen`, as networks see it: in torch's default dtype, whatever `contexts` gives."""
+    return drawn(problem, count, device).to(torch.get_default_dtype())

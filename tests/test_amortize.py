@@ -235,7 +235,7 @@ class Quadratic(ra.Problem):
 def linear():
     torch.manual_seed(0)
     problem = Quadratic()
-    return Full(nn.Linear(3, 3, dtype=torch.float64), problem.domain), Cost(problem), Contexts(draw(problem, 50).double())
+    return Full(nn.Linear(3, 3, dtype=torch.float64), problem.domain), Cost(problem), Contexts(draw(problem, 50))
 
 
 def gradient(loss, model):

@@ -15,7 +15,7 @@ from rlamort.errors import UserError
 from rlamort.model import Full, Unroll
 from rlamort.nets import Silent
 from rlamort.objective import Cost
-from rlamort.problem import Problem, draw, unseen
+from rlamort.problem import Problem, draw, presented, unseen
 from rlamort.reference import best_found, solution_of
 from rlamort.run import learner_class
 from rlamort.update import Anderson, Lbfgs
@@ -95,8 +95,8 @@ TRAININGS = [
 def test_rows_are_in_the_dtype_of_networks(kind):
     problem = kind()
     assert check(problem).ok, str(check(problem))
-    assert draw(problem, 3).dtype == unseen(problem, 3).dtype == OneStep(problem, 3, torch.device("cpu")).reset(0).dtype
-    assert draw(problem, 3).dtype == torch.get_default_dtype()
+    assert {presented(problem, 3, drawn=given).dtype for given in (draw, unseen)} == {torch.get_default_dtype()}
+    assert OneStep(problem, 3, torch.device("cpu")).reset(0).dtype == torch.get_default_dtype()
     learner = learner_class("amortize")(problem, dataset_size=5, **QUICK)
     assert learner.source.data.dtype == learner.source.sample(3).x.dtype == torch.get_default_dtype()
 
@@ -133,7 +133,7 @@ def test_a_dtype_that_is_neither_is_named():
 @pytest.mark.parametrize("kind", KINDS)
 def test_references_and_steps_take_what_methods_return(kind):
     problem = kind()
-    f, x = Cost(problem), draw(problem, 6)
+    f, x = Cost(problem), presented(problem, 6)
     found = best_found(f, problem.domain, x, starts=2, solution=solution_of(problem))
     assert found.y.dtype == found.cost.dtype == torch.get_default_dtype()
     updates = [Lbfgs(problem.domain), Anderson()] if kind is Told else [Lbfgs(problem.domain)]

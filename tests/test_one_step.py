@@ -24,7 +24,7 @@ from rlamort.check import check
 from rlamort.domain import Box, Simplex, Sphere
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
-from rlamort.problem import Problem, draw, unseen
+from rlamort.problem import Problem, draw
 from rlamort.source import Batch
 
 CPU = torch.device("cpu")
@@ -388,6 +388,12 @@ class Unbounded(Portfolio):
         self.domain = Box(0.0, 1.0)
 
 
+USES = {
+    "check": lambda kind: check(kind()), "OneStep": lambda kind: OneStep(kind(), 2, CPU), "amortize": rlamort.amortize,
+    "TD3": rlamort.TD3, "problem_of": problem_of, "single": single, "vector": vector,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -396,11 +402,7 @@ class Unbounded(Portfolio):
         (Unbounded, r"^Box\.low: 0\.0 is given; a list of numbers"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(
-    "use",
-    [lambda kind: check(kind()), rlamort.amortize, rlamort.TD3, problem_of, single, vector],
-    ids=["check", "amortize", "TD3", "problem_of", "single", "vector"],
-)
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_what_a_constructor_does_wrong_is_named_wherever_it_is_used(kind, message, use):
     with pytest.raises(UserError, match=message):
         use(kind)
@@ -444,6 +446,5 @@ def test_contexts_are_in_the_dtype_of_networks(device):
             return super().contexts(count).double()
 
     generator = np.random.default_rng(0)
-    assert draw(Wide(), 2).dtype == torch.float32
-    assert unseen(Wide(), 2).dtype == torch.float32
+    assert draw(Wide(), 2).dtype == torch.float64
     assert contexts(Wide(), 2, device, generator).dtype == torch.float32
