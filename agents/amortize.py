@@ -18,7 +18,8 @@ from rlamort.losses import Loss, OverIterates, Regress, Smoothed, objective
 from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
-from rlamort.problem import Problem, draw
+from rlamort.problem import Problem, presented
+from rlamort.reference import solution_of, within
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 
@@ -75,7 +76,7 @@ class Amortize(Agent):
         problem = self.problem = posed(spec)
         self.f, y = Cost(problem), problem.domain
         through = {"unrolled": Unrolled(), "first_order": FirstOrder()}[adjoint]
-        statistics = Standardise(draw(problem, SAMPLE))
+        statistics = Standardise(presented(problem, SAMPLE))
 
         def plain(outputs: int) -> nn.Module:
             return nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs))
@@ -145,8 +146,16 @@ def posed(spec: Spec) -> Problem:
 
 
 def teacher(problem: Problem) -> Model:
-    """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y."""
-    layout = problem.layout
-    if problem.solution(problem.contexts(2)) is not None:
-        return Expert(lambda x: problem.solution(layout.unpack(x)), f"{type(problem).__name__}.solution")
+    """What regression learns from: the problem's own solution, or what L-BFGS finds from the middle of Y.
+
+    Raises:
+        UserError: its own solution is not in Y.
+    """
+    solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
+    y = solution(presented(problem, 2))
+    if y is not None:
+        if not within(problem.domain, y).all():
+            outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
+            raise UserError(f"loss=regress: {name} gives points {outside:.3g} outside {kind}; points in it are needed")
+        return Expert(solution, name)
     return Unroll(Full(Silent(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)

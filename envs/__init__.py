@@ -1,10 +1,10 @@
 """Environments and problems.
 
-Importing this package registers every problem of this folder with Gymnasium, as `rlamort/NAME-v0`: from then on
-`gymnasium.make` and `gymnasium.make_vec` know them. Their modules are imported when one is made.
+Importing this package registers every problem of this folder that needs no argument with Gymnasium, as `rlamort/NAME-v0`: from
+then on `gymnasium.make` and `gymnasium.make_vec` know them. Their modules are imported when one is made.
 """
 
-import re
+import ast
 from pathlib import Path
 
 import gymnasium
@@ -13,13 +13,24 @@ import gymnasium
 def _register() -> None:
     for file in sorted(Path(__file__).parent.glob("*.py")):
         # by text: importing every problem, to find out which there are, would bring in all that any of them needs
-        for name in re.findall(r"^class (\w+)\(Problem\):", file.read_text(encoding="utf-8"), re.MULTILINE):
-            gymnasium.register(
-                f"rlamort/{name}-v0",
-                entry_point="rlamort.envs.one_step:single",
-                vector_entry_point="rlamort.envs.one_step:vector",
-                kwargs={"problem": f"rlamort.envs.{file.stem}:{name}"},
-            )
+        text = file.read_text(encoding="utf-8")
+        for kind in ast.parse(text).body if "(Problem):" in text else ():
+            if isinstance(kind, ast.ClassDef) and "Problem" in map(ast.unparse, kind.bases) and _able(kind):
+                gymnasium.register(
+                    f"rlamort/{kind.name}-v0",
+                    entry_point="rlamort.envs.one_step:single",
+                    vector_entry_point="rlamort.envs.one_step:vector",
+                    kwargs={"problem": f"rlamort.envs.{file.stem}:{kind.name}"},
+                )
+
+
+def _able(kind: ast.ClassDef) -> bool:
+    """Whether its constructor has a default for every argument."""
+    for part in kind.body:
+        if isinstance(part, ast.FunctionDef) and part.name == "__init__":
+            given = part.args
+            return len(given.posonlyargs + given.args) == len(given.defaults) + 1 and None not in given.kw_defaults
+    return True
 
 
 _register()

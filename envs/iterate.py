@@ -16,7 +16,7 @@ from rlamort.controlled import Fold, Steered
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.objective import Cost, Oracle
-from rlamort.problem import Problem
+from rlamort.problem import Problem, begun
 
 Reward = Callable[[Tensor, Tensor, Tensor, Oracle], Tensor]
 
@@ -81,7 +81,7 @@ class IterateEnv(Env):
             )
         bounds = [1.0] * step.outputs
         super().__init__(Spec(step.inputs, [-bound for bound in bounds], bounds), device)
-        self.problem, self.solver, self.init = problem.to(device), step.to(device), init
+        self.problem, self.solver, self.init = begun(problem).to(device), step.to(device), init
         self.horizon, self.tol, self.reward = horizon, tol, reward
         self.fold, self.size = Fold(step.decisions), instances
         self.name, self.count = f"{type(step).__name__} on {name}", instances * step.decisions

@@ -6,7 +6,7 @@ B rows, a context each · d numbers in a context · n = dim of y · u action in 
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -20,9 +20,8 @@ from rlamort.domain import Domain
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost
-from rlamort.problem import Problem, draw, unseen
+from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
 
-Drawn = Callable[[Problem, int, torch.device], Tensor]  # x (count, d) as rows
 ENTRY = "rlamort.envs.one_step:single"  # how Gymnasium's registry names what makes a problem's environment
 
 
@@ -51,7 +50,7 @@ class OneStep(Env):
 
     def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
         self.drawn = drawn
-        self.problem, self.name, self.count = problem.to(device), type(problem).__name__, count
+        self.problem, self.name, self.count = begun(problem).to(device), type(problem).__name__, count
         with blaming(f"{self.name}.contexts"):
             d = problem.layout.dim
         inputs = problem.domain.inputs
@@ -144,7 +143,7 @@ def contexts(problem: Problem, count: int, device: torch.device, generator: np.r
     """
     name = type(problem).__name__
     with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
-        x = drawn(problem, count, device).to(torch.get_default_dtype())
+        x = presented(problem, count, device, drawn)
         if len(x) != count:
             raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")
     return x
@@ -272,11 +271,11 @@ def _made(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> P
             raise UserError(
                 f"env_kwargs: {', '.join(keywords)} given for a {type(problem).__name__} that is made already; give its class"
             )
-        return problem
+        return begun(problem)
     kind = _class_of(problem) if isinstance(problem, str) else problem
     if not (isinstance(kind, type) and issubclass(kind, Problem)):
         raise UserError(f"problem: a {type(kind).__name__} is given; a Problem, its class, 'module:Class' or an id is needed")
-    return kind(**keywords)
+    return begun(kind(**keywords))
 
 
 def _class_of(name: str) -> type[Problem]:

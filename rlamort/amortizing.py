@@ -22,8 +22,8 @@ from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.plot import draw_gaps
-from rlamort.problem import Problem, unseen
-from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, solution_of
+from rlamort.problem import Problem, presented, unseen
+from rlamort.reference import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
 from rlamort.report import Report, table
 from rlamort.run import Learner, learner_class
 from rlamort.score import interval
@@ -64,6 +64,7 @@ def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **f
 
     Raises:
         UserError: the problem, a key or a value does not fit; before any work starts.
+        Diverged: what was trained is no longer finite.
     """
     posed, asked = problem_of(problem), {"loss": loss, "steps": steps, **fields}
     if loss not in LOSSES:
@@ -78,6 +79,7 @@ def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **f
         model = _model_of(learner)
     solver = Solver(model, posed, asked)
     solver.training_seconds = time.perf_counter() - started
+    solver.check_finite()
     return solver
 
 
@@ -175,8 +177,10 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         x = first.draw(HELD_OUT)
         with torch.no_grad():
             predictions = {name: solver.predict_rows(x) for name, solver in solvers.items()}
-        best = min(predictions.values(), key=lambda y: first.f(y, x).mean().item())
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
+        best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
         reference = first.reference(x, y=best)
+        print(f"timing: {', '.join(solvers)}, and solvers beside them", flush=True)
         rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
     agreed = "" if reference.label == "solution" else f"; {reference.agreement:.0%} of its starts agree"
@@ -228,7 +232,7 @@ def _classical(solver: Solver, x: Tensor, reference: Reference, iterations: int 
         costs, seconds, started = [], [], time.perf_counter()
         for y in itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations):
             seconds.append(time.perf_counter() - started)
-            costs.append((solver.f(y, x) - reference.cost[: len(x)]).mean().item())
+            costs.append((extended(solver.f, solver.problem.domain, y, x) - reference.cost[: len(x)]).mean().item())
         curves.append(Curve(search.name, costs, seconds))
     return curves
 
@@ -239,14 +243,15 @@ def _learned(name: str, solver: Solver, x: Tensor, reference: Reference) -> Curv
     started = time.perf_counter()
     path = solver.model.iterates(x, solver.f.oracle(x))
     taken = time.perf_counter() - started
-    gaps = [(solver.f(y, x) - reference.cost[: len(x)]).mean().item() for y in path]
+    costs = [extended(solver.f, solver.problem.domain, y, x) for y in path]
+    gaps = [(cost - reference.cost[: len(x)]).mean().item() for cost in costs]
     return Curve(name, gaps, [taken * (k + 1) / len(path) for k in range(len(path))])
 
 
 def compare(
     problem: Given | tuple[Problem, Problem],
     models: Sequence[str] = ("full",),
-    losses: Sequence[str] = ("objective", "regress"),
+    losses: Sequence[str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     **fields: Any,
 ) -> Report:
@@ -257,20 +262,24 @@ def compare(
     Args:
         problem: as `amortize` takes it; or a pair, of which the second gives the held-out contexts.
         models: of MODELS.
-        losses: of LOSSES.
+        losses: of LOSSES; None takes objective, and regress for a problem that knows its `solution`: elsewhere its teacher
+            would have to solve every batch.
         seeds: of the trainings.
         fields: as `amortize` takes them.
 
     Raises:
         UserError: a name is unknown; before any work starts.
     """
-    chosen = pairs(models, losses)
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
+    if losses is None:
+        losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
+    chosen = pairs(models, losses)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        x = unseen(testing, HELD_OUT)
+        x = presented(testing, HELD_OUT, drawn=unseen)
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []
     data: dict[str, Any] = {}
@@ -279,7 +288,7 @@ def compare(
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)
             solver = amortize(training, loss=loss, model=model, seed=seed, **fields)
-            gaps.append((f(solver.predict_rows(x), x) - reference.cost).mean().item())
+            gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)
         rows.append([model, loss, f"{mean:.3e}", f"[{low:.2e}, {high:.2e}]", f"{sum(seconds) / len(seconds):.1f}"])

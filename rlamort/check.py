@@ -3,22 +3,27 @@
 x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)
 """
 
+import contextlib
 import copy
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlamort.domain import Domain
+from rlamort.errors import UserError
 from rlamort.objective import Cost
-from rlamort.problem import Layout, Problem, X
+from rlamort.problem import Layout, Problem, X, begun
+from rlamort.reference import within
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
 Outcome = tuple[Verdict, str]
 MODELS = ("full", "choice", "semi", "recurrent", "latent")
 LOSSES = ("objective", "regress", "iterates", "rl", "es")
 CLOSE = 1e-4  # relative, where numbers ought to agree but for rounding in float32
+ROOT = "a root or a norm of 0 needs a little under the root, (z.square().sum(-1) + 1e-12).sqrt()"
+ENTROPY = "0 log 0 needs torch.special.entr"
 
 
 class Line(NamedTuple):
@@ -66,8 +71,11 @@ def check(problem: Problem, count: int = 6, seed: int = 0) -> Report:
         problem: the user's; where its parameters are, it is tried.
         count: contexts per batch.
         seed: of what is drawn.
+
+    Raises:
+        UserError: its class does not call `super().__init__()`, so that nothing can be tried.
     """
-    device = _device(problem)
+    device = _device(begun(problem))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         return _Trial(problem, count, seed, device).report()
 
@@ -87,7 +95,12 @@ class _Trial:
         self.lines: list[Line] = []
 
     def report(self) -> Report:
-        needed = (("domain", self._domain), ("contexts", self._contexts), ("cost", self._cost))
+        needed = (
+            ("domain", self._domain),
+            ("contexts", self._contexts),
+            ("cost", self._cost),
+            ("cost, in place", self._in_place),  # whatever comes after would blame something else
+        )
         optional = (
             ("contexts, seeded", self._reproducible),
             ("cost, finite", self._finite),
@@ -129,6 +142,30 @@ class _Trial:
         torch.manual_seed(self.seed + 1)
         return self.f(y, x)
 
+    def _special(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Points of Y (B, n) where functions tend to break, which random ones miss; and what they are called."""
+        domain, like = self.problem.domain, x.new_empty(self.count, self.problem.domain.dim)
+        yield "the point of Y nearest to 0", domain.nearest(torch.zeros_like(like))
+        far = 1e3
+        try:
+            yield "corners of Y", domain.linear(torch.randn_like(like))
+        except UserError:  # it is unbounded, and costs may overflow far out
+            far = 3.0
+        yield "the border of Y", domain.nearest(far * torch.randn_like(like))
+        user_x = self.problem.layout.unpack(x)
+        for name, part in _named(user_x):
+            if part.is_floating_point() and part[0].numel() == domain.dim:
+                y = part.reshape(like.shape).to(x)
+                inside = within(domain, y)
+                what = f"y = {name}" if inside.all() else f"the point of Y nearest to {name}"
+                yield what, y.where(inside[:, None], domain.nearest(y))
+        try:
+            best = self.problem.solution(user_x)
+        except Exception:  # which has a line of its own
+            return
+        if isinstance(best, Tensor) and best.shape == like.shape and best.isfinite().all():
+            yield "`solution`", best.to(x)
+
     def _domain(self) -> Outcome:
         domain = getattr(self.problem, "domain", None)
         if not isinstance(domain, Domain):
@@ -137,6 +174,17 @@ class _Trial:
         y = domain.project(torch.randn(2, domain.inputs, device=self.device))
         if y.shape != (2, domain.dim):
             return "fail", f"project gives shape {tuple(y.shape)} for two points; (2, {domain.dim}) is needed"
+        for scale in (1e-3, 1.0, 1e3, 1e6):
+            v, y = (scale * torch.randn(self.count, size, device=self.device) for size in (domain.inputs, domain.dim))
+            for name, found in (("project", domain.project(v)), ("nearest", domain.nearest(y))):
+                if not within(domain, found).all():
+                    outside = f"{float(domain.violation(found).max()):.3g} outside Y, by its `violation`"
+                    return "fail", f"{name} gives points {outside}, for numbers of size {scale:g}; a point of Y is needed"
+        with contextlib.suppress(UserError):  # Y may be unbounded
+            corner, low = domain.linear(y), domain.nearest(-y)  # g = y, of which that is nearly the lowest point
+            higher = ((corner - low) * y).sum(-1) > CLOSE * ((corner.abs() + low.abs()) * y.abs()).sum(-1)
+            if higher.any() or not within(domain, corner).all():
+                return "fail", "linear gives points that are not the lowest of Y along g, by which certificates are computed"
         return "pass", f"{type(domain).__name__}, {domain.dim} coordinates from {domain.inputs} unconstrained numbers"
 
     def _contexts(self) -> Outcome:
@@ -172,6 +220,10 @@ class _Trial:
             return "fail", f"it is on {cost.device}, y on {y.device}; one device is needed"
         return "pass", f"({self.count},) in {cost.dtype} for y of shape {tuple(y.shape)}"
 
+    def _in_place(self) -> Outcome:
+        x, _, y = self._sample()
+        return _kept(self.problem.cost, y, self.problem.layout.unpack(x))[1] or ("pass", "it leaves y and x as they are")
+
     def _reproducible(self) -> Outcome:
         drawn = []
         for seed in (self.seed, self.seed, self.seed + 1):
@@ -192,7 +244,15 @@ class _Trial:
                 odd = cost[~cost.isfinite()]
                 where = f"y = project({scale:g} v) with v ~ N(0, 1)"
                 return "fail", f"{len(odd)} of {self.count} costs are {float(odd[0])} at {where}; finite numbers are needed"
-        return "pass", "at project(0), project(v) and project(3 v) with v ~ N(0, 1)"
+        costs = {where: self._value(y, x) for where, y in self._special(x)}
+        for where, cost in costs.items():
+            if not (cost > -torch.inf).all():  # NaN is not
+                odd = cost[~(cost > -torch.inf)]
+                needed = f"a number, or inf, is needed ({ENTROPY})"
+                return "fail", f"{len(odd)} of {self.count} costs are {float(odd[0])} at {where}; {needed}"
+        if infinite := [where for where, cost in costs.items() if not cost.isfinite().all()]:
+            return "warn", f"it is infinite at {', '.join(infinite)}, where steps and samples may end"
+        return "pass", f"at project(0), project(v) and project(3 v) with v ~ N(0, 1), {', '.join(costs)}"
 
     def _independent(self) -> Outcome:
         x, _, y = self._sample()
@@ -252,7 +312,30 @@ class _Trial:
                 "absent",
                 f"it is zero wherever it was tried, where costs are {float(cost.min()):.4g} to {float(cost.max()):.4g}",
             )
+        x, _, _ = self._sample()
+        infinite = []
+        for where, y in self._special(x):
+            slope = self._derivatives(y, x)[0]
+            if slope.isnan().any():
+                return "fail", f"{found}; it is nan at {where} ({ROOT}; {ENTROPY})"
+            if not slope.isfinite().all():
+                infinite.append(where)
+        if infinite:
+            return "warn", f"{found}; it is infinite at {', '.join(infinite)}, where steps of a solver may end"
         return "pass", found
+
+    def _derivatives(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the items whose cost is finite, its gradient (C, n); of those where that is too, the Hessian along a direction."""
+        whole = self._value(y, x).isfinite()
+        y, x = y[whole].detach().requires_grad_(), x[whole]
+        if not len(y) or not (cost := self._value(y, x)).requires_grad:
+            return torch.zeros_like(y), torch.zeros_like(y)
+        slope = torch.autograd.grad(cost.sum(), y, create_graph=True, materialize_grads=True)[0]
+        smooth = slope.isfinite().all(-1)
+        along = (slope * nn.functional.normalize(torch.randn_like(y), dim=-1))[smooth].sum()
+        if not along.requires_grad:
+            return slope.detach(), torch.zeros_like(y)
+        return slope.detach(), torch.autograd.grad(along, y, materialize_grads=True)[0][smooth]
 
     def _widened(self, x: Tensor, v: Tensor) -> "_Scale":
         """The same in float64, where differences are exact enough, if the problem can be moved there."""
@@ -264,7 +347,7 @@ class _Trial:
         return _Scale(twin, x.double(), v.double(), 1e-6, 1e-3, 1e-7) if exact else _Scale(self, x, v, 1e-2, 5e-2, 1e-3)
 
     def _curvature(self) -> Outcome:
-        if not self._passed("cost, gradient"):
+        if not self._passed("cost, gradient", "warn"):
             return "absent", "there is no first derivative to go by"
         x, v, _ = self._sample()
         trial, x, v, size, tol, floor = self._widened(x, v)
@@ -288,6 +371,10 @@ class _Trial:
         agreed = (second - difference).norm(dim=-1) <= tol * largest + floor * first.norm(dim=-1).clamp_min(1)
         if agreed.double().mean() < 0.8:  # a few may lie at kinks
             return "warn", f"it is not that of finite differences, so some step hides it from autograd; {advice}"
+        x, _, _ = self._sample()
+        broken = [where for where, y in self._special(x) if not self._derivatives(y, x)[1].isfinite().all()]
+        if broken:
+            return "warn", f"it is not finite at {', '.join(broken)}; {advice} ({ROOT})"
         return "pass", "it agrees with finite differences" if second.any() else "zero"
 
     def _devices(self) -> Outcome:
@@ -314,12 +401,13 @@ class _Trial:
 
     def _solution(self) -> Outcome:
         x, v, _ = self._sample()
-        best = self.problem.solution(self.problem.layout.unpack(x))
+        best, changed = _kept(self.problem.solution, None, self.problem.layout.unpack(x))
         if best is None:
             return "absent", "it is not defined; the best that reference solvers find stands in for it"
         domain = self.problem.domain
-        if (wrong := self._misshapen(best, (self.count, domain.dim))) is not None:
+        if (wrong := changed or self._misshapen(best, (self.count, domain.dim))) is not None:
             return wrong
+        best = best.to(x)
         outside = domain.violation(best)
         if (outside > CLOSE * (1 + best.norm(dim=-1))).any():
             return "fail", f"it lies up to {float(outside.max()):.3g} outside {type(domain).__name__}; a point in it is needed"
@@ -327,7 +415,7 @@ class _Trial:
         candidates = [domain.project(scale * torch.randn_like(v)) for scale in (0.3, 1.0, 3.0) for _ in range(8)]
         for size in (1e-1, 1e-2, 1e-3):
             candidates += [domain.nearest(best + size * torch.randn_like(best)) for _ in range(8)]
-        if self._passed("cost, gradient"):
+        if self._passed("cost, gradient", "warn"):
             slope = self.f.oracle(x).grad(best)
             candidates += [domain.nearest(best - 10.0**-k * slope) for k in range(6)]
         values = torch.stack([self._value(candidate, x).detach() for candidate in candidates])  # (tries, B)
@@ -344,17 +432,17 @@ class _Trial:
     def _residual(self) -> Outcome:
         x, _, y = self._sample()
         user_x = self.problem.layout.unpack(x)
-        somewhere = self.problem.residual(y, user_x)
+        somewhere, changed = _kept(self.problem.residual, y, user_x)
         if somewhere is None:
             return "absent", "it is not defined; without it, or convexity, certificates are statistical"
-        if (wrong := self._misshapen(somewhere, (self.count,))) is not None:
+        if (wrong := changed or self._misshapen(somewhere, (self.count,))) is not None:
             return wrong
         if (somewhere < 0).any():
             return "fail", f"it is {float(somewhere.min()):.3g} for some y; it must not be negative"
         best = self.problem.solution(user_x) if self._passed("solution") else None
         if best is None:
             return "pass", "one number per item, none negative; there is no solution to try it on"
-        there = self.problem.residual(best, user_x)
+        there = self.problem.residual(best.to(y), user_x)
         assert there is not None, "it gave one just now"
         if (there > 1e-3 * somewhere.median() + CLOSE).any():
             usual = f"{float(somewhere.median()):.3g} at random points"
@@ -364,15 +452,15 @@ class _Trial:
     def _map(self) -> Outcome:
         x, _, y = self._sample()
         user_x = self.problem.layout.unpack(x)
-        mapped = self.problem.map(y, user_x)
+        mapped, changed = _kept(self.problem.map, y, user_x)
         if mapped is None:
             return "absent", "it is not defined; updates that ask for a fixed-point map (Anderson) do not fit"
-        if (wrong := self._misshapen(mapped, tuple(y.shape))) is not None:
+        if (wrong := changed or self._misshapen(mapped, tuple(y.shape))) is not None:
             return wrong
         best = self.problem.solution(user_x) if self._passed("solution") else None
         if best is None:
             return "pass", "one point per item; there is no solution to try it on"
-        there = self.problem.map(best, user_x)
+        there = self.problem.map(best.to(y), user_x)
         assert there is not None, "it gave one just now"
         moved = (there - best).norm(dim=-1) / (1 + best.norm(dim=-1))
         if (moved > 1e-3).any():
@@ -395,8 +483,8 @@ class _Trial:
                 return "fail", f"a cost between two points is {float(above.max()):.3g} above their mean: f is not convex in y"
         return "pass", "no cost between two points is above their mean"
 
-    def _passed(self, what: str) -> bool:
-        return any(line.what == what and line.verdict == "pass" for line in self.lines)
+    def _passed(self, what: str, *also: Verdict) -> bool:
+        return any(line.what == what and line.verdict in ("pass", *also) for line in self.lines)
 
     def _misshapen(self, given: object, shape: tuple[int, ...]) -> Outcome | None:
         if not isinstance(given, Tensor):
@@ -421,30 +509,34 @@ class _Scale(NamedTuple):
 
 def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
     """Models and losses, from what the checks said."""
-    broken = [what for what in ("domain", "contexts", "cost", "cost, finite", "cost, batch independence")
+    broken = [what for what in ("domain", "contexts", "cost", "cost, in place", "cost, finite", "cost, batch independence")
               if verdicts.get(what, "fail") == "fail"]  # fmt: skip
     if broken:
         why = f"{broken[0]} failed"
         return [Fit(name, False, why) for name in MODELS], [Fit(name, False, why) for name in LOSSES]
-    smooth = verdicts["cost, gradient"] == "pass"
+    smooth = verdicts["cost, gradient"] in ("pass", "warn")
+    walled = verdicts["cost, finite"] == "warn"
+    steps = smooth and not walled and verdicts["cost, gradient"] == "pass"
     no_gradient = "the cost has no useful gradient"
+    no_steps = "its steps may end where the cost or its gradient is infinite" if smooth else no_gradient
     first_order = ", by adjoint=first_order" if verdicts["cost, second derivative"] == "warn" else ""
     solved = verdicts["solution"] == "pass"
     by = "" if smooth else ", trained by es, rl" + (" or regress" if solved else "")
     taught = "on what 50 steps of L-BFGS find, as `solution` is no help" if smooth else f"no `solution`, and {no_gradient}"
+    values = "asks for values alone" + (", though a gradient is there" if smooth else "")
     models = [
         Fit("full", True, f"a network alone{by}"),
         Fit("choice", True, f"several predictions, of which values tell the cheapest{by}"),
-        Fit("semi", smooth, f"gradient steps after a network{first_order}" if smooth else no_gradient),
-        Fit("recurrent", smooth, "learned steps on gradients after a network" if smooth else no_gradient),
+        Fit("semi", steps, f"gradient steps after a network{first_order}" if steps else no_steps),
+        Fit("recurrent", steps, "learned steps on gradients after a network" if steps else no_steps),
         Fit("latent", smooth, f"gradient steps in a latent space{first_order}" if smooth else no_gradient),
     ]
     losses = [
         Fit("objective", smooth, "the cost itself" if smooth else f"{no_gradient}; rl and es ask for values alone"),
         Fit("regress", solved or smooth, "on `solution`" if solved else taught),
         Fit("iterates", smooth, "the cost of every iterate" if smooth else no_gradient),
-        Fit("rl", True, "asks for values alone" + (", though a gradient is there" if smooth else "")),
-        Fit("es", True, "asks for values alone" + (", though a gradient is there" if smooth else "")),
+        Fit("rl", True, values),
+        Fit("es", not walled, "its samples may end where the cost is infinite" if walled else values),
     ]
     return models, losses
 
@@ -456,7 +548,27 @@ def _device(problem: Problem) -> torch.device:
 
 
 def _parts(x: X) -> list[Tensor]:
-    return [x] if isinstance(x, Tensor) else list(x.values())
+    return [part for _, part in _named(x)]
+
+
+def _named(x: X) -> list[tuple[str, Tensor]]:
+    return [("x", x)] if isinstance(x, Tensor) else [(f"x[{key!r}]", part) for key, part in x.items()]
+
+
+def _kept(method: Callable[..., Any], y: Tensor | None, x: X) -> tuple[Any, Outcome | None]:
+    """What a method of the problem gives for copies of y and x, and what is wrong if it changes them."""
+    x = x.clone() if isinstance(x, Tensor) else {key: part.clone() for key, part in x.items()}
+    given = ([] if y is None else [("y", y.clone())]) + _named(x)
+    before = [part.clone() for _, part in given]
+    found = method(*([] if y is None else [given[0][1]]), x)
+    for (name, part), old in zip(given, before, strict=True):
+        if part._version or not torch.equal(part, old):
+            return found, (
+                "fail",
+                f"it changes {name} in place, which its caller goes on with; clone it first, {name}.clone(), or leave such "
+                "operations out (add_, +=, [...] =)",
+            )
+    return found, None
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

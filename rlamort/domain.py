@@ -6,14 +6,18 @@ No item's answer depends on its neighbours: what iterates does so a fixed number
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsFloat, SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rlamort.errors import UserError
+
+Bounds = Sequence[float] | np.ndarray | Tensor
 
 
 class Domain(nn.Module):
@@ -36,13 +40,20 @@ class Domain(nn.Module):
         raise NotImplementedError
 
     def nearest(self, y: Tensor) -> Tensor:
-        """y (B, dim) -> argmin_{s in Y} |s - y| (B, dim), the Euclidean projection; differentiable almost everywhere."""
+        """y (B, dim) -> argmin_{s in Y} |s - y| (B, dim), the Euclidean projection; differentiable almost everywhere.
+
+        However large y is: the result is in Y to rounding, and as near as any other point to that of y's largest number.
+        """
         raise NotImplementedError
 
     def violation(self, y: Tensor) -> Tensor:
-        """y (B, dim) -> (B,) >= 0, its distance to Y."""
-        distance: Tensor = torch.linalg.vector_norm(y - self.nearest(y), dim=-1)
-        return distance
+        """y (B, dim) -> (B,) >= 0, how far it is from Y: 0 in Y, and nowhere else.
+
+        It decides what may be an answer, so it should not trust `nearest`, as this default does, the distance to it. Domains
+        here measure the conditions that define Y: it is the distance to Y, or, where Y is an intersection of sets, the largest
+        of the distances to each, which is no more.
+        """
+        return _length(y - self.nearest(y))
 
     def linear(self, g: Tensor) -> Tensor:
         """g (B, dim) -> argmin_{s in Y} <g, s> (B, dim), a corner of Y, without a derivative.
@@ -99,34 +110,41 @@ class Box(Domain):
     """{y : low <= y <= high}, reached by tanh.
 
     Args:
-        low: lower bounds, one per coordinate, finite.
+        low: lower bounds, one per coordinate, finite: a list, a tensor or an array of numbers.
         high: upper bounds, each above its lower bound, finite.
 
     Raises:
-        UserError: bounds of unequal number, infinite, or not in order.
+        UserError: bounds that are no numbers, of unequal number, infinite, or not in order.
     """
 
     scale: Tensor
     offset: Tensor
+    low: Tensor
+    high: Tensor
 
-    def __init__(self, low: list[float], high: list[float]) -> None:
+    def __init__(self, low: Bounds, high: Bounds) -> None:
         super().__init__()
-        _at_least_one("Box.low: its length", len(low))
-        if len(low) != len(high):
-            raise UserError(f"Box.high: {len(high)} bounds are given; {len(low)}, as in low, are needed")
-        for i, (least, most) in enumerate(zip(low, high, strict=True)):
+        ends = [_bounds("Box.low", low), _bounds("Box.high", high)]
+        _at_least_one("Box.low: its length", len(ends[0]))
+        if len(ends[0]) != len(ends[1]):
+            raise UserError(f"Box.high: {len(ends[1])} bounds are given; {len(ends[0])}, as in low, are needed")
+        for i, (least, most) in enumerate(zip(*ends, strict=True)):
             if not -math.inf < least < most < math.inf:
                 raise UserError(f"Box.low: {least} with high {most} in coordinate {i}; finite bounds, low < high, are needed")
-        bounds = torch.tensor([low, high], dtype=torch.float64)  # halved in float64, so that unit bounds stay exact
-        self.dim = self.inputs = len(low)
+        bounds = torch.tensor(ends, dtype=torch.float64)  # halved in float64, so that unit bounds stay exact
+        self.dim = self.inputs = len(ends[0])
         self.register_buffer("scale", ((bounds[1] - bounds[0]) / 2).float(), persistent=False)
         self.register_buffer("offset", ((bounds[1] + bounds[0]) / 2).float(), persistent=False)
+        self.register_buffer("low", bounds[0].clone(), persistent=False)  # as they were given: offset - scale may round
+        self.register_buffer("high", bounds[1].clone(), persistent=False)
+        spans = torch.stack([self.offset.double() - self.scale, self.offset.double() + self.scale])
+        self.exact = torch.equal(spans, bounds)  # as that of agents, who need not clamp then at every step
 
     def project(self, v: Tensor) -> Tensor:
-        return self.decode(v.tanh())
+        return self.act(v.tanh())
 
     def decode(self, u: Tensor) -> Tensor:
-        """[-1, 1]^n -> Y, affine."""
+        """[-1, 1]^n -> Y, affine, to the rounding of the largest bound."""
         return self.offset + self.scale * u
 
     def encode(self, y: Tensor) -> Tensor:
@@ -134,17 +152,21 @@ class Box(Domain):
         return (y - self.offset) / self.scale
 
     def nearest(self, y: Tensor) -> Tensor:
-        return y.clamp(self.offset - self.scale, self.offset + self.scale)
+        return y.clamp(self.low.to(y.dtype), self.high.to(y.dtype))
+
+    def violation(self, y: Tensor) -> Tensor:
+        return _length((self.low.to(y.dtype) - y).relu() + (y - self.high.to(y.dtype)).relu())
 
     def linear(self, g: Tensor) -> Tensor:
-        return self.decode(torch.where(g > 0, -1.0, 1.0).to(g.dtype))
+        return torch.where(g > 0, self.low.to(g.dtype), self.high.to(g.dtype))
 
     def act(self, u: Tensor) -> Tensor:
-        return self.decode(u)
+        y = self.decode(u)
+        return y if self.exact else self.nearest(y)
 
     def uniform(self, count: int) -> Tensor:
         """(count, dim): uniform over Y, from torch's generator."""
-        return self.decode(torch.rand(count, self.dim, device=self.scale.device) * 2 - 1)
+        return self.act(torch.rand(count, self.dim, device=self.scale.device) * 2 - 1)
 
 
 def unit_box(dim: int) -> Box:
@@ -171,6 +193,9 @@ class Orthant(Domain):
     def nearest(self, y: Tensor) -> Tensor:
         return y.relu()
 
+    def violation(self, y: Tensor) -> Tensor:
+        return _length(y.clamp(max=0))
+
 
 class Simplex(Domain):
     """{y : y >= 0, sum y = 1}, reached by softmax.
@@ -188,6 +213,9 @@ class Simplex(Domain):
 
     def nearest(self, y: Tensor) -> Tensor:
         return _waterfill(y, 1)
+
+    def violation(self, y: Tensor) -> Tensor:
+        return _spilt(y, 1)
 
     def linear(self, g: Tensor) -> Tensor:
         return torch.zeros_like(g).scatter(-1, g.argmin(-1, keepdim=True), 1.0)
@@ -207,16 +235,22 @@ class CappedSimplex(Domain):
     def __init__(self, dim: int, k: float) -> None:
         super().__init__()
         self.dim = self.inputs = _at_least_one("CappedSimplex.dim", dim)
-        if not 0 < k < dim:
+        self.k = _number("CappedSimplex.k", k)
+        if not 0 < self.k < dim:
             raise UserError(f"CappedSimplex.k: {k} is given; a number above 0 and below dim = {dim} is needed")
-        self.k = k
 
     def project(self, v: Tensor) -> Tensor:
-        # the largest entries that fill k lie near 0 then, so that their differences survive in float32
-        v = v - _kth_largest(v, self.k)
+        # halfway between the last entry that k fills and the first that it does not (of a k that is not whole, the same one) is
+        # 0 then: entries near it keep their differences in float32, and |nu| is at most `far`, however large v is
+        last, after = _kth_largest(v, math.ceil(self.k)), _kth_largest(v, math.floor(self.k) + 1)
+        v = (v - last) + (last - after) / 2
+        part = self.k % 1 or 1.0
+        far = math.log(self.dim / min(part, 1 - part or 1.0))
+        rim = far - math.log(torch.finfo(v.dtype).tiny)
+        v = v.clamp(-rim, rim)  # beyond, every such nu gives 0 or 1
         with torch.no_grad():
-            logit = math.log(self.k / (self.dim - self.k))
-            low, high = logit - v.amax(-1, keepdim=True), logit - v.amin(-1, keepdim=True)
+            high = torch.full_like(v[..., :1], far)
+            low = -high
             for _ in range(32):
                 middle = (low + high) / 2
                 below = (v + middle).sigmoid().sum(-1, keepdim=True) < self.k
@@ -238,6 +272,9 @@ class CappedSimplex(Domain):
     def nearest(self, y: Tensor) -> Tensor:
         return _waterfill(y, self.k)
 
+    def violation(self, y: Tensor) -> Tensor:
+        return _spilt(y, self.k)
+
     def linear(self, g: Tensor) -> Tensor:
         filled = (self.k - torch.arange(self.dim, dtype=g.dtype, device=g.device)).clamp(0, 1)
         return torch.zeros_like(g).scatter(-1, g.argsort(-1), filled.expand_as(g))
@@ -258,12 +295,15 @@ class Sphere(Domain):
         axis = torch.zeros_like(v[..., :1])
         axis = torch.cat([axis + 1, axis.expand(*v.shape[:-1], self.dim - 1)], dim=-1)
         v = torch.where((v == 0).all(-1, keepdim=True), axis, v)
-        v = v / v.detach().abs().amax(-1, keepdim=True)  # squares of large or small numbers leave the range of floats
+        v = v / _size(v)
         length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
         return v / length
 
     def nearest(self, y: Tensor) -> Tensor:
         return self.project(y)
+
+    def violation(self, y: Tensor) -> Tensor:
+        return (_length(y) - 1).abs()
 
     def linear(self, g: Tensor) -> Tensor:
         return self.project(-g.detach())
@@ -284,11 +324,23 @@ class SecondOrderCone(Domain):
         return self.nearest(v)
 
     def nearest(self, y: Tensor) -> Tensor:
-        z, t = y[..., :-1], y[..., -1:]
-        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        size = _size(y)  # a projection onto a cone scales with its argument
+        z, t, length = self._parts(y / size)
         half = (length + t) / 2
-        edge = torch.cat([z * (half / torch.where(length > 0, length, 1.0)), half], dim=-1)
-        return torch.where(length <= t, y, torch.where(length <= -t, 0.0, edge))
+        edge = torch.cat([z * (half / torch.where(length > t.abs(), length, 1.0)), half], dim=-1)
+        return torch.where(length <= t, y, torch.where(length <= -t, 0.0, size * edge))
+
+    def violation(self, y: Tensor) -> Tensor:
+        size = _size(y)
+        _, t, length = self._parts(y / size)
+        apart = (size * (length - t).relu() / math.sqrt(2))[..., 0]
+        return torch.where((length <= -t)[..., 0], _length(y), apart)
+
+    @staticmethod
+    def _parts(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z (B, n - 1), t (B, 1), and |z| (B, 1)."""
+        z, t = y[..., :-1], y[..., -1:]
+        return z, t, torch.linalg.vector_norm(z, dim=-1, keepdim=True)
 
 
 class PSD(Domain):
@@ -313,6 +365,12 @@ class PSD(Domain):
         clipped: Tensor = _ClipEigenvalues.apply((matrix + matrix.mT) / 2)  # type: ignore[no-untyped-call]
         return clipped.flatten(-2)
 
+    def violation(self, y: Tensor) -> Tensor:
+        matrix = _matrix(y, self.size)
+        even, odd = (matrix + matrix.mT) / 2, (matrix - matrix.mT) / 2
+        below = torch.linalg.eigvalsh(_finite_or_zero(even)).clamp(max=0)
+        return _length(torch.cat([odd.flatten(-2), below], dim=-1))
+
 
 class _ClipEigenvalues(torch.autograd.Function):
     """A symmetric (B, m, m) -> Q max(w, 0) Q' with A = Q w Q'.
@@ -323,9 +381,8 @@ class _ClipEigenvalues(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
-        finite = a.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
-        w, q = torch.linalg.eigh(torch.where(finite, a, 0.0))  # it fails for the batch where it fails for one
-        w = torch.where(finite[..., 0], w, torch.nan)
+        w, q = torch.linalg.eigh(_finite_or_zero(a))
+        w = torch.where(a.isfinite().all(-1).all(-1, keepdim=True), w, torch.nan)
         ctx.save_for_backward(a, w, q)
         clipped: Tensor = (q * w.relu()[..., None, :]) @ q.mT
         return clipped
@@ -359,6 +416,11 @@ class _ClipSlope(torch.autograd.Function):
         return q @ bent @ q.mT, None, None, _clip_slope(w, q, h)
 
 
+def _finite_or_zero(a: Tensor) -> Tensor:
+    """a (B, m, m), 0 for those that are not finite: a decomposition fails for the batch where it fails for one."""
+    return torch.where(a.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), a, 0.0)
+
+
 def _clip_slope(w: Tensor, q: Tensor, g: Tensor) -> Tensor:
     """Q (F o Q' G Q) Q' (B, m, m), F_ij = (max(w_i, 0) - max(w_j, 0)) / (w_i - w_j): 1 and 0 where the signs are equal."""
     _, rise, _ = _clip_differences(w)
@@ -389,8 +451,7 @@ class ExponentialCone(Domain):
         return self.nearest(v)
 
     def nearest(self, y: Tensor) -> Tensor:
-        # a projection onto a cone scales with its argument, so that sizes need not be thought of below
-        size = y.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
+        size = _size(y)  # as for the other cones
         r, s, t = v = (y / size).unbind(-1)
         with torch.no_grad():
             inside = torch.where(s > 0, s * (r / s).exp() <= t, (s == 0) & (r <= 0) & (t >= 0))
@@ -404,6 +465,18 @@ class ExponentialCone(Domain):
             for kept, flat, ray in zip(v, (r, apex, t.relu()), on_ray, strict=True)
         ]
         return size * torch.stack(cases, dim=-1)
+
+    def violation(self, y: Tensor) -> Tensor:
+        with torch.no_grad():  # where `nearest` is right, what moves it is at a right angle to y - nearest(y)
+            known = [_raised(y), _raised(self.nearest(y))]
+        return torch.stack([_length(y - point) for point in known]).amin(0)
+
+
+def _raised(y: Tensor) -> Tensor:
+    """y (B, 3) -> a point of the cone beyond doubt: of (r, s, t) with s > 0, t is raised to the boundary."""
+    r, s, t = y.unbind(-1)
+    boundary = torch.where(s > 0, s * (r / s).exp(), 0.0).clamp(max=torch.finfo(y.dtype).max / 4)
+    return torch.stack([torch.where(s > 0, r, r.clamp(max=0)), s.relu(), torch.maximum(t, boundary)], dim=-1)
 
 
 def _exponential_ray(r: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -457,11 +530,11 @@ class Birkhoff(Domain):
 
     Attributes:
         sinkhorn: iterations of `project`.
-        newton: iterations of `nearest`.
+        newton: iterations of `nearest`, in each of its stages.
     """
 
     sinkhorn = 20
-    newton = 40
+    newton = 26
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -476,20 +549,38 @@ class Birkhoff(Domain):
         return _doubly_stochastic(log.exp()).flatten(-2)
 
     def nearest(self, y: Tensor) -> Tensor:
-        """Newton's method on the dual: Y = max(V + a 1' + 1 b', 0) (Li, Sun and Toh, 2020)."""
-        matrix = _matrix(y, self.size)
+        """Newton's method on the dual: Y = max(V + a 1' + 1 b', 0) (Li, Sun and Toh, 2020), in stages, V's scale growing.
+
+        For large V the multipliers are so large that the sums in Y are lost in their rounding. So V begins within [-1, 0],
+        what a stage finds is taken into V, which changes no projection, and only then V is doubled, up to nine times. Beyond
+        the scale 1 / eps, projections move less than they do by the rounding of V.
+        """
+        matrix, eps = _matrix(y, self.size), torch.finfo(y.dtype).eps
+        last = math.ceil(math.log2(self.size / eps))
+        stages = math.ceil(last / 9)
         with torch.no_grad():
-            shift = 1 - matrix.amax(-1, keepdim=True).expand_as(matrix)  # a 1' + 1 b'
-            scale = 1 + (matrix + shift).abs().amax((-1, -2))
-            for _ in range(self.newton):
-                off, step = _dual_newton(matrix + shift)
-                length = _line_search(matrix + shift, step)
-                # at the solution only rounding is left, and following it would lead away
-                moves = off.abs().amax(-1) > 4 * self.size * torch.finfo(y.dtype).eps * scale
-                shift = shift + torch.where(moves, length, 0.0)[..., None, None] * step
+            z = matrix - matrix.amax(-1, keepdim=True)
+            z = z - z.amax(-2, keepdim=True)
+            size = z.abs().amax((-1, -2), keepdim=True).clamp(min=1).log2().ceil()  # as a power of 2
+            power = size.clamp(max=last)
+            z = torch.ldexp(z, -size)
+            for stage in range(stages):
+                z = torch.ldexp(z, (power * (stage + 1) / stages).floor() - (power * stage / stages).floor())
+                z = z + 1 - z.amax(-1, keepdim=True)
+                for _ in range(self.newton):
+                    off, step = _dual_newton(z)
+                    length = _line_search(z, step)
+                    # at the solution only rounding is left, and following it would lead away
+                    moves = off.abs().amax(-1) > 4 * self.size * eps
+                    z = z + torch.where(moves, length, 0.0)[..., None, None] * step
         # a step from the solution has the derivative that the implicit function theorem gives; what is 0 stays 0 in it
-        z = matrix + shift
+        z = z + torch.ldexp(matrix - matrix.detach(), power - size)
         return _doubly_stochastic(torch.where(z > 0, z + _dual_newton(z)[1], 0.0).relu()).flatten(-2)
+
+    def violation(self, y: Tensor) -> Tensor:
+        matrix = _matrix(y, self.size)
+        margins = [_length(matrix.sum(axis) - 1) / math.sqrt(self.size) for axis in (-1, -2)]
+        return torch.stack([_length(y.clamp(max=0)), *margins]).amax(0)
 
     def linear(self, g: Tensor) -> Tensor:
         from scipy.optimize import linear_sum_assignment  # here, since importing it takes longer than most runs of `linear`
@@ -518,16 +609,17 @@ def _dual_newton(z: Tensor) -> tuple[Tensor, Tensor]:
         # a + c, b - c changes nothing, so the matrix is singular: 1 added along that line, and a little where parts fall apart
         curvature = torch.cat([torch.cat([active.sum(-1).diag_embed() + 1, active - 1], -1),
                                torch.cat([active.mT - 1, active.sum(-2).diag_embed() + 1], -1)], -2)  # fmt: skip
-        damping = 1e-6 * off.abs().amax(-1, keepdim=True).clamp(max=1) + 100 * torch.finfo(z.dtype).eps
+        damping = 1e-6 * off.abs().amax(-1, keepdim=True).clamp(max=1) + torch.finfo(z.dtype).eps ** (2 / 3)
         curvature = curvature + damping.expand_as(off).diag_embed()
     move = -torch.linalg.solve_ex(curvature, off)[0]
     return off, move[..., :m, None] + move[..., None, m:]
 
 
 def _line_search(z: Tensor, step: Tensor) -> Tensor:
-    """The length (B,) >= 0 at which sum max(z + length step, 0)^2 / 2 - sum(a + b) is least: exact, from its kinks.
+    """The length (B,) in [0, 2] at which sum max(z + length step, 0)^2 / 2 - sum(a + b) is least: exact, from its kinks.
 
-    The slope of that function is piecewise linear; it is followed over its sorted kinks until it is no longer negative.
+    The slope of that function is piecewise linear; it is followed over its sorted kinks until it is no longer negative. Beyond
+    twice Newton's length it would only follow its rounding.
     """
     m = z.shape[-1]
     z, step = z.flatten(-2), step.flatten(-2)
@@ -543,7 +635,7 @@ def _line_search(z: Tensor, step: Tensor) -> Tensor:
     last = (((slopes < 0) & at.isfinite()).sum(-1, keepdim=True) - 1).clamp(min=0)
     at, slope, curve = (part.gather(-1, last)[..., 0] for part in (at, slopes, curve))
     further = torch.where(curve > torch.finfo(z.dtype).tiny, -slope / curve, 0.0)
-    return at + further.clamp(min=0)
+    return (at + further.clamp(min=0)).clamp(max=2)
 
 
 class Product(Domain):
@@ -555,6 +647,8 @@ class Product(Domain):
 
     def __init__(self, domains: Iterable[Domain]) -> None:
         super().__init__()
+        if not isinstance(domains, Iterable):
+            raise UserError(f"Product.domains: a {type(domains).__name__} is given; a list of domains is needed")
         domains = list(domains)
         _at_least_one("Product.domains: their number", len(domains))
         for i, domain in enumerate(domains):
@@ -572,6 +666,9 @@ class Product(Domain):
 
     def nearest(self, y: Tensor) -> Tensor:
         return torch.cat([domain.nearest(part) for domain, part in self._factors(self.sizes, y)], dim=-1)
+
+    def violation(self, y: Tensor) -> Tensor:
+        return _length(torch.stack([domain.violation(part) for domain, part in self._factors(self.sizes, y)], dim=-1))
 
     def linear(self, g: Tensor) -> Tensor:
         return torch.cat([domain.linear(part) for domain, part in self._factors(self.sizes, g)], dim=-1)
@@ -593,9 +690,7 @@ class Gaussian(Density):
         super().__init__()
         self.dim = _at_least_one("Gaussian.dim", dim)
         self.inputs = 2 * dim
-        if not log_std_low < log_std_high:
-            raise UserError(f"Gaussian.log_std_low: {log_std_low} is given; one below log_std_high = {log_std_high} is needed")
-        self.bounds = (log_std_low, log_std_high)
+        self.bounds = _spread_bounds("Gaussian", log_std_low, log_std_high)
 
     def project(self, v: Tensor) -> Tensor:
         mean, log_std = v.chunk(2, dim=-1)
@@ -631,7 +726,7 @@ class SquashedGaussian(Density):
         super().__init__()
         self.dim = _at_least_one("SquashedGaussian.dim", dim)
         self.inputs = 2 * dim
-        self.bounds = (log_std_low, log_std_high)
+        self.bounds = _spread_bounds("SquashedGaussian", log_std_low, log_std_high)
 
     def project(self, v: Tensor) -> Tensor:
         mean, log_std = v.chunk(2, dim=-1)
@@ -654,15 +749,50 @@ class SquashedGaussian(Density):
         return lam.chunk(2, dim=-1)[0].tanh()
 
 
-def _at_least_one(field: str, given: int) -> int:
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+def _at_least_one(field: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, SupportsIndex) or operator.index(given) < 1:
         raise UserError(f"{field}: {given!r} is given; an integer of at least 1 is needed")
-    return given
+    return operator.index(given)
 
 
-def _kth_largest(v: Tensor, k: float) -> Tensor:
-    """v (B, n), 0 < k <= n -> (B, 1): its ceil(k)-th largest entry, detached."""
-    return v.detach().kthvalue(v.shape[-1] - math.ceil(k) + 1, dim=-1, keepdim=True)[0]
+def _number(field: str, given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, SupportsFloat):
+        raise UserError(f"{field}: {given!r} is given; a number is needed")
+    return float(given)
+
+
+def _bounds(field: str, given: Any) -> list[float]:
+    try:
+        bounds = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # by what it is that is no number
+        bounds = torch.tensor(math.nan)
+    if bounds.ndim != 1:
+        raise UserError(f"{field}: {given!r} is given; a list of numbers, one a coordinate, is needed, as in Box([0.0], [1.0])")
+    return [float(bound) for bound in bounds.detach()]
+
+
+def _spread_bounds(name: str, low: Any, high: Any) -> tuple[float, float]:
+    bounds = _number(f"{name}.log_std_low", low), _number(f"{name}.log_std_high", high)
+    if not bounds[0] < bounds[1]:
+        raise UserError(f"{name}.log_std_low: {low} is given; one below log_std_high = {high} is needed")
+    return bounds
+
+
+def _size(v: Tensor) -> Tensor:
+    """v (B, n) -> (B, 1) > 0: its largest absolute value, by which it is divided before it is squared; detached."""
+    return v.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def _length(v: Tensor) -> Tensor:
+    """v (B, n) -> |v| (B,), also where the squares would leave the range of floats."""
+    size = _size(v)
+    length: Tensor = size[..., 0] * torch.linalg.vector_norm(v / size, dim=-1)
+    return length
+
+
+def _kth_largest(v: Tensor, k: int) -> Tensor:
+    """v (B, n), 1 <= k <= n -> (B, 1): its k-th largest entry, detached."""
+    return v.detach().kthvalue(v.shape[-1] - k + 1, dim=-1, keepdim=True)[0]
 
 
 def _waterfill(v: Tensor, k: float) -> Tensor:
@@ -670,7 +800,8 @@ def _waterfill(v: Tensor, k: float) -> Tensor:
 
     As tau falls, coordinate i begins to fill at v_i and is full at v_i - 1; between two such kinks the sum is linear.
     """
-    v, n = v - _kth_largest(v, k), v.shape[-1]  # tau is within [-1, 0] then, however large v is
+    # tau is within [-1, 0] then, so what is beyond [-1, 1] is empty or full; clamped, or v - 1 would be v where v is large
+    v, n = (v - _kth_largest(v, math.ceil(k))).clamp(-1, 1), v.shape[-1]
     with torch.no_grad():
         kinks, order = torch.cat([v, v - 1], dim=-1).sort(stable=True, dim=-1, descending=True)
         filling = torch.where(order < n, 1, -1).cumsum(-1)  # how many coordinates are, below each kink
@@ -684,6 +815,11 @@ def _waterfill(v: Tensor, k: float) -> Tensor:
     # tau again, from what is free: now with its derivative
     exact = (torch.where(free, v, 0.0).sum(-1, keepdim=True) + full.sum(-1, keepdim=True) - k) / count.clamp(min=1)
     return torch.where(free, (v - exact).clamp(0, 1), full.to(v.dtype))
+
+
+def _spilt(y: Tensor, k: float) -> Tensor:
+    """y (B, n) -> (B,): its distance to 0 <= y <= 1, or to sum y = k where that is larger."""
+    return torch.maximum(_length(y - y.clamp(0, 1)), (y.sum(-1) - k).abs() / math.sqrt(y.shape[-1]))
 
 
 def _matrix(y: Tensor, size: int) -> Tensor:

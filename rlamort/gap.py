@@ -20,7 +20,8 @@ from rlamort.envs.resimulate import Rolled, Saved, Stepped, save
 from rlamort.errors import UserError
 from rlamort.nets import Unnormalised
 from rlamort.objective import Cost, MaxQ, Objective
-from rlamort.reference import Reference, best_found
+from rlamort.randomness import Randomness
+from rlamort.reference import Reference, best_found, extended
 from rlamort.report import Report, table
 from rlamort.run import Learner, load
 from rlamort.score import Interval, interval, score
@@ -76,7 +77,8 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
     """
     learner = load(run, env)
     agent = _measured(learner)
-    with _Place(learner) as place:
+    print(f"playing: {episodes} episodes of {run}, for the states in them", flush=True)
+    with _Place(learner) as place, Randomness(0, learner.device)():
         visited = visit(place.policy, place.open(episodes), TRAINING)
     training, held = visited.split(held_out)
     return MaxQProblem(agent, training.x), MaxQProblem(agent, held.x)
@@ -197,11 +199,12 @@ def gap(
             raise UserError(f"{name}: {value} is given; a whole number of at least {low} is needed")
     learner = load(run, env)
     agent = _measured(learner)
-    with _Place(learner) as place, torch.random.fork_rng():
-        torch.manual_seed(0)
+    with _Place(learner) as place, Randomness(0, learner.device)():
+        print(f"playing: {episodes} episodes, for the states in them", flush=True)
         met = visit(place.policy, place.open(episodes), SEED)
         chosen = met.at(_spread(met.episode, states))
         problem = MaxQProblem(agent, chosen.x)
+        print(f"solving and timing: {len(chosen.x)} states, by the critic", flush=True)
         critic = in_critic(problem, place.policy, chosen, patience)
         data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
         lines = [
@@ -210,10 +213,12 @@ def gap(
         ]  # fmt: skip
         if resimulated:
             part = _spread(chosen.episode, resimulated)
+            print(f"re-simulating: {len(part)} states, {horizon} steps each", flush=True)
             played = in_environment(place, critic, chosen, part, horizon, float(learner.config.values["discount"]))
             data["environment"] = played.data
             lines += ["", "Re-simulated in the environment", *played.lines]
         if acting:
+            print(f"playing: {acting} episodes with each kind of action", flush=True)
             acted = in_play(problem, place, acting)
             data["acting"] = acted.data
             lines += ["", "Acting with each", *acted.lines]
@@ -250,7 +255,7 @@ def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int 
         "best": blind.y,
     }
     for action in list(actions.values()):
-        better = f(action, x) < f(actions["best"], x)
+        better = extended(f, domain, action, x) < f(actions["best"], x)
         actions["best"] = torch.where(better.unsqueeze(-1), action, actions["best"])
     costs = {name: f(action, x).detach().double().numpy(force=True) for name, action in actions.items()}
     zero = float((costs["zero"] - costs["best"]).mean())

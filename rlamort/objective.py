@@ -106,16 +106,21 @@ class Cost(Objective):
                 f"{type(self.problem).__name__}.cost: shape {tuple(cost.shape)} is returned for y of shape "
                 f"{tuple(y.shape)}; one number per item, ({len(y)},), is needed"
             )
-        return cost, {}
+        return _narrowed(cost, y), {}
 
     def oracle(self, x: Tensor) -> Oracle:
         def step(y: Tensor) -> Tensor:
             mapped = self.problem.map(y, self.problem.layout.unpack(x))
             if mapped is None:
                 raise UserError(f"oracle.map: {type(self.problem).__name__} defines no `map`, which this update asks for")
-            return mapped
+            return _narrowed(mapped, y)
 
         return Oracle(lambda y: self(y, x), step)
+
+
+def _narrowed(given: Tensor, y: Tensor) -> Tensor:
+    """In y's dtype where that is the narrower one, as it is where a user computes with NumPy's numbers."""
+    return given.to(y.dtype) if torch.promote_types(given.dtype, y.dtype) != y.dtype else given
 
 
 class MaxQ(Objective):

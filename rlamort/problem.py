@@ -6,8 +6,8 @@ x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a conte
 import copy
 import functools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Problem(nn.Module):
         declared = getattr(type(self), "domain", None)
         if isinstance(declared, Domain):  # one of its own, which moves to a device with the problem
             self.domain = copy.deepcopy(declared)
+            self.__dict__["domain"] = self._modules["domain"]  # or Python would find the class's first
 
     def contexts(self, count: int) -> X:
         """x ~ p(x), `count` of them: a tensor, or a dict of tensors, with leading axis `count`; from torch's generator."""
@@ -71,11 +72,31 @@ class Problem(nn.Module):
         """
         return None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module | nn.Parameter):
+            begun(self)
+        super().__setattr__(name, value)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        begun(self)
+        super().register_buffer(name, tensor, persistent)
+
     @functools.cached_property
     def layout(self) -> "Layout":
         """How its contexts lie in a row of numbers."""
         with torch.random.fork_rng():
             return Layout.of(type(self).__name__, self.contexts(2))
+
+
+def begun(problem: Problem) -> Problem:
+    """The problem, where its class has called `super().__init__()`; without that it has neither a domain of its own nor parts.
+
+    Raises:
+        UserError: it has not.
+    """
+    if "_modules" not in vars(problem):
+        raise UserError(f"{type(problem).__name__}.__init__: super().__init__() is not called; it must be, before all else")
+    return problem
 
 
 class Layout(NamedTuple):
@@ -138,3 +159,11 @@ def unseen(problem: Problem, count: int, device: torch.device | None = None) -> 
     """As `draw`, of what is held out."""
     x = problem.layout.pack(problem.held_out(count))
     return x if device is None else x.to(device)
+
+
+Drawn = Callable[[Problem, int, torch.device | None], Tensor]  # x (count, d) as rows
+
+
+def presented(problem: Problem, count: int, device: torch.device | None = None, drawn: Drawn = draw) -> Tensor:
+    """What is drawn, by `draw` or `unseen`, as networks see it: in torch's default dtype, whatever `contexts` gives."""
+    return drawn(problem, count, device).to(torch.get_default_dtype())

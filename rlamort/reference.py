@@ -3,13 +3,14 @@
 x contexts as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,) · S starts
 
 Every item is solved as if it were alone: step sizes, acceptance and best iterates are its own, and an item whose cost or
-gradient is not finite stays where it was.
+gradient is not finite stays where it was. What is chosen is in Y by `domain.violation`; no solver's word is taken for it.
 """
 
 import contextlib
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -34,11 +35,11 @@ FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)  
 class Reference(NamedTuple):
     """Solutions to hold a model against."""
 
-    y: Tensor  # (B, n)
+    y: Tensor  # (B, n) in Y; NaN where nothing was found
     cost: Tensor  # (B,); NaN where nothing finite was found
     label: str  # "solution": the problem's own; "best found": of all starts and solvers
     agreement: float  # share of starts from which some search came within 1e-3, relative, of the best; 1 for a solution
-    messages: tuple[str, ...]  # what failed on the way
+    messages: tuple[str, ...]  # what failed on the way, and how much was left out for not being in Y
 
 
 class Search:
@@ -181,8 +182,24 @@ def solvers() -> list[Search]:
 
 
 def solution_of(problem: Problem) -> Field:
-    """`problem.solution` on contexts as rows."""
-    return lambda x: problem.solution(problem.layout.unpack(x))
+    """`problem.solution` on contexts as rows, in their dtype."""
+
+    def field(x: Tensor) -> Tensor | None:
+        y = problem.solution(problem.layout.unpack(x))
+        return y.detach().to(x) if isinstance(y, Tensor) else y
+
+    return field
+
+
+def within(domain: Domain, y: Tensor) -> Tensor:
+    """y (B, n) -> (B,) bool: which are in Y, to rounding; those that are not finite are not."""
+    finite = y.isfinite().all(-1)
+    return finite & (domain.violation(_finite(domain, y)) <= slack(y))
+
+
+def extended(f: Objective, domain: Domain, y: Tensor, x: Tensor) -> Tensor:
+    """f(y; x) (B,), and infinity where y is not in Y: by this, answers are compared (Boyd and Vandenberghe, 2004, 3.1.2)."""
+    return f(y, x).where(within(domain, y), torch.inf)
 
 
 def subject(f: Objective) -> str:
@@ -202,7 +219,8 @@ def best_found(
 ) -> Reference:
     """The problem's own solution of each item where it has one, elsewhere the best of all searches from all starts.
 
-    The best is polished by projected gradient. The starts are the same for every item and every call, so what is found for one
+    The best is polished by projected gradient. Nothing outside Y is taken, of whatever source; `messages` says how much there
+    was of it. The starts are the same for every item and every call, so what is found for one
     does not depend on its neighbours; CEM's samples are drawn from a stream of their own.
 
     Args:
@@ -210,7 +228,7 @@ def best_found(
         domain: Y.
         x: contexts (B, d).
         starts: S.
-        extra: solutions (B, n) to start from as well, such as predictions; never is the answer worse than they are.
+        extra: solutions (B, n) to start from as well, such as predictions; never is the answer worse than those in Y.
         solution: the problem's own, on rows.
         searches: the solvers; by default `solvers()`.
 
@@ -221,15 +239,14 @@ def best_found(
     if starts < 1:
         raise UserError(f"starts: {starts} is given; at least 1 is needed")
     messages: dict[str, None] = {}  # an ordered set
+    lost: Counter[str] = Counter()  # by source: points outside Y
     y = x.new_full((len(x), domain.dim), torch.nan)
     cost = x.new_full((len(x),), torch.nan)
     if solution is not None:
         known = _known(solution, x, domain.dim, f"{subject(f)}.solution", messages)
-        if known is not None:
-            y, cost = known.clone(), f(known, x)  # which may be a view of what the user holds
-    inside = (y.isfinite().all(-1) & cost.isfinite()).nonzero()[:, 0]
-    inside = inside[domain.violation(y[inside]) <= slack(y[inside])]
-    missing = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill(0, inside, False).nonzero()[:, 0]
+        if known is not None:  # it may be a view of what the user holds
+            y, cost = known.clone(), _judged(f, domain, known, x, f"{subject(f)}.solution", lost)
+    missing = (~cost.isfinite()).nonzero()[:, 0]
     if not len(missing):
         return Reference(y, cost, "solution", 1.0, tuple(messages))
     agreements = []
@@ -238,8 +255,10 @@ def best_found(
         torch.manual_seed(0)
         for rows in torch.split(missing, CHUNK):
             given = None if extra is None else extra[rows]
-            y[rows], cost[rows], agreement = _search(f, domain, x[rows], starts, given, searches, messages)
+            y[rows], cost[rows], agreement = _search(f, domain, x[rows], starts, given, searches, messages, lost)
             agreements.append(agreement)
+    kind = type(domain).__name__
+    messages |= {f"{name}: {count} of its points lie outside {kind}, and were left out": None for name, count in lost.items()}
     label = "best found" if len(missing) == len(x) else f"solution; best found for {len(missing)} of {len(x)}"
     return Reference(y, cost, label, torch.cat(agreements).mean().item(), tuple(messages))
 
@@ -252,46 +271,64 @@ def _search(
     extra: Tensor | None,
     searches: Sequence[Search],
     messages: dict[str, None],
+    lost: Counter[str],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best of all -> y (B, n), cost (B,), and the share of starts (B,) that found it."""
     v = _starts(domain, starts, x).repeat_interleave(len(x), 0)  # (S * B, inputs)
-    many = x.repeat(starts, 1)
-    f(domain.project(v), many)  # what is wrong with the cost itself is said before any solver is blamed
+    many, first = x.repeat(starts, 1), domain.project(v)
+    # what is wrong with the cost itself is said before any solver is blamed
+    begun = first, _judged(f, domain, first, many, "the starts", lost)
     descent = Descent()
     runs = [(search.name, many, search.iterations, search.path(f, domain, many, v)) for search in searches]
     found = []
     if extra is not None:
-        first = domain.nearest(_finite(domain, extra))
-        found.append((first, f(first, x)))
-        runs.append((f"{descent.name} from the prediction", x, descent.iterations, descent.improve(f, domain, x, first)))
+        given = _placed(domain, extra)
+        found.append((given, _judged(f, domain, given, x, "the predictions", lost)))
+        runs.append((f"{descent.name} from the prediction", x, descent.iterations, descent.improve(f, domain, x, given)))
     ends = []
     for name, contexts, iterations, path in runs:
         try:
-            y, cost = _walk(f, path, contexts, iterations)
+            y, cost = _walk(f, domain, path, contexts, iterations, name, lost)
         except FAILURES as error:
             messages[f"{name} failed: {_said(error)}"] = None
             continue
         if cost.isnan().all():
             messages[f"{name} failed: no finite cost"] = None
-        y, cost = y.view(-1, len(x), domain.dim), cost.view(-1, len(x))  # (starts, B, n), (starts, B)
-        found += zip(y, cost, strict=True)
+        found += _by_start(y, cost, len(x))
         if contexts is many:
-            ends.append(cost)
+            ends.append(cost.view(-1, len(x)))  # (starts, B)
     if not ends:
         raise Fault(f"{subject(f)}: every reference solver failed; {'; '.join(messages)}")
+    found += _by_start(*begun, len(x))
     y, cost = _best([y for y, _ in found], [cost for _, cost in found])
     with contextlib.suppress(*FAILURES):  # if it fails it has failed before, which has been said
-        polished, after = _walk(f, descent.improve(f, domain, x, _finite(domain, y)), x, descent.iterations)
+        path = descent.improve(f, domain, x, _finite(domain, y))
+        polished, after = _walk(f, domain, path, x, descent.iterations, "polishing", lost)
         y, cost = _best([polished, y], [after, cost])
     ended = torch.stack(ends).nan_to_num(torch.inf).amin(0)  # (S, B): a start has found what any search found from it
+    y = y.where(cost.isfinite()[:, None], torch.nan)
     return y, cost, (ended - cost <= AGREES * cost.abs().clamp_min(1e-6)).to(cost.dtype).mean(0)
 
 
-def _walk(f: Objective, path: Iterator[Tensor], x: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """The best of some iterates and the last -> y (B, n), cost (B,), which is NaN where it never was finite."""
+def _walk(
+    f: Objective, domain: Domain, path: Iterator[Tensor], x: Tensor, iterations: int, name: str, lost: Counter[str]
+) -> tuple[Tensor, Tensor]:
+    """The best of some iterates and the last -> y (B, n), cost (B,), which is NaN where it never was finite in Y."""
     kept = [at for i, at in enumerate(itertools.islice(path, iterations), 1) if i % CHECK_EVERY == 0 or i == iterations]
-    y, cost = _best(kept[::-1], [f(at, x) for at in reversed(kept)])
-    return y, cost.where(cost.isfinite() & y.isfinite().all(-1), torch.nan)
+    return _best(kept[::-1], [_judged(f, domain, at, x, name, lost) for at in reversed(kept)])
+
+
+def _judged(f: Objective, domain: Domain, y: Tensor, x: Tensor, name: str, lost: Counter[str]) -> Tensor:
+    """f(y; x) (B,), NaN where it is not finite or y is not in Y, of which `lost[name]` keeps count."""
+    cost, inside = f(y, x), within(domain, y)
+    if outside := int((y.isfinite().all(-1) & ~inside).sum()):
+        lost[name] += outside
+    return cost.where(inside & cost.isfinite(), torch.nan)
+
+
+def _by_start(y: Tensor, cost: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """y (S * B, n), cost (S * B,) -> y (B, n), cost (B,) of each start."""
+    return zip(y.view(-1, count, y.shape[-1]), cost.view(-1, count), strict=True)
 
 
 def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -321,9 +358,11 @@ def _known(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, 
         halves = [_known(solution, half, dim, name, messages) for half in x.tensor_split(2)]
         given = [half for half in halves if half is not None]
         return torch.cat(given) if len(given) == len(halves) else None
+    if y is not None and not isinstance(y, Tensor):
+        raise UserError(f"{name}: a {type(y).__name__} is returned; a tensor, or None where there is none, is needed")
     if y is not None and y.shape != (len(x), dim):
         raise UserError(f"{name}: shape {tuple(y.shape)} is returned for {len(x)} contexts; {(len(x), dim)} is needed")
-    return None if y is None else y.detach().to(x)
+    return y
 
 
 def _said(error: Exception) -> str:
@@ -343,6 +382,12 @@ def _finite(domain: Domain, y: Tensor) -> Tensor:
     """y, with a point of Y in place of items that are not finite."""
     centre = domain.project(y.new_zeros(1, domain.inputs))
     return y.where(y.isfinite().all(-1, keepdim=True), centre)
+
+
+def _placed(domain: Domain, y: Tensor) -> Tensor:
+    """The nearest point of Y; y itself where that is in Y and what is called the nearest point is not."""
+    near = domain.nearest(_finite(domain, y))
+    return y.where((within(domain, y) & ~within(domain, near))[:, None], near)
 
 
 def slack(y: Tensor) -> Tensor:
@@ -390,7 +435,7 @@ class Residual(Certificate):
             raise UserError(
                 f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
             )
-        return _claimed(residual, y, self.domain)
+        return _claimed(residual.to(y.dtype), y, self.domain)
 
 
 class DualityGap(Certificate):
@@ -446,9 +491,7 @@ class Conformal(Certificate):
 
 def _claimed(bound: Tensor, y: Tensor, domain: Domain) -> Tensor:
     """The bound, inf where it is NaN or y is not in Y."""
-    finite = y.isfinite().all(-1)
-    outside = domain.violation(_finite(domain, y)) > slack(y)
-    return bound.masked_fill(bound.isnan() | outside | ~finite, torch.inf)
+    return bound.masked_fill(bound.isnan() | ~within(domain, y), torch.inf)
 
 
 @torch.no_grad()
@@ -471,7 +514,7 @@ def solve_from(
     Raises:
         UserError: the cost or the residual has the wrong shape, or the certificate needs a gradient that there is none of.
     """
-    y = domain.nearest(_finite(domain, y))
+    y = _placed(domain, y)
     bound = certificate.bound(y, x)
     stuck = ~f(y, x).isfinite()  # no descent can start there
     with contextlib.suppress(*FAILURES):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rlamort.checkpoint import open_saved, save_agent
-from rlamort.errors import Fault, UserError, nearest
+from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
@@ -34,8 +34,9 @@ from rlamort.reference import (
     Search,
     Unconstrained,
     best_found,
-    slack,
+    extended,
     solution_of,
+    within,
 )
 from rlamort.update import Lbfgs
 
@@ -113,7 +114,9 @@ class Solver(nn.Module):
         finite, rows = rows.isfinite().all(-1), rows.nan_to_num(0.0, 0.0, 0.0)
         certificate = self.certificate() if certify or tol is not None else None
         y = self.predict_rows(rows)
-        bound = y.new_full((len(y),), torch.inf) if certificate is None else certificate.bound(y, rows)
+        bound = y.new_full((len(y),), torch.inf)
+        if certificate is not None:
+            bound = certificate.bound(y, rows).where(within(self.problem.domain, y), torch.inf)
         poor = torch.zeros_like(finite) if tol is None else ~((bound <= tol) & self.f(y, rows).isfinite()) & finite
         if certificate is not None and tol is not None and bool(poor.any()):
             again = certificate.improve(
@@ -150,8 +153,8 @@ class Solver(nn.Module):
             )
         x = self.draw(count)
         y = self.predict_rows(x)
-        gap = (self.f(y, x) - self.reference(x, y=y).cost).nan_to_num(torch.inf, torch.inf, torch.inf)
-        gap = gap.masked_fill(self.problem.domain.violation(y) > slack(y), torch.inf)
+        cost = extended(self.f, self.problem.domain, y, x)
+        gap = (cost - self.reference(x, y=y).cost).nan_to_num(torch.inf, torch.inf, torch.inf)
         self.conformal = Conformal(gap.clamp_min(0).sort().values[rank - 1].item(), level, count)
         return self.conformal
 
@@ -210,7 +213,12 @@ class Solver(nn.Module):
         torch.export.save(program, path)
 
     def save(self, folder: str | Path) -> None:
-        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON."""
+        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.
+
+        Raises:
+            Diverged: as `check_finite`; nothing is written.
+        """
+        self.check_finite()
         told = self.conformal and {
             "quantile": self.conformal.quantile,
             "level": self.conformal.level,
@@ -218,6 +226,17 @@ class Solver(nn.Module):
         }
         facts = {"facts": self.facts, "training_seconds": self.training_seconds}
         save_agent(Path(folder), self.state_dict(), {"conformal": told, **facts})
+
+    def check_finite(self) -> None:
+        """Look at all that is trained.
+
+        Raises:
+            Diverged: a parameter is not finite, so that no prediction would be.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                advice = f"`rlamort check` says where derivatives of {type(self.problem).__name__} break"
+                raise Diverged(f"{name} is no longer finite: training has diverged; {advice}")
 
     @classmethod
     def load(cls, folder: Path, problem: Problem, build: Callable[[dict[str, Any]], Model]) -> Self:
@@ -270,7 +289,9 @@ def _bounded(problem: Problem, like: Tensor) -> bool:
 
 def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
     """One tensor of the contexts, as the solver needs it."""
-    needed = like.dtype if dtype.is_floating_point else dtype
+    # what `contexts` gives is taken as it is; networks compute in their own dtype
+    allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
+    needed = next(iter(allowed))
     if isinstance(given, np.ndarray):
         if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool):
             raise UserError(f"{name}: an array of {given.dtype} is given; numbers are needed")
@@ -281,8 +302,8 @@ def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, lik
         raise UserError(
             f"{name}: shape {tuple(given.shape)} is given; (B{''.join(f', {size}' for size in shape)}), B >= 1, is needed"
         )
-    if given.dtype != needed:
-        raise UserError(f"{name}: {given.dtype} is given; {needed} is needed")
+    if given.dtype not in allowed:
+        raise UserError(f"{name}: {given.dtype} is given; {' or '.join(map(str, allowed))} is needed")
     if given.device != like.device:
         raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
     return given.detach()
@@ -298,7 +319,7 @@ class Row(NamedTuple):
     p99: float  # of the gap
     scale: float  # mean |f(reference)|: what relative gaps are relative to
     infeasibility: float  # largest distance to Y
-    failed: int  # contexts without a finite gap, which are left out of all above
+    failed: int  # contexts with a prediction outside Y, or without a finite gap, which the gaps leave out
     reference: str  # its label
     agreement: float
     seconds: dict[int, float]
@@ -361,8 +382,8 @@ def measure(
 
     Times are medians over `repeats` calls on different batches in turns, warm and synchronised. A rival (projected gradient,
     L-BFGS, and the problem's own solution if that is the reference) starts cold, at domain.project(0). How many iterations it
-    needs is counted first, so that checking its cost does not slow it while it is timed; what needs more than `limit` counts as
-    never reached.
+    needs is counted first, so that checking its cost, and that it is in Y, does not slow it while it is timed; what needs more
+    than `limit` counts as never reached.
 
     Raises:
         UserError: fewer than two contexts are given, or not one reference for each.
@@ -374,7 +395,7 @@ def measure(
         )
     f, domain = solver.f, solver.problem.domain
     y = solver.predict_rows(x)
-    gap = f(y, x) - reference.cost
+    gap = extended(f, domain, y, x) - reference.cost
     whole = gap.isfinite()
     if int(whole.sum()) < 2:
         raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
@@ -398,7 +419,7 @@ def measure(
         gap.mean().item() + half,
         gap.quantile(0.99).item(),
         reference.cost[whole].abs().mean().item(),
-        domain.violation(y[whole]).max().item(),
+        domain.violation(y[y.isfinite().all(-1)]).max().item(),
         len(x) - len(gap),
         reference.label,
         reference.agreement,
@@ -414,10 +435,12 @@ def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repea
     runs: list[Callable[[], object]] = []
     lost = 0
     for x in batches:
-        cost = solver.f(solver.predict_rows(x), x)
+        domain, f = solver.problem.domain, solver.f
+        cost = extended(f, domain, solver.predict_rows(x), x)
         target = cost.mean() + 8 * torch.finfo(cost.dtype).eps * cost.abs().mean()
         try:
-            count = next((i for i, y in _numbered(search, solver, x, limit) if bool(solver.f(y, x).mean() <= target)), None)
+            path = _numbered(search, solver, x, limit)
+            count = next((i for i, y in path if bool(extended(f, domain, y, x).mean() <= target)), None)
         except FAILURES:  # a rival that cannot solve this problem is none
             return math.inf
         if count is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlamort.config import Range
 from rlamort.env import Env, Episode
 from rlamort.errors import UserError
-from rlamort.problem import draw
+from rlamort.problem import presented
 
 Tree = dict[str, Any]  # plain values, arrays and tensors, nested: what a checkpoint holds
 BOOKS = ("written", "first", "size", "follows")
@@ -297,7 +297,7 @@ class Fresh:
         if env.spec.problem is None:
             raise UserError(f"env={env.name}: it is no problem with a known objective; a subclass of rlamort.Problem is needed")
         self.env, self.problem, self.collected = env, env.spec.problem, 0
-        self.data = None if dataset_size is None else draw(self.problem, dataset_size, env.device)
+        self.data = None if dataset_size is None else presented(self.problem, dataset_size, env.device)
 
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
         """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
@@ -307,7 +307,7 @@ class Fresh:
     def sample(self, count: int) -> Contexts:
         """x ~ p(x) (count, d)."""
         if self.data is None:
-            return Contexts(draw(self.problem, count, self.env.device))
+            return Contexts(presented(self.problem, count, self.env.device))
         return Contexts(self.data[torch.randint(len(self.data), (count,), device=self.data.device)])
 
     def state(self) -> Tree:

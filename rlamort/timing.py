@@ -16,7 +16,7 @@ from torch import Tensor
 from rlamort.domain import Domain
 from rlamort.envs.maxq import Policy
 from rlamort.objective import Objective
-from rlamort.reference import Adam, Descent, Search, Unconstrained
+from rlamort.reference import Adam, Descent, Search, Unconstrained, extended
 from rlamort.report import Report, table
 from rlamort.update import Cem, Lbfgs, Update
 
@@ -172,7 +172,7 @@ def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: flo
     search, starts = setting.search, max(FROM)
     many, lowest, means = x.repeat(starts, 1), x.new_full((starts, len(x)), torch.inf), []
     for y in itertools.islice(_path(f, domain, x, search, starts), search.iterations):
-        lowest = torch.fmin(lowest, f(y, many).view(starts, -1))
+        lowest = torch.fmin(lowest, extended(f, domain, y, many).view(starts, -1))
         means.append(lowest.cummin(0).values.double().mean(-1)[[count - 1 for count in FROM]])
         if bool((means[-1] <= wanted).all()):
             break

@@ -9,7 +9,7 @@ from torch import nn
 import rlamort as ra
 from rlamort.amortizing import compare, pairs, report
 from rlamort.config import methods, read_row
-from rlamort.errors import UserError
+from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
@@ -123,6 +123,35 @@ def test_what_is_learnt_together_moves_together_and_is_what_is_measured():
     assert learner.agent.problem is learner.source.problem
     assert learner.agent.problem.w.item() == pytest.approx(3, abs=0.2)
     assert sum(learner.score(64).returns) > sum(before) + 64 * 8  # the evaluation sees the w that was learnt
+
+
+class Corners(ra.Problem):
+    """Second derivatives at y = x are not finite, and y = x is where training leads."""
+
+    domain = ra.Box([-1.0, -1.0], [1.0, 1.0])
+
+    def contexts(self, count):
+        return torch.randn(count, 2).sign()
+
+    def cost(self, y, x):
+        return (y - x).norm(dim=-1)
+
+
+def test_a_training_that_diverges_gives_no_solver():
+    fields = QUICK | {"steps": 300, "learning_rate": 1e-2}
+    with pytest.raises(Diverged, match=r"model\..* is no longer finite"):
+        ra.amortize(Corners, model="semi", **fields)
+    solver = ra.amortize(Corners, model="semi", adjoint="first_order", **fields)  # as `rlamort check` says
+    x = Corners().contexts(50)
+    assert (solver.predict(x) - x).abs().max() < 0.1
+
+
+def test_a_solver_that_is_not_finite_is_not_saved(tmp_path):
+    solver = ra.amortize(Portfolio, **QUICK | {"steps": 1})
+    nn.init.constant_(solver.model.net[1][0].bias, torch.nan)
+    with pytest.raises(Diverged, match=r"^model\.net\.1\.0\.bias is no longer finite"):
+        solver.save(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
 
 
 def test_a_solver_comes_back_from_its_folder(tmp_path):
@@ -272,6 +301,26 @@ def test_comparing_freezes_the_objective_and_shares_the_budget():
     assert all(len(one["gaps"]) == 2 and min(one["gaps"]) >= -1e-6 for one in found.data.values())
 
 
+def test_comparing_says_what_it_does_and_does_what_was_asked(capsys, monkeypatch):
+    """Regression needs a solver for every batch where no solution is known: nobody asked for that."""
+    monkeypatch.setattr("rlamort.amortizing.HELD_OUT", 20)
+    assert set(compare(Known, seeds=(0,), **QUICK).data) == {"full, objective", "full, regress"}
+    assert set(compare(Portfolio, seeds=(0,), **QUICK).data) == {"full, objective"}
+    assert set(compare((Portfolio(), Portfolio()), seeds=(0,), **QUICK).data) == {"full, objective"}
+    assert set(compare(Portfolio, losses=["regress"], seeds=(0,), **QUICK).data) == {"full, regress"}
+    told = capsys.readouterr().out.splitlines()
+    solving = "solving: 20 contexts held out, for the reference"
+    assert told[:3] == [solving, "training: full, objective, seed 0", "training: full, regress, seed 0"]
+    assert told.count(solving) == 4
+
+
+def test_reporting_says_what_it_does(capsys, monkeypatch):
+    monkeypatch.setattr("rlamort.amortizing.HELD_OUT", 20)
+    report(Known, ["full"], **QUICK)
+    told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and solvers beside them"]
+    assert capsys.readouterr().out.splitlines() == told
+
+
 def test_wrong_names_and_wrong_problems_are_said_before_any_work():
     with pytest.raises(UserError, match=r"loss=objectiv.*Did you mean objective"):
         ra.amortize(Portfolio, loss="objectiv")
@@ -288,10 +337,17 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
         assert pairs(["full", "semi"], ["rl"]) == [("full", "rl")]
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
+    with pytest.raises(UserError, match=r"loss=regress: Outside\.solution gives points .* outside Simplex; points in it"):
+        ra.amortize(Outside, loss="regress")
     with pytest.raises(UserError, match=r"objective: it does not fit Steps: .*gradient"):
         report(Steps, ["full"])
     with pytest.raises(UserError, match=r"(?s)Mixed.*batch"):
         report(Mixed)
+
+
+class Outside(Portfolio):
+    def solution(self, x):
+        return x
 
 
 class Mixed(Portfolio):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlamort.check import check
-from rlamort.domain import Box, Simplex, Sphere
+from rlamort.domain import Box, Euclid, Simplex, Sphere
 from rlamort.problem import Problem
 
 
@@ -189,6 +189,138 @@ class NanGradient(Sound):
         return super().cost(y, x) + (y - y.detach()).norm(dim=-1).sqrt()
 
 
+class ChangesX(Sound):
+    def cost(self, y, x):
+        x -= 1
+        return super().cost(y, x)
+
+
+class ChangesY(Sound):
+    """Without effect on what it is tried on."""
+
+    def cost(self, y, x):
+        return super().cost(y.clamp_(0, 1), x)
+
+
+class ChangesPart(Bare):
+    def cost(self, y, x):
+        x["kind"][x["kind"] > 2] = 2
+        return super().cost(y, x)
+
+
+class ChangesInSolution(Sound):
+    def solution(self, x):
+        return super().solution(x.add_(1))
+
+
+class ChangesInResidual(Sound):
+    def residual(self, y, x):
+        return (y.sub_(x)).norm(dim=-1)
+
+
+class ChangesInMap(Sound):
+    def map(self, y, x):
+        return self.domain.nearest(x.mul_(0.5) + 0.5 * y)
+
+
+class Corners(Problem):
+    """Contexts in the corners of the box, where y may well end."""
+
+    domain = Box([-1.0, -1.0], [1.0, 1.0])
+
+    def contexts(self, count):
+        return {"corner": torch.randn(count, 2).sign(), "weight": torch.rand(count)}
+
+    def cost(self, y, x):
+        return x["weight"] * (y - x["corner"]).norm(dim=-1)
+
+
+class Roots(Corners):
+    def cost(self, y, x):
+        return x["weight"] * (y - x["corner"]).square().sum(-1).sqrt()
+
+
+class RootsInside(Roots):
+    """Only y = x shows it: x is neither 0 nor on the border."""
+
+    def contexts(self, count):
+        return {"corner": 0.5 * torch.rand(count, 2) + 0.1, "weight": torch.rand(count)}
+
+
+class RootOfNothing(Sound):
+    """At 0 alone."""
+
+    domain = Euclid(4)
+
+    def cost(self, y, x):
+        return y.square().sum(-1).sqrt() + (y - x).square().sum(-1)
+
+
+class RootAtSolution(Sound):
+    def solution(self, x):
+        return self.domain.nearest(x / 10)
+
+    def cost(self, y, x):
+        return (y - self.solution(x)).square().sum(-1).sqrt()
+
+
+class Logarithm(Sound):
+    """-log y, whose solutions lie inside: at the border it is infinite, which is as it should be."""
+
+    def contexts(self, count):
+        return torch.rand(count, 4) + 0.1
+
+    def cost(self, y, x):
+        return -(x * y.log()).sum(-1)
+
+    def solution(self, x):
+        return x / x.sum(-1, keepdim=True)
+
+    def residual(self, y, x):
+        return None
+
+    def map(self, y, x):
+        return None
+
+
+class Entropy(Logarithm):
+    def cost(self, y, x):
+        return -torch.special.entr(y).sum(-1) - (x * y).sum(-1)
+
+    def solution(self, x):
+        return x.softmax(-1)
+
+
+class NanEntropy(Entropy):
+    def cost(self, y, x):
+        return (y * y.log()).sum(-1) - (x * y).sum(-1)
+
+
+class Bottomless(Logarithm):
+    def cost(self, y, x):
+        return -super().cost(y, x)
+
+
+class Spills(Simplex):
+    """Its projection forgets the sum of what is large."""
+
+    def nearest(self, y):
+        return super().nearest(y) if bool((y.abs() < 10).all()) else y.clamp(0, 1)
+
+
+class Spilt(Sound):
+    domain = Spills(4)
+
+
+class Highest(Simplex):
+    def linear(self, g):
+        return super().linear(-g)
+
+
+class Uncertified(Sound):
+    domain = Highest(4)
+
+
 class RaisesSolution(Sound):
     def solution(self, x):
         raise ZeroDivisionError("division by zero")
@@ -272,6 +404,20 @@ BROKEN = [
     (Ordered, "cost, batch independence", "another order of the batch gives other costs"),
     (WrongGradient, "cost, gradient", "it agrees with finite differences in 0 of 24 directions"),
     (NanGradient, "cost, gradient", "it holds nan; finite numbers are needed"),
+    (ChangesX, "cost, in place", "it changes x in place, which its caller goes on with; clone it first, x.clone()"),
+    (ChangesY, "cost, in place", "it changes y in place"),
+    (ChangesPart, "cost, in place", "it changes x['kind'] in place"),
+    (ChangesInSolution, "solution", "it changes x in place"),
+    (ChangesInResidual, "residual", "it changes y in place"),
+    (ChangesInMap, "map", "it changes x in place"),
+    (Roots, "cost, gradient", "it is nan at corners of Y (a root or a norm of 0 needs a little under the root"),
+    (RootsInside, "cost, gradient", "it is nan at y = x['corner']"),
+    (RootOfNothing, "cost, gradient", "it is nan at the point of Y nearest to 0"),
+    (RootAtSolution, "cost, gradient", "it is nan at `solution`"),
+    (NanEntropy, "cost, finite", "costs are nan at corners of Y; a number, or inf, is needed (0 log 0 needs torch.special"),
+    (Bottomless, "cost, finite", "costs are -inf at corners of Y"),
+    (Spilt, "domain", "outside Y, by its `violation`, for numbers of size 1000; a point of Y is needed"),
+    (Uncertified, "domain", "linear gives points that are not the lowest of Y along g"),
     (RaisesSolution, "solution", "it raised ZeroDivisionError: division by zero"),
     (SolutionShape, "solution", "shape (6, 3) is returned; (6, 4) is needed"),
     (Outside, "solution", "outside Simplex; a point in it is needed"),
@@ -295,7 +441,7 @@ def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
     assert f"fail   {kind.__name__}.{what}: " in str(report)
 
 
-@pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed])
+@pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed, ChangesX, Spilt])
 def test_nothing_fits_what_is_broken_at_its_root(kind):
     report = check(kind())
     assert not any(fits(report).values())
@@ -379,6 +525,31 @@ def test_kinks_pass_and_a_missing_second_derivative_is_a_warning():
     assert "semi-amortized models need adjoint=first_order" in line.detail
     assert report.ok
     assert "adjoint=first_order" in next(fit.why for fit in report.models if fit.name == "semi")
+
+
+def test_where_derivatives_break_is_looked_for_and_said():
+    """Second ones at y = x alone: unrolled gradient steps give NaN there, others do not."""
+    report = check(Corners())
+    assert report.ok
+    assert verdict(report, "cost, gradient").verdict == "pass"
+    line = verdict(report, "cost, second derivative")
+    assert line.verdict == "warn"
+    assert "it is not finite at corners of Y, the border of Y, y = x['corner']; semi-amortized models need" in line.detail
+    assert "adjoint=first_order" in next(fit.why for fit in report.models if fit.name == "semi")
+    told = verdict(check(Sound()), "cost, finite").detail
+    assert all(where in told for where in ("nearest to 0", "corners of Y", "the border of Y", "nearest to x", "`solution`"))
+
+
+def test_an_infinite_border_is_no_failure_and_says_who_suffers():
+    barred = check(Logarithm())
+    assert barred.ok, str(barred)
+    assert verdict(barred, "cost, finite").verdict == "warn"
+    assert {name for name, fitting in fits(barred).items() if not fitting} == {"semi", "recurrent", "es"}
+    steep = check(Entropy())
+    assert steep.ok, str(steep)
+    assert verdict(steep, "cost, gradient").verdict == "warn"
+    assert verdict(steep, "cost, finite").verdict == "pass"
+    assert {name for name, fitting in fits(steep).items() if not fitting} == {"semi", "recurrent"}
 
 
 class Noisy(Kinks):

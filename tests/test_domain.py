@@ -1,7 +1,10 @@
 """Y and P(Y): every domain keeps every law, in float64."""
 
+import contextlib
 import copy
+from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
@@ -13,6 +16,7 @@ from rlamort.domain import (
     Birkhoff,
     Box,
     CappedSimplex,
+    Density,
     Domain,
     Euclid,
     ExponentialCone,
@@ -127,11 +131,37 @@ def test_project_and_nearest_and_act_end_in_y_from_anywhere(domain, dtype, tol, 
         assert (domain.violation(found) <= tol * (1 + found.norm(dim=-1))).all()
 
 
+PARTS = ("simplex", "point", "capped", "capped, all but one", "capped, a fraction", "birkhoff", "birkhoff, one", "product",
+         "bounded product")  # fmt: skip
+
+
+@where(without=PARTS)
 def test_violation_is_the_distance_to_the_nearest_point(domain):
     y = points(domain.dim)
-    assert torch.equal(domain.violation(y), distance(y, domain.nearest(y)))
+    torch.testing.assert_close(domain.violation(y), distance(y, domain.nearest(y)), rtol=1e-9, atol=1e-12)
     if not isinstance(domain, Euclid):
         assert domain.violation(y).max() > 0.5
+
+
+@pytest.mark.parametrize("domain", [DOMAINS[name] for name in PARTS], ids=PARTS)
+def test_violation_of_an_intersection_is_a_part_of_the_distance(domain):
+    """Never more, and never so much less that it could be taken for rounding."""
+    y = points(domain.dim)
+    whole, found = distance(y, domain.nearest(y)), domain.violation(y)
+    assert (found <= whole * (1 + 1e-12) + 1e-12).all()
+    assert (found >= whole / (2 * domain.dim) - 1e-12).all()
+    assert found.max() > 0.5
+
+
+@where(without=("euclid",))
+def test_violation_asks_nothing_of_nearest(domain):
+    """So that a projection which is wrong cannot vouch for itself; and what is in Y stays in Y."""
+    lost = torch.full((1, domain.dim), -2.5, dtype=torch.float64)
+    inside = domain.project(points(domain.inputs))
+    wrong = copy.deepcopy(domain)
+    wrong.nearest = lambda y: lost.expand_as(y)
+    assert wrong.violation(lost) > 0.1
+    assert (wrong.violation(inside) <= 1e-12 * (1 + inside.norm(dim=-1))).all()
 
 
 # --- nearest
@@ -358,6 +388,227 @@ def test_linear_over_an_unbounded_set_is_refused(name):
         domain.linear(torch.ones(2, domain.dim, dtype=torch.float64))
 
 
+# --- every scale
+
+BEYOND = DOMAINS | {
+    "box, one": Box([0.1], [0.3]),
+    "box, of all sizes": Box([1e-6, -1e30, -1e30], [1e30, -1e-6, 1e30]),
+    "orthant, one": Orthant(1),
+    "simplex, two": Simplex(2),
+    "capped, two": CappedSimplex(2, 1),
+    "capped, nearly none": CappedSimplex(5, 1e-3),
+    "capped, nearly all": CappedSimplex(5, 4.999),
+    "capped, many": CappedSimplex(12, 7.25),
+    "sphere, one": Sphere(1),
+    "sphere, two": Sphere(2),
+    "second-order cone, two": SecondOrderCone(2),
+    "psd, one": PSD(1),
+    "psd, two": PSD(2),
+    "birkhoff, nine": Birkhoff(9),
+    "gaussian": Gaussian(2),
+    "squashed gaussian": SquashedGaussian(2),
+}
+SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e8, 1e16, 1e30)
+EXACT = np.longdouble  # wider than what is tested
+PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+def over(*kinds: type):
+    """Parametrises over the domains of these kinds."""
+    named = {name: domain for name, domain in BEYOND.items() if isinstance(domain, kinds)}
+    return pytest.mark.parametrize("domain", list(named.values()), ids=list(named))
+
+
+def everywhere(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """(B, size): at every scale ordinary points, ties, equal ones and one large coordinate; and all scales in one point."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(count: int) -> torch.Tensor:
+        return torch.randn(count, size, generator=generator, dtype=torch.float64)
+
+    parts = [torch.zeros(1, size, dtype=torch.float64)]
+    for scale in SCALES:
+        ties, large = torch.randint(-2, 3, (8, size), generator=generator).double(), normal(4)
+        large[:, 0] *= scale
+        parts += [scale * normal(12), scale * ties, large, scale * torch.tensor([[1.0], [-1.0]]).double().expand(2, size)]
+    powers = 36 * torch.rand(40, size, generator=generator, dtype=torch.float64) - 6
+    parts.append(normal(40).sign() * 10**powers)
+    parts.append(torch.tensor([1e30, 1.0, -1e30, 1e-6], dtype=torch.float64).repeat(size)[None, :size])
+    return torch.cat(parts).to(dtype)
+
+
+def taken(domain: Domain) -> int:
+    """Coordinates of what `nearest` takes: of a density, its parameters."""
+    return domain.inputs if isinstance(domain, Density) else domain.dim
+
+
+def outside(domain: Domain, y: np.ndarray) -> np.ndarray:
+    """y (B, n) in EXACT -> by how much of its size each item breaks what defines Y, by the definition alone."""
+    size = abs(y).max(-1).clip(1e-300)
+    match domain:
+        case Euclid():
+            return 0 * size
+        case Box():
+            low, high = domain.low.numpy().astype(EXACT), domain.high.numpy().astype(EXACT)
+            return np.maximum((low - y) / abs(low).clip(1e-9), (y - high) / abs(high).clip(1e-9)).max(-1)
+        case Orthant():
+            return -y.min(-1)
+        case Simplex():
+            return np.maximum(-y.min(-1), abs(y.sum(-1) - 1))
+        case CappedSimplex():
+            return np.maximum.reduce([-y.min(-1), y.max(-1) - 1, abs(y.sum(-1) - domain.k)])
+        case Sphere():
+            return abs(np.sqrt((y**2).sum(-1)) - 1)
+        case SecondOrderCone():
+            return np.sqrt(((y / size[:, None])[:, :-1] ** 2).sum(-1)) - y[:, -1] / size
+        case PSD():
+            matrix = (y / size[:, None]).astype(float).reshape(-1, domain.size, domain.size)
+            return np.maximum(abs(matrix - matrix.swapaxes(1, 2)).max((1, 2)), -np.linalg.eigvalsh(matrix)[:, 0])
+        case ExponentialCone():
+            r, s, t = (y / size[:, None]).T
+            power = np.divide(r, s, where=s > 0, out=np.zeros_like(r))
+            above = np.where(s > 0, (s * np.exp(power) - t) / (1 + abs(power)), np.maximum(r, -s))
+            return np.maximum(above, -t)
+        case Birkhoff():
+            matrix = y.reshape(-1, domain.size, domain.size)
+            margins = np.concatenate([matrix.sum(1), matrix.sum(2)], -1)
+            return np.maximum(-y.min(-1), abs(margins - 1).max(-1))
+        case Product():
+            parts = np.split(y, np.cumsum(domain.sizes)[:-1], -1)
+            return np.maximum.reduce([outside(d, part) for d, part in zip(domain.domains, parts, strict=True)])
+        case Density():
+            low, high = domain.bounds
+            return np.maximum(low - y[:, domain.dim :], y[:, domain.dim :] - high).max(-1)
+    raise AssertionError(domain)
+
+
+def rounding(domain: Domain, dtype: torch.dtype) -> float:
+    return 16 * max(domain.dim, 4) * torch.finfo(dtype).eps
+
+
+@PRECISIONS
+@over(Domain)
+def test_every_answer_is_in_y_at_every_scale(domain, dtype):
+    y, tol = everywhere(taken(domain), dtype), rounding(domain, dtype)
+    answers = [domain.nearest(y), domain.project(everywhere(domain.inputs, dtype))]
+    with contextlib.suppress(UserError):
+        answers.append(domain.linear(y))
+    for found in answers:
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+        size = 1 + found.abs().amax(-1)
+        assert outside(domain, found.numpy().astype(EXACT)).max() <= tol
+        assert (domain.violation(found) <= tol * size).all()
+        assert ((domain.nearest(found) - found).abs().amax(-1) <= tol * size).all()
+
+
+@PRECISIONS
+@over(Domain)
+def test_derivatives_are_finite_at_every_scale(domain, dtype):
+    for call, size in ((domain.project, domain.inputs), (domain.nearest, taken(domain)), (domain.violation, taken(domain))):
+        y = everywhere(size, dtype).requires_grad_()
+        value = call(y)
+        (slope,) = torch.autograd.grad(value.sum(), y)
+        assert value.isfinite().all()
+        assert slope.isfinite().all()
+
+
+def by_fractions(domain: Domain, y: list[float]) -> list[Fraction]:
+    """The nearest point without any rounding."""
+    exact = [Fraction(one) for one in y]
+    match domain:
+        case Box():
+            ends = zip(domain.low.tolist(), domain.high.tolist(), strict=True)
+            return [min(max(one, Fraction(low)), Fraction(high)) for one, (low, high) in zip(exact, ends, strict=True)]
+        case Orthant():
+            return [max(one, Fraction(0)) for one in exact]
+    k = Fraction(domain.k) if isinstance(domain, CappedSimplex) else Fraction(1)
+
+    def filled(tau: Fraction) -> list[Fraction]:
+        return [min(max(one - tau, Fraction(0)), Fraction(1)) for one in exact]
+
+    kinks = sorted({kink for one in exact for kink in (one, one - 1)})
+    high = next(kink for kink in kinks if sum(filled(kink)) <= k)  # the sum falls as tau rises, and is linear below this kink
+    low = max((kink for kink in kinks if kink < high), default=high - 1)
+    above, below = sum(filled(high)), sum(filled(low))
+    return filled(high if below == above else high - (high - low) * (k - above) / (below - above))
+
+
+@PRECISIONS
+@over(Box, Orthant, Simplex, CappedSimplex)
+def test_nearest_on_a_polytope_is_exact_at_every_scale(domain, dtype):
+    y = everywhere(domain.dim, dtype)
+    for given, found in zip(y.tolist(), domain.nearest(y).tolist(), strict=True):
+        for one, exact in zip(found, by_fractions(domain, given), strict=True):
+            assert abs(Fraction(one) - exact) <= rounding(domain, dtype) * max(1, abs(exact))
+
+
+def gain(domain: Domain, far: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """max_{s in Y} <far, s - near> (B,), over s of length 1 where Y is a cone: 0 is optimality itself, for far = y - near."""
+    lost = (far * near).sum(-1)
+    match domain:
+        case Orthant():
+            best = far.max(-1)
+        case SecondOrderCone():
+            best = np.sqrt((far[:, :-1] ** 2).sum(-1)) + far[:, -1]
+        case PSD():
+            size = abs(far).max(-1).clip(1e-300)
+            matrix = (far / size[:, None]).astype(float).reshape(-1, domain.size, domain.size)
+            best = size * np.linalg.eigvalsh((matrix + matrix.swapaxes(1, 2)) / 2)[:, -1]
+        case ExponentialCone():
+            rho = np.linspace(-60, 60, 24_001, dtype=EXACT)
+            rays = np.stack([rho, np.ones_like(rho), np.exp(rho)])
+            flat = np.array([[-1, 0], [0, 0], [0, 1]], dtype=EXACT)
+            best = (far @ np.concatenate([rays / np.sqrt((rays**2).sum(0)), flat], -1)).max(-1)
+        case Birkhoff():
+            matrices = far.astype(float).reshape(-1, domain.size, domain.size)
+            best = np.array([m[scipy.optimize.linear_sum_assignment(-m)].sum() for m in matrices])
+    if isinstance(domain, Birkhoff):
+        return best - lost
+    return np.maximum(best, abs(lost) / np.sqrt((near**2).sum(-1)).clip(1e-300))
+
+
+@PRECISIONS
+@over(SecondOrderCone, PSD, ExponentialCone, Birkhoff)
+def test_no_point_is_nearer_at_any_scale(domain, dtype):
+    y = everywhere(domain.dim, dtype)
+    exact, near = y.numpy().astype(EXACT), domain.nearest(y).numpy().astype(EXACT)
+    size = abs(exact).max(-1) + abs(near).max(-1)
+    assert (gain(domain, exact - near, near) <= rounding(domain, dtype) * size).all()
+
+
+@PRECISIONS
+@over(Sphere)
+def test_nearest_on_the_sphere_has_the_direction_at_every_scale(domain, dtype):
+    y = everywhere(domain.dim, dtype)[1:]
+    y = y[y.abs().amax(-1) > 0]
+    exact = y.numpy().astype(EXACT)
+    exact = exact / abs(exact).max(-1, keepdims=True)
+    expected = exact / np.sqrt((exact**2).sum(-1, keepdims=True))
+    assert abs(domain.nearest(y).numpy() - expected).max() <= rounding(domain, dtype)
+
+
+def test_a_projection_of_large_numbers_fills_k():
+    """What was found: all ones, whose sum is 5."""
+    y = torch.tensor([[2.0, 1.0, 0.0, -1.0, -2.0]]) * 2**25
+    assert CappedSimplex(5, 2).nearest(y).tolist() == [[1, 1, 0, 0, 0]]
+
+
+@PRECISIONS
+@pytest.mark.parametrize("k", [2, 1.5, 1e-3])
+def test_lml_fills_k_at_every_scale(k, dtype):
+    """y_i = 1 / (1 + exp(-v_i - nu)), the root nu by bisection with 80 digits."""
+    v = everywhere(5, dtype)[::5]
+    with mpmath.workdps(80):
+        for given, found in zip(v.tolist(), CappedSimplex(5, k).project(v).tolist(), strict=True):
+            low, high = -max(given) - mpmath.mpf(1e3), -min(given) + mpmath.mpf(1e3)
+            for _ in range(220):
+                nu = (low + high) / 2
+                y = [1 / (1 + mpmath.exp(-mpmath.mpf(one) - nu)) for one in given]
+                low, high = (nu, high) if sum(y) < k else (low, nu)
+            np.testing.assert_allclose(found, [float(one) for one in y], atol=200 * torch.finfo(dtype).eps, rtol=0)
+
+
 # --- rows
 
 
@@ -438,6 +689,23 @@ def test_gaussian_density_is_torchs():
         (lambda: Box([0.0, 1.0], [1.0, 1.0]), "Box.low"),
         (lambda: Box([0.0], [float("inf")]), "Box.low"),
         (lambda: Box([float("nan")], [1.0]), "Box.low"),
+        (lambda: Box(0.0, 1.0), "Box.low: 0.0 is given; a list of numbers"),
+        (lambda: Box([0.0], 1.0), "Box.high: 1.0 is given; a list of numbers"),
+        (lambda: Box(None, None), "Box.low: None is given"),
+        (lambda: Box(["0"], ["1"]), "Box.low"),
+        (lambda: Box([[0.0]], [[1.0]]), "Box.low"),
+        (lambda: Box(torch.tensor(0.0), torch.tensor(1.0)), "Box.low"),
+        (lambda: Box([0.0, [1.0]], [1.0, 2.0]), "Box.low"),
+        (lambda: Simplex("3"), "Simplex.dim: '3' is given"),
+        (lambda: Simplex(None), "Simplex.dim"),
+        (lambda: Simplex(True), "Simplex.dim"),
+        (lambda: CappedSimplex(3, "2"), "CappedSimplex.k: '2' is given"),
+        (lambda: CappedSimplex(3, None), "CappedSimplex.k"),
+        (lambda: CappedSimplex(3, float("nan")), "CappedSimplex.k"),
+        (lambda: Product(Simplex(2)), "Product.domains: a Simplex is given"),
+        (lambda: Product([2]), r"Product.domains\[0\]"),
+        (lambda: Gaussian(1, "low", 2.0), "Gaussian.log_std_low: 'low' is given"),
+        (lambda: SquashedGaussian(1, 2.0, 2.0), "SquashedGaussian.log_std_low"),
         (lambda: Product([]), "Product.domains"),
         (lambda: Product([Simplex(2), Gaussian(2)]), r"Product.domains\[1\]"),
         (lambda: Gaussian(0), "Gaussian.dim"),
@@ -448,3 +716,22 @@ def test_gaussian_density_is_torchs():
 def test_bad_arguments_are_named(make, field):
     with pytest.raises(UserError, match=rf"^{field}.* needed"):
         make()
+
+
+def test_what_pytorch_users_hold_is_taken():
+    """Tensors and arrays for bounds, NumPy's and torch's integers for sizes."""
+    low, high = [-1.0, 0.0], [1.0, 3.0]
+    expected = Box(low, high).nearest(torch.tensor([[-9.0, 9.0]]))
+    for given in (torch.tensor, np.array, tuple):
+        assert torch.equal(Box(given(low), given(high)).nearest(torch.tensor([[-9.0, 9.0]])), expected)
+    assert Simplex(np.int64(3)).dim == Simplex(torch.tensor(3)).dim == 3
+    assert CappedSimplex(3, np.float32(2)).k == CappedSimplex(3, torch.tensor(2)).k == 2
+
+
+def test_a_box_keeps_its_bounds_where_they_round():
+    """offset - scale is 0 for these in float32; nothing that a model or a solver plays may lie below the bound."""
+    box = Box([1e-8], [1.0])
+    far = torch.tensor([[-1e9]])
+    for found in (box.project(far), box.nearest(far), box.linear(-far), box.act(far.clamp(min=-1)), box.uniform(99)):
+        assert found.min() >= torch.tensor(1e-8)
+    assert box.nearest(far.double()).item() == 1e-8

@@ -14,7 +14,7 @@ from rlamort.envs.resimulate import Rolled, Stepped, save
 import rlamort as ra
 from rlamort.claims import maxq
 from rlamort.domain import unit_box
-from rlamort.gap import by_episode, gap, max_q, refine, search
+from rlamort.gap import by_episode, gap, in_critic, max_q, refine, search
 from rlamort.losses import objective
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
@@ -134,6 +134,17 @@ def test_every_solver_that_is_timed_finds_the_nearest_point_of_the_box(setting, 
     assert (more <= alone).all()  # the first of several starts is the only one of one
     assert (alone.diff() <= 0).all()
     assert (alone >= least.double().mean() - 1e-5).all()  # none leaves the box
+
+
+def test_no_action_outside_the_box_is_the_best():
+    """A policy that leaves it is cheaper than all that may be played, and is no reference for it."""
+    problem = Bowl()
+    x = torch.tensor([[0.3, -0.2], [0.5, 2.0], [-3.0, 4.0], [0.1, 0.1]])
+    met = Visited(x, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    found = in_critic(problem, lambda given: given, met, patience=8)
+    best = Cost(problem)(x.clamp(-1, 1), x)
+    np.testing.assert_allclose(found.costs["best"], best.double().numpy(), atol=1e-5)
+    assert found.costs["policy"].max() == 0
 
 
 def test_iterations_are_counted_to_the_first_that_is_low_enough():
@@ -293,7 +304,7 @@ def test_an_interval_is_over_episodes():
 
 
 @pytest.mark.parametrize(("run", "acting"), [("TD3", 1), ("sb3.zip", 0)])
-def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, runs):
+def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, runs, capsys):
     path = f"sb3:{runs / run}" if run.endswith("zip") else runs / run
     report = gap(path, "Pendulum-v1", **{**SMALL, "acting": acting})
     solvers = report.data["critic"]["solvers"]
@@ -308,6 +319,8 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
     assert gaps["policy"]["mean"].mean <= gaps["policy"]["p99"] + 1e-12 <= gaps["policy"]["largest"] + 2e-12
     assert report.data["environment"]["by"] == "stepped"
     assert report.data["environment"]["states"] == 4
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["playing: 2 episodes, for the states in them", "solving and timing: 8 states, by the critic"]
     if acting:
         measured = maxq.judged(report.data, "Pendulum-v1, TD3")
         removed, times = measured.verdicts
@@ -318,8 +331,9 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
         assert {len(values) for values in report.data["acting"]["returns"].values()} == {1}
 
 
-def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs):
+def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs, capsys):
     training, held_out = max_q(runs / "SAC", episodes=3, held_out=1)
+    assert f"playing: 3 episodes of {runs / 'SAC'}, for the states in them" in capsys.readouterr().out
     assert training.states.shape == (60, 3)
     assert held_out.states.shape == (30, 3)
     x = draw(training, 32)

@@ -20,6 +20,7 @@ from rlamort.envs.native import NativeEnv
 from rlamort.envs.one_step import OneStep, contexts, open_problem, problem_of, single, vector
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
+from rlamort.check import check
 from rlamort.domain import Box, Simplex, Sphere
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
@@ -102,18 +103,29 @@ def test_a_registered_problem_passes_the_checkers_as_it_is_made(registered):
     assert rows.reset(seed=0)[0].shape == (3, 4)
 
 
+def test_whatever_is_registered_can_be_made():
+    """By its id alone, single and vector; and steps."""
+    names = [spec.id for spec in gymnasium.registry.values() if spec.namespace == "rlamort"]
+    assert len(names) >= 5
+    for name in names:
+        env, rows = gymnasium.make(name), gymnasium.make_vec(name, num_envs=2)
+        assert env.reset(seed=0)[0].shape == rows.reset(seed=0)[0].shape[1:]
+        assert np.isfinite(env.step(env.action_space.sample())[1])
+        assert np.isfinite(rows.step(rows.action_space.sample())[1]).all()
+
+
 def test_every_problem_of_the_package_is_registered_and_passes_the_checkers():
-    """Nobody keeps a list: whatever class of envs/*.py derives from Problem is there, and is made by its own defaults."""
+    """Nobody keeps a list: whatever class of envs/*.py derives from Problem, and needs no argument, is there."""
     defined = {
         kind
         for module in pkgutil.iter_modules(rlamort.envs.__path__, "rlamort.envs.")
         for kind in vars(importlib.import_module(module.name)).values()
         if isinstance(kind, type) and issubclass(kind, Problem) and kind.__module__ == module.name
     }
-    assert {kind.__name__ for kind in defined} == {s.name for s in gymnasium.registry.values() if s.namespace == "rlamort"}
-    for kind in defined:
-        if all(p.default is not p.empty for p in inspect.signature(kind).parameters.values()):
-            check_env(gymnasium.make(f"rlamort/{kind.__name__}-v0").unwrapped)
+    able = {k for k in defined if all(p.default is not p.empty for p in inspect.signature(k).parameters.values())}
+    assert {kind.__name__ for kind in able} == {s.name for s in gymnasium.registry.values() if s.namespace == "rlamort"}
+    for kind in able:
+        check_env(gymnasium.make(f"rlamort/{kind.__name__}-v0").unwrapped)
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
@@ -351,6 +363,49 @@ class OtherDomain(Portfolio):
 def test_what_a_problem_does_wrong_shows_before_work_starts(kind, error, message):
     with pytest.raises(error, match=message):
         open_problem(kind, count=8)
+
+
+class Forgets(Portfolio):
+    """It never says `super().__init__()`, and so do those below."""
+
+    def __init__(self) -> None:
+        self.price = torch.tensor(0.5)
+
+
+class ForgetsBeforeAPart(Portfolio):
+    def __init__(self) -> None:
+        self.domain = Simplex(4)
+
+
+class ForgetsBeforeABuffer(Portfolio):
+    def __init__(self) -> None:
+        self.register_buffer("price", torch.tensor(0.5))
+
+
+class Unbounded(Portfolio):
+    def __init__(self) -> None:
+        super().__init__()
+        self.domain = Box(0.0, 1.0)
+
+
+USES = {
+    "check": lambda kind: check(kind()), "OneStep": lambda kind: OneStep(kind(), 2, CPU), "amortize": rlamort.amortize,
+    "TD3": rlamort.TD3, "problem_of": problem_of, "single": single, "vector": vector,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        *((kind, rf"^{kind.__name__}\.__init__: super\(\)\.__init__\(\) is not called")
+          for kind in (Forgets, ForgetsBeforeAPart, ForgetsBeforeABuffer)),
+        (Unbounded, r"^Box\.low: 0\.0 is given; a list of numbers"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_a_constructor_does_wrong_is_named_wherever_it_is_used(kind, message, use):
+    with pytest.raises(UserError, match=message):
+        use(kind)
 
 
 def test_contexts_of_another_number_are_named():

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,18 +12,19 @@ import torch
 from torch import nn
 
 import rlamort.reference
-from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.domain import Box, CappedSimplex, Domain, Euclid, Simplex, Sphere
 from rlamort.errors import Fault, UserError
-from rlamort.model import Full, Unroll
+from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
 from rlamort.reference import Adam, Conformal, Descent, DualityGap, Unconstrained, best_found, solution_of, solve_from, solvers
-from rlamort.solver import Solver, measure
+from rlamort.solver import Solver, _seconds_to, measure
 from rlamort.update import Cem, Gradient, Lbfgs
 
 TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}
 QUICK = [Descent(60), Unconstrained("L-BFGS", Lbfgs, 20)]
+SIGMOID = Unconstrained("Adam", functools.partial(Adam, 1.0), 40)  # which stays in Y whatever `nearest` says
 
 
 class Portfolio(Problem):
@@ -198,6 +200,143 @@ def test_the_reference_of_an_item_does_not_depend_on_its_neighbours():
     alone = [best_found(Cost(problem), problem.domain, one, starts=3, searches=some) for one in x.split(1)]
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(together.y, torch.cat([one.y for one in alone]), rtol=0, atol=1e-12)
+
+
+class Chosen(Problem):
+    """Two of five things, the cheapest: a linear cost, whose gradient steps grow without end."""
+
+    domain = CappedSimplex(5, 2)
+    convex = True
+
+    def contexts(self, count):
+        return torch.randn(count, 5)
+
+    def cost(self, y, x):
+        return (x * y).sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_reference_is_in_y_and_the_optimum_of_the_linear_program(dtype):
+    """What was found: 580 of 1,000 outside, by up to 1.34, and a gap of 0.27 in place of 0.015."""
+    solver, x = made(Chosen, dtype=dtype), rows(Chosen, 40, dtype=dtype)
+    found = solver.reference(x)
+    exact = x.sort(-1).values[:, :2].sum(-1)
+    assert found.label == "best found"
+    assert found.messages == ()
+    assert solver.problem.domain.violation(found.y).max() < 1e-6
+    torch.testing.assert_close(found.cost, exact, rtol=0, atol=1e-5)
+    row = measure("full", solver, x, found, training_seconds=1.0, sizes=(1,), repeats=1, limit=60)
+    assert row.gap == pytest.approx((solver.f(solver.predict(x), x) - exact).mean().item(), abs=1e-5)
+    assert solver.solve(x, tol=1e-4).bound.max() <= 1e-4
+
+
+class Lying(Domain):
+    """[0, 1]^2, of which `nearest` does not keep the second bound; `violation` knows it."""
+
+    dim = inputs = 2
+
+    def project(self, v):
+        return v.sigmoid()
+
+    def nearest(self, y):
+        return y.clamp(min=0)
+
+    def violation(self, y):
+        return (y - y.clamp(0, 1)).norm(dim=-1)
+
+
+class Led(Problem):
+    """Lower the further up, so that whatever leaves Y looks better; the solution is (1, 1)."""
+
+    domain = Lying()
+
+    def contexts(self, count):
+        return 1 + torch.rand(count, 2)
+
+    def cost(self, y, x):
+        return -(x * y).sum(-1)
+
+
+class LedTold(Led):
+    """With a solution that is outside for half of the contexts."""
+
+    def solution(self, x):
+        return torch.where(x[:, :1] > 1.5, 3.0, 1.0).expand(-1, 2)
+
+
+def test_a_projection_that_lies_leads_no_reference_out_of_y():
+    problem, x = Led(), rows(Led, 20)
+    found = best_found(Cost(problem), problem.domain, x, starts=3, extra=torch.full_like(x, 0.75))
+    assert problem.domain.violation(found.y).max() == 0
+    assert (found.cost - Cost(problem)(torch.ones_like(x), x)).max() < 0.02
+    (said,) = [message for message in found.messages if message.startswith("projected gradient:")]
+    assert re.fullmatch(r"projected gradient: \d+ of its points lie outside Lying, and were left out", said)
+    assert (found.cost <= Cost(problem)(torch.full_like(x, 0.75), x)).all()
+
+
+def test_nothing_that_is_given_is_taken_from_outside_y():
+    problem, x = Led(), rows(Led, 20)
+    f = Cost(problem)
+    outside = best_found(f, problem.domain, x, starts=2, extra=torch.full_like(x, 9.0), searches=[SIGMOID])
+    assert problem.domain.violation(outside.y).max() == 0
+    assert "the predictions: 20 of its points lie outside Lying, and were left out" in outside.messages
+    told = LedTold()
+    wrong = x[:, 0] > 1.5
+    found = best_found(f, told.domain, x, starts=2, solution=solution_of(told), searches=[SIGMOID])
+    assert told.domain.violation(found.y).max() == 0
+    assert found.label == f"solution; best found for {int(wrong.sum())} of 20"
+    assert f"Led.solution: {int(wrong.sum())} of its points lie outside Lying, and were left out" in found.messages
+    assert (found.y[~wrong] == 1).all()
+
+
+def test_where_nothing_in_y_is_found_there_is_no_reference():
+    class Nowhere(Lying):
+        def violation(self, y):
+            return 1 + y.abs().amax(-1)
+
+    problem, x = Led(), rows(Led, 3)
+    found = best_found(Cost(problem), Nowhere(), x, starts=2, searches=[SIGMOID])
+    assert found.cost.isnan().all()
+    assert found.y.isnan().all()
+
+
+def test_no_rival_wins_from_outside_y():
+    """Projected gradient goes where Y is not at its first step, so that all its costs are lower than any in Y."""
+    solver = made(Led)
+    solver.model = Full(nn.Sequential(nn.Linear(2, 2).double()), solver.problem.domain)
+    nn.init.zeros_(solver.model.net[0].weight)
+    nn.init.constant_(solver.model.net[0].bias, 1.0)
+    x = solver.draw(20)
+    row = measure("full", solver, x, solver.reference(x), training_seconds=1.0, sizes=(1,), repeats=2, limit=60)
+    assert row.rival[1] == "L-BFGS"
+    assert math.isfinite(row.rival_seconds[1])
+    assert _seconds_to(Descent(), solver, [x], 1, 60) == math.inf
+
+
+def test_predictions_outside_y_have_no_gap_and_no_bound():
+    solver, x = made(Led, dtype=torch.float32), rows(Led, 10, dtype=torch.float32)
+    reference = solver.reference(x)
+    predicted = torch.full((10, 2), 0.5)
+    predicted[:4] = 5.0
+    solver.model = Expert(lambda given: predicted[: len(given)])
+    row = measure("expert", solver, x, reference, training_seconds=1.0, sizes=(1,), repeats=1, limit=1)
+    assert (row.failed, row.infeasibility) == (4, pytest.approx(4 * 2**0.5))
+    assert row.gap > 0
+    solver.conformal = Conformal(1.0, 0.95, 99)
+    answer = solver.solve(x, tol=2.0)
+    assert answer.status == ["re-solved"] * 4 + ["predicted"] * 6
+    assert solver.problem.domain.violation(answer.y).max() == 0
+    solver.problem.convex = True
+    assert DualityGap(solver.f, Box([0.0, 0.0], [1.0, 1.0])).bound(predicted, x)[:4].isinf().all()
+
+
+def test_what_is_no_tensor_is_no_solution():
+    class Arrayed(Portfolio):
+        def solution(self, x):
+            return x.numpy()
+
+    with pytest.raises(UserError, match=r"Arrayed\.solution: a ndarray is returned; a tensor"):
+        made(Arrayed).reference(rows(Arrayed, 2))
 
 
 def test_more_contexts_than_a_chunk_are_solved_alike(monkeypatch):
