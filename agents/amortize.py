@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import FirstOrder, Unrolled
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Positive, Widths
+from rlamort.config import Count, Positive, Size, Widths
 from rlamort.domain import Euclid
 from rlamort.env import Spec
 from rlamort.errors import UserError
@@ -58,17 +58,17 @@ class Amortize(Agent):
         model: Literal["full", "choice", "semi", "recurrent", "latent"] = "full",
         loss: Literal["objective", "regress", "iterates", "es"] = "objective",
         hidden: Widths = (128, 128),
-        iterations: Count = 5,
+        iterations: Size = 5,
         inner_rate: Positive = 0.1,
         start: Literal["prediction", "middle"] = "prediction",
         head: Literal["additive", "gated"] = "additive",
-        memory: Count = 64,
-        latent_dim: Count = 8,
-        candidates: Count = 4,
+        memory: Size = 64,
+        latent_dim: Size = 8,
+        candidates: Size = 4,
         learning_rate: Positive = 1e-3,
         decay_updates: Count | None = None,
         sigma: Positive = 0.1,
-        pairs: Count = 8,
+        pairs: Size = 8,
         adjoint: Literal["unrolled", "first_order"] = "unrolled",
     ) -> None:
         super().__init__(spec, normalise=False)
