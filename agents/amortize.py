@@ -33,7 +33,8 @@ class Amortize(Agent):
         model: full predicts; choice makes several predictions, and keeps the one of lowest cost; semi refines the prediction by
             gradient steps of learned size; recurrent by learned steps; latent by gradient steps in a space that is decoded.
         loss: objective scores the answer; regress its distance to the reference solution; iterates every iterate on the way;
-            es the answer to a cost without gradients.
+            es the answer to a cost without gradients. `rlamort amortize` has one more, rl: TD3 on the problem as an
+            environment.
         hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
         inner_rate: size of their gradient steps, before it is learned.

@@ -295,12 +295,13 @@ class Fresh:
         "env": "the problem: a registered id such as rlamort/Sphere-v0, or module:Class from the current folder or a package.",
         "env_kwargs": "keywords of its constructor, e.g. env_kwargs.price=2.",
         "steps": "steps to train for, each of `utd` updates.",
+        "seed": "of networks and contexts; evaluation has its own.",
         "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
         "utd": "updates a step.",
         "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
         "batch_size": "contexts in an update.",
         "eval_episodes": "contexts in an evaluation, always the same.",
-        "compile": "true captures drawing contexts and the update as one graph (5-60 s, then faster); auto does so from 15,000 "
+        "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
         "updates on. What was compiled is kept for later runs.",
     })  # fmt: skip
     settled = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")

@@ -35,16 +35,20 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
         raise UserError(f"video: {error.name} is not installed; pip install 'rlamort[video]'") from error
     if reason := unfilmable(env, env_kwargs):
         raise UserError(f"video: {reason}")
+    make = factory(env, {**(env_kwargs or {}), "render_mode": "rgb_array"}, limit)
     try:
-        playing = factory(env, {**(env_kwargs or {}), "render_mode": "rgb_array"}, limit)()
+        try:
+            playing = make()
+        except TypeError as error:  # it has just been made without
+            raise UserError(f"video: {env} has no picture to give: its constructor takes no render_mode") from error
         observation, _ = playing.reset(seed=SEED)
         _lighten(playing)
         first = playing.render()
+    except UserError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"video: {error}") from error
     except Exception as error:
-        if isinstance(error, TypeError) and "render_mode" in str(error):
-            raise UserError(f"video: {env} has no picture to give: its constructor takes no render_mode") from error
         raise UserError(f"video: {env} does not render here: {type(error).__name__}: {error}") from error
     if not (isinstance(first, np.ndarray) and first.dtype == np.uint8):
         given = f"numbers of type {first.dtype}" if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
