@@ -352,13 +352,10 @@ def takes_text(kind: Any) -> bool:
     return kind is str or (typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind))
 
 
-def takes_list(kind: Any) -> bool:
-    """Whether a list may be a value of the type."""
-    return _list_in(kind) is not None
-
-
-def _list_in(kind: Any) -> Any:
-    return next((one for one in (kind, *typing.get_args(kind)) if typing.get_origin(one) is tuple), None)
+def element_of(kind: Any) -> Any:
+    """The type of the items, where a list may be a value of the type; None where it may not."""
+    lists = (one for one in (kind, *typing.get_args(kind)) if typing.get_origin(one) is tuple)
+    return next((typing.get_args(one)[0] for one in lists), None)
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
@@ -372,7 +369,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         most = min((one.high for one in _annotations(kind) if isinstance(one, AtMost)), default=math.inf)
         limit = f", at most {most}" if isinstance(value, int | float) and value > most else ""
-        listed = _example(value, _list_in(kind)) if takes_list(kind) else ""
+        element = element_of(kind)
+        listed = "" if element is None else _example(value, element)
         example = f", such as {name}=[{listed}]" if listed else ""
         long = isinstance(value, int) and abs(value) >= 10**100  # Python itself refuses to write out some of these
         raise UserError(f"{name}={'1e100 or more' if long else value}: {describe(kind)} is needed{limit}{example}") from None
@@ -383,12 +381,11 @@ def _annotations(kind: Any) -> Iterable[Any]:
     return itertools.chain(getattr(kind, "__metadata__", ()), *map(_annotations, typing.get_args(kind)))
 
 
-def _example(value: Any, kind: Any) -> str:
-    """What a list of that type may hold: the value, if that is what is wrong with it."""
+def _example(value: Any, element: Any) -> str:
+    """What a list of such items may hold: the value, if that is what is wrong with it."""
     try:
-        _convert((value,), kind)
+        _convert(value, element)
     except (TypeError, ValueError, OverflowError):
-        element = typing.get_args(kind)[0]
         bare = typing.get_args(element)[0] if typing.get_origin(element) is Annotated else element
         return {int: "256,256", float: "0.1,0.2", str: "a,b"}.get(bare, "")
     return str(value)

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from rlamort.config import takes_list, takes_text
+from rlamort.config import element_of, takes_text
 from rlamort.errors import UserError
 
 INTERPOLATION = re.compile(r"\$\{([^${}:]*)(:?)")
@@ -54,12 +54,14 @@ def read(text: str, kind: Any) -> Any:
     """What a value means to a field of type `kind`; of several values, a list of them."""
     parsed = _parsed(text)
     if parsed is None:
-        return _items(text) if takes_list(kind) else text
+        return text if element_of(kind) is None else _items(text)
     if parsed.is_sweep_override():
         return text if takes_text(kind) else _several(parsed, text)
     value = parsed.value()
     if takes_text(kind):
         return value if isinstance(value, str | None) else text  # a folder may be called 2024 or true
+    if element_of(kind) is str and isinstance(value, list) and not all(isinstance(one, str) for one in value):
+        return _items(text)  # and so may a label
     return text if isinstance(value, float) and not math.isfinite(value) else value  # 1e400 is shown as it was typed
 
 
@@ -81,7 +83,7 @@ def spelled(argument: str, kind: Any, multirun: bool, known: Collection[str]) ->
     if several and multirun:
         return argument
     if several and not takes_text(kind):
-        listed = f"; a list is {key}=[{text}]" if takes_list(kind) else ""
+        listed = "" if element_of(kind) is None else f"; a list is {key}=[{text}]"
         raise UserError(f"{argument}: several values are a run each, which needs -m{listed}")
     if parsed is None and multirun and "," in text and not text.startswith("["):
         raise UserError(f"{argument}: with -m a comma separates values; in quotes it is text: \"{key}='...'\"")
@@ -104,9 +106,9 @@ def _several(parsed: Override, text: str) -> Any:
 
 
 def _items(text: str) -> Any:
-    """A list whose items Hydra cannot read, such as [jürgen, it's], as YAML does; text where it is none."""
+    """A list of texts as YAML reads it, such as [jürgen, it's, 2024], where Hydra does not; text where it is none."""
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, yaml.BaseLoader)
     except yaml.YAMLError:
         return text
     return found if isinstance(found, list) else text

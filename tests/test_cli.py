@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import rlamort as ra
 from rlamort.cli import COMMANDS
-from rlamort.config import convert, fields, methods, read_row, resolve, takes_list
+from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
 from rlamort.plot import plot
 from rlamort.track import WINDOW, Pace, span
@@ -191,7 +191,6 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["train", "td3", f"batch_size={10**30}"], f"batch_size={10**30}: a whole number >= 1 is needed, at most 1000000"),
         (["train", "td3", f"learning_rate={'9' * 400}"], "learning_rate=1e100 or more: a number > 0 is needed"),
         (["train", "td3", "learning_rate=1e400"], "learning_rate=1e400: a number > 0 is needed"),
-        (["train", "td3", "learning_rate=nan"], "learning_rate=nan: a number > 0 is needed"),
         (["train", "td3", "env_timeout=1e300"], r"env_timeout=1e\+300: a number > 0 is needed, at most 1000000"),
         (["train", "td3", "threads=100000"], "threads=100000: a whole number >= 1 or null is needed, at most 1024"),
         (["train", "td3", "hidden=256"], r"hidden=256: .*, such as hidden=\[256\]$"),
@@ -210,7 +209,6 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["eval", "nowhere", "--episodes", "1e9"], "--episodes=1e9: a whole number >= 1 is needed"),
         (["plot", "nowhere", "--out", "curves.foo"], "curves.foo: no image is written under that name; allowed endings: .*png"),
         (["compare", "rlamort/Sphere-v0", "seeds=0,a"], r"seeds=\['0', 'a'\]: a list of a whole number >= 0"),
-        (["resume", "nowhere", "wandb_notes"], "wandb_notes: key=value is needed"),
         (["push", "nowhere", "wandb_mode=on"], "wandb_mode=on: online, offline, disabled is needed"),
     ],
 )
@@ -320,7 +318,7 @@ def test_help_shows_no_key_that_does_nothing(tmp_path):
 @pytest.mark.parametrize("method", methods())
 def test_whoever_forgets_the_brackets_of_a_list_is_shown_them(method):
     for field in fields(read_row(method)).values():
-        if takes_list(field.type):
+        if element_of(field.type) is not None:
             with pytest.raises(UserError, match=rf"{field.name}=0\.5: .*is needed(, such as {field.name}=\[.+\])?$") as error:
                 convert(field.name, 0.5, field.type)
             assert "[" in str(error.value) or field.name == "track"

@@ -65,6 +65,7 @@ def test_any_text_arrives(text):
         ("wandb_notes=first\nsecond", "first\nsecond"),
         ("wandb_tags=[jürgen, it's, a=b]", ["jürgen", "it's", "a=b"]),
         ("wandb_tags=[a,'b c',${x}]", ["a", "b c", "${x}"]),
+        ("wandb_tags=[2024, true, v1]", ["2024", "true", "v1"]),
         ("track=[wandb,tensorboard]", ["wandb", "tensorboard"]),
         ("steps=1_000", 1000),
         ("compile=true", True),
