@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import FirstOrder, Unrolled
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Positive, Widths
+from rlamort.config import Count, Positive, Size, Widths
 from rlamort.domain import Euclid
 from rlamort.env import Spec
 from rlamort.errors import UserError
@@ -34,7 +34,8 @@ class Amortize(Agent):
         model: full predicts; choice makes several predictions, and keeps the one of lowest cost; semi refines the prediction by
             gradient steps of learned size; recurrent by learned steps; latent by gradient steps in a space that is decoded.
         loss: objective scores the answer; regress its distance to the reference solution; iterates every iterate on the way;
-            es the answer to a cost without gradients.
+            es the answer to a cost without gradients. `rlamort amortize` has one more, rl: TD3 on the problem as an
+            environment.
         hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
         inner_rate: size of their gradient steps, before it is learned.
@@ -59,17 +60,17 @@ class Amortize(Agent):
         model: Literal["full", "choice", "semi", "recurrent", "latent"] = "full",
         loss: Literal["objective", "regress", "iterates", "es"] = "objective",
         hidden: Widths = (128, 128),
-        iterations: Count = 5,
+        iterations: Size = 5,
         inner_rate: Positive = 0.1,
         start: Literal["prediction", "middle"] = "prediction",
         head: Literal["additive", "gated"] = "additive",
-        memory: Count = 64,
-        latent_dim: Count = 8,
-        candidates: Count = 4,
+        memory: Size = 64,
+        latent_dim: Size = 8,
+        candidates: Size = 4,
         learning_rate: Positive = 1e-3,
         decay_updates: Count | None = None,
         sigma: Positive = 0.1,
-        pairs: Count = 8,
+        pairs: Size = 8,
         adjoint: Literal["unrolled", "first_order"] = "unrolled",
     ) -> None:
         super().__init__(spec, normalise=False)

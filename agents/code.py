@@ -11,7 +11,7 @@ from rlamort.agents.amortize import posed
 from torch import Tensor
 
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Fraction, Positive, Whole
+from rlamort.config import Count, Fraction, Positive, Size, Whole
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.losses import Loss, OverIterates, Regress, objective, weighed
@@ -52,7 +52,7 @@ class Code(Agent):
         rate: Positive = 1.0,
         momentum: Literal["none", "fista"] = "none",
         safeguard: Literal["none", "ista"] = "none",
-        teacher_steps: Count = 50,
+        teacher_steps: Size = 50,
         learning_rate: Positive = 2e-3,
         decay_updates: Count | None = None,
     ) -> None:

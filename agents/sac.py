@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Fraction, NonNegative, Positive, Widths
+from rlamort.config import Fraction, NonNegative, Positive, Size, Widths
 from rlamort.critic import Critic, frozen_copy, polyak
 from rlamort.domain import SquashedGaussian
 from rlamort.env import Spec
@@ -48,7 +48,7 @@ class SAC(Agent):
         critic_learning_rate: Positive | None = None,
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
-        critics: Count = 2,
+        critics: Size = 2,
         pessimism: NonNegative = 1.0,
         temperature: Positive = 1.0,
         target_entropy: float | None = None,

@@ -3,7 +3,7 @@
 import functools
 import time
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.config import Fraction, Positive, Range, Widths
+from rlamort.config import Count, Fraction, Positive, Widths
 from rlamort.env import Episode, Spec
 from rlamort.errors import UserError
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
@@ -94,7 +94,7 @@ class Own:
 
     resumable = False
 
-    def __init__(self, env: GymEnv, *, buffer_size: Annotated[int, Range(1)] = 1_000_000) -> None:
+    def __init__(self, env: GymEnv, *, buffer_size: Count = 1_000_000) -> None:
         self.env, self.buffer_size = env, buffer_size
         self.model: Any = None
 
@@ -143,12 +143,12 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
     def _on_step(self) -> bool:
         clock = self.clock
         before, clock.env_step = clock.env_step, self.num_timesteps - self.origin
-        clock.seconds = time.perf_counter() - self.started
+        clock.seconds, clock.updates = time.perf_counter() - self.started, self.model._n_updates
         clock.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
         self.journal.progress(clock)
         if crosses(before, clock.env_step, self.schedule.log_every):
             losses = {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
-            self.journal.record(clock, {**losses, **summary(clock.episodes), **speed(clock)})
+            self.journal.record(clock, {**losses, **summary(clock.episodes), **speed(clock, self.journal.pace)})
             clock.episodes.clear()
         if crosses(before, clock.env_step, self.schedule.eval_every):
             self.journal.measure(self.agent, clock)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Fraction, NonNegative, Positive, Widths
+from rlamort.config import Count, Fraction, NonNegative, Positive, Size, Widths
 from rlamort.critic import Critic, frozen_copy, polyak
 from rlamort.env import Spec
 from rlamort.losses import objective, td_target
@@ -49,7 +49,7 @@ class TD3(Agent):
         critic_learning_rate: Positive | None = None,
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
-        critics: Count = 2,
+        critics: Size = 2,
         exploration_noise: NonNegative = 0.1,
         smoothing_noise: NonNegative = 0.2,
         smoothing_clip: NonNegative = 0.5,

@@ -1,8 +1,10 @@
 """Classes that a user names as `module:Class`."""
 
+import ast
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from rlamort.errors import UserError, nearest
@@ -44,3 +46,30 @@ def class_at(path: str, field: str, kinds: tuple[type, ...]) -> type[Any]:
         given = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
         raise UserError(f"{field}={path}: it is {given}; a class derived from {wanted} is needed")
     return found
+
+
+def here(name: str, key: str = "") -> str:
+    """What to say to somebody who names a module of the current folder and no class in it; "" where there is no such file.
+
+    The file is read, not run: it may be anything.
+
+    Args:
+        name: what the user gave, such as `thermo` or `my.thermo` or `thermo.py`.
+        key: what they gave it as, where that was key=value.
+    """
+    before = f"{key}=" if key else ""
+    module = name.removesuffix(".py").replace(os.sep, ".")
+    if not all(part.isidentifier() for part in module.split(".")):
+        return ""
+    place = Path(*module.split("."))
+    file = next((one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()), None)
+    if file is None:
+        return ""
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError) as error:
+        return f"{file} is here, and cannot be read as Python: {error}"
+    classes = [node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    if not classes:
+        return f"{file} is here, and has no class; {before}module:Class is needed"
+    return f"{file} is here: did you mean {' or '.join(f'{before}{module}:{one}' for one in classes[:5])}?"

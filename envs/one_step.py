@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from rlamort.envs.named import class_at
+from rlamort.envs.named import class_at, here
 from rlamort.envs.native import NativeEnv, NativeVectorEnv
 from torch import Tensor
 
@@ -283,7 +283,8 @@ def _class_of(name: str) -> type[Problem]:
     if name in gymnasium.registry and name not in problems:
         raise UserError(f"problem={name}: it is an environment with dynamics; a rlamort.problem.Problem is needed")
     if name not in problems and ":" not in name:
-        raise UserError(f"problem={name}: there is none of that name; 'module:Class' takes your own. {nearest(name, problems)}")
+        hint = here(name) or f"'module:Class' takes your own. {nearest(name, problems)}"
+        raise UserError(f"problem={name}: there is none of that name; {hint}")
     return class_at(problems.get(name, name), "problem", (Problem,))
 
 

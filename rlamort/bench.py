@@ -13,7 +13,6 @@ from statistics import median
 import numpy as np
 import torch
 
-from rlamort import mirror
 from rlamort.capture import Eager
 from rlamort.checkpoint import versions
 from rlamort.report import Report
@@ -91,12 +90,11 @@ def tracking() -> Report:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         os.environ |= {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": "x" * 40}
-        mirror.GRACE = 0.1
         for turn in range(rounds):
             for track in seconds:
                 learner = learner_class("sac")(
                     "HalfCheetah-v5", dir=f"{folder}/{track}-{turn}", track=track, warmup_steps=500, eval_every=10**6,
-                    log_every=100, checkpoint_every=500, buffer_size=10_000,
+                    log_every=100, checkpoint_every=500, buffer_size=10_000, track_timeout=0.1,
                 )  # fmt: skip
                 learner.learn(600)
                 start = time.perf_counter()

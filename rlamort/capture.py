@@ -15,6 +15,7 @@ from torch import Tensor
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Contexts
+from rlamort.track import say
 
 Sampler = Callable[[], Batch | Contexts]
 
@@ -51,6 +52,8 @@ class Compiled:
     after the last. They draw their noise as the eager round does.
     """
 
+    beginning = "compiling updates (5-60 s; kept for later runs) ..."
+
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
@@ -85,6 +88,8 @@ class CudaGraph:
 
     Parameters, replay and random state are where the graph found them; x is copied into a buffer of its own.
     """
+
+    beginning = "recording updates as a CUDA graph ..."
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.eager = Eager(agent, sample)
@@ -150,14 +155,15 @@ class Captured:
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
-        self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = (
-            CudaGraph(agent, sample) if agent.domain.scale.is_cuda else Compiled(agent, sample)
-        )
+        kind = CudaGraph if agent.domain.scale.is_cuda else Compiled
+        self.beginning = kind.beginning
+        self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = kind(agent, sample)
         self.proved: set[tuple[bool, ...]] = set()
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
             return self.rounds(improves, x)
+        say.get()(self.beginning)
         before, twin = Moment(self.agent), copy.deepcopy(self.agent)
         expected = named(Eager(twin, self.sample)(improves, x), twin)
         before.restore()

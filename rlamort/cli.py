@@ -2,20 +2,40 @@
 
 import argparse
 import contextlib
-import io
+import importlib.metadata
+import itertools
 import json
 import os
+import re
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import types
+import uuid
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from rlamort.config import Run, check_names, defaults, describe, fields, fields_of, methods, read_row, resolve, short_name
+from rlamort.config import (
+    Field,
+    Run,
+    Seed,
+    Size,
+    check_names,
+    convert,
+    defaults,
+    describe,
+    fields,
+    fields_of,
+    methods,
+    read_row,
+    resolve,
+    settled,
+    short_name,
+)
 from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +57,8 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort compare PROBLEM|RUN [loss=objective,es ...] same network, contexts and budget under several losses or models
   rlamort gap RUN|sb3:FILE.zip [env=ENV]              how far a policy is from the best action: by its critic, and re-simulated
   rlamort bench [NAME] [--out FILE]                   training speed beside SB3 and sbx; profile, scaling, checkpoint, tracking
-  rlamort reproduce METHOD                            measure a method's claims on this machine
+  rlamort reproduce [METHOD]                          measure a method's claims on this machine; alone, lists them
+  rlamort COMMAND --help                              what a command takes; rlamort --version
 
 RUN is a run directory, the last line that `train` prints. PROBLEM is module:Class or a registered id (rlamort/Sphere-v0).
 """
@@ -48,8 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0; 1, a claim failed; 2, what was asked cannot be done; 3, an environment or agent failed;
     4, storage did; 75, stopped and saved; 130, interrupted twice. RLAMORT_TRACEBACK=1 shows where an error came from."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"rlamort {importlib.metadata.version('rlamort')}")
         return 0
     warnings.showwarning = _warn
     try:
@@ -73,6 +99,12 @@ def _guarded(work: Callable[[], Any]) -> int:
         return _say(error, 4)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error))):
+            raise
+        asked = re.search(r"allocate [\d.]+ \w+", str(error))
+        what = f"could not {asked[0]}" if asked else str(error) or "nothing is left"
+        return _say(UserError(f"memory: what is asked does not fit ({what}); smaller sizes may"), 2)
     return 0
 
 
@@ -90,9 +122,8 @@ def _say(error: Exception, code: int) -> int:
 
 def list_methods(arguments: list[str]) -> None:
     """`rlamort list`."""
-    _parser("list", "Methods, and the problem that each amortizes: argmin over y in Y of f(y; x), for x ~ p(x).").parse_args(
-        arguments
-    )
+    about = "Methods, and the problem that each amortizes: argmin over y in Y of f(y; x), for x ~ p(x)."
+    _Parser("list", about).parse_args(arguments)
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
@@ -106,22 +137,27 @@ def list_methods(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """`rlamort train METHOD key=value ...`: checks every key, then hands over to Hydra, which may run it several times."""
-    if not arguments or arguments[0].startswith("-") or "=" in arguments[0]:
+    given = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if not given and arguments:
+        return _train_help()
+    if not given or given[0].startswith("-") or "=" in given[0]:
         raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
-    method, *rest = arguments
+    method, *rest = given
     row = read_row(method)
     if short_name(method) != method:  # a file of the user's own, which later commands must find from other folders
         method = str(Path(method).resolve())
-    known = fields(row)
-    if "-h" in rest or "--help" in rest:
+    if len(given) < len(arguments):
         return _help(method, row)
+    known = fields(row)
     flags, overrides = _parted(rest, known)
-    if "--multirun" in flags and not any(override.startswith("wandb_group=") for override in overrides):
-        overrides.append(f"wandb_group={short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
 
     from hydra import main as hydra_main
     from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from rlamort.overrides import spelled
 
     store = ConfigStore.instance()
     values = defaults(row)
@@ -130,58 +166,124 @@ def train(arguments: list[str]) -> None:
     if choice not in methods():
         store.store(group="method", name=choice, node=row, package="_global_")
 
-    def job(composed: DictConfig) -> None:
-        given = OmegaConf.to_container(composed, resolve=True)
-        assert isinstance(given, dict)
-        values = {str(key): value for key, value in given.items() if key in known}
-        code = _guarded(lambda: run_one(method, values))
-        if code:  # before Hydra sees an exception and prints where it came from
-            raise SystemExit(code)
+    with _several(method, "--multirun" in flags, overrides) as made:
 
-    program, before = sys.argv[0], sys.argv
-    sys.argv = [program, *flags, f"method={choice}", *overrides]
-    try:
-        hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
-    finally:
-        sys.argv = before
+        def one(composed: DictConfig) -> None:
+            try:
+                given = OmegaConf.to_container(composed, resolve=True)
+            except OmegaConfBaseException as error:
+                raise _refused(error) from error
+            assert isinstance(given, dict)
+            made(run_one(method, {str(key): value for key, value in given.items() if key in known}))
+
+        def job(composed: DictConfig) -> None:
+            code = _guarded(lambda: one(composed))
+            if code:  # before Hydra sees an exception and prints where it came from
+                raise SystemExit(code)
+
+        words = [spelled(f"method={choice}", str, False, known), *overrides]
+        before, sys.argv = sys.argv, [sys.argv[0], *flags, *words]
+        chosen = os.environ.get("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come out as exceptions: they are said here
+        try:
+            hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _refused(error) from error
+        finally:
+            sys.argv = before
+            os.environ.pop("HYDRA_FULL_ERROR") if chosen is None else os.environ.update(HYDRA_FULL_ERROR=chosen)
 
 
-def _parted(arguments: list[str], known: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Hydra's own flags, and the overrides, whose keys must exist."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _refused(error: Exception) -> UserError:
+    """What Hydra or OmegaConf says of what was typed, in one line."""
+    return UserError(f"Hydra: {' '.join(str(error).split())}")
+
+
+@contextlib.contextmanager
+def _several(method: str, multirun: bool, overrides: list[str]) -> Iterator[Callable[[Path], Any]]:
+    """What takes the folder of each run. What those of a multirun share is added to `overrides`; at the end they are drawn."""
+    if not multirun:
+        yield lambda run: None
+        return
+    from rlamort.overrides import spelled
+    from rlamort.plot import plot
+
+    name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    # Hydra writes a multirun.yaml, and its launchers may keep more: here, since a cluster's nodes must find it
+    with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
+        for key, value in (("wandb_group", name), ("hydra.sweep.dir", folder)):
+            if not any(override.startswith(f"{key}=") for override in overrides):
+                overrides.append(spelled(f"{key}={value}", str, False, ()))
+        yield lambda run: (Path(folder) / f"{uuid.uuid4()}.run").write_text(str(run.resolve()))
+        runs = [Path(os.path.relpath(note.read_text())) for note in Path(folder).glob("*.run")]
+    if len(runs) > 1:
+        where = Path(os.path.commonpath([run.parent for run in runs]))
+        print(f"all {len(runs)} runs: {plot(runs, _unused(where / f'{name}.png'))}")
+
+
+def _unused(path: Path) -> Path:
+    """The first of NAME, NAME-2, NAME-3 and so on that is not there."""
+    names = itertools.chain([path], (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2)))
+    return next(one for one in names if not one.exists())
+
+
+def _parted(arguments: list[str], known: dict[str, Field]) -> tuple[list[str], list[str]]:
+    """Hydra's own flags, and the overrides, whose keys must exist, as Hydra reads them."""
+    parser = _Parser("train METHOD", "", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
     given, rest = parser.parse_known_args(arguments)
     flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
-    return flags, [_checked(argument, known) for argument in rest]
+    return flags, [_checked(argument, known, given.multirun) for argument in rest]
 
 
-def _checked(argument: str, known: dict[str, Any]) -> str:
+def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
+    from rlamort.overrides import spelled, split
+
     if argument.startswith("-"):
         raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
-    key, equals, value = argument.partition("=")
-    if not equals:
-        raise UserError(f"{argument}: key=value is needed")
+    key, _ = split(argument)
     root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
-    if root == "hydra":
-        return argument
-    check_names([root], known)
-    return f"++{key.lstrip('+')}={value}" if root == "env_kwargs" else argument
+    if root != "hydra":
+        check_names([root], known)
+    kind = known[key].type if key in known else Any
+    override = spelled(argument, kind, multirun, known)
+    return f"++{override.lstrip('+')}" if root == "env_kwargs" else override
+
+
+AFTER_KEYS = """
+-m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. --cfg job trains nothing."""
+
+
+def _train_help() -> None:
+    """`rlamort train --help`."""
+    print("rlamort train METHOD env=ENV key=value ...\n\nTrain a method, into a run directory of its own.\n")
+    print(f"METHOD is one of {', '.join(methods())},\nwhich `rlamort list` describes, or the YAML file of a method of yours.")
+    print("`rlamort train METHOD --help` lists the keys of that method, and their defaults, too.\n")
+    known = fields_of(Run)
+    _show("keys of every run", known.values(), {name: field.default for name, field in known.items()})
+    print(AFTER_KEYS)
 
 
 def _help(method: str, row: dict[str, Any]) -> None:
     print(f"rlamort train {method} key=value ...\n\n{row['about']}\n")
-    chosen = defaults(row)
-    owner = ""
-    for field in fields(row).values():
-        if field.owner != owner:
-            owner = field.owner
-            print(f"{'keys of every run' if owner == 'Run' else 'keys of ' + owner}:")
-        default = chosen[field.name]
-        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-        shown = list(shown) if isinstance(shown, tuple) else shown
-        print(f"  {field.name}={shown}  ({describe(field.type)})\n      {field.help}")
-    print("\n-m key=a,b,c runs once for each value; hydra/launcher=... chooses where.")
+    shown = [field for field in fields(row).values() if field.name not in settled(row)]
+    for owner, group in itertools.groupby(shown, key=lambda field: field.owner):
+        _show("keys of every run" if owner == "Run" else f"keys of {owner}", group, defaults(row))
+    print(AFTER_KEYS)
+
+
+def _show(title: str, shown: Iterable[Field], chosen: dict[str, Any]) -> None:
+    print(f"{title}:")
+    for field in shown:
+        print(f"  {field.name}={_typed(chosen[field.name])}  ({describe(field.type)})\n      {field.help}")
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def run_one(method: str, given: dict[str, Any]) -> Path:
@@ -244,6 +346,7 @@ def _run(learner: "Learner", headline: str) -> Path:
                             learner.save(path / "agent")
             _leave_behind(path, run.video, learner.method)
         finally:
+            interrupts.ending()
             if not learner.closed:
                 learner.close()
     print(path)
@@ -267,6 +370,10 @@ class Interrupts:
     def asked(self) -> bool:
         return self.count > 0
 
+    def ending(self) -> None:
+        """All is saved: from now on the first signal stops what is waited for."""
+        self.count = max(self.count, 1)
+
     def _take(self, number: int, frame: types.FrameType | None) -> None:
         self.count += 1
         if self.count > 1:
@@ -275,12 +382,12 @@ class Interrupts:
 
 def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
-    parser = _parser("resume", "Go on with a run from its newest checkpoint.")
+    parser = _Parser("resume", "Go on with a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: what is to differ from now on, e.g. steps=200_000")
     _method_option(parser)
     given = parser.parse_args(arguments)
-    go_on(given.run, _dotlist(given.changes), given.method)
+    go_on(given.run, _values(given.changes), given.method)
 
 
 def _leave_behind(path: Path, video: bool, method: str) -> None:
@@ -294,66 +401,58 @@ def _leave_behind(path: Path, video: bool, method: str) -> None:
 
 def push(arguments: list[str]) -> None:
     """`rlamort push RUN key=value ...`."""
-    parser = _parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
+    parser = _Parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("changes", nargs="*", help="key=value, of the wandb_ keys, e.g. wandb_project=mine")
+    parser.add_argument("changes", nargs="*", help="key=value: the wandb_ keys, e.g. wandb_project=mine, and track_timeout")
     parser.add_argument("--new", action="store_true", help="as a new run over there")
     given = parser.parse_args(arguments)
-    changes = _dotlist(given.changes)
-    check_names(changes, [name for name in fields_of(Run) if name.startswith("wandb_")])
-    from rlamort.mirror import copy, require
-    from rlamort.plot import config_of
+    changes, known = _values(given.changes), fields_of(Run)
+    check_names(changes, [name for name in known if name.startswith("wandb_") or name == "track_timeout"])
+    from rlamort.mirror import catch_up
 
-    config_of(given.run)
-    require("wandb")
-    if given.new:
-        (given.run / "mirror" / "wandb.json").unlink(missing_ok=True)
-    size = (given.run / "metrics.jsonl").stat().st_size
-    copy(given.run, "wandb", io.StringIO(f"{size}\nend\n"), os.getpid(), changes)
-    print(f"{given.run}: all records are sent")
+    print(catch_up(given.run, {name: convert(name, value, known[name].type) for name, value in changes.items()}, given.new))
 
 
-def _dotlist(changes: list[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
+def _values(arguments: list[str]) -> dict[str, Any]:
+    """key=value, several of them, for commands that do not go through Hydra."""
+    from rlamort.overrides import values
 
-    for change in changes:
-        if "=" not in change:
-            raise UserError(f"{change}: key=value is needed")
-    given = OmegaConf.to_container(OmegaConf.from_dotlist(changes))
-    assert isinstance(given, dict)
-    return {str(key): value for key, value in given.items()}
+    return values(arguments, {name: field.type for name, field in fields_of(Run).items()})
 
 
 def evaluate(arguments: list[str]) -> None:
     """`rlamort eval RUN`."""
-    parser = _parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
+    parser = _Parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--episodes", type=int, default=None, help="how many (default: as in training)")
+    parser.add_argument("--episodes", help="how many (default: as in training)")
     _method_option(parser)
     given = parser.parse_args(arguments)
-    if given.episodes is not None and given.episodes < 1:
-        raise UserError(f"--episodes {given.episodes}: a whole number >= 1 is needed")
+    episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
     from rlamort.run import load
     from rlamort.score import interval
 
     learner = load(given.run, method=given.method)
-    result = learner.score(given.episodes)
-    mean, low, high = interval(result.returns)
+    returns = learner.score(episodes).returns
     print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
-    print(f"return {mean:.2f}, 95 % interval [{low:.2f}, {high:.2f}] over {len(result.returns)} episodes")
+    if learner.agent.spec.problem is None:
+        what, digits, (mean, low, high) = "return", ".2f", interval(returns)
+        count = "1 episode" if len(returns) == 1 else f"{len(returns)} episodes"
+    else:
+        what, digits, (mean, low, high) = "mean cost, lower is better:", ".4g", interval([-one for one in returns])
+        count = "1 context" if len(returns) == 1 else f"{len(returns)} contexts"
+    bounds = f", 95 % interval [{low:{digits}}, {high:{digits}}]" if len(returns) > 1 else ""
+    print(f"{what} {mean:{digits}}{bounds} over {count}")
 
 
 def video(arguments: list[str]) -> None:
     """`rlamort video RUN`."""
-    parser = _parser("video", "Film one evaluation episode.")
+    parser = _Parser("video", "Film one evaluation episode.")
     parser.add_argument("run", type=Path, help="run directory")
     _method_option(parser)
     given = parser.parse_args(arguments)
     if not os.environ.get("MUJOCO_GL"):
-        from rlamort.plot import config_of
         from rlamort.video import film_apart
 
-        config_of(given.run)
         said = film_apart(given.run, given.method)
         if said.startswith("no video"):
             raise UserError(said)
@@ -364,25 +463,25 @@ def video(arguments: list[str]) -> None:
 
     learner = load(given.run, method=given.method)
     run = learner.config.run
-    out = given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4"
+    out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
     total = film(learner.agent, run.env, run.env_kwargs, run.max_episode_steps, out)
     print(f"video: {out} (return {total:.1f})")
 
 
 def plot_runs(arguments: list[str]) -> None:
     """`rlamort plot RUN...`."""
-    parser = _parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
+    parser = _Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="image to write (default: curves.png)")
+    _out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
     given = parser.parse_args(arguments)
     from rlamort.plot import plot
 
-    print(plot(given.runs, given.out))
+    print(plot(given.runs, _free(given) or _unused(Path("curves.png"))))
 
 
 def check_problem(arguments: list[str]) -> None:
     """`rlamort check PROBLEM`."""
-    parser = _parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
+    parser = _Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     given = parser.parse_args(arguments)
     from rlamort.check import check
@@ -396,34 +495,36 @@ def check_problem(arguments: list[str]) -> None:
 
 def amortize_problem(arguments: list[str]) -> None:
     """`rlamort amortize PROBLEM key=value ...`."""
-    parser = _parser("amortize", "Train solvers for a problem, and hold them against its reference.")
+    parser = _Parser("amortize", "Train solvers for a problem, and hold them against its reference.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)
-    parser.add_argument("--out", type=Path, help="folder for solvers, plots and data (default: a new one under runs/)")
+    _out_option(parser, "folder for solvers, plots and data (default: a new one under runs/)")
     given = parser.parse_args(arguments)
+    chosen = _free(given, folder=True)
     from rlamort.amortizing import report
 
-    fields = _dotlist(given.keys)
+    fields = _values(given.keys)
     models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full,semi"), ("loss", "objective")))
     name = given.problem.split(":")[-1].replace("/", "-")
-    out = given.out or Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = chosen or _unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     _tell(report(given.problem, models, losses, out, **fields), out / "report.json")
 
 
 def compare_losses(arguments: list[str]) -> None:
     """`rlamort compare PROBLEM|RUN key=value ...`."""
-    parser = _parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
+    parser = _Parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
     parser.add_argument("target", help="module:Class or a registered id; or a run or sb3:FILE.zip, for its critic")
     parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
-    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
+    _out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
+    out = _free(given)
     from rlamort.amortizing import compare
 
-    fields = _dotlist(given.keys)
+    fields = _values(given.keys)
     models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full"), ("loss", "objective,regress")))
-    seeds = [int(seed) for seed in _names(fields.pop("seeds", "0,1,2"))]
-    _tell(compare(_target(given.target), models, losses, seeds, **fields), given.out)
+    seeds = convert("seeds", _names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
+    _tell(compare(_target(given.target), models, losses, seeds, **fields), out)
 
 
 def _target(given: str) -> Any:
@@ -449,31 +550,35 @@ def _tell(report: Any, out: Path | None) -> None:
 
 def policy_gap(arguments: list[str]) -> None:
     """`rlamort gap RUN|sb3:FILE.zip`."""
-    parser = _parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
+    parser = _Parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
     parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
     parser.add_argument(
         "keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting, patience"
     )
-    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
+    _out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
-    fields = _dotlist(given.keys)
+    out, fields = _free(given), _values(given.keys)
     check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
     from rlamort.gap import gap
 
-    _tell(gap(given.run, fields.pop("env", None), **fields), given.out)
+    _tell(gap(given.run, fields.pop("env", None), **fields), out)
 
 
 def reproduce_row(arguments: list[str]) -> None:
-    """`rlamort reproduce ROW`."""
-    parser = _parser("reproduce", "Measure a row's claims on this machine; exits with 1 when one fails.")
+    """`rlamort reproduce [ROW]`."""
+    about = "Measure a row's claims on this machine; exits with 1 when one fails. Without a row, lists all claims."
+    parser = _Parser("reproduce", about)
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where measurements are kept and looked up")
     given = parser.parse_args(arguments)
-    if (given.row is not None) == given.all:
-        raise UserError("reproduce: either a row or --all is needed")
-    from rlamort.reproduce import reproduce, rows
+    if given.row is not None and given.all:
+        raise UserError(f"reproduce {given.row} --all: either a row or --all is needed")
+    from rlamort.reproduce import outline, reproduce, rows
 
+    if given.row is None and not given.all:
+        print(*outline(), sep="\n")
+        return
     verdicts = [one for row in (rows() if given.all else [given.row]) for one in reproduce(row, given.results)]
     print(*verdicts, sep="\n")
     if not all(verdict.passed for verdict in verdicts):
@@ -482,26 +587,58 @@ def reproduce_row(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """`rlamort bench [NAME] [ALGORITHM]`."""
-    parser = _parser("bench", "Measure rlamort itself on this machine, which should be idle.")
+    parser = _Parser("bench", "Measure rlamort itself on this machine, which should be idle.")
     names = ["speed", "profile", "scaling", "checkpoint", "tracking"]
     about = "speed, the default: beside Stable-Baselines3 and, where SBX_PYTHON names an interpreter that has it, sbx"
     parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
     parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
-    parser.add_argument("--out", type=Path, help="a file that takes the data, as JSON")
+    _out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
+    out = _free(given)
     if given.algorithm and given.name not in ("speed", "profile"):
         raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
     from rlamort.bench import BENCHES
 
-    _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), given.out)
+    _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), out)
 
 
 def _method_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="the YAML file of a method of your own, with which the run was trained")
 
 
-def _parser(name: str, about: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"rlamort {name}", description=about)
+def _out_option(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("--out", type=Path, help=about)
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+
+
+def _free(given: argparse.Namespace, folder: bool = False) -> Path | None:
+    """What --out names, None where it names nothing.
+
+    Raises:
+        UserError: something is there that would be lost, or no file can be there.
+    """
+    out: Path | None = given.out
+    if out is None:
+        return None
+    if out.exists() and out.is_dir() != folder:
+        there, needed = ("file", "folder") if folder else ("folder", "file")
+        raise UserError(f"--out {out}: it is a {there}; a {needed} is needed")
+    if out.exists() and not given.force and not (folder and not any(out.iterdir())):
+        raise UserError(f"--out {out}: it exists already; --force writes over it")
+    return out
+
+
+class _Parser(argparse.ArgumentParser):
+    """The options of one command, before, between and after its other arguments; what is wrong with them is a `UserError`."""
+
+    def __init__(self, name: str, about: str, **more: Any) -> None:
+        super().__init__(prog=f"rlamort {name}", description=about, **more)
+
+    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        return self.parse_intermixed_args(arguments)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.removeprefix('rlamort ')}: {message}; `{self.prog} --help` says what it takes")
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

@@ -7,6 +7,7 @@ the constructors that the row names; their types, ranges, defaults and help are 
 import importlib
 import importlib.resources
 import inspect
+import itertools
 import math
 import re
 import sys
@@ -39,18 +40,34 @@ class Range:
     def __str__(self) -> str:
         parts = []
         if self.low > -math.inf:
-            parts.append(f"{'>' if self.above else '>='} {self.low:g}")
+            parts.append(f"{'>' if self.above else '>='} {self.low}")
         if self.high < math.inf:
-            parts.append(f"{'<' if self.below else '<='} {self.high:g}")
+            parts.append(f"{'<' if self.below else '<='} {self.high}")
         return " and ".join(parts)
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
+@dataclass(frozen=True)
+class AtMost:
+    """More than anybody means, and less than what overflows: said only to those who exceed it."""
+
+    high: int
+
+    def __contains__(self, value: float) -> bool:
+        return value <= self.high
+
+    def __str__(self) -> str:
+        return ""
+
+
+Count = Annotated[int, Range(1), AtMost(2**53)]  # what a double counts to
+Whole = Annotated[int, Range(0), AtMost(2**53)]
+Size = Annotated[int, Range(1), AtMost(10**6)]  # of what lies in memory, or is done in one step of the loop
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # what C's int holds, and with a row's number added numpy.random.seed (2**32 - 1)
+Seconds = Annotated[float, Range(0, above=True), AtMost(10**6)]  # the kernel waits for 2**31 milliseconds at most
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
-Widths = tuple[Count, ...]
+Widths = tuple[Size, ...]
 Tracked = Literal["none", "wandb", "tensorboard"]
 
 
@@ -65,11 +82,11 @@ class Run:
         max_episode_steps: truncates longer episodes; null keeps the environment's own limit.
         reset_options: the options that every reset of the environment is given, e.g. reset_options.level=2.
         steps: environment steps to train for.
-        seed: of networks, exploration, replay and environments; evaluation has its own.
-        device: where networks and replay live; auto takes a GPU where there is one.
+        seed: of all that is random in training; row i of the environments has seed + i. Evaluation has its own.
+        device: where networks and data live; auto takes a GPU where there is one.
         dir: the run directory, which must not exist yet; null makes a new one under runs/.
         num_envs: environments stepped side by side.
-        vectorization: sync steps them in this process, async in a worker process each.
+        vectorization: sync steps them in this process, async in a worker process each, on one thread.
         max_env_faults: steps that may raise, return NaN or lose a worker process; each ends its episode and is said.
         env_timeout: seconds that worker processes may take over a step before they are replaced.
         utd: updates per environment step.
@@ -78,19 +95,19 @@ class Run:
         batch_size: transitions in an update.
         warmup_steps: environment steps with uniformly random actions, before the agent acts.
         update_after: environment steps before the first update; null takes warmup_steps.
-        eval_every: environment steps between evaluations.
+        eval_every: steps between evaluations.
         eval_episodes: episodes in an evaluation, each with its own fixed seed.
-        log_every: environment steps between records of losses and training returns.
+        log_every: steps between records of what training measures.
         compile: true captures sampling, update and action as one graph (5-60 s, then faster); auto does so from 15,000 updates
             on. What was compiled is kept for later runs.
         threads: CPU threads of torch; null leaves its own choice, within the cores and the quota that the process has.
-            Worker processes of environments use one each.
-        checkpoint_every: environment steps between checkpoints, from which `rlamort resume` goes on.
+        checkpoint_every: steps between checkpoints, from which `rlamort resume` goes on.
         keep_checkpoints: how many of the newest stay.
         resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.
         on_nan: what follows when learning diverges; stop ends the run, retry goes back to the newest checkpoint once, with half
             the learning rate.
         track: where else records go; none, wandb, tensorboard, or a list of them. Rows appear there at checkpoints.
+        track_timeout: seconds that the end of a run waits for them to arrive there; what did not, `rlamort push` sends later.
         wandb_project: Weights & Biases project.
         wandb_entity: user or team there; null takes the account's default.
         wandb_group: runs that are shown together; null gives the runs of one -m a group of their own.
@@ -104,31 +121,32 @@ class Run:
     env: str | None = None
     env_kwargs: dict[str, Any] | None = None
     eval_env: str | None = None
-    max_episode_steps: Count | None = None
+    max_episode_steps: Size | None = None
     reset_options: dict[str, Any] | None = None
     steps: Count = 100_000
-    seed: Whole = 0
+    seed: Seed = 0
     device: str = "auto"
     dir: str | None = None
-    num_envs: Count = 1
+    num_envs: Size = 1
     vectorization: Literal["sync", "async"] = "sync"
     max_env_faults: Whole = 10
-    env_timeout: Positive = 60.0
-    utd: Count = 1
+    env_timeout: Seconds = 60.0
+    utd: Size = 1
     reset_every: Whole = 0
-    batch_size: Count = 256
+    batch_size: Size = 256
     warmup_steps: Whole = 1_000
     update_after: Whole | None = None
     eval_every: Count = 5_000
-    eval_episodes: Count = 10
+    eval_episodes: Size = 10
     log_every: Count = 1_000
     compile: Literal["auto"] | bool = "auto"
-    threads: Count | None = None
+    threads: Annotated[int, Range(1), AtMost(1_024)] | None = None
     checkpoint_every: Count = 10_000
     keep_checkpoints: Count = 2
     resume: Literal["never", "auto"] = "never"
     on_nan: Literal["stop", "retry"] = "stop"
     track: Tracked | tuple[Tracked, ...] = "none"
+    track_timeout: Seconds = 10.0
     wandb_project: str = "rlamort"
     wandb_entity: str | None = None
     wandb_group: str | None = None
@@ -142,7 +160,7 @@ class Run:
 # What a resumed run may be told anew: these change nothing that is learned,
 FREE = {
     "eval_env", "steps", "max_env_faults", "env_timeout", "eval_every", "eval_episodes", "log_every", "checkpoint_every",
-    "keep_checkpoints", "resume", "on_nan", "video", "dir", "track",
+    "keep_checkpoints", "resume", "on_nan", "video", "dir", "track", "track_timeout",
     "wandb_project", "wandb_entity", "wandb_group", "wandb_tags", "wandb_notes", "wandb_mode", "wandb_artifacts",
 }  # fmt: skip
 # and these make it another run. The rest changes what is learned from here on, which is said.
@@ -231,6 +249,21 @@ def read_row(method: str) -> dict[str, Any]:
     return dict(row)
 
 
+def config_of(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
+    try:
+        return dict(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: it cannot be read: {' '.join(str(error).split())}") from error
+
+
 def fields_of(target: Callable[..., Any]) -> dict[str, Field]:
     """The keyword fields of a class or function, with the help that its docstring's Args section gives."""
     function = target.__init__ if inspect.isclass(target) else target
@@ -250,12 +283,22 @@ def _arguments(doc: str) -> dict[str, str]:
 
 
 def fields(row: dict[str, Any]) -> dict[str, Field]:
-    """Every field of a method, the run's first; a name that two constructors share is one field."""
+    """Every field of a method, the run's first; a name that two constructors share is one field.
+
+    Where a source says that fields of a run have another `meaning` with it, their help is that.
+    """
+    source = locate(row["source"])
     gathered: dict[str, Field] = {}
-    for target in (Run, locate(row["agent"]), locate(row["source"])):
+    for target in (Run, locate(row["agent"]), source):
         for name, field in fields_of(target).items():
             gathered.setdefault(name, field)
-    return gathered
+    meaning: dict[str, str] = getattr(source, "meaning", {})
+    return {name: field._replace(help=meaning.get(name, field.help)) for name, field in gathered.items()}
+
+
+def settled(row: dict[str, Any]) -> list[str]:
+    """The fields that nobody may change, since the row says so, or they do nothing with its source, which lists them."""
+    return [*row.get("settled", ()), *getattr(locate(row["source"]), "settled", ())]
 
 
 def defaults(row: dict[str, Any]) -> dict[str, Any]:
@@ -286,7 +329,7 @@ def resolve(method: str, given: dict[str, Any]) -> Config:
     check_names(given, known)
     chosen = defaults(row)
     values = {name: convert(name, value, known[name].type) for name, value in {**chosen, **given}.items()}
-    for name in row.get("settled", ()):
+    for name in settled(row):
         if values[name] != chosen[name]:
             raise UserError(f"{name}={values[name]}: {method} has no choice there; only {chosen[name]} is allowed")
     run = Run(**{name: values[name] for name in fields_of(Run)})
@@ -297,7 +340,7 @@ def describe(kind: Any) -> str:
     """What a field may be, in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
-        return " ".join([describe(arguments[0]), *(str(a) for a in arguments[1:])])
+        return " ".join([describe(arguments[0]), *filter(None, map(str, arguments[1:]))])
     if origin is Literal:
         return ", ".join(str(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):
@@ -309,6 +352,17 @@ def describe(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}[kind]
 
 
+def takes_text(kind: Any) -> bool:
+    """Whether any text is a value of the type."""
+    return kind is str or (typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind))
+
+
+def element_of(kind: Any) -> Any:
+    """The type of the items, where a list may be a value of the type; None where it may not."""
+    lists = (one for one in (kind, *typing.get_args(kind)) if typing.get_origin(one) is tuple)
+    return next((typing.get_args(one)[0] for one in lists), None)
+
+
 def convert(name: str, value: Any, kind: Any) -> Any:
     """`value` as the field's type.
 
@@ -317,8 +371,29 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     """
     try:
         return _convert(value, kind)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}={value}: {describe(kind)} is needed") from None
+    except (TypeError, ValueError, OverflowError):
+        most = min((one.high for one in _annotations(kind) if isinstance(one, AtMost)), default=math.inf)
+        limit = f", at most {most}" if isinstance(value, int | float) and value > most else ""
+        element = element_of(kind)
+        listed = "" if element is None else _example(value, element)
+        example = f", such as {name}=[{listed}]" if listed else ""
+        long = isinstance(value, int) and abs(value) >= 10**100  # Python itself refuses to write out some of these
+        raise UserError(f"{name}={'1e100 or more' if long else value}: {describe(kind)} is needed{limit}{example}") from None
+
+
+def _annotations(kind: Any) -> Iterable[Any]:
+    """What is said of a type, or of the parts of one that allows several."""
+    return itertools.chain(getattr(kind, "__metadata__", ()), *map(_annotations, typing.get_args(kind)))
+
+
+def _example(value: Any, element: Any) -> str:
+    """What a list of such items may hold: the value, if that is what is wrong with it."""
+    try:
+        _convert(value, element)
+    except (TypeError, ValueError, OverflowError):
+        bare = typing.get_args(element)[0] if typing.get_origin(element) is Annotated else element
+        return {int: "256,256", float: "0.1,0.2", str: "a,b"}.get(bare, "")
+    return str(value)
 
 
 def _convert(value: Any, kind: Any) -> Any:
@@ -332,7 +407,7 @@ def _convert(value: Any, kind: Any) -> Any:
         for one in sorted(arguments, key=lambda a: a is str):  # text takes anything, so it is asked last
             try:
                 return _convert(value, one)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         raise ValueError
     if origin is Literal:

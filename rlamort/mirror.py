@@ -8,10 +8,14 @@ on.
     python -m rlamort.mirror RUN BACKEND     reads byte positions from its input, a line each
 """
 
+import contextlib
 import fcntl
 import importlib.util
+import io
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,19 +23,24 @@ import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol, TextIO
 
-import yaml
+import psutil
 
+from rlamort.config import Run, config_of
 from rlamort.errors import UserError
+from rlamort.track import Records
 
 NEEDS = {"wandb": "wandb", "tensorboard": "tensorboard"}
-GRACE = 60.0  # seconds that a finished run waits for its mirrors
+SOON = 1.0  # seconds after which it is said what is waited for
+PATIENCE = 3600.0  # seconds within which a backend must answer while training goes on
 
 
 class Backend(Protocol):
     """Where rows go."""
+
+    def arrived(self) -> int | None:
+        """How many records it has, where it knows that better than who sends them."""
 
     def send(self, env_step: int, values: dict[str, Any]) -> None:
         """One record."""
@@ -57,20 +66,34 @@ class Wandb:
         config: its resolved configuration.
         identity: the run's id over there.
         watched: the process whose system metrics are logged.
+        patience: seconds within which it must answer at first.
+
+    Raises:
+        UserError: it does not, or lets nobody in.
     """
 
-    def __init__(self, run: Path, config: dict[str, Any], identity: str, watched: int) -> None:
+    def __init__(self, run: Path, config: dict[str, Any], identity: str, watched: int, patience: float) -> None:
         import wandb
 
-        settings = wandb.Settings(console="off", silent=True, x_stats_pid=watched, init_timeout=3600)
-        self.run = wandb.init(
-            project=config["wandb_project"], entity=config["wandb_entity"], group=config["wandb_group"],
-            tags=list(config["wandb_tags"]), notes=config["wandb_notes"], mode=config["wandb_mode"],
-            name=run.name, id=identity, resume="allow", dir=str(run), settings=settings,
-            config=config | {"versions": json.loads((run / "versions.json").read_text())},
-        )  # fmt: skip
+        os.environ.setdefault("WANDB_SILENT", "true")  # also what it says before it has read the settings
+        settings = wandb.Settings(console="off", silent=True, x_stats_pid=watched, init_timeout=patience)
+        try:
+            self.run = wandb.init(
+                project=config["wandb_project"], entity=config["wandb_entity"], group=config["wandb_group"],
+                tags=list(config["wandb_tags"]), notes=config["wandb_notes"], mode=config["wandb_mode"],
+                name=run.name, id=identity, resume="allow", dir=str(run), settings=settings,
+                config=config | {"versions": json.loads((run / "versions.json").read_text())},
+            )  # fmt: skip
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            if isinstance(error, wandb.errors.UsageError | wandb.errors.AuthenticationError):
+                raise UserError(f"wandb: {reason}; or give wandb_mode=offline, which needs no account") from error
+            raise UserError(f"wandb: no answer within {patience:g} s, track_timeout waits longer ({reason})") from error
         self.run.define_metric("env_step")
         self.run.define_metric("*", step_metric="env_step")  # never the client's own step: rows out of order would be dropped
+
+    def arrived(self) -> int | None:
+        return None if self.run.offline else self.run.starting_step  # its steps are records, since no other rows are logged
 
     def send(self, env_step: int, values: dict[str, Any]) -> None:
         self.run.log({"env_step": env_step, **{name: v for name, v in values.items() if not isinstance(v, list)}})
@@ -96,10 +119,13 @@ class Wandb:
 class TensorBoard:
     """Event files in `RUN/tensorboard`; arguments as for `Wandb`."""
 
-    def __init__(self, run: Path, config: dict[str, Any], identity: str, watched: int) -> None:
+    def __init__(self, run: Path, config: dict[str, Any], identity: str, watched: int, patience: float) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(run / "tensorboard"))
+
+    def arrived(self) -> int | None:
+        return None
 
     def send(self, env_step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -120,7 +146,7 @@ class TensorBoard:
         self.writer.close()
 
 
-BACKENDS: dict[str, Callable[[Path, dict[str, Any], str, int], Backend]] = {"wandb": Wandb, "tensorboard": TensorBoard}
+BACKENDS: dict[str, Callable[[Path, dict[str, Any], str, int, float], Backend]] = {"wandb": Wandb, "tensorboard": TensorBoard}
 
 
 def require(backend: str) -> None:
@@ -135,11 +161,12 @@ class Mirror:
     Args:
         run: the run directory.
         backend: one of `BACKENDS`.
+        timeout: seconds that `close` waits.
     """
 
-    def __init__(self, run: Path, backend: str) -> None:
+    def __init__(self, run: Path, backend: str, timeout: float) -> None:
         (run / "mirror").mkdir(exist_ok=True)
-        self.run, self.backend, self.given_up = run, backend, False
+        self.run, self.backend, self.timeout, self.given_up = run, backend, timeout, False
         with (run / "mirror" / f"{backend}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "rlamort.mirror", str(run.resolve()), backend],
@@ -155,19 +182,40 @@ class Mirror:
         self._tell("preempted")
 
     def close(self, position: int) -> None:
-        """All records are final and none will follow; waits for `GRACE` seconds at most."""
+        """All records are final and none will follow; waits until they are taken, for `timeout` seconds, or until Ctrl-C."""
         self._tell(str(position))
         self._tell("end")
         try:
             assert self.process.stdin is not None
             self.process.stdin.close()
-            done = self.process.wait(GRACE) == 0
-        except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
+            done = self._wait() == 0
+        except (OSError, subprocess.TimeoutExpired, KeyboardInterrupt):
+            self._end()
             done = False
         if not done:
             self._give_up()
+
+    def _wait(self) -> int:
+        try:
+            return self.process.wait(min(SOON, self.timeout))
+        except subprocess.TimeoutExpired:
+            if self.timeout > SOON:
+                print(
+                    f"waiting up to {self.timeout:g} s for {self.backend} to take the last records; Ctrl-C goes on without "
+                    f"(`rlamort push {self.run}` sends them later)",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+            return self.process.wait(max(self.timeout - SOON, 0))
+
+    def _end(self) -> None:
+        """Nothing of it is left running, its client's own processes included."""
+        family = [self.process.pid]
+        with contextlib.suppress(psutil.Error):
+            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def _tell(self, line: str) -> None:
         if not self.given_up:
@@ -189,15 +237,45 @@ class Mirror:
             )
 
 
-def copy(run: Path, backend: str, positions: TextIO, watched: int, changes: Mapping[str, Any] = MappingProxyType({})) -> None:
+def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
+    """Send Weights & Biases what it lacks of a run; what there is to say about it.
+
+    Args:
+        run: the run directory.
+        changes: values that replace those of the run's configuration.
+        anew: whether all goes to a new run over there.
+
+    Raises:
+        UserError: it is no run, or nothing can be sent.
+    """
+    config = {"track_timeout": Run.track_timeout, **config_of(run), **changes}  # runs of old have none
+    require("wandb")
+    if config["wandb_mode"] == "disabled":
+        raise UserError("wandb_mode=disabled: nothing would be sent; online or offline is needed")
+    if anew:
+        (run / "mirror" / "wandb.json").unlink(missing_ok=True)
+    size = Records(run / "metrics.jsonl").size()
+    if not size:
+        raise UserError(f"{run}: it has recorded nothing yet")
+    copy(run, config, "wandb", io.StringIO(f"{size}\nend\n"), os.getpid(), config["track_timeout"])
+    if config["wandb_mode"] == "offline":
+        return f"{run}: all records are on this machine; `wandb sync {run}/wandb/offline-run-*` sends them"
+    return f"{run}: all records are sent"
+
+
+def copy(run: Path, config: dict[str, Any], backend: str, positions: TextIO, watched: int, patience: float) -> None:
     """Send every record up to the latest position read, until the input ends; and the videos, if it said "end".
 
     Args:
         run: the run directory.
+        config: its configuration.
         backend: one of `BACKENDS`.
         positions: byte positions, a line each, of which only the latest counts, and perhaps "preempted" and "end".
         watched: the process whose system metrics are logged.
-        changes: values that replace those of the run's configuration.
+        patience: seconds within which the backend must answer at first.
+
+    Raises:
+        UserError: it does not.
     """
     folder = run / "mirror"
     folder.mkdir(exist_ok=True)
@@ -211,9 +289,10 @@ def copy(run: Path, backend: str, positions: TextIO, watched: int, changes: Mapp
         )
         _write(mark, state)
         latest = _Latest(positions)
-        config = yaml.safe_load((run / "config.yaml").read_text()) | dict(changes)
-        there = BACKENDS[backend](run, config, state["id"], watched)
+        there = BACKENDS[backend](run, config, state["id"], watched, patience)
         with (run / "metrics.jsonl").open("rb") as records:
+            if (arrived := there.arrived()) is not None:  # what was handed over need not have come through
+                state["sent"] = sum(len(line) for line in itertools.islice(records, arrived))
             while (position := latest.beyond(state["sent"])) is not None:
                 records.seek(state["sent"])
                 while state["sent"] < position and (line := records.readline()).endswith(b"\n"):
@@ -273,4 +352,4 @@ def _write(mark: Path, state: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     os.nice(10)  # training goes first
-    copy(Path(sys.argv[1]), sys.argv[2], sys.stdin, os.getppid())
+    copy(Path(sys.argv[1]), config_of(Path(sys.argv[1])), sys.argv[2], sys.stdin, os.getppid(), PATIENCE)

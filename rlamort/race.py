@@ -30,6 +30,13 @@ class Race(NamedTuple):
     limit: float
     overrides: Sequence[str] = ()
 
+    def claim(self) -> str:
+        """What is claimed, in a line."""
+        first = f"{self.ours} returns {self.targets[0]:g} in {self.limit:g} of {self.baseline}'s seconds"
+        of = f"{len(self.race)} contenders, {len(self.seeds)} seed{'' if len(self.seeds) == 1 else 's'}"
+        last = f"who first returns {self.targets[-1]:g} is not {self.baseline}"
+        return f"{self.env}, {self.steps:,} steps, {of}: {first}, and {last}"
+
     def command(self, contender: str, seed: int) -> list[str]:
         """What a user types for one of its runs, after `rlamort`. Training seconds are logged where it is evaluated."""
         row, *own = self.race[contender]

@@ -1,12 +1,13 @@
 """Claims as commands: what a row claims is measured here, kept, and judged, and a table of all rows is written.
 
-An entry of configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
+A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
 each with settings of its own, and returns that they must reach, the sooner in wall-clock the better. Or it names a function of
 `rlamort.claims` that measures something else.
 """
 
 import importlib.resources
+import inspect
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +25,16 @@ from rlamort.errors import UserError, nearest
 from rlamort.race import Race
 from rlamort.score import Interval, iqm, stratified_bootstrap
 from rlamort.study import Kept, Study, Task
+from rlamort.track import span
 from rlamort.verdict import Verdict
 
 
 class Entry(Protocol):
     """Something that a row claims."""
+
+    def claim(self) -> str:
+        """What is claimed, in a line."""
+        ...
 
     def due(self, kept: Kept) -> list[Task]:
         """What `rlamort reproduce` is to run, given what is kept."""
@@ -56,6 +62,10 @@ class Claim(NamedTuple):
 
     row: str
     measure: str
+
+    def claim(self) -> str:
+        """The first sentence about its function."""
+        return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
 
     def due(self, kept: Kept) -> list[Task]:
         return [Task(self.measure, self.run)]
@@ -96,10 +106,24 @@ def rows() -> list[str]:
 
 def entries(row: str) -> list[Entry]:
     """Raises UserError where a row has no claims."""
+    return [_kind(entry)(row, **entry) for entry in _declared(row)["claims"]]
+
+
+def _declared(row: str) -> dict[str, Any]:
+    """A row's claims, and the `hours` that measuring all of them takes on two cores."""
     if row not in rows():
         raise UserError(f"reproduce {row}: this row has no claims yet. {nearest(row, rows())}")
-    text = (importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()
-    return [_kind(entry)(row, **entry) for entry in yaml.safe_load(text)]
+    return dict(yaml.safe_load((importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()))
+
+
+def outline() -> list[str]:
+    """Every row that has claims, with how long they take to measure, and what they are."""
+    lines = ["`rlamort reproduce ROW` measures these claims; hours are of two cores, and what is measured already is kept."]
+    for row in rows():
+        hours = _declared(row)["hours"]
+        lines.append(f"\n{row:<10} about {span(3600 * hours)}")
+        lines += [f"{'':<10} {entry.claim()}" for entry in entries(row)]
+    return lines
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:

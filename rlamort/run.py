@@ -173,7 +173,7 @@ class Learner:
             run.utd, run.batch_size, run.eval_every, run.log_every,
         )  # fmt: skip
         if self.directory is not None and not self._mirrors:
-            self._mirrors = [Mirror(self.directory.path, backend) for backend in self.tracked]
+            self._mirrors = [Mirror(self.directory.path, backend, run.track_timeout) for backend in self.tracked]
         takers = [*([self.directory.records] if self.directory else []), *trackers]
         scorer = functools.partial(self._scored, run.eval_episodes) if takers else None
         if scorer is not None:

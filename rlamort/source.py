@@ -4,14 +4,15 @@ N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an
 """
 
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, NamedTuple, Self
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from rlamort.config import Range
+from rlamort.config import Count, Fraction
 from rlamort.env import Env, Episode
 from rlamort.errors import UserError
 from rlamort.problem import presented
@@ -77,9 +78,9 @@ class Replay:
         self,
         env: Env,
         *,
-        buffer_size: Annotated[int, Range(1)] = 1_000_000,
-        n_step: Annotated[int, Range(1)] = 1,
-        discount: Annotated[float, Range(0, 1)] = 0.99,
+        buffer_size: Count = 1_000_000,
+        n_step: Count = 1,
+        discount: Fraction = 0.99,
     ) -> None:
         rows, slots = env.count, buffer_size // env.count
         if slots < n_step + 3:
@@ -289,11 +290,26 @@ class Fresh:
         UserError: the environment is no `Problem`.
     """
 
+    # what fields of a run mean here, and those that mean nothing: see `rlamort.config.fields` and `settled`
+    meaning = MappingProxyType({
+        "env": "the problem: a registered id such as rlamort/Sphere-v0, or module:Class from the current folder or a package.",
+        "env_kwargs": "keywords of its constructor, e.g. env_kwargs.price=2.",
+        "steps": "steps to train for, each of `utd` updates.",
+        "seed": "of networks and contexts; evaluation has its own.",
+        "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
+        "utd": "updates a step.",
+        "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
+        "batch_size": "contexts in an update.",
+        "eval_episodes": "contexts in an evaluation, always the same.",
+        "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
+        "updates on. What was compiled is kept for later runs.",
+    })  # fmt: skip
+    settled = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
     resumable = True
     waiting = None
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames
 
-    def __init__(self, env: Env, *, dataset_size: Annotated[int, Range(1)] | None = None) -> None:
+    def __init__(self, env: Env, *, dataset_size: Count | None = None) -> None:
         if env.spec.problem is None:
             raise UserError(f"env={env.name}: it is no problem with a known objective; a subclass of rlamort.Problem is needed")
         self.env, self.problem, self.collected = env, env.spec.problem, 0

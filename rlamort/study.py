@@ -44,6 +44,12 @@ class Study(NamedTuple):
         """Whose runs it needs."""
         return [self.row, *([self.baseline] if self.baseline else [])]
 
+    def claim(self) -> str:
+        """What is claimed, in a line."""
+        reached = [] if self.threshold is None else [f"every seed of {len(self.seeds)} returns {self.threshold:g}"]
+        beside = [] if self.baseline is None else [f"not below {self.baseline}"]
+        return f"{self.env}, {self.steps:,} steps: {', '.join(reached + beside)}"
+
     def command(self, row: str, seed: int) -> list[str]:
         """What a user types for one of its runs, after `rlamort`."""
         return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *self.overrides]

@@ -1,20 +1,82 @@
 """Where records go: the file that is the truth, and the terminal."""
 
 import json
+import math
 import os
 import sys
 import time
 import warnings
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rlamort.env import Episode
 
 Values = dict[str, float | list[float]]
+WINDOW = 5.0  # seconds of training whose pace is told
+# takes a line about what is done now that takes long; nobody does unless there is a terminal
+say: ContextVar[Callable[[str], None]] = ContextVar("say", default=lambda line: None)
+
+
+class Pace:
+    """Steps per second over the last `WINDOW` seconds of training; once there are updates, over none before the first of them.
+
+    A round that takes longer, as one that is compiled does, counts no more once there is another.
+
+    Attributes:
+        learning: whether there are updates: before, the pace says nothing of the time left.
+    """
+
+    def __init__(self) -> None:
+        self.learning = False
+        self._points: deque[tuple[float, int]] = deque()
+
+    def note(self, seconds: float, env_step: int, updates: int) -> None:
+        """How far training has come."""
+        if updates and not self.learning:
+            self.learning = True
+            self._points.clear()
+        self._points.append((seconds, env_step))
+        while len(self._points) > 2 and seconds - self._points[0][0] > WINDOW:
+            self._points.popleft()
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """None until two rounds can be compared."""
+        (then, first), (now, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
+        return (last - first) / (now - then) if now > then else None
+
+    def left(self, steps: int) -> float | None:
+        """Seconds that so many steps will take, where the pace says it."""
+        return steps / self.steps_per_s if self.learning and self.steps_per_s else None
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: a return, or of a problem its mean cost; with a 95 % interval whose bounds may be NaN."""
+
+    name: str
+    digits: str
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Values) -> Self | None:
+        """The evaluation in a record, where there is one."""
+        if "eval/return" not in values:
+            return None
+        mean, low, high = (float(values.get(f"eval/{key}", math.nan)) for key in ("return", "low", "high"))  # type: ignore[arg-type]
+        return cls("mean cost", ".4g", -mean, -high, -low) if "eval/cost" in values else cls("return", ".1f", mean, low, high)
+
+    def __str__(self) -> str:
+        shown = f"{self.name} {self.mean:{self.digits}}"
+        return shown if math.isnan(self.low) else f"{shown} [{self.low:{self.digits}}, {self.high:{self.digits}}]"
 
 
 class Tracker(Protocol):
@@ -23,7 +85,7 @@ class Tracker(Protocol):
     def record(self, env_step: int, values: Values) -> None:
         """Numbers worth keeping."""
 
-    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
         """Called after every step of the loop, with the latest finished episode; cheap."""
 
 
@@ -57,7 +119,7 @@ class Records:
         if self.size() > size:
             os.truncate(self.path, size)
 
-    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
         pass
 
 
@@ -73,44 +135,57 @@ class Terminal:
         self.console = Console(file=sys.stdout)
         self.bar: Progress | None = None
         self.drawn = 0.0
+        self.pace = Pace()
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}", markup=False))
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("steps", total=self.steps, status="")
             self.bar.start()
+        self.before = say.set(self.print)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        say.reset(self.before)
         if self.bar is not None:
             self.bar.stop()
 
     def record(self, env_step: int, values: Values) -> None:
-        if "eval/return" in values:
-            line = f"step {env_step:,}: evaluation return {values['eval/return']:.1f}"
-            if "eval/low" in values:
-                line += f" [{values['eval/low']:.1f}, {values['eval/high']:.1f}]"
-            self.print(line)
-        elif self.bar is None and "time/steps_per_s" in values:
-            rate = values["time/steps_per_s"]
-            assert isinstance(rate, float)
-            left = max(self.steps - env_step, 0) / rate
-            shown = f", training return {values['train/return']:.1f}" if "train/return" in values else ""
-            self.print(f"step {env_step:,} of {self.steps:,}: {rate:.0f} steps/s{shown}, {left:.0f} s left")
+        if (found := Evaluation.of(values)) is not None:
+            before, after = ("evaluation ", "") if found.name == "return" else ("", ", lower is better")
+            self.print(f"step {env_step:,}: {before}{found}{after}")
+        elif self.bar is None and "time/seconds" in values:
+            shown = [f"training return {values['train/return']:.1f}"] if "train/return" in values else []
+            self.print(f"step {env_step:,} of {self.steps:,}: {', '.join(self._pace(env_step, shown))}")
 
-    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
+        self.pace = pace
         now = time.monotonic()
         if self.bar is not None and now - self.drawn > 0.1:
             self.drawn = now
-            status = f"{steps_per_s:.0f} steps/s" + (f" · return {episode.total:.1f}" if episode else "")
-            self.bar.update(self.task, completed=env_step, status=status)
+            shown = [f"return {episode.total:.1f}"] if episode else []
+            self.bar.update(self.task, completed=env_step, status=" · ".join(self._pace(env_step, shown)))
+
+    def _pace(self, env_step: int, shown: list[str]) -> list[str]:
+        """Speed, what else is shown, and how long it will take."""
+        rate, left = self.pace.steps_per_s, self.pace.left(max(self.steps - env_step, 0))
+        before = [] if rate is None else [f"{rate:.0f} steps/s"]
+        after = ["no updates yet"] if not self.pace.learning else [] if left is None else [f"{span(left)} left"]
+        return [*before, *shown, *after]
 
     def print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them."""
+    unit, name = next((one for one in ((86_400, "days"), (3_600, "h"), (60, "min")) if seconds >= 2 * one[0]), (1, "s"))
+    return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
 
 
 def read_records(run: Path) -> list[dict[str, float | list[float]]]:
-    """The records of a run directory; a last line that a kill cut short is left out."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    """The records of a run directory, none where none was made; a last line that a kill cut short is left out."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

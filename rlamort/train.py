@@ -14,7 +14,7 @@ from rlamort.errors import Diverged
 from rlamort.objective import Metrics
 from rlamort.score import Score
 from rlamort.source import Batch, Collected, Contexts
-from rlamort.track import Tracker, Values
+from rlamort.track import Pace, Tracker, Values
 
 
 class Schedule(NamedTuple):
@@ -71,19 +71,24 @@ class Journal:
         self, trackers: Sequence[Tracker] = (), score: Scorer | None = None, keep: Callable[[], None] = lambda: None
     ) -> None:
         self.trackers, self.score, self.keep = trackers, score, keep
+        self.pace = Pace()
 
     def record(self, clock: Clock, values: Values) -> None:
         for tracker in self.trackers:
             tracker.record(clock.env_step, values)
 
     def progress(self, clock: Clock) -> None:
+        self.pace.note(clock.seconds, clock.env_step, clock.updates)
         for tracker in self.trackers:
-            tracker.progress(clock.env_step, clock.env_step / clock.seconds, clock.episodes[-1] if clock.episodes else None)
+            tracker.progress(clock.env_step, self.pace, clock.episodes[-1] if clock.episodes else None)
 
     def measure(self, agent: Agent, clock: Clock) -> None:
         """Score the agent, unless there is nothing to score it with or it has just been done."""
         if self.score is not None and clock.scored != clock.env_step:
-            self.record(clock, self.score(agent).values())
+            found = self.score(agent)
+            # a problem's return is minus its cost, and the cost is what it is about
+            cost: Values = {} if agent.spec.problem is None else {"eval/cost": -sum(found.returns) / len(found.returns)}
+            self.record(clock, found.values() | cost)
             clock.scored = clock.env_step
 
 
@@ -125,7 +130,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         clock.seconds = time.perf_counter() - started
         journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
-            journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock))
+            journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock, journal.pace))
             clock.episodes.clear()
         if crosses(before, clock.env_step, schedule.eval_every):
             journal.measure(agent, clock)
@@ -159,9 +164,7 @@ def summary(episodes: list[Episode]) -> Values:
     }
 
 
-def speed(clock: Clock) -> Values:
-    return {
-        "time/seconds": clock.seconds,
-        "time/steps_per_s": clock.env_step / clock.seconds,
-        "time/updates": clock.updates,
-    }
+def speed(clock: Clock, pace: Pace) -> Values:
+    """Seconds of training in all, and steps per second lately, where that is known: see `rlamort.track.Pace`."""
+    lately: Values = {} if pace.steps_per_s is None else {"time/steps_per_s": pace.steps_per_s}
+    return {"time/seconds": clock.seconds, **lately, "time/updates": clock.updates}

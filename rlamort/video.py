@@ -10,13 +10,19 @@ import gymnasium
 import numpy as np
 
 from rlamort.agent import Agent
+from rlamort.config import config_of
 from rlamort.envs.make import PATIENCE, factory
+from rlamort.envs.native import NativeEnv
 from rlamort.errors import UserError
 from rlamort.score import SEED
 
+LIGHT = 0.35  # at least, of what falls on every side of everything
+SKYBOX = 2  # mjTEXTURE_SKYBOX
+SKY = (225, 232, 240)  # where a MuJoCo model has none, and black would be all there is
+
 
 def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int | None, out: Path) -> float:
-    """Play one evaluation episode and write it to `out` as mp4; its return.
+    """Play one evaluation episode and write it to `out` as mp4, with step and return in each frame; its return.
 
     Raises:
         UserError: a package is missing, or this environment or machine renders nothing.
@@ -24,37 +30,94 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # noqa: F401
+        import PIL  # noqa: F401
     except ImportError as error:
         raise UserError(f"video: {error.name} is not installed; pip install 'rlamort[video]'") from error
+    if reason := unfilmable(env, env_kwargs):
+        raise UserError(f"video: {reason}")
+    make = factory(env, {**(env_kwargs or {}), "render_mode": "rgb_array"}, limit)
     try:
-        playing = factory(env, {**(env_kwargs or {}), "render_mode": "rgb_array"}, limit)()
+        try:
+            playing = make()
+        except TypeError as error:  # it has just been made without
+            raise UserError(f"video: {env} has no picture to give: its constructor takes no render_mode") from error
         observation, _ = playing.reset(seed=SEED)
+        _lighten(playing)
         first = playing.render()
+    except UserError:
+        raise
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"video: {error}") from error
     except Exception as error:
         raise UserError(f"video: {env} does not render here: {type(error).__name__}: {error}") from error
-    if not isinstance(first, np.ndarray):
-        raise UserError(f"video: {env} renders no image ({type(first).__name__})")
+    if not (isinstance(first, np.ndarray) and first.dtype == np.uint8):
+        given = f"numbers of type {first.dtype}" if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
+        raise UserError(f"video: {env} renders {given}; an image is needed, an array of uint8")
     out.parent.mkdir(parents=True, exist_ok=True)
     total = 0.0
     fps = playing.metadata.get("render_fps", 30)
     partial = out.with_name(f".{out.name}")
     writer: Any
     with imageio.get_writer(partial, format="FFMPEG", mode="I", fps=fps, macro_block_size=2, codec="libx264") as writer:
-        writer.append_data(first)
-        for _ in range(limit or PATIENCE):
+        writer.append_data(_captioned(playing, first, f"step 0   return {total:.1f}"))
+        for step in range(1, (limit or PATIENCE) + 1):
             action, _ = agent.predict(observation, deterministic=True)
             observation, reward, terminated, truncated, _ = playing.step(action.reshape(playing.action_space.shape))
             total += float(reward)
             frame = playing.render()
             assert isinstance(frame, np.ndarray)
-            writer.append_data(frame)
+            writer.append_data(_captioned(playing, frame, f"step {step:,}   return {total:,.1f}"))
             if terminated or truncated:
                 break
     playing.close()
     os.replace(partial, out)
     return total
+
+
+def unfilmable(env: Any, env_kwargs: dict[str, Any] | None) -> str:
+    """Why no machine can film an environment; "" where one may."""
+    try:
+        made = factory(env, env_kwargs)()
+        made.close()
+    except UserError as error:
+        return str(error)
+    except Exception:  # it is its constructor's to say, where it is made to be filmed
+        return ""
+    plain = made.unwrapped
+    if isinstance(plain, NativeEnv):
+        return f"{env} is a problem, or a solver, and neither moves: there is nothing to film"
+    if type(plain).render is gymnasium.Env.render:
+        return f"{env} has no picture to give: {type(plain).__name__} defines no render()"
+    return ""
+
+
+def _model(env: gymnasium.Env[Any, Any]) -> Any:
+    """Its MuJoCo model, None where it has none. MuJoCo is not imported here, since that fails where nothing renders."""
+    mujoco, model = sys.modules.get("mujoco"), getattr(env.unwrapped, "model", None)
+    return model if mujoco is not None and isinstance(model, mujoco.MjModel) else None
+
+
+def _lighten(env: gymnasium.Env[Any, Any]) -> None:
+    """More light, where MuJoCo draws. It is no part of the dynamics, and this copy of the environment is only filmed."""
+    if (model := _model(env)) is not None:
+        model.vis.headlight.active = 1
+        model.vis.headlight.ambient[:] = np.maximum(model.vis.headlight.ambient, LIGHT)
+
+
+def _captioned(env: gymnasium.Env[Any, Any], frame: np.ndarray, caption: str) -> np.ndarray:
+    """A frame (H, W, 3) with the caption in its corner, and a light sky behind a MuJoCo model that has none."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    image = Image.fromarray(frame).convert("RGB")
+    model = _model(env)
+    if model is not None and SKYBOX not in model.tex_type:
+        pixels = np.array(image)
+        pixels[(pixels == 0).all(-1)] = SKY
+        image = Image.fromarray(pixels)
+    size = max(10, image.height // 20)
+    font, edge = ImageFont.load_default(size), max(1, size // 12)
+    ImageDraw.Draw(image).text((size // 2, size // 2), caption, "white", font, stroke_width=edge, stroke_fill="black")
+    return np.asarray(image)
 
 
 def film_apart(run: Path, method: str | None = None) -> str:
@@ -63,6 +126,9 @@ def film_apart(run: Path, method: str | None = None) -> str:
     -P keeps the current folder out of its imports: a user may well be in one that holds a folder named rlamort.
     Without MUJOCO_GL in the environment, tries the ways of rendering in turn. What it printed last.
     """
+    config = config_of(run)
+    if reason := unfilmable(config["env"], config["env_kwargs"]):
+        return f"no video: {reason}"
     chosen = os.environ.get("MUJOCO_GL")
     ways = [chosen] if chosen else [*(["glfw"] if os.environ.get("DISPLAY") else []), "egl", "osmesa"]
     said = ""
@@ -74,5 +140,9 @@ def film_apart(run: Path, method: str | None = None) -> str:
         if done.returncode == 0:
             return done.stdout.strip().splitlines()[-1]
         lines = done.stderr.strip().splitlines()
-        said = said or next((line for line in lines if line.startswith("rlamort: ")), lines[-1] if lines else "")
-    return f"no video: nothing renders here (MUJOCO_GL={', '.join(ways)} tried). {said.removeprefix('rlamort: ')}"
+        line = next((line for line in lines if line.startswith("rlamort: ")), lines[-1] if lines else "")
+        reason = line.removeprefix("rlamort: ").removeprefix("video: ")
+        if done.returncode == UserError.exit_code and "does not render here" not in reason:
+            return f"no video: {reason}"
+        said = said or reason
+    return f"no video: nothing renders here (MUJOCO_GL={', '.join(ways)} tried). {said}"

@@ -379,7 +379,7 @@ def test_the_commands_a_user_types(tmp_path):
     refused = rlamort("train", "amortize", "env=CartPole-v1", cwd=tmp_path, code=2).stderr
     assert "CartPole-v1: it is an environment with dynamics" in refused
     run = rlamort("train", "sphere", *quick, "eval_episodes=4", cwd=tmp_path).stdout.splitlines()[-1]
-    assert "return" in rlamort("eval", run, cwd=tmp_path).stdout
+    assert "mean cost, lower is better: " in rlamort("eval", run, cwd=tmp_path).stdout
 
 
 def test_a_problem_is_a_gymnasium_environment():

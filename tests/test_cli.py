@@ -11,11 +11,17 @@ from pathlib import Path
 
 import imageio.v2 as imageio
 import imageio_ffmpeg
+import numpy as np
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
-from rlamort.config import resolve
+import rlamort as ra
+from rlamort.cli import COMMANDS
+from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
+from rlamort.plot import plot
+from rlamort.track import WINDOW, Pace, span
 
 HERE = Path(__file__).parent
 RLAMORT = Path(sys.executable).parent / "rlamort"
@@ -90,9 +96,12 @@ def test_seeds_run_one_after_another_and_are_drawn_as_one_line(tmp_path):
     done = rlamort(
         "train", "sac", "env=Pendulum-v1", "steps=120", "eval_every=60", "video=false", *QUICK, "-m", "seed=0,1", cwd=tmp_path
     )
-    runs = sorted((tmp_path / "runs").iterdir())
+    runs = sorted(path for path in (tmp_path / "runs").iterdir() if path.is_dir())
     assert [yaml.safe_load((r / "config.yaml").read_text())["seed"] for r in runs] == [0, 1]
     assert done.stdout.count("evaluation return") == 4
+    drawn = re.fullmatch(r"all 2 runs: (runs/sac-[\d-]+\.png)", done.stdout.splitlines()[-1])
+    assert imageio.imread(tmp_path / drawn[1]).std() > 10
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]  # nothing of Hydra's is left
     said = rlamort("plot", *runs, "--out", "figure.png", cwd=tmp_path).stdout
     assert said.strip() == "figure.png"
     image = imageio.imread(tmp_path / "figure.png")
@@ -174,6 +183,33 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["eval", "nowhere"], "nowhere: no agent is saved there"),
         (["plot", "nowhere"], "nowhere: it is not a run directory"),
         (["reproduce", "ppo"], "reproduce ppo: this row has no claims yet"),
+        (["train", "td3", f"seed={2**64}"], f"seed={2**64}: a whole number >= 0 and <= 2147483647 is needed"),
+        (["train", "td3", f"seed={'9' * 5000}"], "seed=9+: a whole number >= 0"),
+        (["train", "td3", "seed=0,1"], "seed=0,1: several values are a run each, which needs -m"),
+        (["train", "td3", "seed=${x}"], r"seed=\$\{x\}: a whole number >= 0"),
+        (["train", "td3", "seed=(1"], r"seed=\(1: a whole number >= 0"),
+        (["train", "td3", f"batch_size={10**30}"], f"batch_size={10**30}: a whole number >= 1 is needed, at most 1000000"),
+        (["train", "td3", f"learning_rate={'9' * 400}"], "learning_rate=1e100 or more: a number > 0 is needed"),
+        (["train", "td3", "learning_rate=1e400"], "learning_rate=1e400: a number > 0 is needed"),
+        (["train", "td3", "env_timeout=1e300"], r"env_timeout=1e\+300: a number > 0 is needed, at most 1000000"),
+        (["train", "td3", "threads=100000"], "threads=100000: a whole number >= 1 or null is needed, at most 1024"),
+        (["train", "td3", "hidden=256"], r"hidden=256: .*, such as hidden=\[256\]$"),
+        (["train", "td3", "hidden=256,256"], r"hidden=256,256: .*; a list is hidden=\[256,256\]$"),
+        (["train", "td3", "wandb_tags=mine"], r"wandb_tags=mine: .*, such as wandb_tags=\[mine\]$"),
+        (["train", "td3", "env=Pendulum-v1", "hidden=[1000000,1000000]"], r"memory: .*could not allocate \d+ bytes"),
+        (["train", "td3", "wandb_notes=${oc.env:NO_SUCH}"], "Hydra: .*NO_SUCH"),
+        (["train", "td3", "+seed=3"], "Hydra: .*'seed'"),
+        (["train", "td3", "env_kwargs.größe=3"], "Hydra: .*größe"),
+        (["train", "td3", "hydra/launcher=nowhere"], "Hydra: .*nowhere"),
+        (["train", "td3", "-m", "wandb_notes=jürgen, again", "seed=0,1"], "with -m a comma separates values"),
+        (["train", "td3", "--cfg"], "train METHOD: argument -c/--cfg: expected one argument"),
+        (["train", "amortize", "num_envs=4"], "num_envs=4: amortize has no choice there; only 1 is allowed"),
+        (["train", "sb3/ppo", "tau=0.1"], "tau=0.1: sb3/ppo has no choice there; only None is allowed"),
+        (["eval"], "eval: the following arguments are required: run"),
+        (["eval", "nowhere", "--episodes", "1e9"], "--episodes=1e9: a whole number >= 1 is needed"),
+        (["plot", "nowhere", "--out", "curves.foo"], "curves.foo: no image is written under that name; allowed endings: .*png"),
+        (["compare", "rlamort/Sphere-v0", "seeds=0,a"], r"seeds=\['0', 'a'\]: a list of a whole number >= 0"),
+        (["push", "nowhere", "wandb_mode=on"], "wandb_mode=on: online, offline, disabled is needed"),
     ],
 )
 def test_bad_input_is_one_clear_message_and_exit_code_2(arguments, message, tmp_path):
@@ -224,3 +260,291 @@ def test_a_folder_named_rlamort_where_the_user_is_disturbs_nothing(tmp_path):
     assert "the wrong one" not in done.stdout
     assert "video: run/videos" in done.stdout or "does not render here" in done.stdout
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_text_is_typed_as_it_is(tmp_path):
+    """By train, which Hydra reads, and by resume, which it does not."""
+    given = {
+        "dir": "runs/jürgen (b)",
+        "wandb_notes": "it's a=b, [draft] \\ ${x} {",
+        "wandb_project": "2024",
+        "wandb_group": "a b",
+    }
+    texts = [f"{key}={value}" for key, value in given.items()]
+    tags = ["wandb_tags=[jürgen, it's]", "env_kwargs.g=9.81"]
+    run = tmp_path / given["dir"]
+    done = rlamort("train", "td3", "env=Pendulum-v1", "steps=60", "video=false", *texts, *tags, *QUICK, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == given["dir"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert {key: config[key] for key in given} == given
+    assert (config["wandb_tags"], config["env_kwargs"]) == (["jürgen", "it's"], {"g": 9.81})
+    rlamort("resume", given["dir"], "wandb_notes={a: it's}, ${", "wandb_project=true", cwd=tmp_path)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["wandb_notes"], config["wandb_project"]) == ("{a: it's}, ${", "true")
+
+
+def test_settings_of_a_multirun_are_lines_of_their_own(tmp_path):
+    chosen = ["-m", "seed=0,1", "learning_rate=1e-3,1e-4", "dir='out (ü)/${learning_rate} ${seed}'"]
+    done = rlamort("train", "td3", "env=Pendulum-v1", "steps=60", "video=false", *QUICK, *chosen, cwd=tmp_path)
+    runs = sorted(path for path in (tmp_path / "out (ü)").iterdir() if path.is_dir())
+    assert [run.name for run in runs] == ["0.0001 0", "0.0001 1", "0.001 0", "0.001 1"]
+    assert done.stdout.splitlines()[-1].startswith("all 4 runs: out (ü)/td3-")
+    labels = {text for panel in drawn(runs) for text, *_ in panel}
+    assert labels == {f"td3 learning_rate={rate}: mean of 2 runs, 95 %" for rate in (0.001, 0.0001)}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_takes(command, tmp_path):
+    for words in ([command, "--help"], [command, "-h"], ["help", command]):
+        done = rlamort(*words, cwd=tmp_path)
+        assert f"rlamort {command}" in done.stdout.splitlines()[0]
+        assert not done.stderr
+    if command == "list":
+        for flag in ("-V", "--version"):
+            assert re.fullmatch(r"rlamort [\d.]+\n", rlamort(flag, cwd=tmp_path).stdout)
+
+
+def test_help_shows_no_key_that_does_nothing(tmp_path):
+    said = rlamort("train", "amortize", "--help", cwd=tmp_path).stdout
+    for key in ("num_envs", "vectorization", "env_timeout", "max_episode_steps", "warmup_steps", "update_after", "video"):
+        assert f"  {key}=" not in said
+    assert not re.search("worker|transition|replay|episode(?!s=)", said)
+    assert "`rlamort amortize` has one more, rl" in said
+    assert "  hidden=[128,128]  (a list of" in said
+    assert "  tau=" not in rlamort("train", "sb3/ppo", "--help", cwd=tmp_path).stdout
+    assert "  num_envs=1" in rlamort("train", "--help", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("method", methods())
+def test_whoever_forgets_the_brackets_of_a_list_is_shown_them(method):
+    for field in fields(read_row(method)).values():
+        if element_of(field.type) is not None:
+            with pytest.raises(UserError, match=rf"{field.name}=0\.5: .*is needed(, such as {field.name}=\[.+\])?$") as error:
+                convert(field.name, 0.5, field.type)
+            assert "[" in str(error.value) or field.name == "track"
+    with pytest.raises(UserError, match=r"hidden=64: .*hidden=\[64\]"):
+        ra.SAC("Pendulum-v1", hidden=64)
+    with pytest.raises(UserError, match="seed=1e100 or more: "):
+        ra.SAC("Pendulum-v1", seed=10**5000)
+
+
+def made_run(path, evaluations, training=(), **config):
+    """A run directory with these records: step -> return, or return with its bounds, or -cost of a problem."""
+    path.mkdir(parents=True)
+    whole = {"method": "td3", "env": "Pendulum-v1", "seed": 0, "learning_rate": 1e-3, "eval_every": 100, "row": {}, **config}
+    (path / "config.yaml").write_text(yaml.safe_dump(whole))
+    records = [{"env_step": step, "eval/return": value} for step, value in evaluations.items() if isinstance(value, float)]
+    bounded = [(step, value) for step, value in evaluations.items() if not isinstance(value, float)]
+    for step, (mean, low, high, *cost) in bounded:
+        found = {"eval/return": mean, "eval/low": low, "eval/high": high}
+        records.append({"env_step": step, **found, **({"eval/cost": cost[0]} if cost else {})})
+    records += [{"env_step": step, "train/return": value} for step, value in training]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def drawn(runs, out=Path("never-written.png")):
+    """What a plot of them shows: of every panel, (label, x, y) of its lines, and at the end ("axes", name of y, bands)."""
+    shown = []
+
+    def keep(figure, *arguments, **more):
+        for axes in figure.axes:
+            bands = [collection.get_label() for collection in axes.collections]
+            lines = [(line.get_label(), list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+            shown.append([*lines, ("axes", axes.get_ylabel(), bands)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", keep)
+        plot(runs, out)
+    return [[entry for entry in panel if entry[0] != "axes"] for panel in shown] if out.name == "never-written.png" else shown
+
+
+def test_runs_evaluated_at_different_steps_are_interpolated_where_all_are_known(tmp_path):
+    one = made_run(tmp_path / "a", {100: 0.0, 200: 10.0, 300: 20.0})
+    other = made_run(tmp_path / "b", {150: 10.0, 250: 30.0}, seed=1, eval_every=50)
+    ((mean, *each),) = drawn([one, other])
+    assert mean == ("td3: mean of 2 runs, 95 %, interpolated", [150, 200, 250], [7.5, 15.0, 22.5])
+    assert [steps for _, steps, _ in each] == [[100, 200, 300], [150, 250]]  # nothing is hidden
+
+
+def test_runs_without_a_common_step_are_drawn_each(tmp_path):
+    one, other = made_run(tmp_path / "a", {100: 0.0}), made_run(tmp_path / "b", {200: 10.0, 300: 30.0}, seed=1)
+    ((none, *each),) = drawn([one, other])
+    assert none == ("td3: 2 runs, evaluated at steps of which no mean can be taken", [], [])
+    assert [(steps, values) for _, steps, values in each] == [([100], [0.0]), ([200, 300], [10.0, 30.0])]
+
+
+def test_runs_at_equal_steps_are_a_mean_and_nothing_else(tmp_path):
+    runs = [made_run(tmp_path / str(seed), {100: 0.0 + seed, 200: 10.0 + seed}, seed=seed) for seed in range(3)]
+    assert drawn([*runs, runs[0]]) == [[("td3: mean of 3 runs, 95 %", [100, 200], [1.0, 11.0])]]  # one given twice counts once
+    empty = made_run(tmp_path / "empty", {}, seed=9)
+    (empty / "metrics.jsonl").unlink()
+    with pytest.warns(UserWarning, match="empty: it is left out, since it has recorded no evaluation yet"):
+        assert len(drawn([*runs, empty])[0]) == 1
+    with pytest.raises(UserError, match="no evaluation has been recorded yet"):
+        plot([empty], tmp_path / "curves.png")
+
+
+def test_a_single_run_shows_its_evaluations_interval_and_its_training_return(tmp_path):
+    run = made_run(tmp_path / "a", {100: (1.0, 0.0, 2.0), 200: (5.0, 3.0, 7.0)}, training=[(50, 0.5), (150, 2.5)])
+    (panel,) = drawn([run], Path("whole.png"))
+    assert panel == [
+        ("td3", [100, 200], [1.0, 5.0]),
+        ("td3: training return", [50, 150], [0.5, 2.5]),
+        ("axes", "evaluation return", ["td3: 95 % over an evaluation's episodes"]),
+    ]
+    (panel,) = drawn([made_run(tmp_path / "b", {100: (1.0, 0.0, 2.0)})], Path("whole.png"))
+    assert panel[-1][2] == ["td3: 95 % over an evaluation's episodes"]  # of one evaluation, too
+
+
+def test_a_problem_is_told_as_a_cost(tmp_path):
+    """In the terminal, by eval and in plots; records of old, which had returns alone, can be drawn still."""
+    done = rlamort("train", "sphere", "steps=40", "hidden=[8]", "batch_size=16", "eval_episodes=8", "dir=run", cwd=tmp_path)
+    assert re.search(r"step 40: mean cost [-\d.e]+ \[[-\d.e]+, [-\d.e]+\], lower is better", done.stdout)
+    said = rlamort("eval", "run", cwd=tmp_path).stdout
+    assert re.search(r"mean cost, lower is better: [-\d.e]+, 95 % interval \[.*\] over 8 contexts", said)
+    assert "return" not in done.stdout.replace("return.png", "") + said
+    assert "interval" not in rlamort("eval", "run", "--episodes", 1, cwd=tmp_path).stdout
+    (record,) = [r for r in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "eval/cost" in r]
+    assert record["eval/cost"] == pytest.approx(-record["eval/return"])
+    (panel,) = drawn([tmp_path / "run"], Path("whole.png"))
+    assert panel[0][1:] == ([40], [pytest.approx(record["eval/cost"])])
+    assert panel[-1][1] == "mean cost (lower is better)"
+    (panel,) = drawn([made_run(tmp_path / "old", {40: (-2.0, -3.0, -1.0)})], Path("whole.png"))
+    assert (panel[0][2], panel[-1][1]) == ([-2.0], "evaluation return")
+
+
+def test_nothing_is_written_over_unasked(run, tmp_path):
+    folder, path, _ = run
+    run = folder / path
+    (tmp_path / "curves.png").write_text("mine")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes").touch()
+    assert rlamort("plot", run, cwd=tmp_path).stdout == "curves-2.png\n"
+    assert rlamort("plot", run, cwd=tmp_path).stdout == "curves-3.png\n"
+    for command in (
+        ["plot", run],
+        ["gap", run],
+        ["compare", "rlamort/Sphere-v0"],
+        ["bench"],
+        ["amortize", "rlamort/Sphere-v0"],
+    ):
+        out = "kept" if command[0] == "amortize" else "curves.png"
+        said = rlamort(*command, "--out", out, cwd=tmp_path, code=2).stderr
+        assert said == f"rlamort: --out {out}: it exists already; --force writes over it\n"
+        other = "curves.png" if command[0] == "amortize" else "kept"
+        assert f"--out {other}: it is a f" in rlamort(*command, "--out", other, cwd=tmp_path, code=2).stderr
+    assert (tmp_path / "curves.png").read_text() == "mine"
+    rlamort("plot", run, "--out", "curves.png", "--force", cwd=tmp_path)
+    assert imageio.imread(tmp_path / "curves.png").std() > 10
+
+
+def test_options_may_stand_anywhere(run, tmp_path):
+    folder, path, _ = run
+    said = rlamort(
+        "gap", folder / path, "--out", "gap.json", "states=8", "acting=0", "resimulated=0", "episodes=1", cwd=tmp_path
+    )
+    assert "In its own critic" in said.stdout
+    assert json.loads((tmp_path / "gap.json").read_text())["critic"]["states"] <= 8
+
+
+def test_claims_are_listed_with_the_time_they_take(tmp_path):
+    said = rlamort("reproduce", cwd=tmp_path).stdout
+    for row in ("sac", "race", "vae"):
+        assert re.search(rf"^{row} +about [\d.]+ (h|min)$", said, re.M)
+    assert re.search(r"^ +InvertedPendulum-v5, 20,000 steps: every seed of 3 returns 950, not below sb3/td3$", said, re.M)
+    assert not any(tmp_path.iterdir())
+    assert "either a row or --all" in rlamort("reproduce", "sac", "--all", cwd=tmp_path, code=2).stderr
+
+
+def test_pace_is_of_the_last_seconds_and_of_updates_once_there_are_some():
+    pace = Pace()
+    assert pace.steps_per_s is None
+    for step in range(1, 1001):
+        pace.note(step / 10_000, step, 0)
+    assert pace.steps_per_s == pytest.approx(10_000)
+    assert pace.left(1_000) is None  # of updates it says nothing yet
+    pace.note(30.0, 1001, 1)  # the first one was compiled
+    assert pace.steps_per_s is None
+    pace.note(55.0, 1002, 2)  # and so was the second, which is another
+    for step in range(1003, 3003):
+        pace.note(55 + (step - 1002) / 100, step, step - 1000)
+        if step > 1003:
+            assert pace.steps_per_s == pytest.approx(100)
+    for step in range(3003, 3003 + int(10 * WINDOW)):
+        pace.note(75 + (step - 3002) / 10, step, step - 1000)
+    assert pace.steps_per_s == pytest.approx(10, rel=0.05)
+    assert pace.left(100) == pytest.approx(10, rel=0.05)
+    assert [span(s) for s in (8.3, 119, 600, 3 * 3600, 60 * 3600)] == ["8 s", "119 s", "10 min", "3.0 h", "2.5 days"]
+
+
+def test_warming_up_says_nothing_of_the_time_left_and_compiling_is_announced(tmp_path):
+    chosen = ["steps=300", "eval_every=300", "log_every=50", "video=false", "compile=true", *QUICK, "warmup_steps=150"]
+    said = rlamort("train", "sac", "env=Pendulum-v1", *chosen, "dir=run", cwd=tmp_path).stdout.splitlines()
+    assert [line for line in said if "compiling" in line] == ["compiling updates (5-60 s; kept for later runs) ..."]
+    at = said.index("compiling updates (5-60 s; kept for later runs) ...")
+    before = [line for line in said[:at] if "of 300" in line]
+    after = [line for line in said[at:] if "of 300" in line]
+    assert len(before) == len(after) == 3
+    assert all("no updates yet" in line and "left" not in line for line in before)
+    assert all(line.endswith(" s left") for line in after)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = [r for r in records if "time/seconds" in r]
+    assert last["time/steps_per_s"] > 2 * last["env_step"] / last["time/seconds"]  # the latter counts the compiler
+    assert first["time/updates"] == 0
+
+
+@pytest.mark.parametrize("env", ["rlamort/Sphere-v0", "my_module:Good", "my_module:Plain"])
+def test_what_has_no_picture_says_so_in_a_sentence(env, tmp_path):
+    shutil.copy(HERE / "odd_envs.py", tmp_path / "my_module.py")
+    with (tmp_path / "my_module.py").open("a") as module:
+        module.write("\n\nclass Plain(Good):\n    def render(self):\n        return None\n")
+    done = rlamort("train", "td3", f"env={env}", "steps=60", "dir=run", *QUICK, cwd=tmp_path)
+    sentence = {
+        "rlamort/Sphere-v0": "rlamort/Sphere-v0 is a problem, or a solver, and neither moves: there is nothing to film",
+        "my_module:Good": "my_module:Good has no picture to give: Good defines no render()",
+        "my_module:Plain": "my_module:Plain has no picture to give: its constructor takes no render_mode",
+    }[env]
+    assert f"no video: {sentence}" in done.stdout.splitlines()
+    assert rlamort("video", "run", cwd=tmp_path, code=2).stderr == f"rlamort: no video: {sentence}\n"
+    assert rlamort("video", "run", cwd=tmp_path, code=2, MUJOCO_GL="egl").stderr == f"rlamort: video: {sentence}\n"
+
+
+def test_a_film_is_light_and_says_step_and_return(run):
+    """InvertedPendulum-v5 has no light of its own and no sky; the film is of the episode that is evaluated."""
+    folder, path, output = run
+    if "no video" in output:
+        pytest.skip("nothing renders on this machine")
+    (video,) = (folder / path / "videos").glob("*.mp4")
+    shown = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", video, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    content = subprocess.run(shown, check=True, capture_output=True).stdout
+    frames = np.frombuffer(content, np.uint8).reshape(-1, 480, 480, 3).astype(float)
+    assert frames.mean((1, 2, 3)).min() > 150
+    corner = frames[:, :50, :240]
+    assert corner[0].std() > 20  # letters
+    assert abs(corner[0] - corner[-1]).max() > 100  # which change
+    (total,) = re.findall(r"\(return ([\d.]+)\)", output)
+    returns, lengths = ra.load(folder / path).score(1)
+    assert returns == [pytest.approx(float(total), abs=0.06)]
+    assert lengths == [len(frames) - 1]
+    said = rlamort("video", path, cwd=folder).stdout
+    assert re.fullmatch(r"video: .*step-000000300-2.mp4 \(return [\d.]+\)\n", said)  # the first one stays
+    assert len(list((folder / path / "videos").glob("*.mp4"))) == 2
+
+
+def test_a_module_without_its_class_is_told_the_classes_of_the_file_that_is_here(tmp_path, monkeypatch):
+    from rlamort.envs.named import here
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thermo.py").write_text(
+        "raise RuntimeError('read, not run')\n\nclass _Base: ...\nclass Thermo: ...\nclass Oven: ...\n"
+    )
+    assert here("thermo", "env") == "thermo.py is here: did you mean env=thermo:Thermo or env=thermo:Oven?"
+    assert here("thermo.py") == "thermo.py is here: did you mean thermo:Thermo or thermo:Oven?"
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "__init__.py").write_text("x = 1\n")
+    (tmp_path / "broken.py").write_text("class (\n")
+    assert here("lab", "env") == "lab/__init__.py is here, and has no class; env=module:Class is needed"
+    assert here("broken").startswith("broken.py is here, and cannot be read as Python: ")
+    assert here("numpy") == here("../thermo") == here("Pendulum-v1") == ""
+    assert "thermo.py is here: did you mean thermo:Thermo" in rlamort("check", "thermo", cwd=tmp_path, code=2).stderr

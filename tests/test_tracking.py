@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import re
 import signal
 import socket
 import struct
@@ -12,6 +13,7 @@ import time
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -110,7 +112,7 @@ def test_push_sends_what_was_recorded(tmp_path):
     (tmp_path / "run" / "videos").mkdir()
     (tmp_path / "run" / "videos" / "step-000000400.mp4").write_bytes(b"a film")
     said = rlamort("push", "run", "wandb_mode=offline", "wandb_project=mine", cwd=tmp_path)
-    assert said.stdout.strip().endswith("run: all records are sent")
+    assert said.stdout == "run: all records are on this machine; `wandb sync run/wandb/offline-run-*` sends them\n"
     assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
     assert "videos/step-000000400.mp4" in [f.path for r in wandb_records(file) if r.HasField("files") for f in r.files.files]
@@ -133,7 +135,8 @@ class Recorder(BaseHTTPRequestHandler):
         if self.path == "/graphql":
             project = {"id": "p", "name": "rlamort", "entity": {"id": "e", "name": "me"}}
             bucket = {
-                "id": "b", "name": "r", "displayName": "r", "description": "", "config": "{}", "wandbConfig": "{}", "tags": [],
+                "id": "b", "name": "r", "displayName": "r", "description": "", "config": "{}", "tags": [],
+                "wandbConfig": json.dumps({"t": 1} if rows else {}),  # telemetry: by that its client knows a run of old
                 "sweepName": None, "summaryMetrics": "{}", "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
                 "historyLineCount": len(rows), "historyTail": json.dumps([json.dumps(rows[-1])] if rows else []),
                 "project": project,
@@ -145,6 +148,11 @@ class Recorder(BaseHTTPRequestHandler):
             upsert = {"upsertBucket": {"bucket": bucket, "inserted": not rows}}
             answer = {"data": {**viewer, **info, **known, **files, **upsert}}
         elif self.path.endswith("/file_stream"):
+            if self.server.refuses:
+                self.send_response(500)
+                self.send_header("content-length", "0")
+                self.end_headers()
+                return
             part = json.loads(body).get("files", {}).get("wandb-history.jsonl")
             if part:
                 del rows[part["offset"] :]
@@ -164,7 +172,7 @@ class Recorder(BaseHTTPRequestHandler):
 @pytest.fixture
 def recorder(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
-    server.rows = []
+    server.rows, server.refuses = [], False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -206,6 +214,55 @@ def test_agents_become_artifacts_on_request_and_no_more_than_asked(tmp_path):
     assert {c.path for c in artifacts[0].manifest.contents} == {"agent.json", "agent.safetensors"}
 
 
+def test_what_did_not_come_through_is_sent_by_push_and_nothing_twice(recorder, tmp_path):
+    """The client is handed rows that the server no longer takes, and is ended with the run."""
+    rlamort("train", *COMMON, "track=wandb", cwd=tmp_path)
+    recorder.refuses = True
+    said = rlamort("resume", "run", "steps=600", "track_timeout=3", cwd=tmp_path).stderr
+    assert "waiting up to 3 s for wandb to take the last records; Ctrl-C goes on without" in said
+    assert "it has not taken all records" in said
+    assert 0 < len(arrived(recorder)) < len(scalars(tmp_path / "run"))
+    recorder.refuses = False
+    assert rlamort("push", "run", cwd=tmp_path).stdout == "run: all records are sent\n"
+    assert_same_rows(scalars(tmp_path / "run"), arrived(recorder))
+    rlamort("push", "run", cwd=tmp_path)
+    assert_same_rows(scalars(tmp_path / "run"), arrived(recorder))
+
+
+def test_push_without_a_login_or_a_server_is_one_message(tmp_path):
+    rlamort("train", *COMMON, "steps=60", cwd=tmp_path)
+    nobody = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    said = rlamort("push", "run", cwd=tmp_path, code=2, **nobody).stderr
+    assert re.fullmatch(r"rlamort: wandb: .*wandb login.*; or give wandb_mode=offline, which needs no account\n", said)
+    said = rlamort("push", "run", "track_timeout=2", cwd=tmp_path, code=2, **nobody | {"WANDB_API_KEY": "x" * 40}).stderr
+    assert re.fullmatch(r"rlamort: wandb: no answer within 2 s, track_timeout waits longer \(.*\)\n", said)
+    said = rlamort("push", "run", "wandb_mode=disabled", cwd=tmp_path, code=2).stderr
+    assert said == "rlamort: wandb_mode=disabled: nothing would be sent; online or offline is needed\n"
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert "run: it has recorded nothing yet" in rlamort("push", "run", cwd=tmp_path, code=2).stderr
+
+
+def test_ctrl_c_ends_the_wait_and_leaves_no_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    command = [RLAMORT, "train", *COMMON, "steps=60", "track=wandb", "track_timeout=300"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stderr.readline()
+        assert said.startswith("waiting up to 300 s for wandb to take the last records; Ctrl-C goes on without")
+        family, until = [], time.monotonic() + 60
+        while len(family) < 2 and time.monotonic() < until:  # the mirror, and its client's own process
+            family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        assert "it has not taken all records" in process.stderr.read()
+        assert process.stdout.read().splitlines()[-1] == "run"
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path)
+    assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
+
+
 class Refuses(BaseHTTPRequestHandler):
     def do_POST(self):  # the base class's name
         self.send_response(500)
@@ -239,8 +296,9 @@ def endpoint(kind):
 
 @pytest.mark.parametrize("kind", ["500", "hangs", "gone"])
 def test_a_backend_that_fails_costs_one_warning_and_no_record(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("rlamort.mirror.GRACE", 2.0)
-    fields_given = {**SMALL, "eval_every": 60, "eval_episodes": 2, "log_every": 50, "checkpoint_every": 40}
+    fields_given = {
+        **SMALL, "eval_every": 60, "eval_episodes": 2, "log_every": 50, "checkpoint_every": 40, "track_timeout": 2.0,
+    }  # fmt: skip
     with endpoint(kind) as port:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
@@ -289,7 +347,7 @@ def test_what_cannot_be_tracked_is_said_at_once(tmp_path, monkeypatch):
 def test_runs_of_a_multirun_share_a_group(tmp_path):
     arguments = [a for a in COMMON if not a.startswith(("dir", "steps"))]
     rlamort("train", *arguments, "steps=60", "-m", "seed=0,1", cwd=tmp_path)
-    groups = {yaml.safe_load((r / "config.yaml").read_text())["wandb_group"] for r in (tmp_path / "runs").iterdir()}
+    groups = {yaml.safe_load(file.read_text())["wandb_group"] for file in (tmp_path / "runs").glob("*/config.yaml")}
     assert len(groups) == 1
     assert groups.pop().startswith("td3-")
 

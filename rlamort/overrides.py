@@ -1,0 +1,145 @@
+"""key=value as a user types it: by Hydra's grammar where it is that, and as text where it is not."""
+
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import GrammarParseError
+
+from rlamort.config import element_of, takes_text
+from rlamort.errors import UserError
+
+INTERPOLATION = re.compile(r"\$\{([^${}:]*)(:?)")
+
+
+def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
+    """key=value, several of them, as Python values; a dotted key is one of a mapping, and `a,b` a list.
+
+    Args:
+        arguments: as typed.
+        kinds: of the fields whose type is known.
+
+    Raises:
+        UserError: one has no key.
+    """
+    given: dict[str, Any] = {}
+    for argument in arguments:
+        key, text = split(argument)
+        *parents, last = key.split(".")
+        place = given
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UserError(f"{argument}: {parent} is given as a value, too")
+        place[last] = read(text, kinds.get(key, Any))
+    return given
+
+
+def split(argument: str) -> tuple[str, str]:
+    """Key and text of key=value. Raises UserError where it is none."""
+    key, equals, text = argument.partition("=")
+    if not (key and equals):
+        raise UserError(f"{argument}: key=value is needed")
+    return key, text
+
+
+def read(text: str, kind: Any) -> Any:
+    """What a value means to a field of type `kind`; of several values, a list of them."""
+    parsed = _parsed(text)
+    if parsed is None:
+        return text if element_of(kind) is None else _items(text)
+    if parsed.is_sweep_override():
+        return text if takes_text(kind) else _several(parsed, text)
+    value = parsed.value()
+    if takes_text(kind):
+        return value if isinstance(value, str | None) else text  # a folder may be called 2024 or true
+    if element_of(kind) is str and isinstance(value, list) and not all(isinstance(one, str) for one in value):
+        return _items(text)  # and so may a label
+    return text if isinstance(value, float) and not math.isfinite(value) else value  # 1e400 is shown as it was typed
+
+
+def spelled(argument: str, kind: Any, multirun: bool, known: Collection[str]) -> str:
+    """key=value as Hydra reads it: as it was typed where that is Hydra's grammar, else in quotes.
+
+    Args:
+        argument: as typed.
+        kind: the field's type.
+        multirun: whether `a,b` is a run for each.
+        known: keys that an interpolation `${key}` may name; where it names none, it is text.
+
+    Raises:
+        UserError: several values without `multirun`; or with it text of which that cannot be told.
+    """
+    key, text = split(argument)
+    parsed = _parsed(text)
+    several = parsed is not None and parsed.is_sweep_override()
+    if several and multirun:
+        return argument
+    if several and not takes_text(kind):
+        listed = "" if element_of(kind) is None else f"; a list is {key}=[{text}]"
+        raise UserError(f"{argument}: several values are a run each, which needs -m{listed}")
+    if parsed is None and multirun and "," in text and not text.startswith("["):
+        raise UserError(f"{argument}: with -m a comma separates values; in quotes it is text: \"{key}='...'\"")
+    value = _literal(read(text, kind), known)
+    return argument if parsed is not None and not several and value == parsed.value() else f"{key}={_spell(value)}"
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(f"key={text}")
+    except (HydraException, ValueError, RecursionError):  # a ValueError is a number of too many digits
+        return None
+
+
+def _several(parsed: Override, text: str) -> Any:
+    try:
+        return [one.text if isinstance(one, QuotedString) else one for one in parsed.sweep_iterator()]
+    except HydraException:  # such as interval(0, 1), which only a sweeper of Hydra's understands
+        return text
+
+
+def _items(text: str) -> Any:
+    """A list of texts as YAML reads it, such as [jürgen, it's, 2024], where Hydra does not; text where it is none."""
+    try:
+        found = yaml.load(text, yaml.BaseLoader)
+    except yaml.YAMLError:
+        return text
+    return found if isinstance(found, list) else text
+
+
+def _literal(value: Any, known: Collection[str]) -> Any:
+    """With the interpolations that name nothing escaped, for OmegaConf to leave them as they are."""
+    if isinstance(value, list):
+        return [_literal(one, known) for one in value]
+    if isinstance(value, dict):
+        return {key: _literal(one, known) for key, one in value.items()}
+    if isinstance(value, str) and not _resolvable(value, known):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
+def _resolvable(text: str, known: Collection[str]) -> bool:
+    setup_globals()  # Hydra's own resolvers
+    try:
+        OmegaConf.create([text])
+    except GrammarParseError:
+        return False
+    named = [(name.strip(), colon) for name, colon in INTERPOLATION.findall(text)]
+    return all(OmegaConf.has_resolver(name) if colon else re.split(r"[.\[]", name)[0] in known for name, colon in named)
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, str):
+        return str(QuotedString(value, Quote.single).with_quotes())
+    if isinstance(value, list):
+        return f"[{','.join(_spell(one) for one in value)}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_spell(one)}' for key, one in value.items())}}}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
