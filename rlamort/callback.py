@@ -6,7 +6,7 @@ from typing import Any
 
 from rlamort.env import Episode
 from rlamort.errors import UserError
-from rlamort.track import Values
+from rlamort.track import Pace, Values
 
 Callback = Callable[[Any], Any]  # is given the learner; False ends learning
 
@@ -46,7 +46,7 @@ class Called:
         learner.latest = dict(values)
         self()
 
-    def progress(self, env_step: int, steps_per_s: float, episode: Episode | None) -> None:
+    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
         """As `Tracker.progress`."""
 
     def stop_if_asked(self) -> None:

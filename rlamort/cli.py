@@ -306,10 +306,11 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
 
 def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
     """Resume a run and see it through."""
-    from rlamort.run import resume
+    from rlamort.run import EXCEPT_EPISODE, resume
 
     learner, exactness = resume(path, changes, method)
-    return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness})")
+    blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
+    return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
 
 
 def _run(learner: "Learner", headline: str) -> Path:
@@ -425,14 +426,16 @@ def evaluate(arguments: list[str]) -> None:
     parser = _Parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", help="how many (default: as in training)")
+    _places_option(parser)
     _method_option(parser)
     given = parser.parse_args(arguments)
     episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
     from rlamort.run import load
     from rlamort.score import interval
 
-    learner = load(given.run, method=given.method)
+    learner = load(given.run, method=given.method, **_places(given.places))
     returns = learner.score(episodes).returns
+    learner.close()
     print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
     if learner.agent.spec.problem is None:
         what, digits, (mean, low, high) = "return", ".2f", interval(returns)
@@ -448,12 +451,13 @@ def video(arguments: list[str]) -> None:
     """`rlamort video RUN`."""
     parser = _Parser("video", "Film one evaluation episode.")
     parser.add_argument("run", type=Path, help="run directory")
+    _places_option(parser)
     _method_option(parser)
     given = parser.parse_args(arguments)
     if not os.environ.get("MUJOCO_GL"):
         from rlamort.video import film_apart
 
-        said = film_apart(given.run, given.method)
+        said = film_apart(given.run, given.method, given.places)
         if said.startswith("no video"):
             raise UserError(said)
         print(said)
@@ -461,10 +465,9 @@ def video(arguments: list[str]) -> None:
     from rlamort.run import load
     from rlamort.video import film
 
-    learner = load(given.run, method=given.method)
-    run = learner.config.run
+    learner = load(given.run, method=given.method, **_places(given.places))
     out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
-    total = film(learner.agent, run.env, run.env_kwargs, run.max_episode_steps, out)
+    total = film(learner, out)
     print(f"video: {out} (return {total:.1f})")
 
 
@@ -522,18 +525,19 @@ def compare_losses(arguments: list[str]) -> None:
     from rlamort.amortizing import compare
 
     fields = _values(given.keys)
-    models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full"), ("loss", "objective,regress")))
+    models = _names(fields.pop("model", "full"))
+    losses = _names(fields.pop("loss")) if "loss" in fields else None
     seeds = convert("seeds", _names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
-    _tell(compare(_target(given.target), models, losses, seeds, **fields), out)
+    _tell(compare(_target(given.target, fields), models, losses, seeds, **fields), out)
 
 
-def _target(given: str) -> Any:
-    """A problem, or those of a run's critic: contexts to train on, and contexts held out."""
+def _target(given: str, fields: dict[str, Any]) -> Any:
+    """A problem, or those of a run's critic, which plays in the `env` of the fields: contexts to train on, and held out."""
     if not given.startswith("sb3:") and not (Path(given) / "config.yaml").is_file():
         return given
     from rlamort.gap import max_q
 
-    return max_q(given)
+    return max_q(given, fields.pop("env", None))
 
 
 def _names(given: Any) -> list[str]:
@@ -544,8 +548,10 @@ def _names(given: Any) -> list[str]:
 def _tell(report: Any, out: Path | None) -> None:
     print(*report.lines, sep="\n")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report.data, indent=1) + "\n")
+        from rlamort.publish import published_file
+
+        with published_file(out) as fresh:
+            fresh.write_text(json.dumps(report.data, indent=1) + "\n")
 
 
 def policy_gap(arguments: list[str]) -> None:
@@ -600,6 +606,17 @@ def bench(arguments: list[str]) -> None:
     from rlamort.bench import BENCHES
 
     _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), out)
+
+
+def _places_option(parser: argparse.ArgumentParser) -> None:
+    about = "env=..., eval_env=...: where it plays, for a run whose environment no name makes again"
+    parser.add_argument("places", nargs="*", help=about)
+
+
+def _places(given: list[str]) -> dict[str, Any]:
+    places = _values(given)
+    check_names(places, ["env", "eval_env"])
+    return places
 
 
 def _method_option(parser: argparse.ArgumentParser) -> None:

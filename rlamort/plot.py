@@ -10,6 +10,7 @@ import numpy as np
 
 from rlamort.config import FREE, config_of, short_name
 from rlamort.errors import UserError
+from rlamort.publish import published_file
 from rlamort.score import interval
 from rlamort.track import Evaluation, read_records
 
@@ -75,8 +76,8 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
+    with published_file(out) as fresh:
+        figure.savefig(fresh, dpi=120)
     return out
 
 
@@ -165,5 +166,6 @@ def draw_gaps(curves: Sequence[Any], gaps: dict[str, list[float]], out: Path) ->
         axes.grid(alpha=0.3)
         axes.legend()
     file = out / "gaps.png"
-    figure.savefig(file, dpi=110)
+    with published_file(file) as fresh:
+        figure.savefig(fresh, dpi=110)
     return file

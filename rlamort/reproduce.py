@@ -22,11 +22,14 @@ from matplotlib.figure import Figure
 from rlamort.checkpoint import versions
 from rlamort.config import locate, methods, read_row
 from rlamort.errors import UserError, nearest
+from rlamort.publish import published_file
 from rlamort.race import Race
 from rlamort.score import Interval, iqm, stratified_bootstrap
 from rlamort.study import Kept, Study, Task
 from rlamort.track import span
 from rlamort.verdict import Verdict
+
+TITLE = "# What was measured here"
 
 
 class Entry(Protocol):
@@ -75,7 +78,8 @@ class Claim(NamedTuple):
         started = time.perf_counter()
         verdicts, data, figures = locate(self.measure)()
         for name, figure in figures.items():
-            figure.savefig(results / f"{name}.png", dpi=110, bbox_inches="tight")
+            with published_file(results / f"{name}.png") as fresh:
+                figure.savefig(fresh, dpi=110, bbox_inches="tight")
         return {
             "versions": versions(),
             "threads": torch.get_num_threads(),
@@ -136,6 +140,7 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
     Whatever is finished is kept in `results`/ROW.json at once; a training is not run again while its command stays the same.
     """
     given = entries(row)
+    _refuse_foreign(row, results)
     results.mkdir(parents=True, exist_ok=True)
     for entry in given:
         for key, run in entry.due(_kept(row, results)):
@@ -148,16 +153,27 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
     return [verdict for entry in given for verdict in entry.judge(kept)]
 
 
+def _refuse_foreign(row: str, results: Path) -> None:
+    """Raises UserError where a file would be written over that this module did not write."""
+    about, data = results / "README.md", results / f"{row}.json"
+    if about.exists() and not about.read_text(encoding="utf-8").startswith(TITLE):
+        raise UserError(f"--results {results}: its README.md is not one that `rlamort reproduce` wrote; give another folder")
+    try:
+        ours = not data.exists() or all("versions" in one for one in json.loads(data.read_text()).values())
+    except (ValueError, AttributeError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--results {results}: its {data.name} is not one that `rlamort reproduce` wrote; give another folder")
+
+
 def _kept(row: str, results: Path) -> Kept:
     file = results / f"{row}.json"
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def _write(file: Path, text: str) -> None:
-    """All of it or nothing: what was kept before outlives a kill."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    part.replace(file)
+    with published_file(file) as fresh:
+        fresh.write_text(text)
 
 
 def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
@@ -168,13 +184,14 @@ def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axes)
         axes.grid(alpha=0.3)
-    figure.savefig(out, dpi=100)
+    with published_file(out) as fresh:
+        figure.savefig(fresh, dpi=100)
 
 
 def table(results: Path) -> str:
     """Every method with what became of its claims, every claim with what was measured or is waited for, as Markdown."""
     lines = [
-        "# What was measured here",
+        TITLE,
         "",
         "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
         "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",

@@ -257,6 +257,7 @@ class Learner:
             np.zeros_like(self.source.written) if self._kept_frames is None else self._kept_frames
         )
         try:
+            self.directory.records.sync()
             self.directory.checkpoints.write(self.clock.env_step, self.agent.state_dict(), self._facts(), self._state(), frames)
         except (OSError, UserError) as error:
             free = shutil.disk_usage(self.directory.path).free

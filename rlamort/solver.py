@@ -7,6 +7,7 @@ import itertools
 import math
 import statistics
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,6 +22,7 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
+from rlamort.publish import published_file
 from rlamort.reference import (
     FAILURES,
     STARTS,
@@ -43,6 +45,7 @@ from rlamort.update import Lbfgs
 Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
 CALIBRATION = 200  # contexts, where the user asked for a certificate that must first be measured
 WARM_UP = 3  # calls
+MARK = "exported-by-rlamort"  # a file inside an exported archive
 PREDICTED, RESOLVED = "predicted", "re-solved"
 
 
@@ -196,9 +199,13 @@ class Solver(nn.Module):
         """Write the forward pass, contexts as rows (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
 
         Raises:
-            UserError: the model asks the objective while it solves, so it is more than a forward pass.
+            UserError: the model asks the objective while it solves, so it is more than a forward pass; or a file is there that
+                this did not write.
             Fault: the exported program does not do what the model does.
         """
+        path = Path(path)
+        if path.exists() and not _exported(path):
+            raise UserError(f"export: {path} exists already, and rlamort did not export it; give another name")
         if not isinstance(self.model, Full):
             raise UserError(
                 f"export: a {type(self.model).__name__} model asks the cost for gradients while it solves, which an exported "
@@ -209,8 +216,8 @@ class Solver(nn.Module):
         ours, theirs = self.model(fresh), program.module()(fresh)
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
             raise Fault(f"export: the exported program differs from the model by {(ours - theirs).abs().max().item():.1e}")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.export.save(program, path)
+        with published_file(path) as fresh:
+            torch.export.save(program, fresh, extra_files={MARK: ""})
 
     def save(self, folder: str | Path) -> None:
         """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.
@@ -277,6 +284,14 @@ def _status(finite: bool, poor: bool, cost: float, bound: float, *, kind: str, t
     if tol is not None and not bound <= tol:
         return f"failed: {kind} {bound:.1e} after solving again, above {tol:g}"
     return RESOLVED if poor else PREDICTED
+
+
+def _exported(path: Path) -> bool:
+    """Whether `Solver.export` wrote a file."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(MARK) for name in archive.namelist())
 
 
 def _bounded(problem: Problem, like: Tensor) -> bool:

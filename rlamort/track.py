@@ -115,9 +115,23 @@ class Records:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Take back every record after the first `size` bytes: a resumed run writes them again."""
-        if self.size() > size:
+        """Take back every record after the first `size` bytes: a resumed run writes them again.
+
+        Where there are fewer, which is no doing of rlamort's, those that are whole stay, and that is said.
+        """
+        held = self.size()
+        if held < size:
+            whole = self.path.read_bytes().rfind(b"\n") + 1 if held else 0
+            warnings.warn(f"{self.path}: {size - whole} of its {size} bytes are lost; its first records are kept", stacklevel=2)
+            size = whole
+        if held > size:
             os.truncate(self.path, size)
+
+    def sync(self) -> None:
+        """Make durable what a checkpoint is about to vouch for."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
 
     def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
         pass

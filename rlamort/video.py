@@ -3,25 +3,32 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
-from rlamort.agent import Agent
 from rlamort.config import config_of
 from rlamort.envs.make import PATIENCE, factory
 from rlamort.envs.native import NativeEnv
+from rlamort.envs.snapshot import layers, learn
 from rlamort.errors import UserError
+from rlamort.plain import revived
+from rlamort.publish import published_file
+from rlamort.randomness import Randomness
 from rlamort.score import SEED
+
+if TYPE_CHECKING:
+    from rlamort.run import Learner
 
 LIGHT = 0.35  # at least, of what falls on every side of everything
 SKYBOX = 2  # mjTEXTURE_SKYBOX
 SKY = (225, 232, 240)  # where a MuJoCo model has none, and black would be all there is
 
 
-def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int | None, out: Path) -> float:
+def film(learner: "Learner", out: Path) -> float:
     """Play one evaluation episode and write it to `out` as mp4, with step and return in each frame; its return.
 
     Raises:
@@ -33,15 +40,43 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
         import PIL  # noqa: F401
     except ImportError as error:
         raise UserError(f"video: {error.name} is not installed; pip install 'rlamort[video]'") from error
-    if reason := unfilmable(env, env_kwargs):
+    total = 0.0
+    with Randomness(SEED, learner.device)():
+        playing, observation, first = _begun(learner)
+        codec = {"format": "FFMPEG", "mode": "I", "codec": "libx264", "macro_block_size": 2}
+        fps = playing.metadata.get("render_fps", 30)
+        writer: Any
+        with published_file(out) as partial, imageio.get_writer(partial, fps=fps, **codec) as writer:
+            writer.append_data(_captioned(playing, first, f"step 0   return {total:.1f}"))
+            for step in range(1, (learner.config.run.max_episode_steps or PATIENCE) + 1):
+                action, _ = learner.agent.predict(observation, deterministic=True)
+                observation, reward, terminated, truncated, _ = playing.step(action)
+                total += float(reward)
+                frame = playing.render()
+                assert isinstance(frame, np.ndarray)
+                writer.append_data(_captioned(playing, frame, f"step {step:,}   return {total:,.1f}"))
+                if terminated or truncated:
+                    break
+        playing.close()
+    return total
+
+
+def _begun(learner: "Learner") -> tuple[gymnasium.Env[Any, Any], Any, np.ndarray]:
+    """Where a learner is evaluated, as it renders, at the start of an episode: it, the first observation, the first frame."""
+    run = learner.config.run
+    env, kwargs = _filmed(learner.environments.find, run.env_kwargs)
+    if reason := unfilmable(env, kwargs):
         raise UserError(f"video: {reason}")
-    make = factory(env, {**(env_kwargs or {}), "render_mode": "rgb_array"}, limit)
+    make = factory(env, {**(kwargs or {}), "render_mode": "rgb_array"}, run.max_episode_steps)
     try:
         try:
             playing = make()
         except TypeError as error:  # it has just been made without
             raise UserError(f"video: {env} has no picture to give: its constructor takes no render_mode") from error
-        observation, _ = playing.reset(seed=SEED)
+        if (statistics := learner.environments.statistics()) is not None:
+            learn([], statistics["around"], frozen=True)
+            learn(layers(playing), statistics["rows"][0], frozen=True)
+        observation, _ = playing.reset(seed=SEED, options=run.reset_options)
         _lighten(playing)
         first = playing.render()
     except UserError:
@@ -53,25 +88,13 @@ def film(agent: Agent, env: Any, env_kwargs: dict[str, Any] | None, limit: int |
     if not (isinstance(first, np.ndarray) and first.dtype == np.uint8):
         given = f"numbers of type {first.dtype}" if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
         raise UserError(f"video: {env} renders {given}; an image is needed, an array of uint8")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    total = 0.0
-    fps = playing.metadata.get("render_fps", 30)
-    partial = out.with_name(f".{out.name}")
-    writer: Any
-    with imageio.get_writer(partial, format="FFMPEG", mode="I", fps=fps, macro_block_size=2, codec="libx264") as writer:
-        writer.append_data(_captioned(playing, first, f"step 0   return {total:.1f}"))
-        for step in range(1, (limit or PATIENCE) + 1):
-            action, _ = agent.predict(observation, deterministic=True)
-            observation, reward, terminated, truncated, _ = playing.step(action.reshape(playing.action_space.shape))
-            total += float(reward)
-            frame = playing.render()
-            assert isinstance(frame, np.ndarray)
-            writer.append_data(_captioned(playing, frame, f"step {step:,}   return {total:,.1f}"))
-            if terminated or truncated:
-                break
-    playing.close()
-    os.replace(partial, out)
-    return total
+    return playing, observation, first
+
+
+def _filmed(find: Callable[[str], Any], env_kwargs: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
+    """Where it is evaluated, and the keywords of its constructor."""
+    theirs = find("eval_env")
+    return (theirs, None) if theirs is not None else (find("env"), env_kwargs)
 
 
 def unfilmable(env: Any, env_kwargs: dict[str, Any] | None) -> str:
@@ -120,21 +143,31 @@ def _captioned(env: gymnasium.Env[Any, Any], frame: np.ndarray, caption: str) ->
     return np.asarray(image)
 
 
-def film_apart(run: Path, method: str | None = None) -> str:
+def film_apart(run: Path, method: str | None = None, places: Sequence[str] = ()) -> str:
     """`rlamort video RUN` in a process of its own, since a graphics library that fails can take its process along.
 
     -P keeps the current folder out of its imports: a user may well be in one that holds a folder named rlamort.
     Without MUJOCO_GL in the environment, tries the ways of rendering in turn. What it printed last.
+
+    Args:
+        run: the run directory.
+        method: as for `Learner.load`.
+        places: env=... and eval_env=..., where the run's own names do not make them again.
     """
     config = config_of(run)
-    if reason := unfilmable(config["env"], config["env_kwargs"]):
-        return f"no video: {reason}"
+    if not places:
+        unnamed = config.get("unnamed", {}) | {}
+        key = "eval_env" if config.get("eval_env") or "eval_env" in unnamed else "env"
+        reason = f"{key}: {unnamed[key]}; rlamort video {run} {key}=... films it" if key in unnamed else ""
+        kwargs = revived(config["env_kwargs"]) if key == "env" else None
+        if reason := reason or unfilmable(config[key], kwargs):
+            return f"no video: {reason}"
     chosen = os.environ.get("MUJOCO_GL")
     ways = [chosen] if chosen else [*(["glfw"] if os.environ.get("DISPLAY") else []), "egl", "osmesa"]
     said = ""
     for way in ways:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "rlamort", "video", str(run), *(["--method", method] if method else [])],
+            [sys.executable, "-P", "-m", "rlamort", "video", str(run), *places, *(["--method", method] if method else [])],
             env={**os.environ, "MUJOCO_GL": way}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode == 0:

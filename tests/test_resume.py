@@ -445,3 +445,34 @@ def test_steps_in_a_run_directory_count_on(tmp_path):
         learner.learn(20)
     assert learner.learn(20, reset_num_timesteps=False).clock.env_step == 100
     learner.close()
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.9])
+def test_records_that_something_else_has_cut_are_said_and_the_whole_ones_kept(left, tmp_path):
+    """As an outside referee does, which tears the file that is being written."""
+    run_with_checkpoints(tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    before = file.read_bytes()
+    os.truncate(file, int(left * len(before)))
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: \d+ of its \d+ bytes are lost; its first records are kept"):
+        again, _ = resume(tmp_path / "run", {})
+    again.learn(60, reset_num_timesteps=False)
+    again.close()
+    after = file.read_bytes()
+    kept = before[: before.rfind(b"\n", 0, int(left * len(before))) + 1]
+    assert after.startswith(kept)
+    assert len(read_records(tmp_path / "run")) > kept.count(b"\n")
+
+
+def test_a_run_directory_that_a_kill_left_half_made_can_be_begun(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("process 1 on somewhere")
+    (run / f".tmp-{'0' * 32}.yaml").write_text("half")
+    ra.TD3("Pendulum-v1", dir=str(run), **SMALL).close()
+    assert not list(run.glob(".tmp-*"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".lock").write_text("mine")
+    with pytest.raises(ra.UserError, match=r"it holds a file \.lock that rlamort did not write"):
+        ra.TD3("Pendulum-v1", dir=str(tmp_path / "other"), **SMALL)
+    assert (tmp_path / "other" / ".lock").read_text() == "mine"
