@@ -389,7 +389,7 @@ def _annotations(kind: Any) -> Iterable[Any]:
 def _example(value: Any, element: Any) -> str:
     """What a list of such items may hold: the value, if that is what is wrong with it."""
     try:
-        _convert(value, element)
+        _convert(value or None, element)
     except (TypeError, ValueError, OverflowError):
         bare = typing.get_args(element)[0] if typing.get_origin(element) is Annotated else element
         return {int: "256,256", float: "0.1,0.2", str: "a,b"}.get(bare, "")

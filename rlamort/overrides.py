@@ -108,10 +108,12 @@ def _several(parsed: Override, text: str) -> Any:
 def _items(text: str) -> Any:
     """A list of texts as YAML reads it, such as [jürgen, it's, 2024], where Hydra does not; text where it is none."""
     try:
-        found = yaml.load(text, yaml.BaseLoader)
+        found = yaml.compose(text)  # nothing is made of it but text
     except yaml.YAMLError:
         return text
-    return found if isinstance(found, list) else text
+    if not (isinstance(found, yaml.SequenceNode) and all(isinstance(one, yaml.ScalarNode) for one in found.value)):
+        return text
+    return [one.value for one in found.value]
 
 
 def _literal(value: Any, known: Collection[str]) -> Any:

@@ -195,6 +195,7 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["train", "td3", "threads=100000"], "threads=100000: a whole number >= 1 or null is needed, at most 1024"),
         (["train", "td3", "hidden=256"], r"hidden=256: .*, such as hidden=\[256\]$"),
         (["train", "td3", "hidden=256,256"], r"hidden=256,256: .*; a list is hidden=\[256,256\]$"),
+        (["train", "td3", "wandb_tags="], r"wandb_tags=: .*, such as wandb_tags=\[a,b\]$"),
         (["train", "td3", "wandb_tags=mine"], r"wandb_tags=mine: .*, such as wandb_tags=\[mine\]$"),
         (["train", "td3", "env=Pendulum-v1", "hidden=[1000000,1000000]"], r"memory: .*could not allocate \d+ bytes"),
         (["train", "td3", "wandb_notes=${oc.env:NO_SUCH}"], "Hydra: .*NO_SUCH"),
