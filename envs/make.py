@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 from rlamort.envs.copies import Copies
 from rlamort.envs.gym import LARGEST, Factory, GymEnv, Ours
-from rlamort.envs.named import class_at, module_of
+from rlamort.envs.named import class_at, here, module_of
 from rlamort.envs.one_step import single
 from rlamort.envs.record import name_of, spec_of_instance
 from rlamort.envs.snapshot import layers
@@ -54,7 +54,9 @@ def factory(
             try:
                 registered = gymnasium.spec(env)
             except gymnasium.error.Error as error:
-                raise UserError(f"env={env}: there is no such environment. {nearest(env, gymnasium.registry)}") from error
+                raise UserError(
+                    f"env={env}: there is no such environment. {here(env, 'env') or nearest(env, gymnasium.registry)}"
+                ) from error
             name = env
             limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
 
