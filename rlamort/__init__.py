@@ -8,9 +8,15 @@ Names are loaded when they are first used, so that importing the package is quic
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from rlamort.errors import Fault, UserError
+
+# Threads that wait for each other keep their cores busy for a while, by default for as long as another process may need to let
+# go of one: beside it training all but stands still. So they wait less long; GNU's OpenMP reads this when torch is imported.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
+    os.environ["GOMP_SPINCOUNT"] = "3000"
 
 if TYPE_CHECKING:
     from rlamort.amortizing import amortize, load_solver

@@ -62,6 +62,7 @@ class Compiled:
             "fallback_random": True,  # the eager update's random numbers
             "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
             "cpp_wrapper": True,  # kernels are called from C++, not from Python
+            "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not when it was compiled
         }
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 

@@ -100,7 +100,8 @@ class Run:
         log_every: steps between records of what training measures.
         compile: true captures sampling, update and action as one graph (5-60 s, then faster); auto does so from 15,000 updates
             on. What was compiled is kept for later runs.
-        threads: CPU threads of torch; null leaves its own choice, within the cores and the quota that the process has.
+        threads: CPU threads of torch; null takes its own choice, within the cores and the quota that the process has, and one
+            while that is faster, as it is where other processes use the same cores.
         checkpoint_every: steps between checkpoints, from which `rlamort resume` goes on.
         keep_checkpoints: how many of the newest stay.
         resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.

@@ -32,6 +32,7 @@ from rlamort.plain import plain, revived
 from rlamort.randomness import Randomness
 from rlamort.resets import Resets
 from rlamort.score import SEED, Score, score
+from rlamort.sharing import Sharing
 from rlamort.track import Terminal, Tracker, Values
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses
 
@@ -227,6 +228,8 @@ class Learner:
         if self.updates is None:
             source, run = self.source, self.config.run
             self.updates = (Captured if self._compiled else Eager)(self.agent, lambda: source.sample(run.batch_size))
+            if run.threads is None and self.threads > 1 and self.device.type == "cpu":
+                self.updates = Sharing(self.updates, self.agent, self.threads)
             if run.reset_every:
                 fresh = functools.partial(self._drawn, self.agent.spec)
                 self.updates = Resets(self.updates, self.agent, fresh, run.reset_every, lambda: self.clock.updates)

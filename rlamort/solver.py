@@ -216,8 +216,8 @@ class Solver(nn.Module):
         ours, theirs = self.model(fresh), program.module()(fresh)
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
             raise Fault(f"export: the exported program differs from the model by {(ours - theirs).abs().max().item():.1e}")
-        with published_file(path) as fresh:
-            torch.export.save(program, fresh, extra_files={MARK: ""})
+        with published_file(path) as partial:
+            torch.export.save(program, partial, extra_files={MARK: ""})
 
     def save(self, folder: str | Path) -> None:
         """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.

@@ -43,10 +43,9 @@ def film(learner: "Learner", out: Path) -> float:
     total = 0.0
     with Randomness(SEED, learner.device)():
         playing, observation, first = _begun(learner)
-        codec = {"format": "FFMPEG", "mode": "I", "codec": "libx264", "macro_block_size": 2}
-        fps = playing.metadata.get("render_fps", 30)
+        codec: dict[str, Any] = {"codec": "libx264", "macro_block_size": 2, "fps": playing.metadata.get("render_fps", 30)}
         writer: Any
-        with published_file(out) as partial, imageio.get_writer(partial, fps=fps, **codec) as writer:
+        with published_file(out) as partial, imageio.get_writer(partial, "FFMPEG", "I", **codec) as writer:
             writer.append_data(_captioned(playing, first, f"step 0   return {total:.1f}"))
             for step in range(1, (learner.config.run.max_episode_steps or PATIENCE) + 1):
                 action, _ = learner.agent.predict(observation, deterministic=True)
