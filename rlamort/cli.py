@@ -385,7 +385,12 @@ def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
     parser = _Parser("resume", "Go on with a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("changes", nargs="*", help="key=value: what is to differ from now on, e.g. steps=200_000")
+    parser.add_argument(
+        "changes",
+        nargs="*",
+        help="key=value: what is to differ from now on, e.g. steps=200_000, or env=module:Class for a run whose "
+        "environment no name makes again",
+    )
     _method_option(parser)
     given = parser.parse_args(arguments)
     go_on(given.run, _values(given.changes), given.method)

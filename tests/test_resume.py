@@ -1,5 +1,6 @@
 """A run that is killed and resumed is, bit for bit, the run that was not."""
 
+import collections
 import json
 import os
 import random
@@ -8,8 +9,11 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import odd_envs
@@ -176,6 +180,46 @@ def test_two_hundred_kills(method, tmp_path):
         "kills": 67, "resumes_identical": 67, "versions": ra.run.checkpoint.versions(),
     }  # fmt: skip
     record.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+REFEREED = [
+    "td3", "env=Pendulum-v1", "steps=90", "seed=3", "hidden=[8,8]", "batch_size=8", "warmup_steps=20", "buffer_size=60",
+    "checkpoint_every=30", "keep_checkpoints=50", "log_every=30", "eval_every=45", "eval_episodes=1", "threads=1",
+    "video=false", "dir={out}", "resume=auto",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_outside_referee_kills_at_every_boundary_between_two_changes_of_files(tmp_path):
+    """`pip install ckpt-chaos`; its verdicts go to docs/results/ckpt_chaos.json.
+
+    It kills before each change of a file, in the middle of each write that it can cut, and by SIGTERM; what is resumed must go
+    on from the newest whole checkpoint and end with the agent of an undisturbed run, byte for byte.
+    """
+    pytest.importorskip("ckpt_chaos", reason="needs the package ckpt-chaos")
+    options = [
+        "--checkpoint-glob", "{out}/ckpt/step_*", "--ckpt-ignore-size", "--step-regex", r"resumed at step (\d+)",
+        "--result-file", "{out}/agent/agent.safetensors", "--fail-on", "HARD_FAIL,SILENT_DIVERGENCE,LOST_WORK,CONTROL_FAIL",
+        "--modes", "before,torn,term", "--max-points", "1000",
+    ]  # fmt: skip
+    where = ["--work", str(tmp_path / "work"), "--junit", str(tmp_path / "points.xml")]
+    train = [RLAMORT, "train", *REFEREED]
+    done = subprocess.run(
+        [sys.executable, "-m", "ckpt_chaos", "run", *options, *where, "--", *train], capture_output=True, text=True, check=False
+    )
+    print(done.stdout)  # which points failed, if any
+    points = list(ElementTree.parse(tmp_path / "points.xml").iter("testcase"))
+    failed = [point.get("name") for point in points if len(point)]
+    modes = collections.Counter(re.findall(r"\[(\w+)\]", " ".join(point.get("name", "") for point in points)))
+    record = {
+        "command": f"pytest -m slow tests/test_resume.py -k referee, with ckpt-chaos {version('ckpt-chaos')}",
+        "referee": f"ckpt-chaos run {' '.join(options)}", "run": f"rlamort train {' '.join(REFEREED)}",
+        "points": len(points), "modes": dict(sorted(modes.items())), "passed": len(points) - len(failed), "failed": failed,
+        "versions": ra.run.checkpoint.versions(),
+    }  # fmt: skip
+    assert len(points) > 100
+    (HERE.parent / "docs" / "results" / "ckpt_chaos.json").write_text(json.dumps(record, indent=1) + "\n")
+    assert done.returncode == 0, failed
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
