@@ -70,6 +70,11 @@ def factory(
     kind: Callable[..., Any] = env
     if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
         kind = functools.partial(single, env)
+    if not callable(kind):
+        raise UserError(
+            f"env={env!r}: a {type(env).__name__} is given; an id, module:Class, a class, an instance, a function that makes "
+            "one, or a vector environment is needed"
+        )
     return lambda: limited(kind(**kwargs), name_of(env), max_episode_steps)
 
 

@@ -222,7 +222,8 @@ class Writer:
         for layer in layers:
             self.reader.layer(layer)
         self._made: dict[int, Any] = dict(enumerate(layers))
-        self._module = type(layers[-1]).__module__ if layers else ""
+        ours = {kind.__module__ for kind in self.reader.classes.values()}
+        self._module = "" if "__main__" in ours or not layers else type(layers[-1]).__module__
 
     def _here(self, name: str) -> str:
         """What is called by that name now: a script's classes may have moved into a module, which then was given."""

@@ -374,7 +374,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return _convert(value, kind)
     except (TypeError, ValueError, OverflowError):
         most = min((one.high for one in _annotations(kind) if isinstance(one, AtMost)), default=math.inf)
-        limit = f", at most {most}" if isinstance(value, int | float) and value > most else ""
+        items = value if isinstance(value, list | tuple) else [value]
+        limit = f", at most {most}" if any(isinstance(one, int | float) and one > most for one in items) else ""
         element = element_of(kind)
         listed = "" if element is None else _example(value, element)
         example = f", such as {name}=[{listed}]" if listed else ""

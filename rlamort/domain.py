@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from rlamort.errors import UserError
 
 Bounds = Sequence[float] | np.ndarray | Tensor
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Domain(nn.Module):
@@ -114,7 +115,7 @@ class Box(Domain):
         high: upper bounds, each above its lower bound, finite.
 
     Raises:
-        UserError: bounds that are no numbers, of unequal number, infinite, or not in order.
+        UserError: bounds that are no numbers, of unequal number, beyond what float32 holds, or not in order.
     """
 
     scale: Tensor
@@ -129,16 +130,17 @@ class Box(Domain):
         if len(ends[0]) != len(ends[1]):
             raise UserError(f"Box.high: {len(ends[1])} bounds are given; {len(ends[0])}, as in low, are needed")
         for i, (least, most) in enumerate(zip(*ends, strict=True)):
-            if not -math.inf < least < most < math.inf:
+            if not -LARGEST <= least < most <= LARGEST:
                 raise UserError(f"Box.low: {least} with high {most} in coordinate {i}; finite bounds, low < high, are needed")
-        bounds = torch.tensor(ends, dtype=torch.float64)  # halved in float64, so that unit bounds stay exact
+        bounds = np.array(ends)  # halved in float64, so that unit bounds stay exact
+        scale, offset = ((bounds[1] - bounds[0]) / 2).astype(np.float32), ((bounds[1] + bounds[0]) / 2).astype(np.float32)
         self.dim = self.inputs = len(ends[0])
-        self.register_buffer("scale", ((bounds[1] - bounds[0]) / 2).float(), persistent=False)
-        self.register_buffer("offset", ((bounds[1] + bounds[0]) / 2).float(), persistent=False)
-        self.register_buffer("low", bounds[0].clone(), persistent=False)  # as they were given: offset - scale may round
-        self.register_buffer("high", bounds[1].clone(), persistent=False)
-        spans = torch.stack([self.offset.double() - self.scale, self.offset.double() + self.scale])
-        self.exact = torch.equal(spans, bounds)  # as that of agents, who need not clamp then at every step
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+        self.register_buffer("offset", torch.tensor(offset), persistent=False)
+        self.register_buffer("low", torch.tensor(bounds[0]), persistent=False)  # as they were given: offset - scale may round
+        self.register_buffer("high", torch.tensor(bounds[1]), persistent=False)
+        wide = offset.astype(np.float64)
+        self.exact = bool((np.stack([wide - scale, wide + scale]) == bounds).all())  # so agents' need not clamp at every step
 
     def project(self, v: Tensor) -> Tensor:
         return self.act(v.tanh())

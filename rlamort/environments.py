@@ -77,9 +77,9 @@ class Environments:
                 warnings.warn(str(error), stacklevel=4)
         if self._copies is not None and _keeps_to_itself(self._copies):
             warnings.warn(
-                f"env={name_of(self._given['env'])}: wrappers in its worker processes keep statistics that evaluations and "
-                f"saved agents cannot have; give what makes one environment, with num_envs and vectorization=async, or take "
-                f"normalise=true instead of these wrappers",
+                f"env={name_of(self._given['env'])}: wrappers in its worker processes may keep statistics, which evaluations "
+                "and saved agents cannot have; give what makes one environment, with num_envs and vectorization=async, or take "
+                "normalise=true instead of these wrappers",
                 stacklevel=4,
             )
 

@@ -4,10 +4,11 @@ import contextlib
 import functools
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rlamort.errors import UserError
 
@@ -23,6 +24,34 @@ def cores() -> int:
         if allowed != "max":
             found = min(found, max(1, int(allowed) // int(period)))
     return found
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that this machine, or its GPU, has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_memory(what: str, make: Callable[[], nn.Module], device: torch.device) -> None:
+    """Find out how large `what` is before it is made.
+
+    Raises:
+        UserError: its tensors alone are more than the memory of `device`.
+    """
+    try:
+        with torch.device("meta"):
+            needed = sum(tensor.numel() * tensor.element_size() for tensor in make().state_dict().values())
+    except (RuntimeError, NotImplementedError) as error:
+        if "overflow" not in str(error):
+            return  # it looks at numbers while it is made
+        needed = 2**63
+    if needed > memory(device):
+        size = f"{needed / 2**30:,.0f} GiB" if needed < 2**63 else "more than any machine's memory"
+        raise UserError(
+            f"{what}: networks of these sizes take {size}; {device} has {memory(device) / 2**30:,.0f} GiB, "
+            "and smaller ones are needed"
+        )
 
 
 def device_of(name: str) -> torch.device:

@@ -26,7 +26,7 @@ from rlamort.env import Env, Episode, Spec
 from rlamort.environments import Environments, told
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.foreign import read_sb3
-from rlamort.machine import cores, device_of, fast_products
+from rlamort.machine import cores, device_of, fast_products, require_memory
 from rlamort.mirror import Mirror, require
 from rlamort.plain import plain, revived
 from rlamort.randomness import Randomness
@@ -77,6 +77,8 @@ class Learner:
             )
 
     def _build(self, spec: Spec) -> None:
+        with Randomness(0, self.device)():
+            require_memory(self.method, lambda: self._drawn(spec), self.device)
         with self.randomness():
             self.agent: Agent = self._drawn(spec).to(self.device)
         self.environments.spec = spec

@@ -480,7 +480,7 @@ def test_actions_lie_in_the_space_and_have_its_shape_and_dtype(case, method, tmp
         assert np.allclose(np.array(again, np.float64), many.astype(np.float64), rtol=1e-4, atol=1e-5)
     evaluate_policy(agent, Monitor(kind()), n_eval_episodes=2)
     with pytest.raises(ValueError, match="observation: shape"):
-        agent.predict(np.zeros((*observation.shape, 7)))
+        agent.predict(np.zeros((*observation.shape, 7, 7)))
 
 
 def test_actions_reach_both_ends_of_bounds_far_from_zero():

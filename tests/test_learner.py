@@ -414,7 +414,13 @@ def test_help_shows_every_field():
     import pydoc
 
     said = pydoc.plain(pydoc.render_doc(ra.SAC))
-    for text in ("Soft actor-critic", "temperature: initial alpha", "hidden: widths", "seed: of networks", "learning_rate"):
+    for text in (
+        "Soft actor-critic",
+        "temperature: initial alpha",
+        "hidden: widths",
+        "seed: of all that is random",
+        "learning_rate",
+    ):
         assert text in said, text
     parameters = inspect.signature(ra.SAC).parameters
     assert parameters["learning_rate"].default == 3e-4
@@ -428,13 +434,28 @@ def test_learning_too_little_after_loading_is_said(tmp_path):
         agent.learn(60, reset_num_timesteps=False)
 
 
+@pytest.mark.parametrize("method", ["SAC", "TD3", "DDPG"])
+def test_an_agent_can_be_drawn_without_taking_memory(method):
+    """So that what a file describes is compared with its tensors before it is believed."""
+    agent = getattr(ra, method)("Pendulum-v1", **SMALL)
+    with torch.device("meta"):
+        drawn = agent._drawn(agent.agent.spec)
+    assert {tensor.device.type for tensor in drawn.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.parametrize("fields", [{"hidden": [10**6, 10**6]}, {"hidden": [10**6] * 6, "critics": 10**6}])
+def test_networks_that_no_memory_holds_are_refused_before_they_are_made(fields):
+    with pytest.raises(ra.UserError, match=r"sac: networks of these sizes take .* smaller ones are needed"):
+        ra.SAC("Pendulum-v1", **fields)
+
+
 def test_a_saved_agent_of_absurd_sizes_is_refused_before_anything_is_allocated(tmp_path):
     ra.SAC("Pendulum-v1", **SMALL).save(tmp_path / "kept")
     file = tmp_path / "kept" / "agent.json"
     facts = json.loads(file.read_text())
     for change in ({"hidden": [2**31, 2**31]}, {"critics": 10**9}):
         file.write_text(json.dumps(facts | {"values": facts["values"] | change}))
-        with pytest.raises(ra.UserError, match=r"has shape|is on one side only|too large to exist"):
+        with pytest.raises(ra.UserError, match=r"has shape|is on one side only|too large to exist|at most 1000000"):
             ra.load(tmp_path / "kept")
     file.write_text(json.dumps(facts | {"spec": facts["spec"] | {"x_dim": 10**12, "declared": []}}))
     with pytest.raises(ra.UserError, match="has shape"):
