@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain import unit_box
 from rlamort.env import Env
 from rlamort.errors import UserError
 from rlamort.objective import MaxQ, Soft
@@ -87,7 +86,7 @@ class MaxQProblem(Problem):
         f = action_cost(agent)
         if states.ndim != 2 or states.shape[1] != agent.spec.x_dim or not len(states):
             raise UserError(f"states: shape {tuple(states.shape)} is given; (N, {agent.spec.x_dim}) with N > 0 is needed")
-        self.domain = unit_box(len(agent.spec.low)).to(states.device)
+        self.domain = agent.spec.domain.to(states.device)
         self.critic, self.normaliser = frozen(f.critic), frozen(agent.normaliser)
         self.f = MaxQ(self.critic, f.beta, f.members)
         self.register_buffer("states", states.detach().clone())

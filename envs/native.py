@@ -1,5 +1,6 @@
 """A native `Env` as Gymnasium's: the way back from gym.py. d = x_dim · n = dim of an action · B rows"""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from rlamort.domain import Box
 from rlamort.env import Env, Step
 from rlamort.errors import UserError
 
@@ -18,20 +20,25 @@ SEEDS = 2**31
 
 
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """The rows of a native environment: observations (B, d), actions (B, n) in [-1, 1]^n, which `env.domain.act` takes to Y.
+    """The rows of a native environment: observations (B, d) and actions.
+
+    Where Y is a box, actions are y (B, n) in Y itself; else they are u (B, inputs) in [-1, 1]^inputs, of which `env.domain.act`
+    makes y, since agents of other libraries act in boxes alone. With `solutions` they are y (B, n) always, as `predict` of an
+    amortized model gives them, and are taken to the nearest point of Y.
 
     A row that ends gives its last observation in `info["final_obs"]`, and that of its next episode as the observation
     (SAME_STEP autoreset): every step is a transition, and none of what happened is lost.
 
     Args:
         env: what is adapted; it forgives no faults, since Gymnasium has no word for a row that was merely reset.
+        solutions: whether actions are points of Y also where Y is no box.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012  # as Gymnasium declares it
 
-    def __init__(self, env: Env) -> None:
+    def __init__(self, env: Env, solutions: bool = False) -> None:
         self.env, self.num_envs = env, env.count
-        self.single_observation_space, self.single_action_space = _spaces(env)
+        self.single_observation_space, self.single_action_space, self._solution = _spaces(env, solutions)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -40,7 +47,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return _observed(self.env.reset(int(self.np_random.integers(SEEDS)))), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        step = _played(self.env, actions)
+        step = _played(self.env, actions, self._solution)
         ended, info = step.terminated | step.truncated, {}
         if ended.any():
             last = np.full(self.num_envs, None, dtype=object)
@@ -58,6 +65,7 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Args:
         env: of one row.
+        solutions: as there.
 
     Raises:
         UserError: it has several.
@@ -65,11 +73,11 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, env: Env) -> None:
+    def __init__(self, env: Env, solutions: bool = False) -> None:
         if env.count != 1:
             raise UserError(f"env {env.name}: it has {env.count} rows; one is needed here, or NativeVectorEnv for several")
         self.env = env
-        self.observation_space, self.action_space = _spaces(env)
+        self.observation_space, self.action_space, self._solution = _spaces(env, solutions)
         self._waiting = False  # the episode is over, and the first context of the next one is there already
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -80,7 +88,7 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return _observed(self.env.x)[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        step = _played(self.env, action[None])
+        step = _played(self.env, action[None], self._solution)
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         self._waiting = terminated or truncated
         return _observed(step.x_next)[0], float(step.reward[0]), terminated, truncated, {}
@@ -89,15 +97,24 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.env.close()
 
 
-def _spaces(env: Env) -> tuple[BoxSpace, BoxSpace]:
-    d, n = env.spec.x_dim, len(env.spec.low)
-    return BoxSpace(-LARGEST, LARGEST, (d,), np.float32), BoxSpace(-1.0, 1.0, (n,), np.float32)
+Solution = Callable[[Tensor], Tensor]  # actions -> y
+
+
+def _spaces(env: Env, solutions: bool) -> tuple[BoxSpace, BoxSpace, Solution]:
+    """Of observations and of actions, and what makes solutions of the latter."""
+    observation, domain = BoxSpace(-LARGEST, LARGEST, (env.spec.x_dim,), np.float32), env.domain
+    if isinstance(domain, Box):
+        low, high = (bound.numpy(force=True).astype(np.float32) for bound in (domain.low, domain.high))
+        return observation, BoxSpace(low, high, dtype=np.float32), domain.nearest
+    if solutions:
+        return observation, BoxSpace(-LARGEST, LARGEST, (domain.dim,), np.float32), domain.nearest
+    return observation, BoxSpace(-1.0, 1.0, (domain.inputs,), np.float32), domain.act
 
 
 def _observed(x: Tensor) -> np.ndarray:
     return np.array(x.numpy(force=True), dtype=np.float32)  # a copy: what users do with it is theirs
 
 
-def _played(env: Env, actions: np.ndarray) -> Step:
-    u = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(env.device, torch.get_default_dtype())
-    return env.step(env.domain.act(u))
+def _played(env: Env, actions: np.ndarray, solution: Solution) -> Step:
+    y = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(env.device, torch.get_default_dtype())
+    return env.step(solution(y))

@@ -41,12 +41,7 @@ class OneStep(Env):
     Raises:
         UserError: its contexts are no tensors, or of unequal count.
         Fault: its methods raise.
-
-    Attributes:
-        domain: Y; an action in [-1, 1]^inputs becomes y by `domain.act`.
     """
-
-    domain: Domain  # type: ignore[assignment]  # here solutions are played, not actions
 
     def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
         self.drawn = drawn
@@ -55,7 +50,6 @@ class OneStep(Env):
             d = problem.layout.dim
         inputs = problem.domain.inputs
         super().__init__(Spec(d, [-1.0] * inputs, [1.0] * inputs, problem), device)
-        self.domain = problem.domain
         self.f = Cost(problem)
         self.faults = Faults(self.name, max_faults)
         self.steps = 0

@@ -1,5 +1,6 @@
 """The agent's contract, and the one way in which anything learns. B batch · d = x_dim · n = dim of an action"""
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain import unit_box
-from rlamort.env import Spec, Units
+from rlamort.domain import Domain
+from rlamort.env import Spec
 from rlamort.nets import Normaliser, Unnormalised
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Contexts
@@ -112,13 +113,21 @@ class Agent(nn.Module):
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()
-        self.spec = spec
-        self.units = Units(spec.action)
-        self.domain = unit_box(len(spec.low))
+        self.spec, self.units = spec, spec.units
         self.normaliser = Normaliser(spec.x_dim) if normalise else Unnormalised()
 
+    @property
+    def domain(self) -> Domain:
+        """Y, where its answers lie: that of its environment."""
+        return self.spec.domain
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return next(itertools.chain(self.parameters(), self.buffers())).device
+
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        """x (B, d), as the environment gives it -> y (B, n) in [-1, 1]^n; called without gradients."""
+        """x (B, d), as the environment gives it -> y (B, n) in Y; called without gradients."""
         raise NotImplementedError
 
     def evaluate(self, batch: Any) -> Metrics:
@@ -151,7 +160,7 @@ class Agent(nn.Module):
     def predict(
         self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
-        """An action in the environment's units; the signature is Stable-Baselines3's.
+        """An action in the environment's units, of a problem a solution in Y; the signature is Stable-Baselines3's.
 
         Args:
             observation: one observation in the shape of its space, or flat, or a batch of them along the first axis.
@@ -166,6 +175,6 @@ class Agent(nn.Module):
             ValueError: the observation has another shape than the agent was trained on.
         """
         rows, batched = self.spec.observation.rows(observation, "observation")
-        x = torch.from_numpy(rows).to(self.domain.scale.device)
+        x = torch.from_numpy(rows).to(self.device)
         actions = self.units.decode(self.act(x, explore=not deterministic).numpy(force=True))
         return (actions if batched else actions[0, ...]), state  # an array also where it has no axes

@@ -109,7 +109,7 @@ class CudaGraph:
 
     def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
         buffer, before = None if x is None else x.clone(), Moment(self.eager.agent)
-        device = self.eager.agent.domain.scale.device
+        device = self.eager.agent.device
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
@@ -131,7 +131,7 @@ class Moment:
     """
 
     def __init__(self, agent: Agent) -> None:
-        self.agent, self.device = agent, agent.domain.scale.device
+        self.agent, self.device = agent, agent.device
         self.tensors = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
         self.random = torch.get_rng_state()
         self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
@@ -156,7 +156,7 @@ class Captured:
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
-        kind = CudaGraph if agent.domain.scale.is_cuda else Compiled
+        kind = CudaGraph if agent.device.type == "cuda" else Compiled
         self.beginning = kind.beginning
         self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = kind(agent, sample)
         self.proved: set[tuple[bool, ...]] = set()

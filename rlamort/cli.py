@@ -139,7 +139,8 @@ def train(arguments: list[str]) -> None:
     """`rlamort train METHOD key=value ...`: checks every key, then hands over to Hydra, which may run it several times."""
     given = [argument for argument in arguments if argument not in ("-h", "--help")]
     if not given and arguments:
-        return _train_help()
+        _train_help()
+        return
     if not given or given[0].startswith("-") or "=" in given[0]:
         raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
     method, *rest = given
@@ -147,7 +148,8 @@ def train(arguments: list[str]) -> None:
     if short_name(method) != method:  # a file of the user's own, which later commands must find from other folders
         method = str(Path(method).resolve())
     if len(given) < len(arguments):
-        return _help(method, row)
+        _help(method, row)
+        return
     known = fields(row)
     flags, overrides = _parted(rest, known)
 
@@ -166,7 +168,9 @@ def train(arguments: list[str]) -> None:
     if choice not in methods():
         store.store(group="method", name=choice, node=row, package="_global_")
 
-    with _several(method, "--multirun" in flags, overrides) as made:
+    scores: list[float | None] = []
+    code, several = 0, "--multirun" in flags
+    with _several(method, several, overrides) as made:
 
         def one(composed: DictConfig) -> None:
             try:
@@ -174,12 +178,19 @@ def train(arguments: list[str]) -> None:
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(given, dict)
-            made(run_one(method, {str(key): value for key, value in given.items() if key in known}))
+            path = run_one(method, {str(key): value for key, value in given.items() if key in known})
+            made(path)
+            scores.append(last_score(path))
 
-        def job(composed: DictConfig) -> None:
-            code = _guarded(lambda: one(composed))
-            if code:  # before Hydra sees an exception and prints where it came from
-                raise SystemExit(code)
+        def job(composed: DictConfig) -> float | None:
+            """What sweepers are given: the mean return of the last evaluation, of problems the mean cost."""
+            scores.clear()
+            failure = _guarded(lambda: one(composed))
+            if failure and (not several or failure in (Preempted.exit_code, INTERRUPTED)):
+                raise SystemExit(failure)  # ends what else was to run, too
+            if failure:
+                raise Failed(failure)
+            return scores[0]
 
         words = [spelled(f"method={choice}", str, False, known), *overrides]
         before, sys.argv = sys.argv, [sys.argv[0], *flags, *words]
@@ -189,9 +200,29 @@ def train(arguments: list[str]) -> None:
             hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _refused(error) from error
+        except Failed as failed:
+            code = failed.code
         finally:
             sys.argv = before
             os.environ.pop("HYDRA_FULL_ERROR") if chosen is None else os.environ.update(HYDRA_FULL_ERROR=chosen)
+    if code:
+        raise SystemExit(code)
+
+
+def last_score(run: Path) -> float | None:
+    """The mean return of a run's last evaluation, or cost, if it is of a problem; None where there was none."""
+    from rlamort.track import read_records
+
+    scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
+    return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
+
+
+class Failed(Exception):  # noqa: N818  # of a job, which has said already what is wrong
+    """A job of several has failed: the others go on, and this is the command's exit code then."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 def _refused(error: Exception) -> UserError:
@@ -252,7 +283,8 @@ def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
 
 
 AFTER_KEYS = """
--m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. --cfg job trains nothing."""
+-m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. hydra/sweeper=optuna searches by the
+mean return of the last evaluation (hydra.sweeper.direction=maximize), or by its mean cost. --cfg job trains nothing."""
 
 
 def _train_help() -> None:
@@ -288,7 +320,7 @@ def _typed(value: Any) -> str:
 
 def run_one(method: str, given: dict[str, Any]) -> Path:
     """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.directory import new_path
+    from rlamort.directory import claimed
     from rlamort.run import learner_class
 
     config = resolve(method, given)
@@ -299,8 +331,8 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
             raise UserError("resume=auto: it needs dir=..., the run directory to look for")
         if (Path(config.run.dir) / "config.yaml").is_file():
             return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given}, method)
-    path = Path(config.run.dir or new_path(config))
-    learner = learner_class(method)(**{**config.values, "dir": str(path)})
+    with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
+        learner = learner_class(method)(**{**config.values, "dir": str(path)})
     return _run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
 
 

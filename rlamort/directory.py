@@ -1,12 +1,15 @@
 """A run's folder: what is in it, whose it is, what it is called."""
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
 import socket
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,11 @@ class Directory:
         self.path, self.written = path, path / "config.yaml"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if fresh and any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in path.iterdir()):
-                raise UserError(
-                    f"dir={path}: it exists already; give a new one, leave dir out to have one made, "
-                    f"or go on with `rlamort resume {path}`"
-                )
+            if fresh:
+                self._refuse_used()
             self._lock()
+            if fresh:
+                self._refuse_used()  # by whoever had it until now
             for file in path.iterdir():
                 if LEFT.fullmatch(file.name) and file.is_file():
                     file.unlink()
@@ -58,6 +60,13 @@ class Directory:
             raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
         self.checkpoints = checkpoint.Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
+
+    def _refuse_used(self) -> None:
+        if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):
+            raise UserError(
+                f"dir={self.path}: it exists already; give a new one, leave dir out to have one made, "
+                f"or go on with `rlamort resume {self.path}`"
+            )
 
     def _lock(self) -> None:
         """Held until this process ends, however it ends: the kernel gives it back."""
@@ -77,10 +86,25 @@ class Directory:
         os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
 
 
-def new_path(config: Config) -> Path:
-    """A name under runs/ that says what it is: method, environment, seed, time."""
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[Path]:
+    """An empty folder under runs/ whose name says what it is: method, environment, seed, time. It goes if the block fails.
+
+    Nobody else gets the same one, also of several that ask for it at once.
+    """
     env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
     method = short_name(config.method).replace("/", "-")
     name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
-    return next(path for path in (Path("runs") / c for c in candidates) if not path.exists())
+    for path in (Path("runs") / one for one in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not path.parent.is_dir():
+                raise UserError(f"{path.parent}: it is a file, where the folder of runs should be; give dir=...") from None
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+        raise

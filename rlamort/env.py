@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.domain import unit_box
+from rlamort.domain import Domain, unit_box
 from rlamort.errors import UserError
 from rlamort.problem import Problem
 
@@ -122,6 +122,18 @@ class Units:
         return y.clip(-1, 1).astype(np.float32)
 
 
+class Solutions:
+    """The units of a problem: solutions y (B, n) are given and taken as they are."""
+
+    def decode(self, y: np.ndarray) -> np.ndarray:
+        """y itself."""
+        return y
+
+    def encode(self, action: np.ndarray) -> np.ndarray:
+        """The action itself."""
+        return action
+
+
 class Spec(NamedTuple):
     """What an agent must know of an environment: the size of x, and the action box in the environment's units."""
 
@@ -136,6 +148,16 @@ class Spec(NamedTuple):
         """From what Gymnasium declares."""
         low, high = (np.broadcast_to(bound, action.dim).tolist() for bound in (action.low, action.high))
         return cls(observation.dim, low, high, None, (observation, action))
+
+    @property
+    def domain(self) -> Domain:
+        """Y, where an agent's answers lie: of a problem its own domain, of other environments [-1, 1]^n."""
+        return unit_box(len(self.low)) if self.problem is None else self.problem.domain
+
+    @property
+    def units(self) -> Units | Solutions:
+        """From Y to what the environment's user plays or holds."""
+        return Units(self.action) if self.problem is None else Solutions()
 
     @property
     def observation(self) -> Space:
@@ -172,14 +194,14 @@ class Spec(NamedTuple):
 
 
 class Env:
-    """`count` environments side by side. Actions are in [-1, 1]^n; a row whose episode ended starts the next by itself.
+    """`count` environments side by side. Actions y lie in `domain`; a row whose episode ended starts the next by itself.
 
     Attributes:
         name: for messages and records.
         count: B.
         x: (B, d), the contexts to act on now.
-        domain: [-1, 1]^n.
-        units: take these actions to the environment's own.
+        domain: Y, as its `spec` has it.
+        units: take y to the environment's own actions.
         unsaved: what of it no checkpoint can hold, for messages; empty where `restore` is exact.
     """
 
@@ -191,15 +213,15 @@ class Env:
 
     def __init__(self, spec: Spec, device: torch.device) -> None:
         self.spec, self.device = spec, device
-        self.units = Units(spec.action)
-        self.domain = unit_box(len(spec.low)).to(device)
+        self.units = spec.units
+        self.domain = spec.domain.to(device)
 
     def reset(self, seed: int) -> Tensor:
         """Start every row anew, row i from seed + i, and give x (B, d)."""
         raise NotImplementedError
 
     def step(self, y: Tensor) -> Step:
-        """Play y (B, n) in [-1, 1]^n."""
+        """Play y (B, n) in Y."""
         raise NotImplementedError
 
     def episodes(self) -> list[Episode]:

@@ -1,5 +1,6 @@
 """The commands, as a user types them, in a process of their own."""
 
+import contextlib
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -19,9 +21,10 @@ from matplotlib.figure import Figure
 import rlamort as ra
 from rlamort.cli import COMMANDS
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
+from rlamort.directory import claimed
 from rlamort.errors import UserError
 from rlamort.plot import plot
-from rlamort.track import WINDOW, Pace, span
+from rlamort.track import WINDOW, Pace, read_records, span
 
 HERE = Path(__file__).parent
 RLAMORT = Path(sys.executable).parent / "rlamort"
@@ -327,6 +330,47 @@ def test_whoever_forgets_the_brackets_of_a_list_is_shown_them(method):
         ra.SAC("Pendulum-v1", hidden=64)
     with pytest.raises(UserError, match="seed=1e100 or more: "):
         ra.SAC("Pendulum-v1", seed=10**5000)
+
+
+SWEPT = [
+    "env=Pendulum-v1", "steps=60", "warmup_steps=20", "batch_size=8", "hidden=[8]", "buffer_size=100", "eval_every=60",
+    "eval_episodes=1", "video=false", "threads=1",
+]  # fmt: skip
+
+
+def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
+    """Hydra's own launcher: what is wrong is said once, the exit code tells it, and the other run is there."""
+    done = rlamort("train", "td3", "env=NoSuch-v0,Pendulum-v1", *SWEPT[1:], "-m", cwd=tmp_path, code=2)
+    assert done.stderr.count("rlamort: env=NoSuch-v0: there is no such environment") == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert str(run.relative_to(tmp_path)) == done.stdout.splitlines()[-1]
+    assert read_records(run)[-1]["env_step"] == 60
+    assert not [path.name for path in tmp_path.iterdir() if path.name != "runs"]
+
+
+def test_a_sweeper_is_given_the_score_of_each_run(tmp_path):
+    done = rlamort(
+        "train", "td3", *SWEPT, "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.direction=maximize", "learning_rate=interval(1e-4,1e-2)", "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    runs = list((tmp_path / "runs").glob("*/config.yaml"))
+    assert len(runs) == 2, done.stdout
+    scores = [read_records(run.parent)[-1]["eval/return"] for run in runs]
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    assert best["best_value"] == pytest.approx(max(scores))
+
+
+def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    config = resolve("td3", {"env": "Pendulum-v1"})
+    with ThreadPoolExecutor(8) as pool:
+        with contextlib.ExitStack() as held:
+            paths = list(pool.map(lambda _: held.enter_context(claimed(config)), range(24)))
+        assert len(set(paths)) == 24
+    with pytest.raises(KeyError), claimed(config) as path:
+        raise KeyError
+    assert not path.exists()
 
 
 def made_run(path, evaluations, training=(), **config):

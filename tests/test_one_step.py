@@ -5,6 +5,7 @@ import inspect
 import math
 import pkgutil
 import textwrap
+import warnings
 
 import gymnasium
 import numpy as np
@@ -14,17 +15,20 @@ import stable_baselines3
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import RescaleAction
 from rlamort.envs.gym import GymEnv
 from rlamort.envs.make import open_env, spec_of
 from rlamort.envs.native import NativeEnv
 from rlamort.envs.one_step import OneStep, contexts, open_problem, problem_of, single, vector
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlamort.check import check
-from rlamort.domain import Box, Simplex, Sphere
+from rlamort.domain import Box, Euclid, Simplex, Sphere, SquashedGaussian
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
 from rlamort.problem import Problem, draw
+from rlamort.run import learner_class, load
 from rlamort.source import Batch
 
 CPU = torch.device("cpu")
@@ -88,10 +92,22 @@ def registered():
     del gymnasium.registry[name]
 
 
+def normalised(kind):
+    env = single(kind)
+    return RescaleAction(env, np.float32(-1), np.float32(1)) if isinstance(env.env.domain, Box) else env
+
+
+def checked(kind):
+    """By Gymnasium, which would have the actions of all environments within [-1, 1]; a box is in its problem's own units."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*we recommend using a symmetric and normalized space")
+        check_env(single(kind), skip_render_check=True)
+
+
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_gymnasiums_and_sb3s_checkers_accept_every_problem_without_a_warning(kind):
-    check_env(single(kind), skip_render_check=True)
-    check_env_sb3(single(kind))
+    checked(kind)
+    check_env_sb3(normalised(kind))
 
 
 def test_a_registered_problem_passes_the_checkers_as_it_is_made(registered):
@@ -125,12 +141,12 @@ def test_every_problem_of_the_package_is_registered_and_passes_the_checkers():
     able = {k for k in defined if all(p.default is not p.empty for p in inspect.signature(k).parameters.values())}
     assert {kind.__name__ for kind in able} == {s.name for s in gymnasium.registry.values() if s.namespace == "rlamort"}
     for kind in able:
-        check_env(gymnasium.make(f"rlamort/{kind.__name__}-v0").unwrapped)
+        checked(kind)
 
 
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_the_reward_is_minus_the_cost_exactly(kind, device):
-    """Of the native environment in Y, and of both Gymnasium environments through `act`."""
+    """Of the native environment in Y, and of Gymnasium's, in Y too where that is a box, and else through `act`."""
     env = OneStep(kind(), 5, device)
     env.reset(3)
     x, y = env.x, env.domain.project(torch.randn(5, env.domain.inputs, device=device))
@@ -150,10 +166,58 @@ def test_the_reward_is_minus_the_cost_exactly(kind, device):
     action = rows.action_space.sample()
     _, reward, terminated, _, _ = rows.step(action)
     problem = kind().to(device)
-    y = problem.domain.act(torch.from_numpy(action).to(device))
+    y = torch.from_numpy(action).to(device)
+    y = y if isinstance(problem.domain, Box) else problem.domain.act(y)
     cost = problem.cost(y, problem.layout.unpack(torch.from_numpy(x).to(device)))
     assert reward.tolist() == (-cost).tolist()
     assert terminated.all()
+
+
+class Wide(Problem):
+    """The point of a box that is nearest to x."""
+
+    domain = Box([-5.0, -5.0], [5.0, 5.0])
+
+    def contexts(self, count):
+        return torch.rand(count, self.domain.dim) * 10 - 5
+
+    def cost(self, y, x):
+        return (y[:, : x.shape[1]] - x).square().sum(-1)
+
+
+class Everywhere(Wide):
+    domain = Euclid(2)
+
+
+class Spread(Wide):
+    """Parameters of a density: means within 9, and logarithms of spreads, of either sign."""
+
+    domain = SquashedGaussian(1)
+
+
+@pytest.mark.parametrize("kind", [Portfolio, Wide, Everywhere, Direction, Spread])
+def test_what_a_problems_agent_predicts_is_the_models_answer_in_Y(kind, tmp_path):  # noqa: N802
+    learner = learner_class("amortize")(kind, hidden=[16], batch_size=64, learning_rate=3e-3, seed=1).learn(300)
+    learner.save(tmp_path / "kept")
+    agent = learner.agent
+    x = agent.problem.layout.pack(agent.problem.contexts(6))
+    with torch.no_grad():
+        y = agent.model(x, agent.f.oracle(x))
+    assert agent.domain is learner.source.env.domain
+    assert agent.domain.violation(y).max() < 1e-5
+    for one in (learner, load(tmp_path / "kept", env=kind)):
+        assert torch.equal(torch.from_numpy(one.predict(x.numpy())[0]), y)
+        assert one.predict(x[0].numpy(), deterministic=True)[0] == pytest.approx(y[0].numpy(), abs=1e-5)
+    env = NativeEnv(open_problem(kind), solutions=True)
+    assert isinstance(agent.domain, Box) == (single(kind).action_space == env.action_space)
+    mean, _ = evaluate_policy(learner, env, n_eval_episodes=40, warn=False)
+    assert mean == pytest.approx(np.mean(learner.score(40).returns), rel=0.5, abs=0.3)
+
+
+def test_a_minimum_outside_of_the_unit_box_is_found_and_given():
+    learner = learner_class("amortize")(Wide, batch_size=256, seed=0).learn(1_000)
+    assert learner.predict(np.array([3.0, -4.0], np.float32))[0] == pytest.approx([3.0, -4.0], abs=0.3)
+    assert evaluate_policy(learner, single(Wide), n_eval_episodes=20, warn=False)[0] > -0.5
 
 
 def test_the_environment_opened_for_a_user_is_the_problem_on_the_device(device):
