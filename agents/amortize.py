@@ -20,6 +20,7 @@ from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, presented
 from rlamort.reference import solution_of, within
+from rlamort.refine import CLIP, Space, refinement, repeats, steps_in
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 
@@ -38,7 +39,10 @@ class Amortize(Agent):
             environment.
         hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
-        inner_rate: size of their gradient steps, before it is learned.
+        space: where semi takes its steps: in Y itself, or in the chart, the unconstrained numbers that are projected to Y; auto
+            tries both. Where a step size is given, it is Y's.
+        inner_rate: size of the gradient steps of semi and latent, before it is learned; null lets semi try which is best, and
+            is 0.1 for latent.
         start: where semi and recurrent begin: at a network's prediction, or in the middle of the domain, which is the prior
             where solutions are parameters of a density.
         head: how recurrent's steps move: additive adds to the iterate, gated mixes it with a proposal (Marino et al., 2018).
@@ -61,7 +65,8 @@ class Amortize(Agent):
         loss: Literal["objective", "regress", "iterates", "es"] = "objective",
         hidden: Widths = (128, 128),
         iterations: Size = 5,
-        inner_rate: Positive = 0.1,
+        space: Literal["auto", "solution", "chart"] = "auto",
+        inner_rate: Positive | None = None,
         start: Literal["prediction", "middle"] = "prediction",
         head: Literal["additive", "gated"] = "additive",
         memory: Size = 64,
@@ -77,16 +82,29 @@ class Amortize(Agent):
         problem = self.problem = posed(spec)
         self.f, y = Cost(problem), problem.domain
         through = {"unrolled": Unrolled(), "first_order": FirstOrder()}[adjoint]
-        statistics = Standardise(presented(problem, SAMPLE))
+        sample = presented(problem, SAMPLE)
+        statistics = Standardise(sample)
 
         def plain(outputs: int) -> nn.Module:
             return nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs))
 
-        def prediction() -> Full:
-            return Full(problem.network(hidden, 1) or plain(y.inputs), y)
+        def network() -> nn.Module:
+            return problem.network(hidden, 1) or plain(y.inputs)
 
-        def first() -> Full:
-            return prediction() if start == "prediction" else Full(Silent(y.inputs), y)
+        def first() -> nn.Module:
+            return network() if start == "prediction" else Silent(y.inputs)
+
+        def semi() -> Model:
+            where: Space = "chart" if space == "chart" else "solution"
+            rate = inner_rate
+            if rate is None:
+                found = refinement(self.f, y, sample)
+                where = found.space if space == "auto" else where
+                rate = found.trials[where].rate
+            keep_best = repeats(self.f, y, sample)
+            self.chosen = {"space": where, "inner_rate": rate}
+            net, dim = first(), y.dim if where == "solution" else y.inputs
+            return steps_in(where, net, y, Learned(rate, dim, iterations), iterations, through, keep_best)
 
         def recurrent() -> Recurrent:
             heads: dict[str, type[Additive | Gated]] = {"additive": Additive, "gated": Gated}
@@ -98,15 +116,13 @@ class Amortize(Agent):
         def latent() -> Latent:
             z = Euclid(latent_dim)
             decode = Beside(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
-            return Latent(decode, Unroll(Full(plain(latent_dim), z), learned(latent_dim), iterations, z, through), y)
-
-        def learned(dim: int) -> Gradient:
-            return Gradient(Learned(inner_rate, dim, iterations), clip=1e3)
+            steps = Gradient(Learned(inner_rate or 0.1, latent_dim, iterations), clip=CLIP)
+            return Latent(decode, Unroll(Full(plain(latent_dim), z), steps, iterations, z, through), y)
 
         models: dict[str, Callable[[], Model]] = {
-            "full": prediction,
-            "semi": lambda: Unroll(first(), learned(y.dim), iterations, y, through),
-            "recurrent": lambda: Unroll(first(), recurrent(), iterations, y, FirstOrder()),
+            "full": lambda: Full(network(), y),
+            "semi": semi,
+            "recurrent": lambda: Unroll(Full(first(), y), recurrent(), iterations, y, FirstOrder()),
             "latent": latent,
             "choice": choice,
         }

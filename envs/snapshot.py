@@ -125,6 +125,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             writer.shared(state["shared"])
         except Unlike as error:
             self.env = self.make()  # what is there may be half of either
+            self.env.reset(seed=self.seed, options=self.options)  # some hold nothing before
             return str(error)
         return ""
 
@@ -151,6 +152,9 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
                 copied.reset(seed=0)
                 reason = copied.restore([state])
         except UserError:  # there can be no second one
+            return
+        except Exception as error:  # whatever a user's objects raise when they are copied, the environment plays on
+            self.unproved = (f"a copy could not be put into its state: {type(error).__name__}: {error}",)
             return
         if reason:
             copied.close()

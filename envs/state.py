@@ -377,7 +377,7 @@ class Writer:
             "native": lambda: _restore_native(live, self.put(content, None)),
         }
         if kind == "method":
-            owner = self.put(tree["self"], None)
+            owner = self.put(tree["self"], live.__self__ if isinstance(live, types.MethodType) else None)
             function = next((vars(k)[content] for k in type(owner).__mro__ if content in vars(k)), None)
             if not isinstance(function, types.FunctionType):
                 raise Unlike(f"{content} is no method of a {type(owner).__qualname__}")

@@ -107,6 +107,7 @@ class Agent(nn.Module):
 
     Attributes:
         improve_every: calls of `evaluate` for one of `improve`.
+        chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
     improve_every: int = 1
@@ -114,6 +115,7 @@ class Agent(nn.Module):
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()
         self.spec, self.units = spec, spec.units
+        self.chosen: dict[str, Any] = {}
         self.normaliser = Normaliser(spec.x_dim) if normalise else Unnormalised()
 
     @property

@@ -76,7 +76,7 @@ def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **f
     else:
         asked = {"decay_updates": steps, **asked}
         learner = learner_class("amortize")(posed, **asked).learn(steps)
-        model = _model_of(learner)
+        model, asked = _model_of(learner), asked | learner.agent.chosen
     solver = Solver(model, posed, asked)
     solver.training_seconds = time.perf_counter() - started
     solver.check_finite()

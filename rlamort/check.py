@@ -5,6 +5,7 @@ x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unco
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.objective import Cost
-from rlamort.problem import Layout, Problem, X, begun
+from rlamort.problem import Layout, Problem, X, begun, presented
 from rlamort.reference import within
+from rlamort.refine import STEPS, TRIED, refinement
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
 Outcome = tuple[Verdict, str]
@@ -117,7 +119,24 @@ class _Trial:
             for what, look in optional:
                 self._try(what, look)
         verdicts = {line.what: line.verdict for line in self.lines}
-        return Report(type(self.problem).__name__, self.lines, *_fits(verdicts))
+        models, losses = _fits(verdicts)
+        if verdicts.get("cost, gradient") in ("pass", "warn"):
+            models = [self._semi(fit) if fit.name == "semi" else fit for fit in models]
+        return Report(type(self.problem).__name__, self.lines, models, losses)
+
+    def _semi(self, fit: Fit) -> Fit:
+        """What is said of semi-amortized steps, with the space in which they are taken, once some were."""
+        x = presented(self.problem, TRIED, self.device)
+        found = refinement(self.f, self.problem.domain, x)
+        inside, chart = found.trials["solution"].cost, found.trials["chart"].cost
+        steps = fit.why if fit.fits else "gradient steps after a network, of which the best is kept"
+        if found.space == "solution":
+            return Fit("semi", True, f"{steps}; they are taken in Y") if math.isfinite(inside) else fit
+        why = (
+            f"{steps}; they are taken in the numbers that are projected to Y (space=chart): from the middle of Y {STEPS} steps "
+            f"there end at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
+        )
+        return Fit("semi", True, why)
 
     def _try(self, what: str, look: Callable[[], Outcome]) -> bool:
         torch.manual_seed(self.seed)

@@ -79,6 +79,8 @@ class Unroll(Model):
         domain: Y, to which every step's result is taken by Euclidean projection.
         adjoint: how losses differentiate through the steps.
         shrinkage: strength of strength / 2 |y - y_0|^2, which the solver sees added to f (tutorial, eq. 14).
+        keep_best: whether each iterate is the one of lowest f so far, so that none is worse than where the steps began; f must
+            give the same value twice then.
     """
 
     def __init__(
@@ -89,21 +91,30 @@ class Unroll(Model):
         domain: Domain,
         adjoint: Adjoint | None = None,
         shrinkage: NonNegative = 0.0,
+        *,
+        keep_best: bool = False,
     ) -> None:
         super().__init__()
         for field, given in {"steps": steps, "shrinkage": shrinkage}.items():
             if given < 0:
                 raise UserError(f"model.{field}: {given} given; 0 or more is needed")
         self.init, self.update, self.steps, self.domain = init, update, steps, domain
-        self.adjoint, self.shrinkage = adjoint or Unrolled(), shrinkage
+        self.adjoint, self.shrinkage, self.keep_best = adjoint or Unrolled(), shrinkage, keep_best
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         y = self.init(x, oracle)
         oracle = oracle or Oracle()
-        if self.shrinkage:
-            oracle = oracle.tethered(y, self.shrinkage)
-        step = Step(self.update, self.domain.nearest, x, oracle)
-        return self.adjoint.iterates(step, y, self.update.start(y, x), self.steps)
+        asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
+        step = Step(self.update, self.domain.nearest, x, asked)
+        path = self.adjoint.iterates(step, y, self.update.start(y, x), self.steps)
+        return best_so_far(path, oracle) if self.keep_best else path
+
+
+def best_so_far(path: Tensor, oracle: Oracle) -> Tensor:
+    """Iterates (K + 1, B, n), oldest first -> the best of each and all before it, for every item by itself."""
+    with torch.no_grad():
+        best = oracle.values(path).nan_to_num(torch.inf).cummin(0).indices  # (K + 1, B)
+    return path.gather(0, best[..., None].expand_as(path))
 
 
 class Latent(Model):
@@ -115,7 +126,7 @@ class Latent(Model):
         domain: Y.
     """
 
-    def __init__(self, decode: nn.Module, inner: Model, domain: Domain) -> None:
+    def __init__(self, decode: Callable[[Tensor, Tensor], Tensor], inner: Model, domain: Domain) -> None:
         super().__init__()
         self.decode, self.inner, self.domain = decode, inner, domain
 

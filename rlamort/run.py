@@ -81,6 +81,7 @@ class Learner:
             require_memory(self.method, lambda: self._drawn(spec), self.device)
         with self.randomness():
             self.agent: Agent = self._drawn(spec).to(self.device)
+        self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
 
     def _drawn(self, spec: Spec) -> Agent:

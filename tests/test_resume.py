@@ -200,7 +200,7 @@ def test_an_outside_referee_kills_at_every_boundary_between_two_changes_of_files
     options = [
         "--checkpoint-glob", "{out}/ckpt/step_*", "--ckpt-ignore-size", "--step-regex", r"resumed at step (\d+)",
         "--result-file", "{out}/agent/agent.safetensors", "--fail-on", "HARD_FAIL,SILENT_DIVERGENCE,LOST_WORK,CONTROL_FAIL",
-        "--modes", "before,torn,term", "--max-points", "1000",
+        "--modes", "before,torn,term", "--max-points", "1000", "--jobs", "2",
     ]  # fmt: skip
     where = ["--work", str(tmp_path / "work"), "--junit", str(tmp_path / "points.xml")]
     train = [RLAMORT, "train", *REFEREED]

@@ -1,0 +1,112 @@
+"""How gradient steps refine a prediction: in which space, and from which step size, found by trying both.
+
+In Y, steps reach solutions at its border, where many problems have them. Where the gradient grows without bound towards the
+border they are of no use; in the chart, the unconstrained numbers v with y = project(v), that border is infinitely far away.
+
+x context (B, d) · y solution (B, n) · v (B, inputs)
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.adjoint import Adjoint
+from rlamort.domain import Domain, Euclid
+from rlamort.model import Full, Latent, Model, Unroll
+from rlamort.nets import Silent
+from rlamort.objective import Objective
+from rlamort.update import Gradient
+
+SPACES = ("solution", "chart")
+Space = Literal["solution", "chart"]
+RATES = [10 ** (k / 2) for k in range(-6, 7)]
+TRIED, STEPS = 64, 30  # contexts, and steps from the middle of Y
+WORTH = 1e-3  # of what steps gain: by so much the chart must be better, since borders are reached in Y alone
+CLIP = 1e3  # the longest gradient, per item
+
+
+class Trial(NamedTuple):
+    """What came of gradient steps of the best size, in one space."""
+
+    rate: float
+    cost: float  # the mean of the best iterates; infinite where none is finite
+
+
+class Refinement(NamedTuple):
+    """Where steps are best taken, how large they are to begin with, and what was found in either space."""
+
+    space: Space
+    rate: float
+    trials: dict[str, Trial]
+
+
+def steps_in(
+    space: Space, net: nn.Module, domain: Domain, rate: float | nn.Module, steps: int, adjoint: Adjoint | None, keep_best: bool
+) -> Model:
+    """Gradient steps after the prediction project(net(x)).
+
+    Args:
+        space: solution takes steps in Y, each followed by the Euclidean projection; chart in v.
+        net: (B, d) -> (B, domain.inputs).
+        domain: Y.
+        rate: step size, or a module that gives it.
+        steps: K.
+        adjoint: how losses differentiate through them; None unrolls.
+        keep_best: whether each iterate is the best so far.
+    """
+    update = Gradient(rate, clip=CLIP)
+    if space == "solution":
+        return Unroll(Full(net, domain), update, steps, domain, adjoint, keep_best=keep_best)
+    chart = Euclid(domain.inputs)
+    return Latent(_itself, Unroll(Full(net, chart), update, steps, chart, adjoint, keep_best=keep_best), domain)
+
+
+def _itself(v: Tensor, x: Tensor) -> Tensor:
+    return v
+
+
+def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
+    """Take steps of many sizes from the middle of Y in both spaces, for contexts x (B, d), and see where they end.
+
+    No random generator of torch's is moved.
+    """
+    x = x[:TRIED]
+    with _aside(x):
+        trials = {space: _trial(f, domain, x, space) for space in SPACES}
+        start = f(domain.project(x.new_zeros(len(x), domain.inputs)), x).nan_to_num(torch.inf).mean().item()
+    inside, chart = trials["solution"].cost, trials["chart"].cost
+    space: Space = "chart" if chart < inside - WORTH * (start - min(inside, chart)) else "solution"
+    return Refinement(space, trials[space].rate, trials)
+
+
+def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:
+    found = []
+    for rate in RATES:
+        model = steps_in(space, Silent(domain.inputs), domain, rate, STEPS, None, keep_best=True)
+        try:
+            cost = f(model(x, f.oracle(x)), x).nan_to_num(torch.inf).mean().item()
+        except Exception:  # whatever a user's cost raises where such large steps lead
+            cost = math.inf
+        found.append(Trial(rate, cost))
+    return min(found, key=lambda trial: trial.cost)
+
+
+@contextlib.contextmanager
+def _aside(x: Tensor) -> Iterator[None]:
+    """Without gradients, without a trace in torch's generators, and without warnings, which training would repeat."""
+    with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def repeats(f: Objective, domain: Domain, x: Tensor) -> bool:
+    """Whether f gives the same costs twice: one that draws cannot say which iterate is the best."""
+    x = x[:TRIED]
+    with _aside(x):
+        y = domain.project(x.new_zeros(len(x), domain.inputs))
+        return torch.equal(f(y, x), f(y, x))
