@@ -126,7 +126,7 @@ class Agent(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where its tensors live."""
-        return next(itertools.chain(self.parameters(), self.buffers())).device
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         """x (B, d), as the environment gives it -> y (B, n) in Y; called without gradients."""
