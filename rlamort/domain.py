@@ -68,6 +68,11 @@ class Domain(nn.Module):
         """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
         return self.project(self.reach * u)
 
+    def uniform(self, count: int) -> Tensor:
+        """(count, dim): what `act` makes of uniform actions, which in a box is uniform over Y; from torch's generator."""
+        device = next(self.buffers(), torch.empty(0)).device
+        return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
+
 
 class Density(Domain):
     """P(Y): distributions over Y with parameters lam (B, inputs), sampled by reparameterisation."""
@@ -165,10 +170,6 @@ class Box(Domain):
     def act(self, u: Tensor) -> Tensor:
         y = self.decode(u)
         return y if self.exact else self.nearest(y)
-
-    def uniform(self, count: int) -> Tensor:
-        """(count, dim): uniform over Y, from torch's generator."""
-        return self.act(torch.rand(count, self.dim, device=self.scale.device) * 2 - 1)
 
 
 def unit_box(dim: int) -> Box:

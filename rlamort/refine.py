@@ -22,8 +22,8 @@ from rlamort.nets import Silent
 from rlamort.objective import Objective
 from rlamort.update import Gradient
 
-SPACES = ("solution", "chart")
 Space = Literal["solution", "chart"]
+SPACES: tuple[Space, ...] = ("solution", "chart")
 RATES = [10 ** (k / 2) for k in range(-6, 7)]
 TRIED, STEPS = 64, 30  # contexts, and steps from the middle of Y
 WORTH = 1e-3  # of what steps gain: by so much the chart must be better, since borders are reached in Y alone
@@ -42,7 +42,7 @@ class Refinement(NamedTuple):
 
     space: Space
     rate: float
-    trials: dict[str, Trial]
+    trials: dict[Space, Trial]
 
 
 def steps_in(
