@@ -95,16 +95,19 @@ def claimed(config: Config) -> Iterator[Path]:
     env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
     method = short_name(config.method).replace("/", "-")
     name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for path in (Path("runs") / one for one in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))):
+    parent, first = Path("runs"), not Path("runs").exists()
+    for path in (parent / one for one in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))):
         try:
             path.mkdir(parents=True)
             break
-        except FileExistsError:
-            if not path.parent.is_dir():
-                raise UserError(f"{path.parent}: it is a file, where the folder of runs should be; give dir=...") from None
+        except (FileExistsError, NotADirectoryError):
+            if not parent.is_dir():
+                raise UserError(f"{parent}: it is a file, where the folder of runs should be; give dir=...") from None
     try:
         yield path
     except BaseException:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # something is in it
             path.rmdir()
+            if first:
+                parent.rmdir()
         raise

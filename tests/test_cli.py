@@ -371,6 +371,13 @@ def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path, monkeypatch
     with pytest.raises(KeyError), claimed(config) as path:
         raise KeyError
     assert not path.exists()
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(KeyError), claimed(config):
+        raise KeyError
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "runs").touch()
+    with pytest.raises(UserError, match="runs: it is a file"), claimed(config):
+        pass
 
 
 def made_run(path, evaluations, training=(), **config):
