@@ -76,6 +76,8 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
     No random generator of torch's is moved.
     """
     x = x[:TRIED]
+    if x.is_meta:  # nothing has a value while sizes alone are asked
+        return Refinement("solution", RATES[0], {space: Trial(RATES[0], math.inf) for space in SPACES})
     with _aside(x):
         trials = {space: _trial(f, domain, x, space) for space in SPACES}
         start = f(domain.project(x.new_zeros(len(x), domain.inputs)), x).nan_to_num(torch.inf).mean().item()
@@ -107,6 +109,8 @@ def _aside(x: Tensor) -> Iterator[None]:
 def repeats(f: Objective, domain: Domain, x: Tensor) -> bool:
     """Whether f gives the same costs twice: one that draws cannot say which iterate is the best."""
     x = x[:TRIED]
+    if x.is_meta:
+        return True
     with _aside(x):
         y = domain.project(x.new_zeros(len(x), domain.inputs))
         return torch.equal(f(y, x), f(y, x))
