@@ -39,8 +39,8 @@ class Amortize(Agent):
             environment.
         hidden: widths of the hidden layers, of the problem's own network where it has one.
         iterations: steps of semi, recurrent and latent.
-        space: where semi takes its steps: in Y itself, or in the chart, the unconstrained numbers that are projected to Y; auto
-            tries both. Where a step size is given, it is Y's.
+        space: where semi takes its steps: in Y itself (solution), or in the chart, the unconstrained numbers that are projected
+            to Y; auto tries both, and is Y where inner_rate is given.
         inner_rate: size of the gradient steps of semi and latent, before it is learned; null lets semi try which is best, and
             is 0.1 for latent.
         start: where semi and recurrent begin: at a network's prediction, or in the middle of the domain, which is the prior
@@ -96,12 +96,12 @@ class Amortize(Agent):
 
         def semi() -> Model:
             where: Space = "chart" if space == "chart" else "solution"
-            rate = inner_rate
+            x, rate = sample.to(self.device), inner_rate  # where the problem is
             if rate is None:
-                found = refinement(self.f, y, sample)
+                found = refinement(self.f, y, x)
                 where = found.space if space == "auto" else where
                 rate = found.trials[where].rate
-            keep_best = repeats(self.f, y, sample)
+            keep_best = repeats(self.f, y, x)
             self.chosen = {"space": where, "inner_rate": rate}
             net, dim = first(), y.dim if where == "solution" else y.inputs
             return steps_in(where, net, y, Learned(rate, dim, iterations), iterations, through, keep_best)

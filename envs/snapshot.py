@@ -146,16 +146,16 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         if state["unsaved"]:
             return
         self._everybodys = Everybodys(self.env)
-        try:
-            with self._everybodys.kept():
+        with self._everybodys.kept():
+            try:
                 copied = Snapshot(self.make, 0, self.options)
+            except UserError:  # there can be no second one
+                return
+            try:
                 copied.reset(seed=0)
                 reason = copied.restore([state])
-        except UserError:  # there can be no second one
-            return
-        except Exception as error:  # whatever a user's objects raise when they are copied, the environment plays on
-            self.unproved = (f"a copy could not be put into its state: {type(error).__name__}: {error}",)
-            return
+            except Exception as error:  # whatever a user's objects raise when they are written to, the environment plays on
+                reason = f"{type(error).__name__}: {error}"
         if reason:
             copied.close()
             self.unproved = (f"a copy could not be put into its state: {reason}",)

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from rlamort.errors import UserError
-from rlamort.machine import products
+from rlamort.machine import drawn_without_memory, products
 from rlamort.publish import discard, published_folder, sync
 
 FORMAT = 1
@@ -59,14 +59,12 @@ class Saved(NamedTuple):
             UserError: the file is not one of these, or its tensors are another agent's.
         """
         try:
-            with torch.device("meta"):
-                own = make().state_dict()
-        except (RuntimeError, NotImplementedError) as error:
-            if "overflow" in str(error):
-                raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
-            return  # it looks at numbers while it is made
-        with self._tensors() as tensors:
-            self._compare(tensors, own)
+            own = drawn_without_memory(make)
+        except OverflowError as error:
+            raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
+        if own is not None:
+            with self._tensors() as tensors:
+                self._compare(tensors, own)
 
     def fill(self, agent: nn.Module) -> None:
         """Copy the tensors into `agent`, after every name and shape has been compared.

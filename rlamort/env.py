@@ -1,6 +1,7 @@
 """X with dynamics: what an agent acts in. B rows, one environment each · d = x_dim · n = dim of an action"""
 
 import contextlib
+import copy
 import math
 from typing import Any, NamedTuple, Self
 
@@ -168,6 +169,13 @@ class Spec(NamedTuple):
     def action(self) -> Space:
         """Where actions lie."""
         return self.declared[1] if self.declared else Space.flat(self.low, self.high)
+
+    def apart(self) -> Self:
+        """The same with a copy of its problem, which shares its tensors: whatever is tried with it leaves no trace."""
+        if self.problem is None:
+            return self
+        shared = {id(tensor): tensor for tensor in (*self.problem.parameters(), *self.problem.buffers())}
+        return self._replace(problem=copy.deepcopy(self.problem, shared))
 
     def facts(self) -> dict[str, Any]:
         """What can be written of it; of a problem, its name."""

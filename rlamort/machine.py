@@ -1,4 +1,4 @@
-"""What this machine offers: cores, devices, and who multiplies float32 matrices fastest."""
+"""What this machine offers: cores, memory, devices, and who multiplies float32 matrices fastest."""
 
 import contextlib
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlamort.errors import UserError
 
@@ -33,24 +33,36 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def drawn_without_memory(make: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
+    """The names and shapes of the tensors of what `make` builds; None where it cannot be built without their numbers.
+
+    Raises:
+        OverflowError: no machine could hold them.
+    """
+    try:
+        with torch.device("meta"):
+            return make().state_dict()
+    except Exception as error:  # it looks at numbers; or something is wrong, which is said when it is built in earnest
+        if isinstance(error, RuntimeError) and "overflow" in str(error):
+            raise OverflowError(str(error)) from error
+        return None
+
+
 def require_memory(what: str, make: Callable[[], nn.Module], device: torch.device) -> None:
     """Find out how large `what` is before it is made.
 
     Raises:
         UserError: its tensors alone are more than the memory of `device`.
     """
+    has = memory(device)
     try:
-        with torch.device("meta"):
-            needed = sum(tensor.numel() * tensor.element_size() for tensor in make().state_dict().values())
-    except (RuntimeError, NotImplementedError) as error:
-        if "overflow" not in str(error):
-            return  # it looks at numbers while it is made
-        needed = 2**63
-    if needed > memory(device):
-        size = f"{needed / 2**30:,.0f} GiB" if needed < 2**63 else "more than any machine's memory"
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in (drawn_without_memory(make) or {}).values())
+        size = f"{needed / 2**30:,.0f} GiB"
+    except OverflowError:
+        needed, size = has + 1, "more than any machine's memory"
+    if needed > has:
         raise UserError(
-            f"{what}: networks of these sizes take {size}; {device} has {memory(device) / 2**30:,.0f} GiB, "
-            "and smaller ones are needed"
+            f"{what}: networks of these sizes take {size}; {device} has {has / 2**30:,.0f} GiB, and smaller ones are needed"
         )
 
 

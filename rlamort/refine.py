@@ -38,10 +38,9 @@ class Trial(NamedTuple):
 
 
 class Refinement(NamedTuple):
-    """Where steps are best taken, how large they are to begin with, and what was found in either space."""
+    """Where steps are best taken, and what was found in either space."""
 
     space: Space
-    rate: float
     trials: dict[Space, Trial]
 
 
@@ -77,13 +76,13 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
     """
     x = x[:TRIED]
     if x.is_meta:  # nothing has a value while sizes alone are asked
-        return Refinement("solution", RATES[0], {space: Trial(RATES[0], math.inf) for space in SPACES})
+        return Refinement("solution", {space: Trial(RATES[0], math.inf) for space in SPACES})
     with _aside(x):
         trials = {space: _trial(f, domain, x, space) for space in SPACES}
         start = f(domain.project(x.new_zeros(len(x), domain.inputs)), x).nan_to_num(torch.inf).mean().item()
     inside, chart = trials["solution"].cost, trials["chart"].cost
     space: Space = "chart" if chart < inside - WORTH * (start - min(inside, chart)) else "solution"
-    return Refinement(space, trials[space].rate, trials)
+    return Refinement(space, trials)
 
 
 def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:

@@ -78,7 +78,7 @@ class Learner:
 
     def _build(self, spec: Spec) -> None:
         with Randomness(0, self.device)():
-            require_memory(self.method, lambda: self._drawn(spec), self.device)
+            require_memory(self.method, lambda: self._drawn(spec.apart()), self.device)
         with self.randomness():
             self.agent: Agent = self._drawn(spec).to(self.device)
         self.config.values.update(self.agent.chosen)

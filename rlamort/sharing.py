@@ -36,6 +36,7 @@ class Sharing:
         self.updates, self.agent, self.threads = updates, agent, threads
         self.now = threads  # how many the rounds run on
         self.same: bool | None = None  # whether one thread gives the same bits; None until that was tried
+        self._whole: Sequence[bool] = ()  # of the rounds so far, one that trained the most: what is compared
         self.mean: dict[int, float] = {}  # seconds of a round, by threads, when it was last timed
         self.usual = torch.inf  # the least of them on all threads
         self._trying, self._longest, self._wait, self._next = False, torch.inf, AGAIN, 0.0
@@ -44,6 +45,7 @@ class Sharing:
     def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
         if torch.get_num_threads() != self.now:  # as when learning begins again
             torch.set_num_threads(self.now)
+        self._whole = max(self._whole, improves, key=sum)
         started = time.perf_counter()
         found = self.updates(improves, x)
         self._seconds += time.perf_counter() - started
@@ -52,10 +54,10 @@ class Sharing:
             mean, self._timed, self._seconds = self._seconds / self._timed, 0, 0.0
             self._windows += 1
             if self._windows > 1 and self.same is not False:  # the first may have been compiling
-                self._choose(mean, improves, x)
+                self._choose(mean, x)
         return Round(*found)
 
-    def _choose(self, mean: float, improves: Sequence[bool], x: Tensor | None) -> None:
+    def _choose(self, mean: float, x: Tensor | None) -> None:
         """How many threads the next rounds run on, by how long the last ones took."""
         self.mean[self.now], now = mean, time.perf_counter()
         if self._trying:
@@ -73,7 +75,7 @@ class Sharing:
             self.usual = min(self.usual, mean)
         slow = self.now == self.threads and mean > SLOW * self.usual and now > self._next - self._wait + AGAIN / 4
         if now > self._next or slow:
-            self.same = self._compared(improves, x) if self.same is None else self.same
+            self.same = self._compared(x) if self.same is None else self.same
             if self.same:
                 self._trying, self._longest = True, LONG * TRIAL * mean
                 self._take(1 if self.now == self.threads else self.threads)
@@ -82,12 +84,12 @@ class Sharing:
         torch.set_num_threads(threads)
         self.now = threads
 
-    def _compared(self, improves: Sequence[bool], x: Tensor | None) -> bool:
+    def _compared(self, x: Tensor | None) -> bool:
         """One round on all threads and one on one, both from where the agent is, and back to there: are they the same?"""
         before, results = Moment(self.agent), []
         for threads in (self.threads, 1):
             self._take(threads)
-            found = named(Round(*self.updates(improves, x)), self.agent)
+            found = named(Round(*self.updates(self._whole, x)), self.agent)
             results.append({name: tensor.clone() for name, tensor in found.items()})
             before.restore()
         self._take(self.threads)

@@ -100,6 +100,23 @@ def test_where_threads_change_numbers_there_is_no_choice(agent, monkeypatch):
     assert clocked.threads.count(1) == 1  # when that was tried
 
 
+def test_what_only_some_rounds_train_is_compared_too(agent, monkeypatch):
+    """A policy that is trained every other round, and never in those after which it is time to choose."""
+    clocked = Clocked(agent, lambda now, threads: 0.1 / threads**4, monkeypatch)
+
+    def differing(improves, x):
+        found = clocked(improves, x)
+        with torch.no_grad():
+            agent.model.net[0].bias.add_(any(improves) * torch.get_num_threads() * 1e-3)
+        return found
+
+    rounds = Sharing(differing, agent, 2)
+    for i in range(2_000):
+        rounds([i % 2 == 0], None)
+    assert rounds.same is False
+    assert rounds.now == 2
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_real_update_gives_the_same_bits_however_often_it_changes(compile, monkeypatch):
     """Real rounds, the choice made by a coin: the agent is that of all threads."""
