@@ -1,5 +1,6 @@
 """In which space gradient steps refine a prediction, and that none makes it worse."""
 
+import json
 import math
 
 import pytest
@@ -126,6 +127,32 @@ def test_what_is_tried_leaves_no_trace_and_what_was_chosen_is_kept(tmp_path):
     learner = learner_class("amortize")(Entropic, model="semi", hidden=[8], dir=str(tmp_path / "run")).learn(20)
     assert (learner.config.values["space"], learner.config.values["inner_rate"]) == ("chart", 10.0)
     assert "space: chart" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_problem_may_keep_the_network_that_it_gives():
+    """Its size is found out with a copy of the problem, so what the problem keeps is real."""
+
+    class Keeping(Entropic):
+        def __init__(self):
+            super().__init__()
+            self.kept = []  # a list, so that it is not the problem's own parameter too
+
+        def network(self, hidden, candidates):
+            self.kept = self.kept or [torch.nn.Linear(16, 16 * candidates)]
+            return self.kept[0]
+
+    learner = learner_class("amortize")(Keeping, hidden=[8]).learn(5)
+    assert {tensor.device.type for tensor in learner.agent.state_dict().values()} == {learner.device.type}
+
+
+def test_a_saved_solver_of_absurd_sizes_is_refused_before_it_is_made(tmp_path):
+    ra.amortize(Entropic, model="semi", steps=20, hidden=[8]).save(tmp_path / "solver")
+    file = tmp_path / "solver" / "agent.json"
+    facts = json.loads(file.read_text())
+    facts["facts"]["hidden"] = [10**6, 10**6]
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ra.UserError, match=r"amortize: networks of these sizes take .* smaller ones are needed"):
+        ra.load_solver(tmp_path / "solver", Entropic)
 
 
 def test_a_step_size_is_that_of_y_and_a_space_may_be_asked_for():

@@ -200,6 +200,88 @@ def test_there_and_back(name):
         assert other.x.maxlen == 3
 
 
+class Scripted(gymnasium.Env):
+    """Of a script, as its module says; what it holds is shared by all."""
+
+    __module__ = "__main__"
+    played = [0]  # noqa: RUF012
+
+
+class Imported(Scripted):
+    """Of a module, which the script's is a base of."""
+
+
+def test_a_scripts_classes_are_found_beside_a_modules():
+    first = Imported()
+    reader = Reader([first])
+    reader.layer(first)
+    trees = reader.shared()
+    assert any("__main__" in place for place in trees)
+    Scripted.played[0] = 7
+    Writer([first]).shared(trees)
+    assert Scripted.played == [0]
+
+
+class Bound(gymnasium.Env):
+    """It holds a method of an object of a library, which it changes."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self):
+        self.act = torch.nn.Linear(1, 1).double().forward
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        with torch.no_grad():
+            self.act.__self__.weight.fill_(0.5)
+            self.act.__self__.bias.fill_(0.0)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        with torch.no_grad():
+            self.act.__self__.bias.add_(0.01)
+            observation = self.act(torch.tensor(action, dtype=torch.float64))
+        return observation.numpy().astype(np.float32), 0.0, False, False, {}
+
+
+def test_a_method_that_is_held_is_found_in_the_object_that_is_there():
+    one, other = Snapshot(Bound, 0), Snapshot(Bound, 0)
+    one.reset(seed=0)
+    other.reset(seed=0)
+    for _ in range(3):
+        one.step(np.ones(1, np.float32))
+    assert other.restore([one.snapshot()]) == ""
+    assert one.step(np.ones(1, np.float32))[0] == other.step(np.ones(1, np.float32))[0] == pytest.approx([0.54])
+
+
+class Stubborn(gymnasium.Env):
+    """Nothing can be written to what it holds."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+
+    class Growing(list):
+        def clear(self):
+            raise RuntimeError("nothing is given back")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.held = self.Growing([1.0])
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_a_copy_that_raises_costs_the_promise_and_not_the_episode():
+    env = Snapshot(Stubborn, 0)
+    env.reset(seed=0)
+    env.prove()
+    for _ in range(8):
+        assert env.step(np.zeros(1, np.float32))[1] == 0.0
+    assert env.raised == 0
+    assert "RuntimeError: nothing is given back" in env.unproved[0]
+
+
 def test_what_is_one_object_stays_one():
     shared = [1]
     one, other = Anything(a=shared, b=(shared,), c=None), Anything(a=[0], b=([0],), c=[5])
