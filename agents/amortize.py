@@ -19,8 +19,8 @@ from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
 from rlamort.nets import Beside, Silent, Standardise, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, presented
-from rlamort.reference import solution_of, within
-from rlamort.refine import CLIP, Space, refinement, repeats, steps_in
+from rlamort.solve.classical import solution_of, within
+from rlamort.solve.refine import CLIP, Space, refinement, repeats, steps_in
 from rlamort.source import Contexts
 from rlamort.update import Additive, Gated, Gradient, Lbfgs, Learned, Recurrent
 

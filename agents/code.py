@@ -19,8 +19,8 @@ from rlamort.model import Full, Model, Unroll
 from rlamort.nets import Silent
 from rlamort.objective import Cost, Metrics, Objective
 from rlamort.source import Batch, Contexts
-from rlamort.unfold import Alista, Fista, Ista, Lista, ListaCp, Momentum, Psd, Safeguarded, StepIsta, Uphill
 from rlamort.update import Update
+from rlamort.update.sparse import Alista, Fista, Ista, Lista, ListaCp, Momentum, Psd, Safeguarded, StepIsta, Uphill
 
 
 class Code(Agent):

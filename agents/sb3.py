@@ -10,7 +10,6 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium.vector import AsyncVectorEnv
-from rlamort.envs.gym import GymEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
@@ -20,6 +19,7 @@ from torch import Tensor
 from rlamort.agent import Agent
 from rlamort.config import Count, Fraction, Positive, Widths
 from rlamort.env import Episode, Spec
+from rlamort.env.gym import GymEnv
 from rlamort.errors import UserError
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
 

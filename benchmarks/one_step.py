@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import rlamort as ra
-from rlamort.run import learner_class
+from rlamort.run.learner import learner_class
 
 BATCH, HIDDEN = 256, (128, 128)
 

@@ -18,8 +18,8 @@ def _register() -> None:
             if isinstance(kind, ast.ClassDef) and "Problem" in map(ast.unparse, kind.bases) and _able(kind):
                 gymnasium.register(
                     f"rlamort/{kind.name}-v0",
-                    entry_point="rlamort.envs.one_step:single",
-                    vector_entry_point="rlamort.envs.one_step:vector",
+                    entry_point="rlamort.env.one_step:single",
+                    vector_entry_point="rlamort.env.one_step:vector",
                     kwargs={"problem": f"rlamort.envs.{file.stem}:{kind.name}"},
                 )
 

@@ -17,7 +17,7 @@ from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.problem import Problem, X
-from rlamort.unfold import Fista, Ista, Uphill
+from rlamort.update.sparse import Fista, Ista, Uphill
 
 HELD_OUT = 0.2  # share of each image, at its right, that no training context comes from
 FLOOR = 3.16 / 255  # contrast that patches are divided by is at least about this, or noise of flat skies would be all there is

@@ -20,7 +20,7 @@ from rlamort.model import Model
 from rlamort.nets import mlp
 from rlamort.objective import Metrics, Objective, Soft, Temperature
 from rlamort.problem import Problem, X
-from rlamort.reference import Adam, Unconstrained
+from rlamort.solve.classical import Adam, Unconstrained
 from rlamort.update import Update
 
 ROWS = 2_048  # decoded at once where there is a choice: few enough for a processor's cache

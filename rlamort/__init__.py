@@ -19,7 +19,6 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"
 
 if TYPE_CHECKING:
-    from rlamort.amortizing import amortize, load_solver
     from rlamort.domain import (
         PSD,
         Birkhoff,
@@ -35,19 +34,20 @@ if TYPE_CHECKING:
         Sphere,
         SquashedGaussian,
     )
+    from rlamort.measure.fit import amortize, load_solver
     from rlamort.problem import Problem
-    from rlamort.run import Learner, load
-    from rlamort.solver import Solver
+    from rlamort.run.learner import Learner, load
+    from rlamort.solve.solver import Solver
 
     SAC: type[Learner]
     TD3: type[Learner]
     DDPG: type[Learner]
 
 HOMES = {
-    "run": ("Learner", "load"),
+    "run.learner": ("Learner", "load"),
     "problem": ("Problem",),
-    "amortizing": ("amortize", "load_solver"),
-    "solver": ("Solver",),
+    "measure.fit": ("amortize", "load_solver"),
+    "solve.solver": ("Solver",),
     "domain": (
         "PSD", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant", "Product",
         "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian",
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:
         from rlamort.config import methods
 
         if name.lower() in methods():
-            from rlamort.run import learner_class
+            from rlamort.run.learner import learner_class
 
             globals()[name] = made = learner_class(name.lower())
             return made

@@ -39,7 +39,7 @@ from rlamort.config import (
 from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
 
 if TYPE_CHECKING:
-    from rlamort.run import Learner
+    from rlamort.run.learner import Learner
 
 USAGE = """\
 rlamort: reinforcement learning in which a policy is an amortization model
@@ -159,7 +159,7 @@ def train(arguments: list[str]) -> None:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from rlamort.overrides import spelled
+    from rlamort.run.overrides import spelled
 
     store = ConfigStore.instance()
     values = defaults(row)
@@ -211,7 +211,7 @@ def train(arguments: list[str]) -> None:
 
 def last_score(run: Path) -> float | None:
     """The mean return of a run's last evaluation, or cost, if it is of a problem; None where there was none."""
-    from rlamort.track import read_records
+    from rlamort.run.track import read_records
 
     scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
     return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
@@ -236,8 +236,8 @@ def _several(method: str, multirun: bool, overrides: list[str]) -> Iterator[Call
     if not multirun:
         yield lambda run: None
         return
-    from rlamort.overrides import spelled
-    from rlamort.plot import plot
+    from rlamort.measure.plot import plot
+    from rlamort.run.overrides import spelled
 
     name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     # Hydra writes a multirun.yaml, and its launchers may keep more: here, since a cluster's nodes must find it
@@ -269,7 +269,7 @@ def _parted(arguments: list[str], known: dict[str, Field]) -> tuple[list[str], l
 
 
 def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
-    from rlamort.overrides import spelled, split
+    from rlamort.run.overrides import spelled, split
 
     if argument.startswith("-"):
         raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
@@ -320,8 +320,8 @@ def _typed(value: Any) -> str:
 
 def run_one(method: str, given: dict[str, Any]) -> Path:
     """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.directory import claimed
-    from rlamort.run import learner_class
+    from rlamort.run.directory import claimed
+    from rlamort.run.learner import learner_class
 
     config = resolve(method, given)
     if config.run.env is None:
@@ -338,7 +338,7 @@ def run_one(method: str, given: dict[str, Any]) -> Path:
 
 def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
     """Resume a run and see it through."""
-    from rlamort.run import EXCEPT_EPISODE, resume
+    from rlamort.run.learner import EXCEPT_EPISODE, resume
 
     learner, exactness = resume(path, changes, method)
     blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
@@ -346,7 +346,7 @@ def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Pat
 
 
 def _run(learner: "Learner", headline: str) -> Path:
-    from rlamort.track import Terminal
+    from rlamort.run.track import Terminal
 
     assert learner.directory is not None
     run, path = learner.config.run, learner.directory.path
@@ -429,8 +429,8 @@ def resume_run(arguments: list[str]) -> None:
 
 
 def _leave_behind(path: Path, video: bool, method: str) -> None:
-    from rlamort.plot import plot
-    from rlamort.video import film_apart
+    from rlamort.measure.plot import plot
+    from rlamort.measure.video import film_apart
 
     print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
     if video:
@@ -446,14 +446,14 @@ def push(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     changes, known = _values(given.changes), fields_of(Run)
     check_names(changes, [name for name in known if name.startswith("wandb_") or name == "track_timeout"])
-    from rlamort.mirror import catch_up
+    from rlamort.run.mirror import catch_up
 
     print(catch_up(given.run, {name: convert(name, value, known[name].type) for name, value in changes.items()}, given.new))
 
 
 def _values(arguments: list[str]) -> dict[str, Any]:
     """key=value, several of them, for commands that do not go through Hydra."""
-    from rlamort.overrides import values
+    from rlamort.run.overrides import values
 
     return values(arguments, {name: field.type for name, field in fields_of(Run).items()})
 
@@ -467,7 +467,7 @@ def evaluate(arguments: list[str]) -> None:
     _method_option(parser)
     given = parser.parse_args(arguments)
     episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
-    from rlamort.run import load
+    from rlamort.run.learner import load
     from rlamort.score import interval
 
     learner = load(given.run, method=given.method, **_places(given.places))
@@ -492,15 +492,15 @@ def video(arguments: list[str]) -> None:
     _method_option(parser)
     given = parser.parse_args(arguments)
     if not os.environ.get("MUJOCO_GL"):
-        from rlamort.video import film_apart
+        from rlamort.measure.video import film_apart
 
         said = film_apart(given.run, given.method, given.places)
         if said.startswith("no video"):
             raise UserError(said)
         print(said)
         return
-    from rlamort.run import load
-    from rlamort.video import film
+    from rlamort.measure.video import film
+    from rlamort.run.learner import load
 
     learner = load(given.run, method=given.method, **_places(given.places))
     out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
@@ -514,7 +514,7 @@ def plot_runs(arguments: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
     _out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
     given = parser.parse_args(arguments)
-    from rlamort.plot import plot
+    from rlamort.measure.plot import plot
 
     print(plot(given.runs, _free(given) or _unused(Path("curves.png"))))
 
@@ -524,8 +524,8 @@ def check_problem(arguments: list[str]) -> None:
     parser = _Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     given = parser.parse_args(arguments)
-    from rlamort.check import check
-    from rlamort.envs.one_step import problem_of
+    from rlamort.env.one_step import problem_of
+    from rlamort.measure.check import check
 
     found = check(problem_of(given.problem))
     print(found)
@@ -542,7 +542,7 @@ def amortize_problem(arguments: list[str]) -> None:
     _out_option(parser, "folder for solvers, plots and data (default: a new one under runs/)")
     given = parser.parse_args(arguments)
     chosen = _free(given, folder=True)
-    from rlamort.amortizing import report
+    from rlamort.measure.fit import report
 
     fields = _values(given.keys)
     models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full,semi"), ("loss", "objective")))
@@ -559,7 +559,7 @@ def compare_losses(arguments: list[str]) -> None:
     _out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
     out = _free(given)
-    from rlamort.amortizing import compare
+    from rlamort.measure.fit import compare
 
     fields = _values(given.keys)
     models = _names(fields.pop("model", "full"))
@@ -572,7 +572,7 @@ def _target(given: str, fields: dict[str, Any]) -> Any:
     """A problem, or those of a run's critic, which plays in the `env` of the fields: contexts to train on, and held out."""
     if not given.startswith("sb3:") and not (Path(given) / "config.yaml").is_file():
         return given
-    from rlamort.gap import max_q
+    from rlamort.measure.gap import max_q
 
     return max_q(given, fields.pop("env", None))
 
@@ -585,7 +585,7 @@ def _names(given: Any) -> list[str]:
 def _tell(report: Any, out: Path | None) -> None:
     print(*report.lines, sep="\n")
     if out:
-        from rlamort.publish import published_file
+        from rlamort.host.publish import published_file
 
         with published_file(out) as fresh:
             fresh.write_text(json.dumps(report.data, indent=1) + "\n")
@@ -602,7 +602,7 @@ def policy_gap(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     out, fields = _free(given), _values(given.keys)
     check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
-    from rlamort.gap import gap
+    from rlamort.measure.gap import gap
 
     _tell(gap(given.run, fields.pop("env", None), **fields), out)
 
@@ -617,7 +617,7 @@ def reproduce_row(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if given.row is not None and given.all:
         raise UserError(f"reproduce {given.row} --all: either a row or --all is needed")
-    from rlamort.reproduce import outline, reproduce, rows
+    from rlamort.measure.reproduce import outline, reproduce, rows
 
     if given.row is None and not given.all:
         print(*outline(), sep="\n")
@@ -640,7 +640,7 @@ def bench(arguments: list[str]) -> None:
     out = _free(given)
     if given.algorithm and given.name not in ("speed", "profile"):
         raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
-    from rlamort.bench import BENCHES
+    from rlamort.measure.bench import BENCHES
 
     _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), out)
 

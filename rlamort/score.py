@@ -10,7 +10,7 @@ from scipy import stats
 
 from rlamort.agent import Agent
 from rlamort.env import Env
-from rlamort.randomness import Randomness
+from rlamort.host.randomness import Randomness
 
 SEED = 1_000_000  # evaluation episodes are the same for every training seed
 

@@ -12,9 +12,9 @@ from rlamort.agent import Agent
 from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
+from rlamort.run.track import Pace, Tracker, Values
 from rlamort.score import Score
 from rlamort.source import Batch, Collected, Contexts
-from rlamort.track import Pace, Tracker, Values
 
 
 class Schedule(NamedTuple):
@@ -54,7 +54,7 @@ class Source(Protocol):
     def sample(self, count: int) -> Batch | Contexts: ...
 
 
-Updates = Callable[[Sequence[bool], torch.Tensor | None], tuple[Metrics, torch.Tensor | None]]  # see `rlamort.capture.Eager`
+Updates = Callable[[Sequence[bool], torch.Tensor | None], tuple[Metrics, torch.Tensor | None]]  # see rlamort.run.capture
 Scorer = Callable[[Agent], Score]
 
 
@@ -100,7 +100,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         source: where its batches come from.
         schedule: how often what happens.
         clock: where the run stands; moved on.
-        updates: updates the agent on batches of the source, and then acts: see `rlamort.capture`.
+        updates: updates the agent on batches of the source, and then acts: see `rlamort.run.capture`.
         journal: what is left behind.
 
     Raises:
@@ -165,6 +165,6 @@ def summary(episodes: list[Episode]) -> Values:
 
 
 def speed(clock: Clock, pace: Pace) -> Values:
-    """Seconds of training in all, and steps per second lately, where that is known: see `rlamort.track.Pace`."""
+    """Seconds of training in all, and steps per second lately, where that is known: see `rlamort.run.track.Pace`."""
     lately: Values = {} if pace.steps_per_s is None else {"time/steps_per_s": pace.steps_per_s}
     return {"time/seconds": clock.seconds, **lately, "time/updates": clock.updates}

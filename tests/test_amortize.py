@@ -7,14 +7,14 @@ from test_cli import rlamort
 from torch import nn
 
 import rlamort as ra
-from rlamort.amortizing import compare, pairs, report
 from rlamort.config import methods, read_row
 from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
+from rlamort.measure.fit import compare, pairs, report
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.problem import draw
-from rlamort.run import learner_class, resume
+from rlamort.run.learner import learner_class, resume
 from rlamort.source import Contexts
 from rlamort.update import Gradient
 
@@ -303,7 +303,7 @@ def test_comparing_freezes_the_objective_and_shares_the_budget():
 
 def test_comparing_says_what_it_does_and_does_what_was_asked(capsys, monkeypatch):
     """Regression needs a solver for every batch where no solution is known: nobody asked for that."""
-    monkeypatch.setattr("rlamort.amortizing.HELD_OUT", 20)
+    monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
     assert set(compare(Known, seeds=(0,), **QUICK).data) == {"full, objective", "full, regress"}
     assert set(compare(Portfolio, seeds=(0,), **QUICK).data) == {"full, objective"}
     assert set(compare((Portfolio(), Portfolio()), seeds=(0,), **QUICK).data) == {"full, objective"}
@@ -315,7 +315,7 @@ def test_comparing_says_what_it_does_and_does_what_was_asked(capsys, monkeypatch
 
 
 def test_reporting_says_what_it_does(capsys, monkeypatch):
-    monkeypatch.setattr("rlamort.amortizing.HELD_OUT", 20)
+    monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
     report(Known, ["full"], **QUICK)
     told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and solvers beside them"]
     assert capsys.readouterr().out.splitlines() == told

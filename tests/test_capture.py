@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from rlamort.envs.make import open_env
 from test_laws import LEARNERS
 
-from rlamort import capture
-from rlamort.capture import Captured, Eager
+from rlamort.env.make import open_env
+from rlamort.run import capture
+from rlamort.run.capture import Captured, Eager
 from rlamort.source import Replay
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlamort.check import check
 from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.measure.check import check
 from rlamort.problem import Problem
 
 

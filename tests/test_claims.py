@@ -15,14 +15,14 @@ from rlamort.agents.td3 import TD3
 from test_laws import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 
-from rlamort import reproduce, speed
 from rlamort.config import locate, resolve
 from rlamort.env import Spec
-from rlamort.race import Race
-from rlamort.reproduce import Claim, entries, rows, table
+from rlamort.measure import reproduce, speed
+from rlamort.measure.race import Race
+from rlamort.measure.reproduce import Claim, entries, rows, table
+from rlamort.measure.study import Study
+from rlamort.measure.verdict import Measured, at_least, at_most
 from rlamort.score import interval, iqm, stratified_bootstrap
-from rlamort.study import Study
-from rlamort.verdict import Measured, at_least, at_most
 
 
 def kept(study, ours, theirs):
@@ -137,7 +137,7 @@ def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
         "overrides": ["warmup_steps=50", "hidden=[8,8]", "batch_size=8", "eval_episodes=1", "threads=1"],
     }  # fmt: skip
     code = (
-        "from rlamort import reproduce as r; from rlamort.cli import main; from rlamort.race import Race\n"
+        "from rlamort.measure import reproduce as r; from rlamort.cli import main; from rlamort.measure.race import Race\n"
         f"real, race = r.entries, Race('race', **{RACE | small!r})\n"
         "r.entries = lambda row: [race] if row == 'race' else real(row)\n"
         "main(['reproduce', 'race', '--results', 'results'])"
@@ -236,7 +236,7 @@ def test_the_bound_is_a_rate():
 @pytest.mark.parametrize("library", ["rlamort", "sb3"])
 def test_a_contestant_measures_itself(library, tmp_path):
     code = (
-        "from rlamort import contestant as c; import json\n"
+        "from rlamort.measure import speed_worker as contestant as c; import json\n"
         "c.WARM, c.TIMED, c.UPDATES, c.ACTIONS = 1010, 20, 4, 5\n"
         f"print(json.dumps(c.measure({library!r}, 'td3', 'Pendulum-v1', 1)))"
     )
@@ -249,7 +249,7 @@ def test_a_contestant_measures_itself(library, tmp_path):
 
 def test_a_profile_knows_the_parts_of_an_update_by_the_names_that_the_compiler_gives_them(tmp_path):
     code = (
-        "import json; from rlamort import speed\n"  # in a process of its own, since it changes how everything is compiled
+        "import json; from rlamort.measure import speed\n"  # of its own: it changes how everything is compiled
         "print(json.dumps(speed.profile('sac', 'Pendulum-v1', updates=4).data['update_us']))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 import rlamort as ra
 from rlamort.cli import COMMANDS
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
-from rlamort.directory import claimed
 from rlamort.errors import UserError
-from rlamort.plot import plot
-from rlamort.track import WINDOW, Pace, read_records, span
+from rlamort.measure.plot import plot
+from rlamort.run.directory import claimed
+from rlamort.run.track import WINDOW, Pace, read_records, span
 
 HERE = Path(__file__).parent
 RLAMORT = Path(sys.executable).parent / "rlamort"
@@ -586,7 +586,7 @@ def test_a_film_is_light_and_says_step_and_return(run):
 
 
 def test_a_module_without_its_class_is_told_the_classes_of_the_file_that_is_here(tmp_path, monkeypatch):
-    from rlamort.envs.named import here
+    from rlamort.env.imports import here
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thermo.py").write_text(

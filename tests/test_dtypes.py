@@ -3,22 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from rlamort.envs.iterate import IterateEnv
-from rlamort.envs.one_step import OneStep, single
 
 import rlamort as ra
-from rlamort.amortizing import compare, report
-from rlamort.check import check
-from rlamort.controlled import Steered
 from rlamort.domain import Simplex
+from rlamort.env.iterate import IterateEnv
+from rlamort.env.one_step import OneStep, single
 from rlamort.errors import UserError
+from rlamort.measure.check import check
+from rlamort.measure.fit import compare, report
 from rlamort.model import Full, Unroll
 from rlamort.nets import Silent
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw, presented, unseen
-from rlamort.reference import best_found, solution_of
-from rlamort.run import learner_class
+from rlamort.run.learner import learner_class
+from rlamort.solve.classical import best_found, solution_of
 from rlamort.update import Anderson, Lbfgs
+from rlamort.update.parametric import Steered
 
 QUICK = {"hidden": (16,), "batch_size": 16, "steps": 12}
 DATA = np.random.default_rng(0).normal(size=(64, 4))  # NumPy's default dtype
@@ -156,7 +156,7 @@ def test_agents_and_gymnasium_take_them(kind):
 
 
 def test_reports_and_comparisons_take_them(monkeypatch):
-    monkeypatch.setattr("rlamort.amortizing.HELD_OUT", 20)
+    monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
     for kind in KINDS:
         assert report(kind, ["full"], ["objective"], **QUICK).data["rows"][0]["failed"] == 0
         gaps = compare(kind, ["full"], ["objective", "regress"], seeds=(0,), **QUICK).data

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import Count, Identity
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rlamort.envs.make import open_env
 
+from rlamort.env.make import open_env
 from rlamort.errors import Fault, UserError
 
 
@@ -136,7 +136,7 @@ def test_constructor_keywords_reach_the_environment():
 
 
 def test_an_episode_that_never_ends_is_named_and_can_be_cut(monkeypatch):
-    monkeypatch.setattr("rlamort.envs.make.PATIENCE", 50)
+    monkeypatch.setattr("rlamort.env.make.PATIENCE", 50)
     env = open_env(odd_envs.Endless)
     env.reset(0)
     for _ in range(49):
@@ -191,7 +191,7 @@ def test_an_instance_that_cannot_be_copied_serves_once_and_its_class_as_often_as
 
 def test_mujoco_says_each_warning_once_and_keeps_no_file_of_them(tmp_path):
     """By itself it would at every opening, and HalfCheetah-v5's model has one to say."""
-    code = "from rlamort.envs.make import open_env\nfor _ in range(3): open_env('HalfCheetah-v5', count=2)"
+    code = "from rlamort.env.make import open_env\nfor _ in range(3): open_env('HalfCheetah-v5', count=2)"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) == len(set(lines)) <= 1

@@ -9,11 +9,11 @@ from test_laws import LEARNERS, batch_for
 from test_resume import SMALL, assert_equal, everything, timeless
 
 import rlamort as ra
-from rlamort.capture import Captured, close
 from rlamort.errors import Preempted
 from rlamort.nets import Ensemble, EnsembleLayerNorm, bfloat16_product
-from rlamort.resets import Resets
-from rlamort.run import resume
+from rlamort.run.capture import Captured, close
+from rlamort.run.learner import resume
+from rlamort.run.resets import Resets
 
 ALL = {"critic_norm": "layer", "matmul": "bfloat16"}
 

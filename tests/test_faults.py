@@ -8,12 +8,12 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
-from rlamort.envs.make import open_env
 from test_cli import HERE, QUICK, rlamort
 
 import rlamort as ra
-from rlamort.checkpoint import Checkpoints
+from rlamort.env.make import open_env
 from rlamort.errors import Fault
+from rlamort.run.checkpoint import Checkpoints
 from rlamort.source import Replay
 
 SMALL = {"hidden": [16, 16], "warmup_steps": 50, "batch_size": 16, "buffer_size": 5_000, "device": "cpu"}
@@ -79,7 +79,7 @@ def test_faults_survive_a_resume(tmp_path):
     from test_resume import assert_equal, everything
 
     from rlamort.errors import Preempted
-    from rlamort.run import resume
+    from rlamort.run.learner import resume
 
     fields = {**SMALL, "max_env_faults": 1000, "steps": 300, "checkpoint_every": 1000}
     shutil.copy(HERE / "odd_envs.py", tmp_path)

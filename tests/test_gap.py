@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from rlamort.envs.make import open_env
 from rlamort.envs.maxq import MaxQProblem, Visited, visit
-from rlamort.envs.resimulate import Rolled, Stepped, save
 
 import rlamort as ra
-from rlamort.claims import maxq
 from rlamort.domain import unit_box
-from rlamort.gap import by_episode, gap, in_critic, max_q, refine, search
+from rlamort.env.make import open_env
+from rlamort.env.simulate import Rolled, Stepped, save
 from rlamort.losses import objective
+from rlamort.measure.claims import maxq
+from rlamort.measure.gap import by_episode, gap, in_critic, max_q, refine, search
+from rlamort.measure.time_to_match import FROM, Projected, Tried, _walk, settings, tutorial
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
-from rlamort.run import learner_class
+from rlamort.run.learner import learner_class
 from rlamort.score import score
 from rlamort.source import Batch
-from rlamort.timing import FROM, Projected, Tried, _walk, settings, tutorial
 from rlamort.update import Gradient
 
 SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1, "patience": 8}

@@ -15,12 +15,12 @@ from counting import SMALL, Factor, Noisy, Pay
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
-from rlamort.envs.make import open_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
-from rlamort.run import resume
+from rlamort.env.make import open_env
+from rlamort.run.learner import resume
 
 HERE = Path(__file__).parent
 
@@ -294,7 +294,7 @@ def test_a_class_is_recorded_by_where_it_is_found(tmp_path):
 
 SCRIPT = """
     import gymnasium as gym, numpy as np, rlamort as ra, sys
-    from rlamort.run import resume
+    from rlamort.run.learner import resume
 
     class Mine(gym.Env):
         observation_space = gym.spaces.Box(0, 100, (1,), np.float32)
@@ -378,7 +378,7 @@ def test_other_spaces_are_refused_with_both_printed(kind, said, tmp_path):
     config.write_text(config.read_text().replace("unnamed: {}", "unnamed: {env: somewhere else}"))
     with pytest.raises(ra.UserError, match=said):
         resume(tmp_path / "run", env=kind)
-    from rlamort.gap import gap
+    from rlamort.measure.gap import gap
 
     with pytest.raises(ra.UserError, match=said):
         gap(str(tmp_path / "run"), kind)

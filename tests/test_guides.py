@@ -14,9 +14,9 @@ import torch
 from rlamort.envs.arm import Arm
 from scipy import optimize
 
-from rlamort.check import check
-from rlamort.claims import choosing
 from rlamort.errors import UserError
+from rlamort.measure.check import check
+from rlamort.measure.claims import choosing
 from rlamort.problem import draw
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -8,19 +8,19 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
-from rlamort.envs.iterate import IterateEnv, decrease, unsolved
-from rlamort.envs.native import NativeEnv, NativeVectorEnv
 from scipy import optimize
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
-from rlamort.controlled import Controlled, Fold, Steered
 from rlamort.domain import Box, Euclid
+from rlamort.env.iterate import IterateEnv, decrease, unsolved
+from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.model import Expert, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
+from rlamort.update.parametric import Controlled, Fold, Steered
 
 N = 4
 

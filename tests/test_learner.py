@@ -16,8 +16,8 @@ from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
 from rlamort.config import methods, read_row
-from rlamort.run import learner_class
-from rlamort.track import read_records
+from rlamort.run.learner import learner_class
+from rlamort.run.track import read_records
 
 OURS = ["sac", "td3", "ddpg"]
 SMALL = {"hidden": [32, 32], "warmup_steps": 100, "batch_size": 32, "buffer_size": 10_000, "device": "cpu"}

@@ -6,10 +6,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from rlamort.envs.make import open_env
 
 import rlamort as ra
-from rlamort import machine
+from rlamort.env.make import open_env
+from rlamort.host import machine
 
 
 class SaysThreads(gymnasium.Env):

@@ -16,19 +16,19 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import RescaleAction
-from rlamort.envs.gym import GymEnv
-from rlamort.envs.make import open_env, spec_of
-from rlamort.envs.native import NativeEnv
-from rlamort.envs.one_step import OneStep, contexts, open_problem, problem_of, single, vector
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rlamort.check import check
 from rlamort.domain import Box, Euclid, Simplex, Sphere, SquashedGaussian
+from rlamort.env.gym import GymEnv
+from rlamort.env.make import open_env, spec_of
+from rlamort.env.native import NativeEnv
+from rlamort.env.one_step import OneStep, contexts, open_problem, problem_of, single, vector
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
+from rlamort.measure.check import check
 from rlamort.problem import Problem, draw
-from rlamort.run import learner_class, load
+from rlamort.run.learner import learner_class, load
 from rlamort.source import Batch
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ PROBLEMS = [Portfolio, Pieces, Direction]
 @pytest.fixture
 def registered():
     name = "rlamort/Portfolio-v0"
-    gymnasium.register(name, entry_point="rlamort.envs.one_step:single", vector_entry_point="rlamort.envs.one_step:vector",
+    gymnasium.register(name, entry_point="rlamort.env.one_step:single", vector_entry_point="rlamort.env.one_step:vector",
                        kwargs={"problem": f"{__name__}:Portfolio"})  # fmt: skip
     yield name
     del gymnasium.registry[name]

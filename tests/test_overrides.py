@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from rlamort.config import Run, fields_of
 from rlamort.errors import UserError
-from rlamort.overrides import read, spelled, values
+from rlamort.run.overrides import read, spelled, values
 
 KINDS = {name: field.type for name, field in fields_of(Run).items()}
 PIECES = [*"ab1.ü '\"\\$(){}[],=:#~!&@/-\n\t", "${", "${seed}", "${x}", "\\${", "null"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import rlamort as ra
-from rlamort.checkpoint import Checkpoints
-from rlamort.publish import _replace, published_file
+from rlamort.host.publish import _replace, published_file
+from rlamort.run.checkpoint import Checkpoints
 
 SMALL = {
     "hidden": [16], "warmup_steps": 20, "batch_size": 16, "buffer_size": 300, "device": "cpu", "threads": 1, "eval_episodes": 1,

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import rlamort as ra
-from rlamort.check import check
+from rlamort.measure.check import check
 from rlamort.objective import Cost
-from rlamort.refine import refinement, repeats, steps_in
-from rlamort.run import learner_class
+from rlamort.run.learner import learner_class
+from rlamort.solve.refine import refinement, repeats, steps_in
 
 
 class Entropic(ra.Problem):

@@ -10,10 +10,10 @@ from conftest import Count
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rlamort.envs.make import open_env
 
 from rlamort.domain import unit_box
 from rlamort.env import Spec
+from rlamort.env.make import open_env
 from rlamort.errors import UserError
 from rlamort.source import Replay, bytes_per_frame
 

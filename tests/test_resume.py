@@ -23,11 +23,11 @@ import yaml
 from test_cli import HERE, RLAMORT, rlamort
 
 import rlamort as ra
-from rlamort.capture import Captured
-from rlamort.checkpoint import Checkpoints
 from rlamort.errors import Preempted
-from rlamort.run import learner_class, resume
-from rlamort.track import Records, read_records
+from rlamort.run.capture import Captured
+from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.learner import learner_class, resume
+from rlamort.run.track import Records, read_records
 
 SMALL = {
     "hidden": [16, 16], "warmup_steps": 60, "batch_size": 16, "buffer_size": 300, "device": "cpu", "eval_every": 100,
@@ -388,7 +388,7 @@ def test_changes_are_safe_or_said(tmp_path):
 def test_other_versions_make_a_resume_statistical(tmp_path, monkeypatch):
     run_with_checkpoints(tmp_path / "run")
     now = {"rlamort": "9", **{k: v for k, v in ra.run.checkpoint.versions().items() if k != "rlamort"}}
-    monkeypatch.setattr("rlamort.checkpoint.versions", lambda: now)
+    monkeypatch.setattr("rlamort.run.checkpoint.versions", lambda: now)
     with pytest.warns(UserWarning, match="rlamort is 9 now; the run was made with 0.1.0"):
         again, exactness = resume(tmp_path / "run", {})
     assert exactness == "statistical"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import rlamort as ra
-from rlamort import sharing
-from rlamort.capture import Round
-from rlamort.sharing import Sharing
+from rlamort.run import sharing
+from rlamort.run.capture import Round
+from rlamort.run.sharing import Sharing
 
 
 @pytest.fixture(autouse=True)

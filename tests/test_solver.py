@@ -11,15 +11,25 @@ import scipy.optimize
 import torch
 from torch import nn
 
-import rlamort.reference
+import rlamort.solve.classical
 from rlamort.domain import Box, CappedSimplex, Domain, Euclid, Simplex, Sphere
 from rlamort.errors import Fault, UserError
 from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
-from rlamort.reference import Adam, Conformal, Descent, DualityGap, Unconstrained, best_found, solution_of, solve_from, solvers
-from rlamort.solver import Solver, _seconds_to, measure
+from rlamort.solve.classical import (
+    Adam,
+    Conformal,
+    Descent,
+    DualityGap,
+    Unconstrained,
+    best_found,
+    solution_of,
+    solve_from,
+    solvers,
+)
+from rlamort.solve.solver import Solver, _seconds_to, measure
 from rlamort.update import Cem, Gradient, Lbfgs
 
 TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}
@@ -342,7 +352,7 @@ def test_what_is_no_tensor_is_no_solution():
 def test_more_contexts_than_a_chunk_are_solved_alike(monkeypatch):
     problem, x = Portfolio(), rows(Portfolio, 4)
     whole = best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK)
-    monkeypatch.setattr(rlamort.reference, "CHUNK", 3)
+    monkeypatch.setattr(rlamort.solve.classical, "CHUNK", 3)
     torch.testing.assert_close(
         whole.y, best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK).y, rtol=0, atol=1e-12
     )
@@ -518,7 +528,7 @@ def test_the_conformal_rank_has_its_finite_sample_correction(monkeypatch):
     x = solver.draw(19)
     monkeypatch.setattr(solver, "draw", lambda count: x)
     costs = solver.f(solver.predict(x), x) - gaps[torch.randperm(19)]
-    monkeypatch.setattr(solver, "reference", lambda x, y: rlamort.reference.Reference(y, costs, "", 1.0, ()))
+    monkeypatch.setattr(solver, "reference", lambda x, y: rlamort.solve.classical.Reference(y, costs, "", 1.0, ()))
     assert solver.calibrate(19, 0.95).quantile == pytest.approx(19.0)  # ceil(20 * 0.95) = 19
     assert solver.calibrate(19, 0.5).quantile == pytest.approx(10.0)
     with pytest.raises(UserError, match=r"count: 18 is given; for level 0.95, at least 19 are needed"):

@@ -10,22 +10,22 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from rlamort.agents.code import Code, Truth
 from rlamort.envs import sparse
-from rlamort.envs.one_step import OneStep
 from rlamort.envs.sparse import Lasso, Patches, SparseRecovery, nmse, solve, unit
 from sklearn.decomposition import sparse_encode
 
-from rlamort.check import check
-from rlamort.claims import coding
 from rlamort.domain import Euclid
 from rlamort.env import Spec
+from rlamort.env.one_step import OneStep
 from rlamort.errors import UserError
+from rlamort.measure.check import check
+from rlamort.measure.claims import coding
 from rlamort.model import Full, Unroll
 from rlamort.nets import Silent
 from rlamort.objective import Cost
 from rlamort.problem import Problem
-from rlamort.reference import best_found
+from rlamort.solve.classical import best_found
 from rlamort.source import Contexts
-from rlamort.unfold import (
+from rlamort.update.sparse import (
     Alista,
     Fista,
     Ista,

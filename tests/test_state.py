@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from counting import SMALL
-from rlamort.envs.copies import equal
-from rlamort.envs.snapshot import Snapshot
-from rlamort.envs.state import Reader, Unlike, Writer
 from test_resume import assert_equal, everything
 
 import rlamort as ra
-from rlamort.checkpoint import _pack, _unpack
+from rlamort.env.copies import equal
+from rlamort.env.snapshot import Snapshot
+from rlamort.env.state import Reader, Unlike, Writer
 from rlamort.errors import Preempted
-from rlamort.run import resume
+from rlamort.run.checkpoint import _pack, _unpack
+from rlamort.run.learner import resume
 
 FIELDS = {
     **SMALL, "buffer_size": 500, "eval_every": 30, "eval_episodes": 1, "log_every": 20, "checkpoint_every": 1000,

@@ -10,7 +10,7 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 import rlamort as ra
 from rlamort.errors import Preempted
-from rlamort.run import learner_class, resume
+from rlamort.run.learner import learner_class, resume
 
 vector = gymnasium.wrappers.vector
 

@@ -23,7 +23,7 @@ from wandb.proto import wandb_internal_pb2
 
 import rlamort as ra
 from rlamort.config import check_names, fields, read_row
-from rlamort.track import read_records
+from rlamort.run.track import read_records
 
 COMMON = [
     "td3", "env=Pendulum-v1", "steps=400", "hidden=[16,16]", "warmup_steps=50", "batch_size=16", "checkpoint_every=50",

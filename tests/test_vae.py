@@ -13,18 +13,18 @@ from rlamort.envs import images
 from rlamort.envs.vae import VAE, Averaged, Bernoulli, Convolutional, Held, Joint, Normal, Reconstruction, Relative, warped
 from torch import nn
 
-from rlamort.claims import inference, ivae, savae
-from rlamort.claims import vae as vae_claims
-from rlamort.claims.inference import Tuning, adam
-from rlamort.claims.savae import Differenced, DifferencedOracle
-from rlamort.claims.vae import needed
 from rlamort.config import methods
 from rlamort.domain import Gaussian
 from rlamort.errors import UserError
+from rlamort.measure.claims import inference, ivae, savae
+from rlamort.measure.claims import vae as vae_claims
+from rlamort.measure.claims.inference import Tuning, adam
+from rlamort.measure.claims.savae import Differenced, DifferencedOracle
+from rlamort.measure.claims.vae import needed
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost, Soft, Temperature
 from rlamort.problem import draw
-from rlamort.run import learner_class
+from rlamort.run.learner import learner_class
 from rlamort.update import Gradient, Learned
 
 QUICK = {"hidden": (16,), "batch_size": 16, "steps": 4, "device": "cpu"}

@@ -1,0 +1,137 @@
+"""A second environment like one that a user has made: to be evaluated in, and to step several.
+
+It is a deep copy, or is made anew by the functions that made the first. Either is played beside others of its kind before it is
+used: it must answer as they do, and none may feel what another does.
+"""
+
+import copy
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from rlamort.env.snapshot import layers, preserved, seed_globals
+from rlamort.env.state import Reader
+from rlamort.errors import UserError
+
+STEPS = 8  # that two environments are compared over
+Player = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
+Play = list[tuple[bytes, ...]]  # the answers to a reset and to steps
+
+
+class Copies:
+    """Copies of an environment as it is now, or, where it can no longer be copied, as it was when it was given.
+
+    Args:
+        env: the user's.
+        options: for every reset.
+
+    Raises:
+        UserError: it cannot be copied, or its copies are not independent of each other, or not like it.
+    """
+
+    def __init__(self, env: Player, options: dict[str, Any] | None = None) -> None:
+        self.env, self.first = env, _copied(env)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the environment's own, which training will repeat
+            alone, again = (play([_copied(self.first)], options) for _ in range(2))
+            beside = play([_copied(self.first), _copied(self.first)], options)
+            rows = isinstance(env.unwrapped, AsyncVectorEnv)
+            original = play([env.unwrapped], options) if rows else alone
+            anew = play([_copied(self.first).unwrapped], options) if rows else alone
+        if alone != again:
+            return  # it does not repeat itself, so there is nothing to compare by
+        if alone != beside:
+            raise UserError("its copies are not independent: what is done in one shows in another")
+        if original != anew:
+            raise UserError(
+                "it is no longer what the functions that made it make, and what worker processes hold is out of reach"
+            )
+
+    def __call__(self) -> Any:
+        """A fresh one."""
+        try:
+            return _copied(self.env)
+        except UserError:  # such as a window that has been opened since
+            return _copied(self.first)
+
+
+def _copied(env: Player) -> Any:
+    """A deep copy; of a vector environment with worker processes, one whose rows are made anew, in this process."""
+    base = env.unwrapped
+    try:
+        if isinstance(base, AsyncVectorEnv):
+            mode: Any = base.observation_mode  # the two declare its type differently
+            rows = SyncVectorEnv(base.env_fns, observation_mode=mode, autoreset_mode=base.autoreset_mode)
+            return copy.deepcopy(env, {id(base): rows})
+        return copy.deepcopy(env)
+    except Exception as error:
+        raise UserError(f"it cannot be copied ({type(error).__name__}: {error})") from error
+
+
+def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
+    """What the first of several environments answers to a reset and a few steps, while the others play in turns with it.
+
+    One that raises answers with that, and is played no further.
+    """
+    with preserved():
+        seed_globals(0)
+        plays = [_play(env, i, options) for i, env in enumerate(envs)]
+        return [answers[0] for answers in itertools.zip_longest(*plays) if answers[0] is not None]
+
+
+def _play(env: Any, seed: int, options: dict[str, Any] | None) -> Iterator[tuple[bytes, ...]]:
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    try:
+        yield _bytes(env.reset(seed=seed, options=options))
+        for _ in range(STEPS):
+            answer = env.step(space.sample())
+            yield _bytes(answer)
+            if np.any(answer[2]) or np.any(answer[3]):
+                yield _bytes(env.reset(options=options))
+    except Exception as error:
+        yield (type(error).__name__.encode(),)
+
+
+def _bytes(answer: tuple[Any, ...]) -> tuple[bytes, ...]:
+    return tuple(np.asarray(part).tobytes() for part in answer[:-1])
+
+
+def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, Any]]) -> bool:
+    """Whether `make` gives an environment of the same wrappers with the same attributes, which plays the same; plays both."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            other = make()
+            if play([one]) != play([other]):
+                return False
+        trees = []
+        for inside in (layers(one), layers(other)):
+            reader = Reader(inside)
+            trees.append([reader.layer(layer) for layer in inside])
+            if reader.lost:
+                return False
+        return equal(*trees)
+    except Exception:  # whatever a user's environment raises, it is not known to be the same
+        return False
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two trees of `rlamort.env.state` are."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)

@@ -1,0 +1,445 @@
+"""A `gymnasium.vector` environment as a batched `Env`, whatever its autoreset mode, and in spite of rows that fail."""
+
+import contextlib
+import functools
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from gymnasium.vector.vector_env import VectorWrapper
+
+from rlamort.env import Env, Episode, Spec, Step
+from rlamort.env.snapshot import FAULT, Everybodys, Snapshot, layers, learn, learned, seed_globals
+from rlamort.errors import Diverged, Fault, UserError
+
+Factory = Callable[[], gymnasium.Env[Any, Any]]
+LARGEST = float(np.finfo(np.float32).max)
+LOST = (EOFError, ConnectionError, multiprocessing.TimeoutError)  # a worker process that died, or does not answer
+
+
+class Rows(VectorEnv[Any, Any, Any]):
+    """Environments stepped one after another in this process.
+
+    `gymnasium.vector.SyncVectorEnv` does the same and more, at twice the cost of a small environment's step.
+
+    Args:
+        makers: make one environment each.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  # as Gymnasium declares it
+
+    def __init__(self, makers: Sequence[Callable[[], Snapshot]]) -> None:
+        self.envs = [make() for make in makers]
+        self.num_envs = len(self.envs)
+        self.single_observation_space, self.single_action_space = self.envs[0].observation_space, self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._observations: list[Any] = [None] * self.num_envs
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        for row in range(self.num_envs) if options is None else np.flatnonzero(options["reset_mask"]):
+            self._observations[row], _ = self.envs[row].reset(seed=None if seed is None else seed + int(row))
+        return self._observations, {}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        outcomes = [env.step(action) for env, action in zip(self.envs, actions, strict=True)]
+        self._observations, rewards, terminated, truncated, infos = map(list, zip(*outcomes, strict=True))
+        faults = [info.get(FAULT) for info in infos]
+        info = {FAULT: faults, f"_{FAULT}": [fault is not None for fault in faults]} if any(faults) else {}
+        return self._observations, rewards, terminated, truncated, info
+
+    def call(self, name: str, *arguments: Any) -> list[Any]:
+        """A method of every row, as `AsyncVectorEnv.call`."""
+        return [getattr(env, name)(*arguments) for env in self.envs]
+
+    def close_extras(self, **kwargs: Any) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class Ours:
+    """Vector environments that are made here: reset on demand, able to give their state, and made again when they are lost.
+
+    Args:
+        make: makes one environment.
+        count: rows.
+        vectorization: sync steps them in this process, async in a worker process each.
+        options: for every reset.
+        first: what the first row plays as long as it holds, where it is there already; worker processes take copies.
+    """
+
+    def __init__(
+        self,
+        make: Factory,
+        count: int = 1,
+        vectorization: str = "sync",
+        options: dict[str, Any] | None = None,
+        first: gymnasium.Env[Any, Any] | None = None,
+    ) -> None:
+        self.make, self.count, self.vectorization, self.options, self.first = make, count, vectorization, options, first
+
+    def __call__(self) -> VectorEnv[Any, Any, Any]:
+        makers = [functools.partial(Snapshot, self.make, row, self.options) for row in range(self.count)]
+        if self.vectorization == "async":
+            seeds = np.random.randint(
+                2**31, size=self.count
+            ).tolist()  # from the run's stream, for what is drawn while it is made
+            return self._workers(
+                [functools.partial(_in_worker, maker, seed) for maker, seed in zip(makers, seeds, strict=True)]
+            )
+        if self.first is not None:
+            makers[0] = functools.partial(makers[0], self.first)
+            self.first = None
+        return Rows(makers)
+
+    def _workers(self, makers: Sequence[Callable[[], Snapshot]]) -> AsyncVectorEnv:
+        threads = torch.get_num_threads()
+        try:
+            with _main_left_out():
+                # not fork: the parent already runs torch's threads
+                return AsyncVectorEnv(makers, context="forkserver", autoreset_mode=AutoresetMode.DISABLED)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"vectorization=async: worker processes cannot be given this environment: {type(error).__name__}: {error}; "
+                f"vectorization=sync steps it in this process"
+            ) from error
+        finally:
+            torch.set_num_threads(threads)  # it makes one environment here as well, to read its spaces
+
+
+@contextlib.contextmanager
+def _main_left_out() -> Iterator[None]:
+    """Meanwhile, processes start without running the user's script again: what they need of it is sent to them by value."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        for name in kept:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
+
+
+def _in_worker(make: Callable[[], Snapshot], seed: int) -> Snapshot:
+    """A worker process computes on one thread: the others belong to the update. Its global generators are its row's."""
+    torch.set_num_threads(1)
+    if multiprocessing.parent_process() is None:
+        return make()
+    seed_globals(seed)
+    row = make()
+    row.alone = True
+    return row
+
+
+def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
+    """End its worker processes without asking them, since one no longer answers."""
+    assert isinstance(vector, AsyncVectorEnv)
+    for process in vector.processes:
+        process.kill()
+    for pipe in vector.parent_pipes:
+        if pipe is not None:
+            pipe.close()
+    for process in vector.processes:
+        process.join()
+    vector.closed = True
+
+
+class GymEnv(Env):
+    """The adapter. The same episodes give the same transitions in every autoreset mode.
+
+    A row of ours that raises, or whose numbers are not finite, is reset; the step is no transition, and it is counted.
+
+    Args:
+        vector: a vector environment that declares its autoreset mode, or `Ours`.
+        name: for messages.
+        spec: its sizes and bounds.
+        device: where x, rewards and actions live.
+        limit: steps after which an episode that has not ended is an error; None where a time limit is declared.
+        max_faults: how many failures of `Ours` are forgiven.
+        timeout: seconds that worker processes may take over a step.
+
+    Raises:
+        UserError: a vector environment declares no autoreset mode.
+    """
+
+    def __init__(
+        self,
+        vector: VectorEnv[Any, Any, Any] | Ours,
+        name: str,
+        spec: Spec,
+        device: torch.device,
+        *,
+        limit: int | None = None,
+        max_faults: int = 0,
+        timeout: float = 60.0,
+    ) -> None:
+        super().__init__(spec, device)
+        self.ours = vector if isinstance(vector, Ours) else None
+        self.vector = vector() if isinstance(vector, Ours) else vector
+        mode = self.vector.metadata.get("autoreset_mode")
+        if mode is None:
+            raise UserError(
+                f"env={name}: its metadata declares no 'autoreset_mode'; "
+                f"allowed: {', '.join(str(mode) for mode in AutoresetMode)} (gymnasium.vector.AutoresetMode)"
+            )
+        self.mode = AutoresetMode(mode)
+        self.name, self.count, self.limit = name, self.vector.num_envs, limit
+        self.max_faults, self.timeout = max_faults, timeout
+        self.faults = 0
+        self._learned = self.statistics()
+        self._steps = 0
+        self._ended = np.zeros(self.count, dtype=bool)  # rows whose episode is over and that NEXT_STEP resets next
+        self._every = np.ones(self.count, dtype=bool)
+        self._total = np.zeros(self.count)
+        self._length = np.zeros(self.count, dtype=np.int64)
+        self._finished: list[Episode] = []
+
+    def reset(self, seed: int) -> torch.Tensor:
+        self.vector.action_space.seed(seed)
+        observation, _ = self._call(lambda: self.vector.reset(seed=seed))
+        self._ended[:] = False
+        self._total[:] = 0
+        self._length[:] = 0
+        self._finished.clear()
+        self.x = self._to_device(self._finite(self._rows(observation), "reset", observation))
+        return self.x
+
+    def step(self, y: torch.Tensor) -> Step:
+        u = y.numpy(force=True)
+        if not np.isfinite(u).all():
+            raise Diverged(f"env {self.name}, step {self._steps}: the agent's action is {u}; its network has diverged")
+        action = self.units.decode(u)
+        try:
+            observation, reward, terminated, truncated, info = self._call(lambda: self._advance(action))
+        except LOST as error:
+            return self._lost(error)
+        self._steps += 1
+        successor, given = self._rows(observation), reward
+        with np.errstate(over="ignore"):  # what float32 cannot hold is said below
+            reward = np.array(reward, dtype=np.float32)
+        terminated, truncated = np.array((terminated, truncated), dtype=bool)
+        valid, ended = ~self._ended if self.mode is AutoresetMode.NEXT_STEP else self._every, terminated | truncated
+        if not (np.isfinite(reward).all() and np.isfinite(successor).all()):
+            sound = np.isfinite(reward) & np.isfinite(successor).all(-1)
+            if self.ours is None:
+                self._finite(reward, "reward", given)
+                self._finite(successor, "observation", observation)
+            self._forgive(~sound, self._reason(~sound, observation, given, info))
+            valid, ended, reward[~sound], successor[~sound] = valid & sound, ended | ~sound, 0, 0
+        following = successor
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self._ended = ended
+        elif not ended.any():
+            pass
+        elif self.mode is AutoresetMode.SAME_STEP:
+            successor = following.copy()
+            for row in np.flatnonzero(ended):
+                successor[row] = self._rows([self._last(info, int(row))])[0]
+            self._finite(successor, "observation", successor)
+        else:
+            # a fresh dict and mask each time: the call takes the mask out of the dict
+            fresh, _ = self._call(lambda: self.vector.reset(options={"reset_mask": ended.copy()}))
+            following = self._finite(np.where(ended[:, None], self._rows(fresh), successor), "reset", fresh)
+        self._record(reward, ended, valid)
+        x_next = self._to_device(successor)
+        self.x = x_next if following is successor else self._to_device(following)
+        return Step(x_next, self._to_device(reward), terminated, truncated, valid)
+
+    def episodes(self) -> list[Episode]:
+        finished, self._finished = self._finished, []
+        return finished
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "x": self.x,
+            "steps": self._steps,
+            "faults": self.faults,
+            "ended": self._ended,
+            "total": self._total,
+            "length": self._length,
+            "finished": [[e.total, e.length] for e in self._finished],
+            "rows": self._call_rows("snapshot") if self.ours else None,
+            "statistics": None if self.ours else self.statistics(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        self._steps, self.faults = state["steps"], state["faults"]
+        self.reset(0)  # they must have been reset once before a state is put in
+        if self.ours and state["rows"] is not None:
+            reasons = self._call_rows("restore", state["rows"])
+        else:
+            reasons = ["a vector environment that rlamort did not make gives no state"]
+            if state.get("statistics"):
+                self.take(state["statistics"], frozen=False)
+        self.unsaved = tuple(dict.fromkeys(reason for reason in reasons if reason))
+        if self.unsaved:
+            self.reset(self._steps)  # as good a seed as any, and the same whenever it is done again
+            return False
+        self._finished = [Episode(total, length) for total, length in state["finished"]]
+        self._ended[:], self._total[:], self._length[:] = state["ended"], state["total"], state["length"]
+        self.x = state["x"].to(self.device)
+        return True
+
+    def statistics(self) -> dict[str, Any] | None:
+        """What wrappers have learned: of a vector environment of another making, those around it, and those of each row."""
+        around, *rows = parts(self.vector)
+        if self.ours:
+            found = {"around": learned([]), "rows": self._call_rows("statistics")}
+        else:
+            found = {"around": learned(around), "rows": [learned(row) for row in rows]}
+        return found if any(one["layers"] for one in (found["around"], *found["rows"])) else None
+
+    def take(self, statistics: dict[str, Any], frozen: bool) -> None:
+        around, *rows = parts(self.vector)
+        learn([] if self.ours else around, statistics["around"], frozen)
+        if self.ours and statistics["rows"]:
+            self._call_rows("take", statistics["rows"], frozen)
+        elif statistics["rows"]:
+            for i, row in enumerate(rows):
+                learn(row, statistics["rows"][i % len(statistics["rows"])], frozen)
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """While others of its kind play: what they share with it in this process is afterwards as it was."""
+        row = next((inside[0] for inside in parts(self.vector)[1:]), None)
+        with contextlib.nullcontext() if row is None else Everybodys(row).kept():
+            yield
+
+    def prove(self) -> None:
+        """Find out, by a copy that plays beside the first row for a while, whether a resume will be exact."""
+        if self.ours:
+            self._call_rows("prove")
+
+    def close(self) -> None:
+        try:
+            self.vector.close()
+        except LOST:
+            abandon(self.vector)
+
+    def _advance(self, action: np.ndarray) -> Any:
+        if self.ours and isinstance(self.vector, AsyncVectorEnv):
+            self.vector.step_async(action)
+            return self.vector.step_wait(timeout=self.timeout)
+        return self.vector.step(action)
+
+    def _call_rows(self, name: str, *arguments: Any) -> list[Any]:
+        """A method of every row's `Snapshot`."""
+        assert isinstance(self.vector, Rows | AsyncVectorEnv)
+        call = self.vector.call
+        return list(self._call(lambda: call(name, *arguments)))
+
+    def _lost(self, error: BaseException) -> Step:
+        """A worker process is gone, and its neighbours with it: all rows begin new episodes in new processes."""
+        assert self.ours is not None
+        slow = isinstance(error, multiprocessing.TimeoutError)
+        self._forgive(self._every, f"a worker process {f'took more than {self.timeout:g} s' if slow else 'died'}")
+        abandon(self.vector)
+        self.vector = self.ours()
+        if self._learned:
+            self.take(self._learned, frozen=False)
+        finished = self._finished.copy()
+        x = self.reset(self._steps)
+        self._finished = finished
+        none = np.zeros(self.count, dtype=bool)
+        return Step(x, torch.zeros(self.count, device=self.device), none, none, none)
+
+    def _forgive(self, broken: np.ndarray, reason: str) -> None:
+        self.faults += 1
+        message = f"env {self.name}, step {self._steps}, row {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
+        if self.faults > self.max_faults:
+            raise Fault(f"{message}; that is failure {self.faults}, and max_env_faults={self.max_faults} are forgiven")
+        warnings.warn(f"{message}; a new episode begins (failure {self.faults} of {self.max_faults} allowed)", stacklevel=2)
+
+    def _reason(self, broken: np.ndarray, observation: Any, reward: Any, info: dict[str, Any]) -> str:
+        row = int(np.flatnonzero(broken)[0])
+        if FAULT in info and info[f"_{FAULT}"][row]:
+            return f"it raised {info[FAULT][row]}"
+        if (odd := _odd(reward[row])) is not None:
+            return f"its reward is {odd}"
+        return f"its observation holds {_odd(observation[row])}"
+
+    def _last(self, info: Any, row: int) -> Any:
+        """The observation with which a row's episode ended, of a vector environment that has reset it already."""
+        try:
+            return info["final_obs"][row] if isinstance(info, dict) else info[row]["final_obs"]
+        except (KeyError, IndexError, TypeError) as error:
+            raise Fault(
+                f"env {self.name}, step {self._steps}: row {row} ended, and its info has no 'final_obs', which SAME_STEP needs"
+            ) from error
+
+    def _record(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> None:
+        self._total += reward * valid
+        self._length += valid
+        if ended.any():
+            for row in np.flatnonzero(ended & valid):
+                self._finished.append(Episode(float(self._total[row]), int(self._length[row])))
+            self._total[ended] = 0
+            self._length[ended] = 0
+            if self._learned and isinstance(self.vector, AsyncVectorEnv):  # a worker may die, and what it knows with it
+                self._learned = self.statistics()
+        if self.limit is not None and self._length.max() >= self.limit:
+            raise Fault(
+                f"env {self.name}: an episode has not ended after {self.limit} steps, and it declares no limit; "
+                f"give max_episode_steps=N (longer episodes are then truncated)"
+            )
+
+    def _rows(self, observation: Any) -> np.ndarray:
+        """(B, ...) as the environment gave it -> (B, d) float32 in an array of our own."""
+        try:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is said by `_finite`
+                rows = np.array(observation, dtype=np.float32).reshape(len(observation), -1)
+        except (ValueError, TypeError) as error:
+            raise Fault(f"env {self.name}, step {self._steps}: observations are no arrays of one shape: {error}") from error
+        if rows.shape[1] != self.spec.x_dim:
+            raise Fault(
+                f"env {self.name}, step {self._steps}: {rows.shape[1]} numbers in an observation; it declares {self.spec.x_dim}"
+            )
+        return rows
+
+    def _finite(self, array: np.ndarray, what: str, given: Any) -> np.ndarray:
+        """`array`, which was made of what was `given`."""
+        if not np.isfinite(array).all():
+            raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(given)}")
+        return array
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _call(self, function: Callable[[], Any]) -> Any:
+        """What the environment answers; what it raises, as a fault that names it. A lost worker is the caller's affair."""
+        try:
+            return function()
+        except UserError:
+            raise
+        except Exception as error:
+            if self.ours and isinstance(error, LOST):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise Fault(f"env {self.name}: it raised at step {self._steps + 1}: {what}") from error
+
+
+def _odd(given: Any) -> str | None:
+    """What in an answer is no finite number in float32, and what is needed; None where all is well."""
+    values = np.asarray(given, dtype=np.float64).ravel()
+    if len(odd := values[~np.isfinite(values)]):
+        return f"{odd[0]}; finite numbers are needed"
+    if len(odd := values[np.abs(values) > LARGEST]):
+        return f"{odd[0]:g}; numbers of float32, up to {LARGEST:g}, are needed"
+    return None
+
+
+def parts(vector: VectorEnv[Any, Any, Any]) -> list[list[Any]]:
+    """Of a vector environment of any making: its wrappers and itself, and the layers of each row that is in this process."""
+    around: list[Any] = [vector]
+    while isinstance(around[-1], VectorWrapper):
+        around.append(around[-1].env)
+    rows = getattr(around[-1], "envs", ())
+    return [around, *(layers(row) for row in rows if isinstance(row, gymnasium.Env))]

@@ -1,0 +1,310 @@
+"""From what a user calls an environment to one that has been checked: ids, `module:Class`, classes, instances."""
+
+import functools
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box as BoxSpace
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from rlamort.env import Space, Spec
+from rlamort.env.copies import Copies
+from rlamort.env.gym import LARGEST, Factory, GymEnv, Ours
+from rlamort.env.imports import class_at, here, module_of
+from rlamort.env.one_step import single
+from rlamort.env.record import name_of, spec_of_instance
+from rlamort.env.snapshot import layers
+from rlamort.errors import Fault, UserError, nearest
+from rlamort.problem import Problem
+
+PATIENCE = 10_000  # steps after which an episode of an environment that declares no limit counts as endless
+
+
+def factory(
+    env: str | Problem | type[Problem] | gymnasium.Env[Any, Any] | Callable[..., gymnasium.Env[Any, Any]],
+    env_kwargs: dict[str, Any] | None = None,
+    max_episode_steps: int | None = None,
+) -> Factory:
+    """What makes one fresh environment of that kind, each time it is called.
+
+    Args:
+        env: Gymnasium id, `module:Class` (the current folder counts), a class or function that makes one, or an instance;
+            of a `Problem` its class or an instance, which become one-step environments.
+        env_kwargs: keywords of its constructor.
+        max_episode_steps: truncates longer episodes; None leaves the environment's own limit.
+
+    Raises:
+        UserError: nothing of that name exists, or it cannot be made.
+    """
+    kwargs = dict(env_kwargs or {})
+    if isinstance(env, gymnasium.Env):
+        copies, name = copies_of(env), name_of(env)
+        _refuse_kwargs(name, kwargs)
+        return lambda: limited(copies(), name, max_episode_steps)
+    if isinstance(env, str):
+        made = _imported(env) if ":" in env else None
+        if made is None:
+            try:
+                registered = gymnasium.spec(env)
+            except gymnasium.error.Error as error:
+                raise UserError(
+                    f"env={env}: there is no such environment. {here(env, 'env') or nearest(env, gymnasium.registry)}"
+                ) from error
+            name = env
+            limit = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+
+            def named() -> gymnasium.Env[Any, Any]:
+                if "mujoco" in str(registered.entry_point):
+                    _hear_mujoco_once()
+                return gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
+
+            return named
+        env = made
+    kind: Callable[..., Any] = env
+    if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
+        kind = functools.partial(single, env)
+    if not callable(kind):
+        raise UserError(
+            f"env={env!r}: a {type(env).__name__} is given; an id, module:Class, a class, an instance, a function that makes "
+            "one, or a vector environment is needed"
+        )
+    return lambda: limited(kind(**kwargs), name_of(env), max_episode_steps)
+
+
+def copies_of(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], options: dict[str, Any] | None = None) -> Copies:
+    """What makes others like an environment that is there already.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        return Copies(env, options)
+    except UserError as error:
+        raise UserError(
+            f"env={name_of(env)}: a second one is needed, to evaluate in or to step several, and {error}; give eval_env, or "
+            f"instead of the instance its class, 'module:Class', a registered id, or a function that makes a new one"
+        ) from error
+
+
+def limited(env: Any, name: str, max_episode_steps: int | None) -> Any:
+    """`env` with episodes of at most so many steps.
+
+    Raises:
+        UserError: it truncates shorter ones itself.
+    """
+    if max_episode_steps is None or not isinstance(env, gymnasium.Env):
+        return env
+    for layer in layers(env):
+        own = layer._max_episode_steps if isinstance(layer, TimeLimit) else None
+        if own is not None and own < max_episode_steps:
+            raise UserError(
+                f"max_episode_steps={max_episode_steps}: {name} truncates its episodes after {own} steps itself; at most that, "
+                f"or an environment without a limit, is needed"
+            )
+    return TimeLimit(env, max_episode_steps)
+
+
+def _refuse_kwargs(name: str, kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise UserError(f"env_kwargs: {', '.join(kwargs)} given for {name}, which is made already; give its class, or its id")
+
+
+def _imported(path: str) -> type[Any] | None:
+    """The class that `module:Class` names; None when the second half is a Gymnasium id that importing registers."""
+    module_of(path, "env")
+    if path.partition(":")[2] in gymnasium.registry:
+        return None
+    return class_at(path, "env", (gymnasium.Env, Problem))
+
+
+def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> Spec:
+    """Sizes and bounds for a continuous agent.
+
+    Raises:
+        UserError: a space that a continuous agent cannot use, named with what to do.
+    """
+    if not isinstance(action, BoxSpace) or np.dtype(action.dtype).kind != "f":
+        raise UserError(f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here")
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        bounded = f"gymnasium.spaces.Box(-1, 1, {action.shape}, '{np.dtype(action.dtype).name}')"
+        raise UserError(
+            f"env={name}: its action bounds are infinite ({action}); every bound must be finite. Give it some, as by "
+            f"gymnasium.wrappers.TransformAction(env, lambda action: action, {bounded})"
+        )
+    if np.abs(np.array([action.low, action.high], np.float64)).max(initial=0) > LARGEST:
+        raise UserError(
+            f"env={name}: its action bounds are {action.low.min():g} and {action.high.max():g}; bounds of at most {LARGEST:g}, "
+            f"which float32 holds, are needed"
+        )
+    if not (action.low < action.high).all():
+        raise UserError(f"env={name}: an action bound is not below its upper one ({action})")
+    if not isinstance(observation, BoxSpace):
+        raise UserError(
+            f"env={name}: its observation space is {observation}; a Box is needed. "
+            f"Wrap it in gymnasium.wrappers.FlattenObservation"
+        )
+    for what, space in (("observation", observation), ("action", action)):
+        if not math.prod(space.shape):
+            raise UserError(f"env={name}: its {what} space is {space}, which holds no numbers")
+    return Spec.of(Space.of(observation), Space.of(action))
+
+
+def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tuple[Spec, bool, gymnasium.Env[Any, Any]]:
+    """Make one environment, reset it and step it, so that what is wrong with it shows before any work starts.
+
+    Returns:
+        Its sizes and bounds, whether it declares a limit to the length of its episodes, and itself, closed.
+
+    Raises:
+        UserError: it cannot be made, or its spaces do not fit.
+        Fault: it raises, or what it returns is not what it declares.
+    """
+    try:
+        env = make()
+    except (gymnasium.error.Error, TypeError, ImportError) as error:
+        raise UserError(f"env={name}: it cannot be made: {type(error).__name__}: {error}") from error
+    if not isinstance(env, gymnasium.Env):
+        raise UserError(f"env={name}: it makes a {type(env).__name__}; a gymnasium.Env is needed")
+    spec = spec_of(name, env.observation_space, env.action_space)
+    env.action_space.seed(0)
+    try:
+        first, _ = env.reset(seed=0, options=options)
+        outcome = env.step(env.action_space.sample())
+        if not (isinstance(outcome, tuple) and len(outcome) == 5):
+            raise Fault(f"env {name}: step must return (observation, reward, terminated, truncated, info), got {outcome!r}")
+        second, reward, terminated, truncated, _ = outcome
+        for when, given in (("reset", first), ("step", second)):
+            _check_observation(name, when, given, env.observation_space)
+        if not np.isfinite(float(reward)):
+            raise Fault(f"env {name}: step returned reward {reward}; a finite number is needed")
+        for flag, value in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(value, bool | np.bool_):
+                raise Fault(f"env {name}: step returned {flag}={value!r}; a bool is needed")
+        if np.shares_memory(first, second):
+            warnings.warn(
+                f"env {name} reuses its observation array: what it returned before changes with every step. "
+                f"rlamort copies, so training is right, but other code that keeps observations is not",
+                stacklevel=2,
+            )
+    except (Fault, UserError):
+        raise
+    except Exception as error:
+        raise Fault(f"env {name}: it raised in its first steps: {type(error).__name__}: {error}") from error
+    finally:
+        env.close()
+    return spec, declares_limit(env), env.unwrapped
+
+
+def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether its episodes are truncated after some number of steps."""
+    spec = spec_of_instance(env)
+    return any(isinstance(layer, TimeLimit) for layer in layers(env)) or bool(spec and spec.max_episode_steps)
+
+
+def _hear_mujoco_once() -> None:
+    """In this process MuJoCo says each warning once; by itself it does at every opening, and keeps a file of them."""
+    try:
+        import mujoco
+    except ImportError:  # Gymnasium says it better
+        return
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(functools.cache(lambda message: print(f"MuJoCo: {message}", file=sys.stderr)))
+
+
+def _check_observation(name: str, when: str, given: Any, space: gymnasium.Space[Any]) -> None:
+    declared = f"shape {space.shape} and dtype {space.dtype}"
+    if not isinstance(given, np.ndarray | np.generic):
+        raise Fault(
+            f"env {name}: {when} returned an observation of type {type(given).__name__}; an array of {declared} is needed"
+        )
+    if given.shape != space.shape:
+        raise Fault(f"env {name}: {when} returned an observation of shape {given.shape}; it declares {declared}")
+    if given.dtype.kind != np.dtype(space.dtype).kind:  # widths may differ: training is in float32 anyway
+        raise Fault(f"env {name}: {when} returned an observation of dtype {given.dtype}; it declares {declared}")
+    if not np.isfinite(given).all():
+        odd = np.asarray(given)[~np.isfinite(given)][0]
+        raise Fault(f"env {name}: {when} returned an observation with {odd}; finite numbers are needed")
+
+
+def open_env(
+    env: Any,
+    *,
+    count: int = 1,
+    env_kwargs: dict[str, Any] | None = None,
+    vectorization: str = "sync",
+    max_episode_steps: int | None = None,
+    max_faults: int = 0,
+    timeout: float = 60.0,
+    reset_options: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> GymEnv:
+    """Check an environment of any accepted kind and give it as a batched `Env`.
+
+    Args:
+        env: as in `factory`, or a `gymnasium.vector.VectorEnv`, which brings its own count.
+        count: rows.
+        env_kwargs: keywords of its constructor.
+        vectorization: "sync" (this process) or "async" (a worker process per row).
+        max_episode_steps: truncates longer episodes.
+        max_faults: failures in steps that are forgiven.
+        timeout: seconds that worker processes may take over a step.
+        reset_options: given to every reset.
+        device: where tensors live; the CPU by default.
+
+    Raises:
+        UserError, Fault: see `probe`; or a keyword that a vector environment or an instance has no use for.
+    """
+    device, name = device or torch.device("cpu"), name_of(env)
+    if isinstance(env, VectorEnv):
+        for key, given in (
+            ("env_kwargs", env_kwargs),
+            ("max_episode_steps", max_episode_steps),
+            ("reset_options", reset_options),
+        ):
+            if given:
+                raise UserError(f"{key}={given}: {name} is a vector environment that is made already, so it comes too late")
+        spec = spec_of(name, env.single_observation_space, env.single_action_space)
+        rows = getattr(env.unwrapped, "envs", [])
+        if len({id(row.unwrapped) for row in rows}) < len(rows):
+            raise UserError(
+                f"env={name}: two rows of the vector environment are the same environment; each needs one of its own"
+            )
+        return GymEnv(env, name, spec, device)
+    first = probed = None
+    if isinstance(env, gymnasium.Env):
+        _refuse_kwargs(name, env_kwargs or {})
+        spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
+        declared = declares_limit(first)
+        try:
+            make = factory(env, None, max_episode_steps)
+        except UserError as error:
+            if count > 1 or vectorization != "sync":
+                raise
+            make, max_faults = _none_left(error), 0
+    else:
+        make = factory(env, env_kwargs, max_episode_steps)
+        spec, declared, probed = probe(name, make, reset_options)
+    limit = None if max_episode_steps or declared else PATIENCE
+    ours = Ours(make, count, vectorization, reset_options, first)
+    opened = GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
+    rows = [row.unwrapped for row in getattr(opened.vector, "envs", ())]
+    if len({id(row) for row in [*rows, probed]}) <= len(rows):
+        raise UserError(
+            f"env={name}: the function gave the same environment twice; it must make a new one at every call, or the "
+            f"environment itself may be given"
+        )
+    return opened
+
+
+def _none_left(error: UserError) -> Factory:
+    def make() -> gymnasium.Env[Any, Any]:
+        raise error
+
+    return make

@@ -1,0 +1,286 @@
+"""A `Problem` as an environment whose episodes are one step long: x ~ p(x), the action is y, the reward is -f(y; x).
+
+B rows, a context each · d numbers in a context · n = dim of y · u action in [-1, 1]^inputs
+"""
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlamort.domain import Domain
+from rlamort.env import Env, Episode, Spec, Step
+from rlamort.env.imports import class_at, here
+from rlamort.env.native import NativeEnv, NativeVectorEnv
+from rlamort.errors import Diverged, Fault, UserError, nearest
+from rlamort.objective import Cost
+from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
+
+ENTRY = "rlamort.env.one_step:single"  # how Gymnasium's registry names what makes a problem's environment
+
+
+class OneStep(Env):
+    """`count` contexts side by side; `step` takes y in Y itself, and every step is an episode.
+
+    Contexts depend on the seed of `reset` alone, all rows together: row i is not that of another count. They are in torch's
+    default dtype, as networks are.
+
+    Args:
+        problem: what is solved; it moves to `device`.
+        count: B.
+        device: where x, y and rewards live.
+        max_faults: steps with costs that are no numbers which are forgiven; those rows are no transitions.
+        drawn: gives contexts: `draw`, or `unseen`.
+
+    Raises:
+        UserError: its contexts are no tensors, or of unequal count.
+        Fault: its methods raise.
+    """
+
+    def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
+        self.drawn = drawn
+        self.problem, self.name, self.count = begun(problem).to(device), type(problem).__name__, count
+        with blaming(f"{self.name}.contexts"):
+            d = problem.layout.dim
+        inputs = problem.domain.inputs
+        super().__init__(Spec(d, [-1.0] * inputs, [1.0] * inputs, problem), device)
+        self.f = Cost(problem)
+        self.faults = Faults(self.name, max_faults)
+        self.steps = 0
+        self._generator = np.random.default_rng(0)
+        self._finished: list[float] = []
+
+    def reset(self, seed: int) -> Tensor:
+        self._generator = np.random.default_rng(seed)
+        self._finished.clear()
+        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
+        if not self.x.isfinite().all():
+            raise Fault(f"{self.name}.contexts: they hold {_odd(self.x)}; finite numbers are needed")
+        return self.x
+
+    @torch.no_grad()
+    def step(self, y: Tensor) -> Step:
+        """Solve the contexts with y (B, n) in Y."""
+        x = self.x
+        with stream(self._generator, self.device), blaming(f"{self.name}.cost"):
+            reward = -self.f(y, x)  # a cost may draw, as an ELBO does
+        rewards = reward.numpy(force=True)
+        valid = np.isfinite(rewards)
+        if not valid.all():
+            self._forgive(~valid, y, x, rewards)
+            reward = torch.where(reward.isfinite(), reward, torch.zeros_like(reward))
+        self.steps += 1
+        self._finished += rewards[valid].tolist()
+        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
+        return Step(x, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid)
+
+    def episodes(self) -> list[Episode]:
+        finished, self._finished = self._finished, []
+        return [Episode(total, 1) for total in finished]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "x": self.x,
+            "generator": self._generator.bit_generator.state,
+            "steps": self.steps,
+            "faults": self.faults.count,
+            "finished": self._finished,
+        }
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        self.x = state["x"].to(self.device)
+        self._generator.bit_generator.state = state["generator"]
+        self.steps, self.faults.count, self._finished = state["steps"], state["faults"], list(state["finished"])
+        return True
+
+    def held_out(self) -> "OneStep":
+        return OneStep(self.problem, self.count, self.device, max_faults=self.faults.allowed, drawn=unseen)
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    def _forgive(self, broken: np.ndarray, y: Tensor, x: Tensor, rewards: np.ndarray) -> None:
+        at = torch.from_numpy(broken).to(self.device)
+        if not y[at].isfinite().all():
+            raise Diverged(f"{self.name}, step {self.steps}: the solution holds {_odd(y[at])}; its network has diverged")
+        if not x[at].isfinite().all():
+            self.faults.add(broken, self.steps, f"its contexts hold {_odd(x[at])}; finite numbers are needed")
+        else:
+            self.faults.add(broken, self.steps, f"its cost is {-rewards[broken][0]}; a finite number is needed")
+
+
+@contextlib.contextmanager
+def stream(generator: np.random.Generator, device: torch.device) -> Iterator[None]:
+    """torch's generators as `generator` seeds them, and afterwards as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        seed = int(generator.integers(2**63))
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves every GPU's generator too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator, drawn: Drawn = draw) -> Tensor:
+    """x ~ p(x) (count, d) as rows in torch's default dtype, seeded by `generator`; torch's own generators stay as they are.
+
+    Raises:
+        UserError: another number of contexts came.
+        Fault: `contexts` raised.
+    """
+    name = type(problem).__name__
+    with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
+        x = presented(problem, count, device, drawn)
+        if len(x) != count:
+            raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")
+    return x
+
+
+class Faults:
+    """Failures of a user's problem, forgiven up to a number.
+
+    Args:
+        name: of the problem's class.
+        allowed: how many.
+    """
+
+    def __init__(self, name: str, allowed: int) -> None:
+        self.name, self.allowed, self.count = name, allowed, 0
+
+    def add(self, broken: np.ndarray, step: int, reason: str) -> None:
+        """Count one step in which the rows `broken` failed. Raises Fault where that is one too many."""
+        self.count += 1
+        message = f"{self.name}, step {step}, row {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
+        if self.count > self.allowed:
+            raise Fault(f"{message}; that is failure {self.count}, and max_env_faults={self.allowed} are forgiven")
+        warnings.warn(f"{message}; new contexts follow (failure {self.count} of {self.allowed} allowed)", stacklevel=3)
+
+
+@contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Says of what is raised inside that `what`, a method of the user's, raised it."""
+    try:
+        yield
+    except (Fault, UserError):
+        raise
+    except Exception as error:
+        raise Fault(f"{what}: it raised {type(error).__name__}: {error}") from error
+
+
+def problem_of(problem: Problem | type[Problem] | str, kwargs: dict[str, Any] | None = None) -> Problem:
+    """The problem that a user means.
+
+    Args:
+        problem: an instance, a class, `module:Class` (the current folder counts), or a registered id such as rlamort/Sphere-v0.
+        kwargs: keywords of its constructor.
+
+    Raises:
+        UserError: there is none of that name, or it cannot be made.
+    """
+    name = problem if isinstance(problem, str) else getattr(problem, "__name__", type(problem).__name__)
+    try:
+        made = _made(problem, kwargs or {})
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"problem={name}: it cannot be made: {type(error).__name__}: {error}") from error
+    domain = getattr(made, "domain", None)
+    if not isinstance(domain, Domain):
+        given = "none is given" if domain is None else f"a {type(domain).__name__} is given"
+        raise UserError(f"{type(made).__name__}.domain: {given}; a domain of rlamort.domain is needed, such as Box or Simplex")
+    return made
+
+
+def open_problem(
+    problem: Problem | type[Problem] | str,
+    *,
+    count: int = 1,
+    env_kwargs: dict[str, Any] | None = None,
+    vectorization: str = "sync",
+    max_episode_steps: int | None = None,
+    max_faults: int = 0,
+    timeout: float = 60.0,
+    reset_options: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> OneStep:
+    """Check a problem of any accepted kind by one step, and give it as a batched `Env`.
+
+    The keywords are those of `rlamort.env.make.open_env`, so that either can stand where an environment is opened.
+
+    Args:
+        problem: as in `problem_of`.
+        count: rows.
+        env_kwargs: keywords of its constructor.
+        vectorization: "sync"; there are no workers.
+        max_episode_steps: None; there is no clock.
+        max_faults: steps with costs that are no numbers which are forgiven.
+        timeout: of workers, of which there are none.
+        reset_options: None; contexts are drawn, not asked for.
+        device: where tensors live; the CPU by default.
+
+    Raises:
+        UserError: it cannot be made or opened like that, or its sizes do not fit.
+        Fault: its methods raise, or its costs are no numbers.
+    """
+    if vectorization != "sync":
+        raise UserError(f"vectorization={vectorization}: a problem is solved in batches, without workers; allowed: sync")
+    if max_episode_steps is not None:
+        raise UserError(f"max_episode_steps={max_episode_steps}: an episode of a problem is one step; leave it out")
+    if reset_options is not None:
+        raise UserError(f"reset_options={reset_options}: a problem draws its contexts by itself; leave it out")
+    made, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
+    trial = OneStep(made, 2, device)
+    trial.reset(0)
+    trial.step(made.domain.act(torch.zeros(2, made.domain.inputs, device=device)))
+    return OneStep(made, count, device, max_faults=max_faults)
+
+
+def single(problem: Problem | type[Problem] | str, **keywords: Any) -> NativeEnv:
+    """A problem as a `gymnasium.Env`; `keywords` are its constructor's."""
+    return NativeEnv(_opened(_made(problem, keywords), 1))
+
+
+def vector(problem: Problem | type[Problem] | str, num_envs: int = 1, **keywords: Any) -> NativeVectorEnv:
+    """A problem as a `gymnasium.vector.VectorEnv`; `keywords` are its constructor's."""
+    return NativeVectorEnv(_opened(_made(problem, keywords), num_envs))
+
+
+def _opened(problem: Problem, count: int) -> OneStep:
+    """Where the problem lives already."""
+    first = next(itertools.chain(problem.parameters(), problem.buffers()), None)
+    return OneStep(problem, count, torch.device("cpu") if first is None else first.device)
+
+
+def _made(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> Problem:
+    """What the constructor raises goes through: Gymnasium and Stable-Baselines3 look for its TypeError."""
+    if isinstance(problem, Problem):
+        if keywords:
+            raise UserError(
+                f"env_kwargs: {', '.join(keywords)} given for a {type(problem).__name__} that is made already; give its class"
+            )
+        return begun(problem)
+    kind = _class_of(problem) if isinstance(problem, str) else problem
+    if not (isinstance(kind, type) and issubclass(kind, Problem)):
+        raise UserError(f"problem: a {type(kind).__name__} is given; a Problem, its class, 'module:Class' or an id is needed")
+    return begun(kind(**keywords))
+
+
+def _class_of(name: str) -> type[Problem]:
+    problems = {one: spec.kwargs["problem"] for one, spec in gymnasium.registry.items() if spec.entry_point == ENTRY}
+    if name in gymnasium.registry and name not in problems:
+        raise UserError(f"problem={name}: it is an environment with dynamics; a rlamort.problem.Problem is needed")
+    if name not in problems and ":" not in name:
+        hint = here(name) or f"'module:Class' takes your own. {nearest(name, problems)}"
+        raise UserError(f"problem={name}: there is none of that name; {hint}")
+    return class_at(problems.get(name, name), "problem", (Problem,))
+
+
+def _odd(tensor: Tensor) -> float:
+    return float(tensor[~tensor.isfinite()][0])

@@ -1,0 +1,315 @@
+"""An environment of rlamort's own making: it gives its whole state, survives exceptions, and proves that its state is whole."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+import torch
+
+from rlamort.env.state import Reader, Tree, Unlike, Writer, held_in, name_of
+from rlamort.errors import UserError
+
+FAULT = "fault"  # the key in info under which a step that raised says so
+TRIAL = 1_100  # steps and resets for which a copy plays beside the environment: more than most episodes have
+SETTLED = 5  # steps before that, so that its state is not the one that every new environment has
+LIBRARY = "gymnasium."
+
+
+class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """The outermost wrapper of an environment of ours.
+
+    A step that raises becomes one with a reward of NaN and the exception's text in info; the next reset is one of an
+    environment made anew, from a seed of its own. What its wrappers have learned outlives that.
+
+    Args:
+        make: makes the environment.
+        row: which of several it is.
+        options: for every reset.
+        env: the first one, where it is there already.
+
+    Attributes:
+        unproved: what a copy that was put into the same state did otherwise, if anything.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        row: int,
+        options: dict[str, Any] | None = None,
+        env: gymnasium.Env[Any, Any] | None = None,
+    ) -> None:
+        super().__init__(make() if env is None else env)
+        self.make, self.row, self.options = make, row, options
+        self.seed, self.raised, self.broken = 0, 0, False
+        self.alone = False  # whether the process, and with it the global generators, are this environment's
+        self.unproved: tuple[str, ...] = ()
+        self._copy: Snapshot | None = None
+        self._trial = self._until_proof = 0  # steps to go
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode; `options`, which vector environments fill in on their own, are those of the constructor."""
+        if seed is not None:
+            self.seed = seed
+            self._seed_all(seed)
+        if self.broken:
+            before = self.statistics()
+            self.env, self.broken = self.make(), False
+            self._copy = None
+            self.take([before])
+            seed = self.seed + 1_000_003 * self.raised if seed is None else seed
+        return self._beside(lambda env: env.reset(seed=seed, options=self.options), seed)  # type: ignore[no-any-return]
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        action = np.asarray(action)  # vector environments make single numbers of arrays without axes
+        try:
+            if self._copy is None and not self._until_proof:
+                return self.env.step(action)
+            answer = self._beside(lambda env: env.step(action))
+            if self._until_proof:
+                self._until_proof -= 1
+                if not self._until_proof:
+                    self._prove()
+            return answer  # type: ignore[no-any-return]
+        except Exception as error:
+            self.raised, self.broken = self.raised + 1, True
+            nothing = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
+            return nothing, float("nan"), False, True, {FAULT: f"{type(error).__name__}: {error}"}
+
+    def _seed_all(self, seed: int) -> None:
+        """The spaces of every layer, which an environment may sample from, and the generators that nobody else here uses."""
+        for layer in layers(self.env):
+            for space in (layer.action_space, layer.observation_space):
+                space.seed(seed)
+        if self.alone:
+            seed_globals(seed)
+
+    def snapshot(self) -> dict[str, Tree]:
+        """Every layer's state, what all environments of its class share, and what of it could not be read or did not hold."""
+        inside = layers(self.env)
+        reader = Reader(inside)
+        try:
+            read = {"layers": [reader.layer(layer) for layer in inside], "shared": reader.shared()}
+        except RecursionError:
+            read, reader.lost = {}, {f"{self.env} holds objects inside each other too deep to be read": None}
+        own = {"seed": self.seed, "raised": self.raised, "broken": self.broken}
+        everybodys = _read_globals() if self.alone else None
+        unsaved = [*reader.lost, *self.unproved]
+        return {"own": own, "globals": everybodys, "unsaved": unsaved, "statistics": self.statistics(), **read}
+
+    def restore(self, snapshots: list[dict[str, Tree]]) -> str:
+        """Put back what `snapshot` gave, of the list of all rows'; why not, where only a new episode can be begun."""
+        state = snapshots[self.row]
+        if "own" not in state:
+            return "it was saved by an older rlamort"
+        self.seed, self.raised = state["own"]["seed"], state["own"]["raised"]
+        reason = str(state["unsaved"][0]) if state["unsaved"] else self._put_back(state)
+        if reason:
+            self.take([state["statistics"]])
+        else:
+            self.broken = state["own"]["broken"]
+            if self.alone and state["globals"] is not None:
+                _write_globals(state["globals"])
+        return reason
+
+    def _put_back(self, state: dict[str, Tree]) -> str:
+        inside = layers(self.env)
+        if len(inside) != len(state["layers"]):
+            return f"it has {len(inside)} layers; there were {len(state['layers'])}"
+        try:
+            writer = Writer(inside)
+            for tree, layer in zip(state["layers"], inside, strict=True):
+                writer.layer(tree, layer)
+            writer.shared(state["shared"])
+        except Unlike as error:
+            self.env = self.make()  # what is there may be half of either
+            self.env.reset(seed=self.seed, options=self.options)  # some hold nothing before
+            return str(error)
+        return ""
+
+    def statistics(self) -> Tree:
+        """What its wrappers have learned."""
+        return learned(layers(self.env))
+
+    def take(self, statistics: list[Tree], frozen: bool = False) -> None:
+        """Go on with what `statistics` gave, of the list of all rows'; `frozen` keeps it as it is from then on."""
+        learn(layers(self.env), statistics[self.row % len(statistics)], frozen)
+
+    def prove(self) -> None:
+        """Soon, play a copy that is put into the same state beside it for a while, and note where it does otherwise."""
+        self._until_proof = SETTLED
+
+    def _prove(self) -> None:
+        state = self.snapshot()
+        if state["unsaved"]:
+            return
+        self._everybodys = Everybodys(self.env)
+        with self._everybodys.kept():
+            try:
+                copied = Snapshot(self.make, 0, self.options)
+            except UserError:  # there can be no second one
+                return
+            try:
+                copied.reset(seed=0)
+                reason = copied.restore([state])
+            except Exception as error:  # whatever a user's objects raise when they are written to, the environment plays on
+                reason = f"{type(error).__name__}: {error}"
+        if reason:
+            copied.close()
+            self.unproved = (f"a copy could not be put into its state: {reason}",)
+        else:
+            self._copy, self._trial = copied, TRIAL
+
+    def _beside(self, play: Callable[[gymnasium.Env[Any, Any]], Any], seed: int | None = None) -> Any:
+        """What the environment answers; while its state is being proved, a copy must answer the same."""
+        if self._copy is None:
+            return play(self.env)
+        copied = self._copy
+        before = self._everybodys.read()
+        if seed is not None:
+            copied._seed_all(seed)
+        answer = play(self.env)
+        with self._everybodys.kept():
+            self._everybodys.write(before)
+            if seed is not None:
+                copied._seed_all(seed)
+            try:
+                other = play(copied.env)
+            except Exception as error:  # whatever it raises, the environment did not
+                other = (error,)
+        self._trial -= 1
+        if what := differing(answer, other):
+            self.unproved = (f"a copy in the same state gave another {what}, so it holds something that was not found",)
+        if what or not self._trial:
+            self._copy = None
+            copied.close()
+        return answer
+
+    def close(self) -> None:
+        if self._copy is not None:
+            self._copy.close()
+        super().close()
+
+
+def layers(env: Any) -> list[Any]:
+    """An environment's wrappers, outermost first, and itself."""
+    found = [env]
+    while isinstance(env, gymnasium.Wrapper):
+        env = env.env
+        found.append(env)
+    return found
+
+
+def learned(inside: Sequence[Any]) -> Tree:
+    """What wrappers have learned, by class; more of their state may come along, which no reset survives."""
+    reader = Reader(inside)
+    found: dict[str, list[Tree]] = {}
+    for layer in inside:
+        if isinstance(layer, gymnasium.Wrapper | gymnasium.vector.VectorWrapper) and _learns(layer):
+            found.setdefault(name_of(type(layer)), []).append(reader.layer(layer))
+    return {"layers": found, "unsaved": list(reader.lost)}
+
+
+def learn(inside: Sequence[Any], statistics: Tree, frozen: bool) -> None:
+    """Put back what `learned` gave into wrappers of the same classes; `frozen` keeps it as it is from then on.
+
+    Raises:
+        UserError: one of Gymnasium's wrappers that normalise is missing.
+    """
+    writer = Writer(inside)
+    for kind, trees in statistics["layers"].items():
+        same = [layer for layer in inside if name_of(type(layer)) == kind]
+        if len(same) != len(trees) and kind.startswith(LIBRARY):
+            raise UserError(
+                f"env: it has {len(same)} wrappers {kind.partition(':')[2]}, and the one that was trained in {len(trees)}; "
+                f"their statistics are part of what was learned (or take normalise=true, which is part of the agent)"
+            )
+        for tree, layer in zip(trees, same, strict=False):
+            writer.what_fits(tree, layer)
+    if frozen:
+        for layer in inside:
+            if hasattr(layer, "update_running_mean"):
+                layer.update_running_mean = False
+
+
+def _learns(layer: Any) -> bool:
+    """Whether a wrapper may hold statistics: one of Gymnasium's says so, of others nothing is known."""
+    return hasattr(layer, "update_running_mean") or not type(layer).__module__.startswith(LIBRARY)
+
+
+def differing(one: Sequence[Any], other: Sequence[Any]) -> str:
+    """What of two answers, of `reset` or `step`, is not the same; the info counts for nothing."""
+    names = ("observation", "reward", "terminated flag", "truncated flag") if len(one) == 5 else ("first observation",)
+    if len(one) != len(other):
+        return names[0]
+    same = (np.asarray(ours).tobytes() == np.asarray(theirs).tobytes() for ours, theirs in zip(one, other, strict=True))
+    return next((name for name, equal in zip(names, same, strict=False) if not equal), "")
+
+
+def _read_globals() -> Tree:
+    return {"numpy": np.random.get_state(legacy=False), "python": random.getstate(), "torch": torch.get_rng_state()}
+
+
+def _write_globals(state: Tree) -> None:
+    np.random.set_state(state["numpy"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(state["torch"])
+
+
+def seed_globals(seed: int) -> None:
+    """Those of NumPy, Python and torch, which everything in a process shares."""
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """The generators of NumPy, Python and torch that everything in a process shares, afterwards as they were."""
+    state = _read_globals()
+    try:
+        yield
+    finally:
+        _write_globals(state)
+
+
+class Everybodys:
+    """What an environment shares with all others of its class in this process, and the generators that everything shares.
+
+    Args:
+        env: whose class, and what its code refers to, it is about.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        self.layers = layers(env)
+        reader = Reader(self.layers)
+        for layer in self.layers:
+            reader.layer(layer)
+        reader.shared()
+        self.places = [(held, name) for _, held, name in reader.places()]
+
+    def read(self) -> Tree:
+        """It as it is."""
+        reader = Reader(self.layers)
+        return [_read_globals(), *(reader.read(held_in(held, name), name) for held, name in self.places)]
+
+    def write(self, state: Tree) -> None:
+        """Put back what `read` gave."""
+        _write_globals(state[0])
+        writer = Writer(self.layers) if self.places else None
+        for (held, name), tree in zip(self.places, state[1:], strict=True):
+            with contextlib.suppress(Unlike):
+                assert writer is not None
+                writer.put_at(held, name, tree)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Afterwards it is as it was."""
+        state = self.read()
+        try:
+            yield
+        finally:
+            self.write(state)

@@ -1,0 +1,1 @@
+"""What the process and its files share: cores, memory, generators, folders that appear whole."""

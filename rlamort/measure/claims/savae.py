@@ -1,0 +1,200 @@
+"""Semi-amortized inference beside the encoder alone, and exact second derivatives beside finite differences of gradients.
+
+x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats · K refinements
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.envs.vae import VAE, Averaged, Held, Reconstruction
+from rlamort.measure.claims.inference import (
+    BEST_STEPS,
+    HELD_OUT,
+    SCORED,
+    SEED,
+    SHARED,
+    Asking,
+    learned,
+    learner,
+    problem,
+    score,
+    source,
+)
+from rlamort.measure.verdict import Measured, at_least, at_most
+from rlamort.model import Model, Unroll
+from rlamort.objective import Cost, Objective, Oracle, Soft
+
+REFINED = 4_000  # updates of each contestant, which take several times as long as an encoder's
+K, DRAWS = 8, 2  # steps, and draws for a gradient while they are trained
+FEWER = 100  # draws, where a mean is over all images held out
+FINITE = 1e-5  # the step of Kim et al.'s finite differences
+
+
+def measure() -> Measured:
+    """Refinement learned through its steps, beside the encoder alone: each with a decoder of its own, of the same size."""
+    name, plain = source()[1], problem(DRAWS)
+    encoding = learned("vae", plain, REFINED, **SHARED)
+    posed, model = refined(Cost)
+    bound = {"encoder": everywhere(plain, encoding), "refined": everywhere(posed, model)}
+    found = {}
+    for label, vae, one in (("encoder", plain, encoding), ("refined", posed, model)):
+        torch.manual_seed(SEED)
+        found[label] = vae.decompose(Asking(one, vae), vae.test_images[:HELD_OUT], SCORED, BEST_STEPS)
+    gap = {label: one.amortization.mean().item() for label, one in found.items()}
+    text = f"{name}, {REFINED} updates each, K = {K}"
+    verdicts = [
+        at_least(f"{text}: held-out bound above that of the encoder alone", bound["refined"] - bound["encoder"], 0.3, " nats"),
+        at_most(f"{text}: remaining gap, as a share of the encoder's", gap["refined"] / gap["encoder"], 0.5),
+        at_most(
+            "a batch of 64 beside single images: largest difference of a refined lam, in float64", apart(posed, model), 1e-8
+        ),
+    ]
+    x = posed.test_images[:HELD_OUT]
+    data = {
+        "data": name, "ELBO": bound, "amortization gap": gap,
+        "ELBO after K steps": {steps: after(posed, model, x, steps) for steps in (0, 4, 8, 20)},
+        "NLL (importance-weighted)": {label: -one.log_likelihood.mean().item() for label, one in found.items()},
+        "approximation gap": {label: one.approximation.mean().item() for label, one in found.items()},
+    }  # fmt: skip
+    return Measured(verdicts, data, {})
+
+
+def differences() -> Measured:
+    """Exact second derivatives beside the finite differences of Kim et al., in training and by the error of one gradient."""
+    posed, model = refined(Cost)
+    bound = {"exact": everywhere(posed, model), "finite differences": everywhere(*refined(Differenced))}
+    errors = gradient_errors(posed, model)
+    text = f"{source()[1]}, {REFINED} updates each, K = {K}"
+    verdicts = [
+        at_most("error of the loss's gradient in float32, against float64: exact second derivatives", errors["exact"], 1e-3),
+        at_least(
+            f"that of finite differences with r = {FINITE:g}, as in the paper's code: as a multiple",
+            errors["finite differences"] / errors["exact"],
+            1,
+            "x",
+        ),
+        at_least(
+            f"{text}: held-out bound with exact second derivatives above that with finite differences, within 0.1 nats",
+            bound["exact"] - bound["finite differences"],
+            -0.1,
+            " nats",
+        ),
+    ]
+    return Measured(verdicts, {"data": source()[1], "ELBO": bound, "gradient errors": errors}, {})
+
+
+@functools.cache
+def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
+    """A decoder, and the semi-amortized model trained with it; `kind` is the cost that it asks."""
+    posed = problem(DRAWS)
+    refining, agent = learner("savae", posed, REFINED, iterations=K, **SHARED)
+    agent.f = kind(posed)
+    refining.learn(REFINED)
+    assert isinstance(agent.model, Unroll)
+    return posed, agent.model
+
+
+@torch.no_grad()
+def everywhere(posed: VAE, model: Model) -> float:
+    """The mean bound on all images held out, since what two decoders differ by varies from image to image."""
+    torch.manual_seed(SEED)
+    x = posed.test_images
+    return score(posed, Asking(model, posed)(x), x, FEWER)
+
+
+@torch.no_grad()
+def after(posed: VAE, model: Unroll, x: Tensor, steps: int) -> float:
+    """The mean bound after as many steps as asked, whatever it was trained for."""
+    longer = Unroll(model.init, model.update, steps, model.domain, model.adjoint)
+    return score(posed, Asking(longer, posed)(x), x)
+
+
+@torch.no_grad()
+def apart(posed: VAE, model: Model) -> float:
+    """By how much lam differs between a batch of 64 and single images, in float64 and under the same draws."""
+    vae, solver = copy.deepcopy((posed, model))
+    vae, solver, x = vae.double(), solver.double(), posed.test_images[:64].double()
+    f = vae.bound(torch.randn(4, posed.latent).double())
+    alone = torch.cat([solver(one[None], f.oracle(one[None])) for one in x])
+    furthest: float = (alone - solver(x, f.oracle(x))).abs().max().item()
+    return furthest
+
+
+class Differenced(Cost):
+    """The cost, whose oracle's gradients are differentiated by differences of gradients (Kim et al., 2018, section 3.2).
+
+    Args:
+        problem: a VAE; its draws, anew for each gradient, are kept for the difference.
+    """
+
+    problem: VAE
+
+    def oracle(self, x: Tensor) -> Oracle:
+        posed = self.problem
+        owned = [p for p in posed.parameters() if p.requires_grad]
+
+        def held() -> Objective:
+            noise = torch.randn(len(x) * posed.f.draws, posed.latent, dtype=x.dtype, device=x.device)
+            return Averaged(Soft(Reconstruction(posed), Held(noise), posed.alpha), posed.f.draws)
+
+        return DifferencedOracle(held, x, owned)
+
+
+class DifferencedOracle(Oracle):
+    """Gradients with derivatives (grad f(y + r v) - grad f(y)) / r, in y and in parameters of f.
+
+    Args:
+        make: f, deterministic, for each gradient.
+        x: (B, pixels).
+        owned: the parameters.
+    """
+
+    def __init__(self, make: Callable[[], Objective], x: Tensor, owned: list[nn.Parameter]) -> None:
+        super().__init__(lambda y: make()(y, x))
+        self.make, self.x, self.owned = make, x, owned
+
+    def grad(self, y: Tensor) -> Tensor:
+        f = self.make()
+        slope: Tensor = _Difference.apply(lambda at: f(at, self.x), y, *self.owned)  # type: ignore[no-untyped-call]
+        return slope
+
+
+class _Difference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f: Callable[[Tensor], Tensor], y: Tensor, *owned: Tensor) -> Tensor:
+        ctx.f, ctx.y, ctx.owned = f, y.detach(), owned
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            return torch.autograd.grad(f(at).sum(), at)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        ends = []
+        with torch.enable_grad():
+            for point in (ctx.y + FINITE * v, ctx.y):
+                at = point.detach().requires_grad_()
+                ends.append(torch.autograd.grad(ctx.f(at).sum(), (at, *ctx.owned)))
+        return None, *((ahead - here) / FINITE for ahead, here in zip(*ends, strict=True))
+
+
+def gradient_errors(posed: VAE, model: Model) -> dict[str, float]:
+    """Relative errors of the gradient of savae's loss in float32, by how second derivatives are had."""
+    noise = torch.randn(4, posed.latent)
+
+    def slope(kind: str, dtype: torch.dtype) -> Tensor:
+        vae, solver = copy.deepcopy((posed, model))
+        vae, solver, x = vae.to(dtype), solver.to(dtype), posed.test_images[:64].to(dtype)
+        f, theirs = vae.bound(noise.to(dtype)), [p for p in vae.parameters() if p.requires_grad]
+        owned = [*(p for p in solver.parameters() if p.requires_grad), *theirs]
+        oracle = f.oracle(x) if kind == "exact" else DifferencedOracle(lambda: f, x, theirs)
+        loss = f(solver(x, oracle), x).mean()
+        return torch.cat([part.double().ravel() for part in torch.autograd.grad(loss, owned)])
+
+    true = slope("exact", torch.float64)
+    return {kind: ((slope(kind, torch.float32) - true).norm() / true.norm()).item() for kind in ("exact", "finite differences")}

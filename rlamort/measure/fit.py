@@ -1,0 +1,298 @@
+"""From a user's problem to a solver, and how good, how fast and how safe it is.
+
+x contexts as rows (B, d) · y solution (B, n) · f cost (B,)
+"""
+
+import copy
+import itertools
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlamort.agent import Agent
+from rlamort.domain import Domain
+from rlamort.env.one_step import problem_of
+from rlamort.errors import UserError, nearest
+from rlamort.measure.check import LOSSES, MODELS, check
+from rlamort.measure.plot import draw_gaps
+from rlamort.measure.report import Report, table
+from rlamort.model import Model
+from rlamort.objective import Cost, Oracle
+from rlamort.problem import Problem, presented, unseen
+from rlamort.run.learner import Learner, learner_class
+from rlamort.score import interval
+from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
+from rlamort.solve.solver import Solver, measure
+from rlamort.update import Lbfgs
+
+HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured
+SEED = 1_000_000  # of those contexts
+CERTIFIED = 1e-4  # the tolerance at which the report solves with a certificate
+Given = Problem | type[Problem] | str
+
+
+class Acting(Model):
+    """A policy that reinforcement learning trained, as a model of solutions: y = domain.act(policy(x)).
+
+    Args:
+        agent: the policy; its actions lie in [-1, 1]^inputs.
+        domain: Y.
+    """
+
+    def __init__(self, agent: Agent, domain: Domain) -> None:
+        super().__init__()
+        self.agent, self.domain = agent, domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.domain.act(self.agent.act(x, explore=False))[None]
+
+
+def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **fields: Any) -> Solver:
+    """Train a model of a problem's solutions, as `rlamort train amortize` does, and give it as a solver.
+
+    Args:
+        problem: an instance or class derived from `rlamort.Problem`, `module:Class`, or a registered id.
+        loss: objective, regress, iterates or es (see `rlamort train amortize --help`), or rl: TD3 on the problem as an
+            environment, which asks nothing of the cost but its value.
+        steps: updates, over which the learning rate falls to zero unless `decay_updates` says otherwise.
+        fields: keys of `rlamort train amortize --help` (of `rlamort train td3 --help` with loss=rl), checked by name.
+
+    Raises:
+        UserError: the problem, a key or a value does not fit; before any work starts.
+        Diverged: what was trained is no longer finite.
+    """
+    posed, asked = problem_of(problem), {"loss": loss, "steps": steps, **fields}
+    if loss not in LOSSES:
+        raise UserError(f"loss={loss}: there is no such loss. {nearest(loss, LOSSES)}")
+    started = time.perf_counter()
+    if loss == "rl":
+        learner = _by_acting(posed, asked)
+        model: Model = Acting(learner.agent, posed.domain)
+    else:
+        asked = {"decay_updates": steps, **asked}
+        learner = learner_class("amortize")(posed, **asked).learn(steps)
+        model, asked = _model_of(learner), asked | learner.agent.chosen
+    solver = Solver(model, posed, asked)
+    solver.training_seconds = time.perf_counter() - started
+    solver.check_finite()
+    return solver
+
+
+def _by_acting(problem: Problem, asked: dict[str, Any]) -> Learner:
+    fields = {name: value for name, value in asked.items() if name != "loss"}
+    if fields.pop("model", "full") != "full":
+        raise UserError("loss=rl: a policy is a full model; model=full is needed")
+    return learner_class("td3")(problem, **fields).learn(fields["steps"])
+
+
+def _model_of(learner: Learner) -> Model:
+    model = learner.agent.model
+    assert isinstance(model, Model)
+    return model
+
+
+def load_solver(folder: str | Path, problem: Given) -> Solver:
+    """What `Solver.save` wrote. The problem is given again, since nothing that a file names is imported.
+
+    Raises:
+        UserError: nothing is saved there, or it does not fit the problem.
+    """
+    posed = problem_of(problem)
+
+    def build(facts: dict[str, Any]) -> Model:
+        if facts["loss"] == "rl":
+            fields = {name: value for name, value in facts.items() if name not in ("loss", "model")}
+            return Acting(learner_class("td3")(posed, **fields).agent, posed.domain)
+        return _model_of(learner_class("amortize")(posed, **facts))
+
+    return Solver.load(Path(folder), posed, build)
+
+
+def report(
+    problem: Given,
+    models: Sequence[str] = ("full", "semi"),
+    losses: Sequence[str] = ("objective",),
+    out: Path | None = None,
+    **fields: Any,
+) -> Report:
+    """Train every model by every loss that fits, and hold each against the reference on contexts of its own.
+
+    Args:
+        problem: as `amortize` takes it.
+        models: of MODELS.
+        losses: of LOSSES.
+        out: a folder for the solvers, two plots and the data; None keeps nothing.
+        fields: as `amortize` takes them.
+
+    Raises:
+        UserError: something is wrong with the problem, or a name is unknown; before any work starts.
+    """
+    chosen = pairs(models, losses)
+    posed = problem_of(problem)
+    looked = check(posed)
+    if not looked.ok:
+        wrong = [f"{line.what}: {line.detail}" for line in looked.lines if line.verdict == "fail"]
+        raise UserError("\n  ".join([f"{looked.name}: it is not yet a problem that can be solved by learning", *wrong]))
+    for fit in (*looked.models, *looked.losses):
+        if fit.name in (*models, *losses) and not fit.fits:
+            raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
+    solvers: dict[str, Solver] = {}
+    for model, loss in chosen:
+        name = model if len(losses) == 1 else f"{model}, {loss}"
+        print(f"training: {name}", flush=True)
+        solvers[name] = amortize(posed, loss=loss, model=model, **fields)
+    return held_out(posed, solvers, out)
+
+
+def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]:
+    """Every model with every loss; of rl, which trains a policy, with full alone, and what is left out is said.
+
+    Raises:
+        UserError: a name is unknown, or nothing is left.
+    """
+    for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
+        for name in names:
+            if name not in allowed:
+                raise UserError(f"{what}={name}: there is no such {what}. {nearest(name, allowed)}")
+    every = list(itertools.product(models, losses))
+    kept = [(model, loss) for model, loss in every if loss != "rl" or model == "full"]
+    left = ", ".join(f"{model} by {loss}" for model, loss in every if (model, loss) not in kept)
+    if not kept:
+        raise UserError(f"loss=rl: a policy is a full model, which leaves nothing of {left}; model=full is needed")
+    if left:
+        warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
+    return kept
+
+
+def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
+    """The table of solvers on contexts that no training has seen, what certifying costs, and the plots."""
+    first = next(iter(solvers.values()))
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        x = first.draw(HELD_OUT)
+        with torch.no_grad():
+            predictions = {name: solver.predict_rows(x) for name, solver in solvers.items()}
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
+        best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
+        reference = first.reference(x, y=best)
+        print(f"timing: {', '.join(solvers)}, and solvers beside them", flush=True)
+        rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
+        certified = [_certified(name, solver, x) for name, solver in solvers.items()]
+    agreed = "" if reference.label == "solution" else f"; {reference.agreement:.0%} of its starts agree"
+    lines = [
+        f"{type(problem).__name__}: {len(x):,} contexts held out, {torch.get_num_threads()} threads",
+        f"reference: {reference.label}{agreed}",
+        *(f"  {message}" for message in reference.messages),
+        "",
+        *table(rows[0].head(), [row.cells() for row in rows]),
+        "",
+        *certified,
+    ]
+    data = {"reference": reference.label, "agreement": reference.agreement, "rows": [row._asdict() for row in rows]}
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, solver in solvers.items():
+            solver.save(out / name.replace(", ", "-"))
+        curves = [*_classical(first, x[:256], reference), *(_learned(n, s, x[:256], reference) for n, s in solvers.items())]
+        gaps = {name: (first.f(y, x) - reference.cost).detach() for name, y in predictions.items()}
+        lines += ["", f"plots and solvers: {draw_gaps(curves, {n: g.tolist() for n, g in gaps.items()}, out)}"]
+    return Report(lines, data)
+
+
+def _certified(name: str, solver: Solver, x: Tensor) -> str:
+    started = time.perf_counter()
+    solved = solver.solve_rows(x, CERTIFIED)
+    seconds = time.perf_counter() - started
+    counts: dict[str, int] = {}
+    for status in solved.status:
+        counts[status.split(":")[0]] = counts.get(status.split(":")[0], 0) + 1
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{name}, solve(tol={CERTIFIED:g}, certify=True) by {solved.kind}: {said}; {1e6 * seconds / len(x):.3g} µs an item"
+
+
+class Curve(NamedTuple):
+    """Mean gap after iterations, and after seconds, of one solver on one batch."""
+
+    name: str
+    gap: list[float]
+    seconds: list[float]
+
+
+@torch.no_grad()
+def _classical(solver: Solver, x: Tensor, reference: Reference, iterations: int = 60) -> list[Curve]:
+    curves = []
+    searches: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, iterations)]
+    for search in searches:
+        v = x.new_zeros(len(x), solver.problem.domain.inputs)
+        costs, seconds, started = [], [], time.perf_counter()
+        for y in itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations):
+            seconds.append(time.perf_counter() - started)
+            costs.append((extended(solver.f, solver.problem.domain, y, x) - reference.cost[: len(x)]).mean().item())
+        curves.append(Curve(search.name, costs, seconds))
+    return curves
+
+
+@torch.no_grad()
+def _learned(name: str, solver: Solver, x: Tensor, reference: Reference) -> Curve:
+    solver.predict_rows(x)
+    started = time.perf_counter()
+    path = solver.model.iterates(x, solver.f.oracle(x))
+    taken = time.perf_counter() - started
+    costs = [extended(solver.f, solver.problem.domain, y, x) for y in path]
+    gaps = [(cost - reference.cost[: len(x)]).mean().item() for cost in costs]
+    return Curve(name, gaps, [taken * (k + 1) / len(path) for k in range(len(path))])
+
+
+def compare(
+    problem: Given | tuple[Problem, Problem],
+    models: Sequence[str] = ("full",),
+    losses: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    **fields: Any,
+) -> Report:
+    """The same network, contexts and budget under several models or losses: mean gap on held-out contexts, over seeds.
+
+    The objective is frozen: a problem's own parameters stay as they are, so that all minimise the same f.
+
+    Args:
+        problem: as `amortize` takes it; or a pair, of which the second gives the held-out contexts.
+        models: of MODELS.
+        losses: of LOSSES; None takes objective, and regress for a problem that knows its `solution`: elsewhere its teacher
+            would have to solve every batch.
+        seeds: of the trainings.
+        fields: as `amortize` takes them.
+
+    Raises:
+        UserError: a name is unknown; before any work starts.
+    """
+    given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
+    if losses is None:
+        losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
+    chosen = pairs(models, losses)
+    training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
+    f = Cost(testing)
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        x = presented(testing, HELD_OUT, drawn=unseen)
+        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
+        reference = best_found(f, testing.domain, x, solution=solution_of(testing))
+    rows = []
+    data: dict[str, Any] = {}
+    for model, loss in chosen:
+        gaps, seconds = [], []
+        for seed in seeds:
+            print(f"training: {model}, {loss}, seed {seed}", flush=True)
+            solver = amortize(training, loss=loss, model=model, seed=seed, **fields)
+            gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
+            seconds.append(solver.training_seconds)
+        mean, low, high = interval(gaps)
+        rows.append([model, loss, f"{mean:.3e}", f"[{low:.2e}, {high:.2e}]", f"{sum(seconds) / len(seconds):.1f}"])
+        data[f"{model}, {loss}"] = {"gaps": gaps, "seconds": seconds}
+    head = ["model", "loss", "mean gap", f"95 % over seeds {list(seeds)}", "seconds to train"]
+    lines = [f"{type(testing).__name__}: {len(x):,} contexts held out, reference: {reference.label}", "", *table(head, rows)]
+    return Report(lines, data)

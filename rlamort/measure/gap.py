@@ -1,0 +1,383 @@
+"""The amortization gap of a trained policy: in its own critic, and re-simulated in its environment. `rlamort gap RUN`.
+
+x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · gap = f(policy) - f(best), in units of Q: discounted return · S states
+"""
+
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from rlamort.agent import Agent
+from rlamort.env import Spec
+from rlamort.env.gym import GymEnv
+from rlamort.env.record import name_of
+from rlamort.env.simulate import Rolled, Saved, Stepped, save
+from rlamort.envs.maxq import MaxQProblem, Policy, Visited, action_cost, visit
+from rlamort.errors import UserError
+from rlamort.host.randomness import Randomness
+from rlamort.measure.report import Report, table
+from rlamort.measure.time_to_match import PATIENCE, time_to_match, tutorial
+from rlamort.nets import Unnormalised
+from rlamort.objective import Cost, MaxQ, Objective
+from rlamort.run.learner import Learner, load
+from rlamort.score import Interval, interval, score
+from rlamort.solve.classical import Reference, best_found, extended
+
+SEED = 2_000_000  # of the episodes whose states are measured: no evaluation's, and no training's
+TRAINING = 3_000_000  # of the episodes whose states an amortizer may train on
+REFINEMENTS = 5
+LENGTHS = [2.0**-i for i in range(12)]  # of a refinement step along its largest coordinate; the box is 2 wide
+STARTS, ITERATIONS = 8, 20  # of the search by which the reference acts: it must answer at every step of an episode
+NOTABLE = 1e-3  # of the zero action's gap: below lies rounding
+
+
+class _Theirs(nn.Module):
+    """Stable-Baselines3's critics, asked as ours are."""
+
+    def __init__(self, critic: nn.Module) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
+        """x (B, d), y (B, n) -> (members, B)."""
+        return torch.cat(self.critic(x, y), dim=-1).T[:members]
+
+
+def _measured(learner: Learner) -> Any:
+    """What `MaxQProblem` asks of an agent; a run that Stable-Baselines3 trained brings its critics in its policy.
+
+    Raises:
+        UserError: it has no critic of actions.
+    """
+    agent = learner.agent
+    critic = getattr(getattr(agent, "policy", None), "critic", None)
+    if critic is None:
+        action_cost(agent)  # there must be one, before anything is played
+        return agent
+    # SAC's actor minimises over its critics, TD3's and DDPG's asks the first
+    f = MaxQ(_Theirs(critic), 1.0) if learner.method == "sb3/sac" else MaxQ(_Theirs(critic), 0.0, 1)  # type: ignore[arg-type]
+    return SimpleNamespace(spec=agent.spec, normaliser=Unnormalised(), f=f)
+
+
+def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tuple[MaxQProblem, MaxQProblem]:
+    """The max-Q problem of a run, twice: over states to train on, and over those of held-out episodes.
+
+    Args:
+        run: the folder of a run, or `sb3:model.zip`.
+        env: where its policy plays; None takes the one that it was trained on.
+        episodes: how many it plays.
+        held_out: how many of these are kept from training.
+
+    Raises:
+        UserError: there is no such run, it has no critic of actions, or its environment is not known.
+    """
+    learner = load(run, env)
+    agent = _measured(learner)
+    print(f"playing: {episodes} episodes of {run}, for the states in them", flush=True)
+    with _Place(learner) as place, Randomness(0, learner.device)():
+        visited = visit(place.policy, place.open(episodes), TRAINING)
+    training, held = visited.split(held_out)
+    return MaxQProblem(agent, training.x), MaxQProblem(agent, held.x)
+
+
+class _Place:
+    """Where a learner's policy plays, with as many rows as are asked for; what was opened is closed at the end."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner, self.given = learner, learner.environments.find("env")
+        if self.given is None:
+            raise UserError("env: this agent was loaded without one; give the one that it is to be played in")
+        if isinstance(self.given, VectorEnv):
+            raise UserError("env: as many rows as there are states are needed; give a single environment, not a vector")
+        self.opened: list[GymEnv] = []
+
+    def __enter__(self) -> "_Place":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for env in self.opened:
+            env.close()
+
+    def open(self, count: int) -> GymEnv:
+        env = self.learner.environments.another(count)
+        assert isinstance(env, GymEnv)
+        self.opened.append(env)
+        return env
+
+    @torch.no_grad()
+    def policy(self, x: Tensor) -> Tensor:
+        """The action that is played when nothing is explored."""
+        return self.learner.agent.act(x, explore=False)
+
+
+@torch.no_grad()
+def refine(f: Objective, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """`steps` projected gradient steps on [-1, 1]^n from y (B, n), each of the best of several lengths, or none: f never rises.
+
+    An item's steps are its own: gradients are scaled by their largest coordinate, and every item chooses its length.
+    """
+    oracle, items, many = f.oracle(x), torch.arange(len(y), device=y.device), x.repeat(len(LENGTHS) + 1, 1)
+    for _ in range(steps):
+        slope = oracle.grad(y)
+        slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
+        tried = torch.stack([y, *((y - length * slope).clamp(-1, 1) for length in LENGTHS)])  # (L + 1, B, n)
+        cost = f(tried.flatten(0, 1), many).view(-1, len(y))
+        y = tried[cost.nan_to_num(nan=torch.inf).argmin(0), items]
+    return y
+
+
+def search(f: Objective, x: Tensor, y: Tensor, starts: int = STARTS, steps: int = ITERATIONS) -> Tensor:
+    """The best (B, n) that `refine` finds from y (B, n), the zero action, and points that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(starts - 2, y.shape[1], generator=generator, dtype=torch.float64).to(y) * 2 - 1
+    first = torch.stack([y, torch.zeros_like(y), *(point.expand_as(y) for point in points)])  # (starts, B, n)
+    many = x.repeat(starts, 1)
+    found = refine(f, many, first.flatten(0, 1), steps)
+    cost = f(found, many).detach().view(starts, -1)
+    return found.view(starts, *y.shape)[cost.argmin(0), torch.arange(len(y), device=y.device)]
+
+
+class Gap(NamedTuple):
+    """f(y) - f(best) over states, in units of Q."""
+
+    mean: Interval  # bounds from draws of whole episodes, whose states resemble each other
+    p99: float
+    largest: float
+    share: float  # of what the best action gains over the zero action
+
+    @classmethod
+    def of(cls, gap: np.ndarray, zero: float, episode: np.ndarray) -> "Gap":
+        """From each state's gap (S,), the zero action's mean gap, and the episode in which each state was met (S,)."""
+        share = float(gap.mean()) / zero if zero > 0 else float("nan")
+        return cls(by_episode(gap, episode), float(np.quantile(gap, 0.99)), float(gap.max()), share)
+
+
+def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> Interval:
+    """Mean of `values` (S,), with a 95 % percentile interval over draws of whole episodes; NaN bounds where there is one."""
+    mean, groups = float(values.mean()), [values[episode == e] for e in np.unique(episode)]
+    if len(groups) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    totals, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
+    drawn = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    low, high = np.percentile(totals[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
+    return Interval(mean, float(low), float(high))
+
+
+def gap(
+    run: str,
+    env: Any = None,
+    *,
+    episodes: int = 8,
+    states: int = 256,
+    resimulated: int = 256,
+    horizon: int = 200,
+    acting: int = 5,
+    patience: int = PATIENCE,
+) -> Report:
+    """How far a trained policy is from the best action in each state, by its critic's account and by the environment's.
+
+    Args:
+        run: the folder of a run, or `sb3:model.zip`.
+        env: where it plays; None takes the one that it was trained on.
+        episodes: episodes that it plays, without exploration and from seeds of their own, to meet states.
+        states: how many of these are measured in the critic.
+        resimulated: how many of those are played on from in the environment.
+        horizon: steps for which they are played on, counting the first.
+        acting: episodes that the policy, the refined policy and the reference play; 0 leaves that out.
+        patience: iterations within which a solver that is timed has to be as good as is asked for.
+
+    Raises:
+        UserError: there is no such run, it has no critic of actions, or its environment is not known.
+    """
+    least = {"episodes": (episodes, 1), "states": (states, 1), "resimulated": (resimulated, 0), "horizon": (horizon, 1)}
+    for name, (value, low) in (least | {"acting": (acting, 0), "patience": (patience, 8)}).items():
+        if not isinstance(value, int) or value < low:
+            raise UserError(f"{name}: {value} is given; a whole number of at least {low} is needed")
+    learner = load(run, env)
+    agent = _measured(learner)
+    with _Place(learner) as place, Randomness(0, learner.device)():
+        print(f"playing: {episodes} episodes, for the states in them", flush=True)
+        met = visit(place.policy, place.open(episodes), SEED)
+        chosen = met.at(_spread(met.episode, states))
+        problem = MaxQProblem(agent, chosen.x)
+        print(f"solving and timing: {len(chosen.x)} states, by the critic", flush=True)
+        critic = in_critic(problem, place.policy, chosen, patience)
+        data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
+        lines = [
+            f"{run} in {name_of(place.given)}: {len(chosen.x)} states met in {episodes} episodes, without exploration",
+            "", "In its own critic", *critic.lines,
+        ]  # fmt: skip
+        if resimulated:
+            part = _spread(chosen.episode, resimulated)
+            print(f"re-simulating: {len(part)} states, {horizon} steps each", flush=True)
+            played = in_environment(place, critic, chosen, part, horizon, float(learner.config.values["discount"]))
+            data["environment"] = played.data
+            lines += ["", "Re-simulated in the environment", *played.lines]
+        if acting:
+            print(f"playing: {acting} episodes with each kind of action", flush=True)
+            acted = in_play(problem, place, acting)
+            data["acting"] = acted.data
+            lines += ["", "Acting with each", *acted.lines]
+    return Report(lines, data)
+
+
+def _spread(episode: np.ndarray, count: int) -> np.ndarray:
+    """Indices of about `count` states, as many of each episode, at random and in order."""
+    made, groups = np.random.default_rng(0), [np.flatnonzero(episode == e) for e in np.unique(episode)]
+    each = max(1, count // len(groups))
+    return np.concatenate([np.sort(made.choice(group, min(each, len(group)), replace=False)) for group in groups])
+
+
+class InCritic(NamedTuple):
+    """Actions and what the critic says of them."""
+
+    lines: list[str]
+    data: dict[str, Any]
+    actions: dict[str, Tensor]  # (S, n): of the policy, refined, best
+    costs: dict[str, np.ndarray]  # (S,), of the same
+
+
+@torch.no_grad()
+def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int = PATIENCE) -> InCritic:
+    """The gap of `policy` in the critic of `problem` on the states met, and what it takes a solver to be as good."""
+    f, domain, x = Cost(problem), problem.domain, met.x
+    y = policy(x).detach()
+    blind = best_found(f, domain, x)  # does not know the policy, so it may be worse than it
+    actions = {
+        "policy": y,
+        "refined": refine(f, x, y, REFINEMENTS),
+        "search": search(f, x, y),
+        "zero": torch.zeros_like(y),
+        "best": blind.y,
+    }
+    for action in list(actions.values()):
+        better = extended(f, domain, action, x) < f(actions["best"], x)
+        actions["best"] = torch.where(better.unsqueeze(-1), action, actions["best"])
+    costs = {name: f(action, x).detach().double().numpy(force=True) for name, action in actions.items()}
+    zero = float((costs["zero"] - costs["best"]).mean())
+    gaps = {name: Gap.of(cost - costs["best"], zero, met.episode) for name, cost in costs.items()}
+    unclipped = costs["policy"] - blind.cost.double().numpy(force=True)
+    ahead = float((unclipped < -NOTABLE * zero).mean())
+    removed = 1 - gaps["refined"].mean.mean / gaps["policy"].mean.mean if gaps["policy"].mean.mean > 0 else float("nan")
+    clock, taught = time_to_match(f, domain, x, policy, costs, patience), tutorial(f, x, policy, costs)
+    names = {
+        "policy": "policy", "refined": f"policy + {REFINEMENTS} gradient steps",
+        "search": f"{STARTS} starts x {ITERATIONS} gradient steps", "zero": "zero action",
+    }  # fmt: skip
+    rows = [
+        [title, _number(costs[key].mean()), _bounds(gaps[key].mean), _number(gaps[key].p99), f"{100 * gaps[key].share:.2f} %"]
+        for key, title in names.items()
+    ]
+    rows.insert(0, [_label(blind), _number(costs["best"].mean()), "0", "0", "0 %"])
+    lines = [
+        *table(["", "f = -Q, mean", "gap, mean [95 %]", "gap, p99", "of the zero action's"], rows),
+        f"unclipped, to a reference that does not know the policy: mean {_number(unclipped.mean())}; "
+        f"the policy is the better one, by {100 * NOTABLE:g} % of the zero action's gap, in {100 * ahead:.1f} % of states",
+        f"agreement: {100 * blind.agreement:.0f} % of the reference's starts end within 0.1 % of their state's best",
+        f"{REFINEMENTS} gradient steps remove {100 * removed:.0f} % of the policy's gap",
+        *blind.messages,
+        *clock.lines,
+        *taught.lines,
+    ]
+    data = {
+        "gaps": {name: value._asdict() for name, value in gaps.items()}, "zero": zero, "removed": removed,
+        "unclipped": {"mean": float(unclipped.mean()), "policy_ahead": ahead},
+        "agreement": blind.agreement, "states": len(x), **clock.data, "tutorial": taught.data,
+    }  # fmt: skip
+    return InCritic(lines, data, actions, costs)
+
+
+def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarray, horizon: int, discount: float) -> Report:
+    """The same actions in the environment: each is played in states that it is put back to, and the policy goes on from there.
+
+    Args:
+        place: where.
+        critic: the actions, and what the critic says of them.
+        met: the states in which they were found.
+        part: indices of those that are re-simulated.
+        horizon: steps, counting the first.
+        discount: gamma.
+    """
+    episode, times = met.episode[part], met.time[part]
+    which = torch.from_numpy(part).to(met.x.device)
+    played = {name: critic.actions[name][which] for name in ("policy", "refined", "best")}
+    try:
+        saved = save(place.policy, place.open(int(met.episode.max()) + 1), SEED, episode, times)
+        returns, how = _played(place, saved, played, horizon, discount)
+    except UserError as error:
+        return Report([str(error)], {"absent": str(error)})
+    lines, data = [], {"by": how, "states": len(part), "horizon": horizon, "discount": discount}
+    rows = []
+    for name, title in (("refined", f"policy + {REFINEMENTS} gradient steps"), ("best", "critic's best action")):
+        gained = returns[name] - returns["policy"]
+        promised = (critic.costs["policy"] - critic.costs[name])[part]
+        promise, gain = by_episode(promised, episode), by_episode(gained, episode)
+        better = float((gained > 0).mean())
+        rows.append([title, _bounds(promise), _bounds(gain), f"{100 * better:.0f} %"])
+        data[name] = {"promised": promise._asdict(), "gained": gain._asdict(), "better": better}
+    lines = [
+        f"{len(part)} states, put back ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
+        *table(
+            ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
+        ),
+        f"the policy's own: {_bounds(by_episode(returns['policy'], episode))}",
+    ]
+    return Report(lines, data)
+
+
+def _played(
+    place: _Place, saved: Saved, actions: dict[str, Tensor], horizon: int, discount: float
+) -> tuple[dict[str, np.ndarray], str]:
+    """Returns of each set of actions, and what simulated them: `mujoco.rollout` where it is known to be the same."""
+    try:
+        rolled = Rolled(place.open(1), saved)
+    except UserError:
+        stepped = Stepped(place.open(len(saved.rows)), saved)
+        return {name: stepped.returns(y, place.policy, horizon, discount) for name, y in actions.items()}, "stepped"
+    with rolled:
+        return {name: rolled.returns(y, place.policy, horizon, discount) for name, y in actions.items()}, "mujoco.rollout"
+
+
+class _Acting(Agent):
+    """A policy as `score` plays it."""
+
+    def __init__(self, spec: Spec, policy: Policy) -> None:
+        super().__init__(spec, normalise=False)
+        self.policy = policy
+
+    def act(self, x: Tensor, explore: bool) -> Tensor:
+        return self.policy(x)
+
+
+def in_play(problem: MaxQProblem, place: _Place, episodes: int) -> Report:
+    """Returns of whole episodes, from the same seeds, when every action is the policy's, refined, or searched for."""
+    f, env = Cost(problem), place.open(episodes)
+    players: dict[str, Policy] = {
+        "policy": place.policy,
+        f"policy + {REFINEMENTS} gradient steps": lambda x: refine(f, x, place.policy(x), REFINEMENTS),
+        f"{STARTS} starts x {ITERATIONS} gradient steps": lambda x: search(f, x, place.policy(x)),
+    }
+    returns = {name: score(_Acting(env.spec, player), env, SEED).returns for name, player in players.items()}
+    first = np.array(returns["policy"])
+    rows = [
+        [name, _bounds(interval(values)), "" if name == "policy" else _bounds(interval((np.array(values) - first).tolist()))]
+        for name, values in returns.items()
+    ]
+    lines = table([f"return of {episodes} episodes", "mean [95 %]", "less the policy's [95 %]"], rows)
+    return Report(lines, {"returns": returns})
+
+
+def _label(reference: Reference) -> str:
+    return f"reference ({reference.label})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _bounds(value: Interval) -> str:
+    return _number(value.mean) if np.isnan(value.low) else f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"

@@ -1,0 +1,277 @@
+"""Claims as commands: what a row claims is measured here, kept, and judged, and a table of all rows is written.
+
+A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
+seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
+each with settings of its own, and returns that they must reach, the sooner in wall-clock the better. Or it names a function of
+`rlamort.measure.claims` that measures something else.
+"""
+
+import importlib.resources
+import inspect
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlamort.config import locate, methods, read_row
+from rlamort.errors import UserError, nearest
+from rlamort.host.publish import published_file
+from rlamort.measure.race import Race
+from rlamort.measure.study import Kept, Study, Task
+from rlamort.measure.verdict import Verdict
+from rlamort.run.checkpoint import versions
+from rlamort.run.track import span
+from rlamort.score import Interval, iqm, stratified_bootstrap
+
+TITLE = "# What was measured here"
+
+
+class Entry(Protocol):
+    """Something that a row claims."""
+
+    def claim(self) -> str:
+        """What is claimed, in a line."""
+        ...
+
+    def due(self, kept: Kept) -> list[Task]:
+        """What `rlamort reproduce` is to run, given what is kept."""
+        ...
+
+    def waiting(self, kept: Kept) -> str:
+        """What is still to be measured, if anything."""
+        ...
+
+    def judge(self, kept: Kept) -> list[Verdict]:
+        """The verdicts that are known."""
+        ...
+
+    def report(self, kept: Kept) -> list[str]:
+        """Lines of Markdown about it, beside its verdicts."""
+        ...
+
+    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+        """What draws its part of the row's figure, if there is something to draw."""
+        ...
+
+
+class Claim(NamedTuple):
+    """What a function measures, anew every time: `measure() -> Measured`, named by its dotted path."""
+
+    row: str
+    measure: str
+
+    def claim(self) -> str:
+        """The first sentence about its function."""
+        return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
+
+    def due(self, kept: Kept) -> list[Task]:
+        return [Task(self.measure, self.run)]
+
+    def run(self, results: Path) -> dict[str, Any]:
+        """What it found, with when and on what; figures are drawn beside the data."""
+        started = time.perf_counter()
+        verdicts, data, figures = locate(self.measure)()
+        for name, figure in figures.items():
+            with published_file(results / f"{name}.png") as fresh:
+                figure.savefig(fresh, dpi=110, bbox_inches="tight")
+        return {
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+            "seconds": time.perf_counter() - started,
+            "verdicts": [list(verdict) for verdict in verdicts],
+            "figures": sorted(figures),
+            "data": data,
+        }
+
+    def waiting(self, kept: Kept) -> str:
+        return "" if self.measure in kept else f"{self.measure.rpartition('.')[2]}: not measured yet"
+
+    def judge(self, kept: Kept) -> list[Verdict]:
+        return [Verdict(*one) for one in kept[self.measure]["verdicts"]] if self.measure in kept else []
+
+    def report(self, kept: Kept) -> list[str]:
+        return [f"![{name}]({name}.png)" for name in kept[self.measure]["figures"]] if self.measure in kept else []
+
+    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+        return None  # its figures are its own
+
+
+def rows() -> list[str]:
+    """The rows that have claims."""
+    folder = importlib.resources.files("rlamort.configs") / "reproduce"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())
+
+
+def entries(row: str) -> list[Entry]:
+    """Raises UserError where a row has no claims."""
+    return [_kind(entry)(row, **entry) for entry in _declared(row)["claims"]]
+
+
+def _declared(row: str) -> dict[str, Any]:
+    """A row's claims, and the `hours` that measuring all of them takes on two cores."""
+    if row not in rows():
+        raise UserError(f"reproduce {row}: this row has no claims yet. {nearest(row, rows())}")
+    return dict(yaml.safe_load((importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()))
+
+
+def outline() -> list[str]:
+    """Every row that has claims, with how long they take to measure, and what they are."""
+    lines = ["`rlamort reproduce ROW` measures these claims; hours are of two cores, and what is measured already is kept."]
+    for row in rows():
+        hours = _declared(row)["hours"]
+        lines.append(f"\n{row:<10} about {span(3600 * hours)}")
+        lines += [f"{'':<10} {entry.claim()}" for entry in entries(row)]
+    return lines
+
+
+def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
+    return Claim if "measure" in entry else Race if "race" in entry else Study
+
+
+def reproduce(row: str, results: Path) -> list[Verdict]:
+    """Measure what is due of a row, judge all of it, and write the table of every row measured so far.
+
+    Whatever is finished is kept in `results`/ROW.json at once; a training is not run again while its command stays the same.
+    """
+    given = entries(row)
+    _refuse_foreign(row, results)
+    results.mkdir(parents=True, exist_ok=True)
+    for entry in given:
+        for key, run in entry.due(_kept(row, results)):
+            print(f"running: {key}", flush=True)
+            found = run(results)
+            _write(results / f"{row}.json", json.dumps({**_kept(row, results), key: found}, indent=1) + "\n")
+    kept = _kept(row, results)
+    draw([panel for entry in given if (panel := entry.panel(kept))], results / f"{row}.png")
+    _write(results / "README.md", table(results))
+    return [verdict for entry in given for verdict in entry.judge(kept)]
+
+
+def _refuse_foreign(row: str, results: Path) -> None:
+    """Raises UserError where a file would be written over that this module did not write."""
+    about, data = results / "README.md", results / f"{row}.json"
+    if about.exists() and not about.read_text(encoding="utf-8").startswith(TITLE):
+        raise UserError(f"--results {results}: its README.md is not one that `rlamort reproduce` wrote; give another folder")
+    try:
+        ours = not data.exists() or all("versions" in one for one in json.loads(data.read_text()).values())
+    except (ValueError, AttributeError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--results {results}: its {data.name} is not one that `rlamort reproduce` wrote; give another folder")
+
+
+def _kept(row: str, results: Path) -> Kept:
+    file = results / f"{row}.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+def _write(file: Path, text: str) -> None:
+    with published_file(file) as fresh:
+        fresh.write_text(text)
+
+
+def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
+    """Side by side, where there are any."""
+    if not panels:
+        return
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        panel(axes)
+        axes.grid(alpha=0.3)
+    with published_file(out) as fresh:
+        figure.savefig(fresh, dpi=100)
+
+
+def table(results: Path) -> str:
+    """Every method with what became of its claims, every claim with what was measured or is waited for, as Markdown."""
+    lines = [
+        TITLE,
+        "",
+        "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
+        "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",
+        "area the mean over the run's evaluations. A threshold beside a baseline is that baseline's own result with the same",
+        "settings and seeds, on the same versions.",
+        "",
+        "## Methods",
+        "",
+        "One row of Table 1 of the tutorial each: which f, over which Y, for which contexts, by which model and loss.",
+        "",
+        "| method | f | Y | p(x) | model | loss | claims |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    claimed = {method: claims_of(method) for method in methods() if "/" not in method}  # sb3/ are the baselines
+    for method, row in claimed.items():
+        words = [read_row(method)[key] for key in ("f", "Y", "p(x)", "model", "loss")]
+        lines.append(f"| {' | '.join([f'`{method}`', *words, summary(row, results) if row else 'none'])} |")
+    lines += ["", "And what is measured beside them:", ""]
+    lines += [f"- {row}: {summary(row, results)}" for row in rows() if row not in claimed.values()]
+    for row in rows():
+        lines += ["", *section(row, results)]
+    studied = [(one, _kept(row, results)) for row in rows() for one in entries(row) if isinstance(one, Study) and one.baseline]
+    whole = [(study, kept) for study, kept in studied if not study.due(kept)]
+    return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
+
+
+def section(row: str, results: Path) -> list[str]:
+    """All claims of a row, and what goes with them."""
+    kept, given = _kept(row, results), entries(row)
+    lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({row}.json)" if kept else "")]
+    lines += ["", "| claim | threshold | measured | verdict |", "|---|---|---|---|"]
+    for entry in given:
+        for verdict in entry.judge(kept):
+            cells = [verdict.claim, verdict.threshold, verdict.measured, "pass" if verdict.passed else "**FAIL**"]
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        if what := entry.waiting(kept):
+            lines.append(f"| {what} | | | open |")
+    if any(entry.panel(kept) for entry in given):
+        lines += ["", f"![{row}]({row}.png)"]
+    for entry in given:
+        lines += ["", *text] if (text := entry.report(kept)) else []
+    return lines
+
+
+def claims_of(method: str) -> str | None:
+    """The row of claims that a method belongs to: the one of its name, unless its file names another."""
+    row = read_row(method).get("claims", method)
+    return row if row in rows() else None
+
+
+def summary(row: str, results: Path) -> str:
+    """How many of a row's claims hold, with a link to them."""
+    kept = _kept(row, results)
+    passed = [verdict.passed for entry in entries(row) for verdict in entry.judge(kept)]
+    told = [f"{sum(passed)} of {len(passed)} hold"] if passed else []
+    if any(entry.waiting(kept) for entry in entries(row)):
+        told.append("not all measured yet" if passed else "not measured yet")
+    text = f"[{', '.join(told)}](#{row})"
+    return text if all(passed) else f"**{text}**"
+
+
+def overall(whole: Sequence[tuple[Study, Kept]]) -> list[str]:
+    """All studies with a baseline as one: interquartile means with stratified bootstrap intervals (Agarwal et al., 2021).
+
+    A return counts from 0, the lowest evaluation of any run of its study, to 1, the baseline's mean at the end.
+    """
+    ours, theirs = [], []
+    for study, kept in whole:
+        assert study.baseline is not None
+        low = min(study.curves(row, kept).min() for row in study.contenders())
+        high = study.last(study.baseline, kept).mean()
+        ours.append((study.last(study.row, kept) - low) / (high - low))
+        theirs.append((study.last(study.baseline, kept) - low) / (high - low))
+    return [
+        f"Over these {len(whole)} studies with a baseline, returns scaled from 0, the lowest evaluation of any run, to 1, the",
+        "baseline's mean: interquartile mean of rlamort "
+        f"{_share(stratified_bootstrap(ours, iqm))}, of the baselines {_share(stratified_bootstrap(theirs, iqm))}",
+        "(95 % stratified bootstrap intervals over seeds).",
+    ]
+
+
+def _share(value: Interval) -> str:
+    return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"

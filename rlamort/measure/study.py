@@ -1,0 +1,148 @@
+"""Studies: one method trained on one environment from several seeds, beside a baseline with the same settings."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from rlamort.errors import Fault
+from rlamort.measure.plot import band
+from rlamort.measure.verdict import Verdict
+from rlamort.run.track import read_records
+from rlamort.score import Interval, interval
+
+Kept = Mapping[str, Any]  # what was found, by the command that a user types for it
+
+
+class Task(NamedTuple):
+    """Something to run, and the key under which what it finds is kept."""
+
+    key: str
+    run: Callable[[Path], dict[str, Any]]  # told the folder of results, where it may draw
+
+
+class Study(NamedTuple):
+    """Train `row`, and `baseline` where there is one, on `env` for `steps` from each seed.
+
+    Every seed of the row must reach the return `threshold`, and its interval over seeds must not lie below the baseline's.
+    """
+
+    row: str
+    env: str
+    steps: int
+    seeds: list[int]
+    threshold: float | None = None
+    baseline: str | None = None
+    overrides: Sequence[str] = ()
+
+    def contenders(self) -> list[str]:
+        """Whose runs it needs."""
+        return [self.row, *([self.baseline] if self.baseline else [])]
+
+    def claim(self) -> str:
+        """What is claimed, in a line."""
+        reached = [] if self.threshold is None else [f"every seed of {len(self.seeds)} returns {self.threshold:g}"]
+        beside = [] if self.baseline is None else [f"not below {self.baseline}"]
+        return f"{self.env}, {self.steps:,} steps: {', '.join(reached + beside)}"
+
+    def command(self, row: str, seed: int) -> list[str]:
+        """What a user types for one of its runs, after `rlamort`."""
+        return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *self.overrides]
+
+    def key(self, row: str, seed: int) -> str:
+        return " ".join(["rlamort", *self.command(row, seed)])
+
+    def tasks(self) -> list[Task]:
+        """All its runs, in turns."""
+        return [training(self.command(row, seed)) for seed in self.seeds for row in self.contenders()]
+
+    def due(self, kept: Kept) -> list[Task]:
+        """Runs that are not kept yet."""
+        return [task for task in self.tasks() if task.key not in kept]
+
+    def waiting(self, kept: Kept) -> str:
+        """What is still to be measured, if anything."""
+        left = len(self.due(kept))
+        return f"{self.env}, {self.steps:,} steps, beside {self.baseline}: {left} runs to go" if left else ""
+
+    def seeds_of(self, row: str, kept: Kept) -> list[int]:
+        """Those of its seeds whose runs are kept."""
+        return [seed for seed in self.seeds if self.key(row, seed) in kept]
+
+    def curves(self, row: str, kept: Kept) -> np.ndarray:
+        """(seeds, evaluations) returns."""
+        runs = [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds]
+        return np.array([[one["eval/return"] for one in run] for run in runs])
+
+    def last(self, row: str, kept: Kept) -> np.ndarray:
+        """(seeds,) returns of the last evaluation."""
+        return np.array(self.curves(row, kept)[:, -1])
+
+    def judge(self, kept: Kept) -> list[Verdict]:
+        """Those of its claims whose runs are all kept."""
+        what = f"{' '.join([self.row, *self.overrides])} on {self.env}, {self.steps:,} steps, seeds {self.seeds}"
+        whole = [row for row in self.contenders() if self.seeds_of(row, kept) == self.seeds]
+        verdicts: list[Verdict] = []
+        if self.row in whole and self.threshold is not None:
+            ours = self.last(self.row, kept)
+            measured, passed = ", ".join(f"{value:.1f}" for value in ours), bool(ours.min() >= self.threshold)
+            verdicts.append(Verdict(f"return of {what}: each seed", measured, f">= {self.threshold:g}", passed))
+        if self.baseline is not None and whole == self.contenders():
+            a, b = (interval(list(self.last(row, kept))) for row in whole)
+            area, other = (self.curves(row, kept).mean(-1) for row in whole)
+            measured = f"{_shown(a)} (area {area.mean():.1f})"
+            threshold = f"interval overlaps or lies above {_shown(b)} (area {other.mean():.1f})"
+            verdicts.append(Verdict(f"return of {what}: beside {self.baseline}", measured, threshold, a.high >= b.low))
+        return verdicts
+
+    def report(self, kept: Kept) -> list[str]:
+        """Lines of Markdown about it, beside its verdicts: none."""
+        return []
+
+    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+        """What draws evaluation returns of the runs that are kept, mean over seeds with 95 % Student intervals."""
+        known = {
+            row: [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds_of(row, kept)] for row in self.contenders()
+        }
+
+        def draw(axes: Axes) -> None:
+            for row, runs in known.items():
+                if runs:
+                    band(axes, [{one["env_step"]: one["eval/return"] for one in run} for run in runs], row)
+            axes.set(title=self.env, xlabel="environment steps", ylabel="evaluation return")
+            axes.legend()
+
+        return draw if any(known.values()) else None
+
+
+def _shown(value: Interval) -> str:
+    return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"
+
+
+def training(command: Sequence[str]) -> Task:
+    """A training in a process of its own: its evaluations, each with the training seconds that were logged with it."""
+    return Task(" ".join(["rlamort", *command]), lambda _: _train(command))
+
+
+def _train(command: Sequence[str]) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "rlamort", *command, "video=false"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Fault(f"rlamort {' '.join(command)}: it exited with {done.returncode}: {done.stderr.strip()[-500:]}")
+    directory = Path(done.stdout.strip().splitlines()[-1])
+    records = read_records(directory)
+    seconds = {record["env_step"]: record["time/seconds"] for record in records if "time/seconds" in record}
+    evaluations = [record for record in records if "eval/return" in record]
+    return {
+        "versions": json.loads((directory / "versions.json").read_text()),
+        "seconds": max(seconds.values(), default=None),
+        "evaluations": [
+            one | ({"time/seconds": seconds[one["env_step"]]} if one["env_step"] in seconds else {}) for one in evaluations
+        ],
+    }

@@ -1,0 +1,232 @@
+"""How long solvers take to be as good as a policy, in its critic.
+
+x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · K iterations · times are seconds, or multiples of the policy's own
+"""
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlamort.domain import Domain
+from rlamort.envs.maxq import Policy
+from rlamort.measure.report import Report, table
+from rlamort.objective import Objective
+from rlamort.solve.classical import Adam, Descent, Search, Unconstrained, extended
+from rlamort.update import Cem, Lbfgs, Update
+
+REPEATS, WITHIN = 50, 0.1  # of a timed call, and seconds; what is slow is repeated less often, but five times
+RATES = (0.03, 0.1, 0.3, 1.0)  # of Adam
+FROM = (1, 2, 4, 8)  # starts of a solver
+PATIENCE = 200  # iterations of one; a quarter of them for L-BFGS, an eighth for CEM, whose iterations are longer
+TUTORIAL = (5e-3, 500)  # rate and steps of the Adam of the tutorial's protocol
+WANTED = 0.01  # the gap that is asked for, as a share of what the best action gains over the zero action
+
+
+class Setting(NamedTuple):
+    """A solver as it is set, but for its starts."""
+
+    kind: str
+    form: str  # settings of the same kind and form take as long over an iteration
+    search: Search
+
+
+class Projected(Search):
+    """Any `Update`, in Y itself: the nearest point of Y is taken after each step, so that bounds are reached, not neared.
+
+    Args:
+        name: for messages and tables.
+        make: the solver's step, for Y.
+        iterations: after which it is taken to be done.
+    """
+
+    def __init__(self, name: str, make: Callable[[Domain], Update], iterations: int) -> None:
+        self.name, self.make, self.iterations = name, make, iterations
+
+    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
+        oracle, update, y = f.oracle(x).first_order(), self.make(domain), domain.project(v)
+        h = update.start(y, x)
+        while True:
+            y, h = update(y, h, x, oracle)
+            y = domain.nearest(y)
+            yield y
+
+
+def settings(patience: int) -> list[Setting]:
+    """The grid over which solvers are tuned, besides their starts. All stay in the box: by projection, or through tanh."""
+    grid = [Setting("projected gradient", "", Descent(patience))]
+    for form, kind in (("projected", Projected), ("through tanh", Unconstrained)):
+        for rate in RATES:
+            grid.append(Setting("Adam", form, kind(f"Adam at {rate:g}, {form}", functools.partial(Adam, rate), patience)))
+        for sizes in (3, 10):
+            name, make = f"L-BFGS of {sizes} step sizes, {form}", functools.partial(Lbfgs, candidates=sizes)
+            grid.append(Setting("L-BFGS", f"{form}, {sizes}", kind(name, make, patience // 4)))
+    for samples, elites in ((16, 2), (16, 4), (64, 8), (64, 16)):
+        sampled = functools.partial(Cem, samples=samples, elites=elites, sigma=0.5)
+        search = Projected(f"CEM of {samples} samples, {elites} elites", sampled, patience // 8)
+        grid.append(Setting("CEM", str(samples), search))
+    return grid
+
+
+class Tried(NamedTuple):
+    """A setting from some starts, and what it reached."""
+
+    setting: Setting
+    starts: int
+    mean: Tensor  # (K,) over states, of the lowest cost so far
+
+    def iterations(self, cost: float) -> int | None:
+        """The iterations that it takes; None where those that it had do not suffice."""
+        low = self.mean <= cost
+        return int(low.int().argmax()) + 1 if bool(low.any()) else None
+
+
+class Timed(NamedTuple):
+    """The time that a solver takes from some starts, by its fastest setting."""
+
+    kind: str
+    goal: str
+    batch: int
+    starts: int
+    setting: str
+    iterations: int
+    seconds: float
+    times: float  # the policy's own time
+
+
+def time_to_match(
+    f: Objective, domain: Domain, x: Tensor, policy: Policy, costs: dict[str, np.ndarray], patience: int
+) -> Report:
+    """How many times as long as the policy each solver takes: to the policy's own cost, and to a gap of 1 %.
+
+    Iterations are counted on all states together, by the mean over states of the lowest cost that each has seen; then they are
+    timed alone, so that whatever keeps the lowest takes no time. The first start is the zero action; several are solved side
+    by side.
+    """
+    best, zero, own = (float(costs[name].mean()) for name in ("best", "zero", "policy"))
+    goals = {"the policy's cost": own, f"a gap of {100 * WANTED:g} %": best + WANTED * (zero - best)}
+    batches = [x[:1], x]
+    forward = {len(part): timed(functools.partial(policy, part), x.device, within=2.0) for part in batches}
+    tried = [one for setting in settings(patience) for one in _walk(f, domain, x, setting, min(goals.values()))]
+    iteration: dict[tuple[str, str, int, int], float] = {}
+    found: dict[tuple[str, str, int, int], Timed] = {}
+    for (goal, cost), part, one in itertools.product(goals.items(), batches, tried):
+        count, size, search = one.iterations(cost), len(part), one.setting.search
+        if count is None:
+            continue
+        form = one.setting.kind, one.setting.form, one.starts, size
+        if form not in iteration:
+            iteration[form] = _iteration(f, domain, part, search, one.starts)
+        seconds = count * iteration[form]
+        mine = Timed(one.setting.kind, goal, size, one.starts, search.name, count, seconds, seconds / forward[size])
+        place = one.setting.kind, goal, size, one.starts
+        found[place] = min(found.get(place, mine), mine, key=lambda timed: timed.seconds)
+    rows = []
+    for kind, goal in itertools.product(dict.fromkeys(one.setting.kind for one in tried), goals):
+        cells = [_fastest(found.values(), kind, goal, len(part)) for part in batches]
+        rows.append([kind, goal, *("not reached" if one is None else _told(one) for one in cells)])
+    lines = [
+        "the policy, one call: " + ", ".join(f"{1e3 * seconds:.3f} ms at batch {size}" for size, seconds in forward.items()),
+        f"solvers from {', '.join(map(str, FROM))} starts, the fastest of {len(settings(patience))} settings:",
+        *table(["solver", "to", *(f"batch {size}" for size in forward)], rows),
+    ]
+    curves = {}
+    for kind in dict.fromkeys(one.setting.kind for one in tried):
+        fastest = _fastest(found.values(), kind, list(goals)[-1], len(x))
+        if fastest is not None:
+            (same,) = (this for this in tried if (this.setting.search.name, this.starts) == (fastest.setting, fastest.starts))
+            curves[kind] = {
+                "setting": _told(fastest), "seconds_per_iteration": fastest.seconds / fastest.iterations,
+                "gap": ((same.mean - best) / (zero - best)).tolist(),
+            }  # fmt: skip
+    data = {"policy_seconds": forward, "solvers": [one._asdict() for one in found.values()], "curves": curves}
+    return Report(lines, data)
+
+
+def _fastest(found: Iterable[Timed], kind: str, goal: str, batch: int) -> Timed | None:
+    """Over the numbers of starts."""
+    same = [one for one in found if (one.kind, one.goal, one.batch) == (kind, goal, batch)]
+    return min(same, key=lambda one: one.seconds, default=None)
+
+
+def _told(one: Timed) -> str:
+    start = f"{one.starts} start{'s'[: one.starts - 1]}"
+    return f"{one.times:.0f}x: {one.setting}, {start}, {one.iterations} iteration{'s'[: one.iterations - 1]}"
+
+
+def _path(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> Iterator[Tensor]:
+    """Its iterates (starts * B, n): from the zero action, and from points that are always the same."""
+    v = torch.randn(starts, domain.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
+    v[0] = 0
+    return solver.path(f, domain, x.repeat(starts, 1), v.repeat_interleave(len(x), 0))
+
+
+@torch.no_grad()
+def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: float) -> list[Tried]:
+    """What a setting reaches from each number of starts, until all of them have what is wanted. No item knows of another."""
+    search, starts = setting.search, max(FROM)
+    many, lowest, means = x.repeat(starts, 1), x.new_full((starts, len(x)), torch.inf), []
+    for y in itertools.islice(_path(f, domain, x, search, starts), search.iterations):
+        lowest = torch.fmin(lowest, extended(f, domain, y, many).view(starts, -1))
+        means.append(lowest.cummin(0).values.double().mean(-1)[[count - 1 for count in FROM]])
+        if bool((means[-1] <= wanted).all()):
+            break
+    return [Tried(setting, count, mean) for count, mean in zip(FROM, torch.stack(means, dim=-1), strict=True)]
+
+
+@torch.no_grad()
+def _iteration(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> float:
+    """Seconds of one of its iterations, warm."""
+    path = _path(f, domain, x, solver, starts)
+    return timed(lambda: next(path), x.device)
+
+
+def tutorial(f: Objective, x: Tensor, policy: Policy, costs: dict[str, np.ndarray]) -> Report:
+    """The tutorial's protocol: Adam on the mean over all states, from zero, outside the box where that pays.
+
+    v is its unit of quality, (f_policy - f) / (f_zero - f_policy): -1 for the zero action, 0 for the policy; unclipped here.
+    """
+    rate, steps = TUTORIAL
+    y = torch.zeros_like(policy(x))
+    y.requires_grad_()
+    adam = torch.optim.Adam([y], lr=rate)
+
+    def step() -> None:
+        adam.zero_grad()
+        with torch.enable_grad():
+            f(y, x).mean().backward()  # type: ignore[no-untyped-call]
+        adam.step()
+
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    seconds = time.perf_counter() - start
+    own, zero = float(costs["policy"].mean()), float(costs["zero"].mean())
+    with torch.no_grad():
+        value = (own - f(y, x).mean().item()) / (zero - own)
+        outside = (y.abs() > 1).any(-1).double().mean().item()
+    times = seconds / timed(functools.partial(policy, x), x.device, within=2.0)
+    line = (
+        f"the tutorial's protocol, at unequal quality: {steps} steps of Adam at {rate:g} from zero, unconstrained, on all "
+        f"states at once: {times:.0f}x; v = {value:.3g} (policy 0, zero action -1), outside the box in {100 * outside:.0f} %"
+    )
+    return Report([line], {"times_the_policy": times, "seconds": seconds, "v": value, "outside": outside})
+
+
+def timed(call: Callable[[], Any], device: torch.device, within: float = WITHIN) -> float:
+    """Median seconds of one call, warm, finished on its device: of REPEATS, or of those that fit `within` seconds, but 5."""
+    taken: list[float] = []
+    while len(taken) < 3 + 5 or (len(taken) < 3 + REPEATS and sum(taken) < within):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[3:]))

@@ -1,0 +1,1 @@
+"""A run: a method built, trained, saved, resumed."""

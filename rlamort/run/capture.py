@@ -1,0 +1,197 @@
+"""Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim
+
+A round is what follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and
+then exploring actions for the contexts x (N, d) that stand now, where somebody acts (x is not None).
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlamort.agent import Agent
+from rlamort.objective import Metrics
+from rlamort.run.track import say
+from rlamort.source import Batch, Contexts
+
+Sampler = Callable[[], Batch | Contexts]
+
+
+class Round(NamedTuple):
+    """What came of a round."""
+
+    metrics: Metrics  # of the latest updates
+    y: Tensor | None  # (N, n) in [-1, 1]^n; None where nobody acts
+
+
+class Eager:
+    """Rounds as Python runs them.
+
+    Args:
+        agent: what is updated.
+        sample: gives a batch.
+    """
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.agent, self.sample = agent, sample
+
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+        metrics: Metrics = {}
+        for improve in improves:
+            metrics |= self.agent.update(self.sample(), improve)
+        return Round(metrics, _next(self.agent, x))
+
+
+class Compiled:
+    """Sampling, forward, backward, optimiser, target update and the next action as one compiled graph.
+
+    There is one with and one without `improve`; where a round has several updates, it calls them one after another, and acts
+    after the last. They draw their noise as the eager round does.
+    """
+
+    beginning = "compiling updates (5-60 s; kept for later runs) ..."
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.agent, self.sample = agent, sample
+        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
+        torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
+        options: dict[str, Any] = {
+            "fallback_random": True,  # the eager update's random numbers
+            "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
+            "cpp_wrapper": True,  # kernels are called from C++, not from Python
+            "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not when it was compiled
+        }
+        self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
+
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+        metrics: Metrics = {}
+        y = None
+        for improve in improves:  # the usual round has one, and then all of it is one graph
+            fresh, y = self.graph(improve, x if len(improves) == 1 else None)
+            metrics |= fresh
+        return Round(metrics, _next(self.agent, x) if y is None else y)
+
+    def _update(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
+        return self.agent.update(self.sample(), improve), _next(self.agent, x)
+
+
+def _next(agent: Agent, x: Tensor | None) -> Tensor | None:
+    """What the agent does next."""
+    with torch.no_grad():
+        return None if x is None else agent.act(x, explore=True)
+
+
+class CudaGraph:
+    """A whole round as one CUDA graph for each pattern of `improves`: nothing of it is launched by Python.
+
+    Parameters, replay and random state are where the graph found them; x is copied into a buffer of its own.
+    """
+
+    beginning = "recording updates as a CUDA graph ..."
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.eager = Eager(agent, sample)
+        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor | None, Round]] = {}
+
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+        pattern = tuple(improves)
+        if pattern not in self.graphs:
+            self.graphs[pattern] = self._record(pattern, x)
+        graph, buffer, found = self.graphs[pattern]
+        if buffer is not None and x is not None:
+            buffer.copy_(x)
+        graph.replay()
+        y = None if found.y is None else found.y.clone()
+        return Round({name: value.clone() for name, value in found.metrics.items()}, y)
+
+    def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
+        buffer, before = None if x is None else x.clone(), Moment(self.eager.agent)
+        device = self.eager.agent.device
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
+            for _ in range(3):
+                self.eager(pattern, buffer)
+        torch.cuda.current_stream(device).wait_stream(aside)
+        before.restore()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = self.eager(pattern, buffer)
+        return graph, buffer, found
+
+
+class Moment:
+    """An agent's state and the random generators', to come back to.
+
+    Args:
+        agent: whose state is kept, on whatever device it is.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent, self.device = agent, agent.device
+        self.tensors = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+        self.random = torch.get_rng_state()
+        self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Everything as it was, in the same memory."""
+        self.agent.load_state_dict(self.tensors)
+        torch.set_rng_state(self.random)
+        if self.random_on_device is not None:
+            torch.cuda.set_rng_state(self.random_on_device, self.device)
+
+
+class Captured:
+    """Rounds by `Compiled` or, on a GPU, by `CudaGraph`, each pattern of them held against the eager one at its first use.
+
+    Where capturing fails, or the two differ, rounds go on eager, with one warning.
+
+    Args:
+        agent: what is updated.
+        sample: gives a batch.
+    """
+
+    def __init__(self, agent: Agent, sample: Sampler) -> None:
+        self.agent, self.sample = agent, sample
+        kind = CudaGraph if agent.device.type == "cuda" else Compiled
+        self.beginning = kind.beginning
+        self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = kind(agent, sample)
+        self.proved: set[tuple[bool, ...]] = set()
+
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+        if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
+            return self.rounds(improves, x)
+        say.get()(self.beginning)
+        before, twin = Moment(self.agent), copy.deepcopy(self.agent)
+        expected = named(Eager(twin, self.sample)(improves, x), twin)
+        before.restore()
+        try:
+            found = self.rounds(improves, x)
+            ours = named(found, self.agent)
+            differing = [name for name in expected if not close(ours[name], expected[name])]
+            if not differing:
+                self.proved.add(tuple(improves))
+                return found
+            reason = f"its first update differs from the uncompiled one in {', '.join(differing[:3])}"
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
+        before.restore()
+        self.rounds = Eager(self.agent, self.sample)
+        return self.rounds(improves, x)
+
+
+def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
+    """All that a round gives or changes."""
+    return {**found.metrics, **agent.state_dict(), **({} if found.y is None else {"y": found.y})}
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Whether they are no further apart than float32 arithmetic in another order explains.
+
+    By norms, since Adam's first step turns a rounding of a vanishing gradient into a step of full size.
+    """
+    return bool((one - other).double().norm() <= 1e-2 * other.double().norm() + 1e-5)

@@ -1,0 +1,113 @@
+"""A run's folder: what is in it, whose it is, what it is called."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import re
+import socket
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlamort.config import Config, short_name
+from rlamort.errors import UserError
+from rlamort.host.publish import published_file
+from rlamort.run import checkpoint
+from rlamort.run.track import Records
+
+LOCK, OURS = ".lock", b"process "  # the file that says who has the run, and how it begins
+LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # by a process that was killed while it wrote
+
+
+class Directory:
+    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. One process at a time has it.
+
+    Args:
+        path: the folder.
+        facts: of the run's configuration, as JSON holds them: `method`, `row`, `unnamed`, and `values` by name.
+        fresh: whether a run that is already there is refused.
+
+    Raises:
+        UserError: it exists already, is in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], fresh: bool = True) -> None:
+        self.path, self.written = path, path / "config.yaml"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if fresh:
+                self._refuse_used()
+            self._lock()
+            if fresh:
+                self._refuse_used()  # by whoever had it until now
+            for file in path.iterdir():
+                if LEFT.fullmatch(file.name) and file.is_file():
+                    file.unlink()
+            flat = {name: value for name, value in facts.items() if name != "values"} | facts["values"]
+            with published_file(path / "config.yaml") as fresh_file:
+                fresh_file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
+            with published_file(path / "versions.json") as fresh_file:
+                fresh_file.write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
+        except FileExistsError:
+            raise UserError(f"dir={path}: it is a file; a folder is needed") from None
+        except OSError as error:
+            raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
+        self.records = Records(path / "metrics.jsonl")
+        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
+
+    def _refuse_used(self) -> None:
+        if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):
+            raise UserError(
+                f"dir={self.path}: it exists already; give a new one, leave dir out to have one made, "
+                f"or go on with `rlamort resume {self.path}`"
+            )
+
+    def _lock(self) -> None:
+        """Held until this process ends, however it ends: the kernel gives it back."""
+        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        self.close = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 1000).decode()
+            self.close()
+            raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
+        if (held := os.read(lock, 8)) and held != OURS:
+            self.close()
+            raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; give a new folder")
+        os.ftruncate(lock, 0)
+        os.lseek(lock, 0, os.SEEK_SET)
+        os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
+
+
+@contextlib.contextmanager
+def claimed(config: Config) -> Iterator[Path]:
+    """An empty folder under runs/ whose name says what it is: method, environment, seed, time. It goes if the block fails.
+
+    Nobody else gets the same one, also of several that ask for it at once.
+    """
+    env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
+    method = short_name(config.method).replace("/", "-")
+    name = f"{method}-{env}-s{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    parent, first = Path("runs"), not Path("runs").exists()
+    for path in (parent / one for one in itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))):
+        try:
+            path.mkdir(parents=True)
+            break
+        except (FileExistsError, NotADirectoryError):
+            if not parent.is_dir():
+                raise UserError(f"{parent}: it is a file, where the folder of runs should be; give dir=...") from None
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):  # something is in it
+            path.rmdir()
+            if first:
+                parent.rmdir()
+        raise

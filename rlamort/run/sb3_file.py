@@ -1,0 +1,146 @@
+"""Agents that Stable-Baselines3 saved. Its files hold pickles beside tensors and JSON; the pickles are never read."""
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.env import Spec
+from rlamort.errors import UserError
+from rlamort.run.checkpoint import LARGEST_JSON
+
+LARGEST_TENSORS = 2 * 2**30  # bytes
+OFF_POLICY = {"sac": "stable_baselines3.sac.policies", "td3": "stable_baselines3.td3.policies"}
+PPO = "stable_baselines3.common.policies"
+
+
+class Foreign(NamedTuple):
+    """A Stable-Baselines3 agent in our terms."""
+
+    method: str
+    values: dict[str, Any]  # fields in which it differs from the defaults
+    spec: Spec
+    tensors: dict[str, Tensor]  # of our agent's `state_dict`, optimisers left out
+
+    def fill(self, agent: nn.Module) -> None:
+        """Copy the tensors into `agent`. Raises UserError where one does not fit."""
+        own = agent.state_dict()
+        for name, tensor in self.tensors.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(f"{name}: shape {tuple(tensor.shape)} in the file does not fit a {self.method} agent")
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                own[name].copy_(tensor)
+
+
+def read_sb3(path: Path) -> Foreign:
+    """SAC, TD3, DDPG or PPO with an `MlpPolicy`, from the file that its `save` wrote.
+
+    Raises:
+        UserError: it is none of these, or is built otherwise than can be read without executing what is in it.
+    """
+    data, tensors = _members(path)
+    kind = data.get("policy_class", {}).get("__module__")
+    if data.get("use_sde"):
+        raise UserError(f"{path}: it was trained with use_sde, which is not supported")
+    spec = _spec(path, data)
+    values: dict[str, Any] = {"discount": float(data.get("gamma", 0.99))}
+    activation = str(data.get("policy_kwargs", {}).get("activation_fn", ""))
+    if kind == PPO and "action_net.weight" in tensors:
+        _expect(path, activation, "Tanh")
+        widths = _widths(tensors, "mlp_extractor.policy_net")
+        return Foreign("sb3/ppo", values | {"hidden": widths}, spec, {f"policy.{name}": t for name, t in tensors.items()})
+    _expect(path, activation, "ReLU")
+    critics = len({name.split(".")[1] for name in tensors if name.startswith("critic.")})
+    try:
+        if kind == OFF_POLICY["sac"]:
+            method, widths = "sac", _widths(tensors, "actor.latent_pi")
+            last = str(2 * len(widths))
+            ours = _mlp(tensors, "actor.latent_pi", "model.net")
+            for part in ("weight", "bias"):
+                ours[f"model.net.{last}.{part}"] = torch.cat([tensors[f"actor.mu.{part}"], tensors[f"actor.log_std.{part}"]])
+        elif kind == OFF_POLICY["td3"]:
+            method, widths = ("ddpg" if critics == 1 else "td3"), _widths(tensors, "actor.mu")[:-1]
+            ours = _mlp(tensors, "actor.mu", "model.net") | _mlp(tensors, "actor_target.mu", "target_model.net")
+        else:
+            raise UserError(f"{path}: its policy is from {kind}; MlpPolicy agents of SAC, TD3, DDPG and PPO can be read")
+        ours |= _ensemble(tensors, "critic", "critic", critics) | _ensemble(tensors, "critic_target", "target_critic", critics)
+    except KeyError as error:
+        raise UserError(f"{path}: it lacks the tensor {error}; only MlpPolicy agents can be read") from error
+    return Foreign(method, values | {"hidden": widths, "critics": critics}, spec, ours)
+
+
+def _members(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name, largest in (("data", LARGEST_JSON), ("policy.pth", LARGEST_TENSORS)):
+                size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
+                if size > largest:
+                    raise UserError(f"{path}: its member {name!r} would unpack to {size} bytes; {largest} are allowed")
+            data, weights = json.loads(archive.read("data")), io.BytesIO(archive.read("policy.pth"))
+            with zipfile.ZipFile(weights) as inner:  # a zip itself, whose parts may be packed
+                size = sum(part.file_size for part in inner.infolist())
+            if size > LARGEST_TENSORS:
+                raise UserError(f"{path}: its tensors would unpack to {size} bytes; {LARGEST_TENSORS} are allowed")
+            weights.seek(0)
+            tensors = torch.load(weights, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: it cannot be read as a Stable-Baselines3 file: {type(error).__name__}") from error
+    if not isinstance(data, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path}: it is no Stable-Baselines3 file")
+    return data, tensors
+
+
+def _spec(path: Path, data: dict[str, Any]) -> Spec:
+    """Sizes and bounds, from the text that stands beside the pickled spaces."""
+    try:
+        action, observation = data["action_space"], data["observation_space"]
+        shape = [int(n) for n in observation["_shape"]]
+        low, high = (_numbers(action[bound]) for bound in ("low", "high"))
+        (n,) = action["_shape"]
+        if len(low) != n or len(high) != n or len(shape) != 1:
+            raise ValueError("its spaces are not flat boxes whose bounds are written out")
+        return Spec(shape[0], low, high)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: its spaces cannot be read without executing them: {error}") from error
+
+
+def _numbers(text: str) -> list[float]:
+    if not re.fullmatch(r"\[[-+\d.e\s]*\]", text):
+        raise ValueError(f"bounds {text!r}")
+    return [float(number) for number in text[1:-1].split()]
+
+
+def _expect(path: Path, activation: str, allowed: str) -> None:
+    if activation and allowed not in activation:
+        raise UserError(f"{path}: its activation is {activation}; only {allowed} can be read")
+
+
+def _widths(tensors: dict[str, Tensor], prefix: str) -> list[int]:
+    weights = [t for name, t in tensors.items() if re.fullmatch(re.escape(prefix) + r"\.\d+\.weight", name)]
+    return [t.shape[0] for t in weights]
+
+
+def _mlp(tensors: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor]:
+    return {name.replace(theirs, ours, 1): t for name, t in tensors.items() if name.startswith(f"{theirs}.")}
+
+
+def _ensemble(tensors: dict[str, Tensor], theirs: str, ours: str, members: int) -> dict[str, Tensor]:
+    """Their separate networks, whose weights are (out, in), as our stacked ones, (E, in, out)."""
+    layers = [int(name.split(".")[2]) for name in tensors if re.fullmatch(rf"{theirs}\.qf0\.\d+\.weight", name)]
+    stacked = {}
+    for i, layer in enumerate(sorted(layers)):
+        weights = [tensors[f"{theirs}.qf{member}.{layer}.weight"].T for member in range(members)]
+        biases = [tensors[f"{theirs}.qf{member}.{layer}.bias"][None] for member in range(members)]
+        stacked[f"{ours}.ensemble.layers.{i}.weight"] = torch.stack(weights)
+        stacked[f"{ours}.ensemble.layers.{i}.bias"] = torch.stack(biases)
+    return stacked

@@ -1,0 +1,96 @@
+"""Updates on as many threads as pay off, which are fewer while other processes use the same cores."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlamort.agent import Agent
+from rlamort.run.capture import Moment, Round, named
+from rlamort.run.track import say
+from rlamort.train import Updates
+
+WINDOW, TRIAL = 100, 20  # rounds that are timed together; rounds of a trial
+SLOW = 2.0  # times the usual, from which on the other way is tried at once
+FASTER = 0.85  # of the time on all threads, from which on one is kept
+LONG = 3  # times as long as its rounds would have taken the way before, after which a trial ends early
+AGAIN, SELDOM = 20.0, 60.0  # seconds until the other way is tried again, at first, and after trials that changed nothing
+
+
+class Sharing:
+    """Rounds of updates on all threads or on one, whichever is faster now.
+
+    Threads wait for each other many times in an update. One that the system has put aside for another process keeps the others
+    waiting, so that several threads beside a busy process may be slower than one, and small networks are always faster on one.
+    Rounds are timed, and the other way is tried now and then, and whenever they slow down. It is taken only where a round gives
+    bit for bit the same on one thread as on all: a run must not depend on who else was there.
+
+    Args:
+        updates: the rounds.
+        agent: what they update.
+        threads: all of them.
+    """
+
+    def __init__(self, updates: Updates, agent: Agent, threads: int) -> None:
+        self.updates, self.agent, self.threads = updates, agent, threads
+        self.now = threads  # how many the rounds run on
+        self.same: bool | None = None  # whether one thread gives the same bits; None until that was tried
+        self._whole: Sequence[bool] = ()  # of the rounds so far, one that trained the most: what is compared
+        self.mean: dict[int, float] = {}  # seconds of a round, by threads, when it was last timed
+        self.usual = torch.inf  # the least of them on all threads
+        self._trying, self._longest, self._wait, self._next = False, torch.inf, AGAIN, 0.0
+        self._timed, self._windows, self._seconds = 0, 0, 0.0
+
+    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+        if torch.get_num_threads() != self.now:  # as when learning begins again
+            torch.set_num_threads(self.now)
+        self._whole = max(self._whole, improves, key=sum)
+        started = time.perf_counter()
+        found = self.updates(improves, x)
+        self._seconds += time.perf_counter() - started
+        self._timed += 1
+        if self._timed >= (TRIAL if self._trying else WINDOW) or self._seconds > self._longest:
+            mean, self._timed, self._seconds = self._seconds / self._timed, 0, 0.0
+            self._windows += 1
+            if self._windows > 1 and self.same is not False:  # the first may have been compiling
+                self._choose(mean, x)
+        return Round(*found)
+
+    def _choose(self, mean: float, x: Tensor | None) -> None:
+        """How many threads the next rounds run on, by how long the last ones took."""
+        self.mean[self.now], now = mean, time.perf_counter()
+        if self._trying:
+            self._trying, self._longest = False, torch.inf
+            best = 1 if self.mean[1] < FASTER * self.mean[self.threads] else self.threads
+            self._wait = min(2 * self._wait, SELDOM) if best != self.now else AGAIN
+            self._next = now + self._wait
+            if best == self.now == 1:
+                say.get()(
+                    f"updates run on one thread now, which takes {self.mean[1] / self.mean[self.threads]:.0%} of the time"
+                )
+            self._take(best)
+            return
+        if self.now == self.threads:
+            self.usual = min(self.usual, mean)
+        slow = self.now == self.threads and mean > SLOW * self.usual and now > self._next - self._wait + AGAIN / 4
+        if now > self._next or slow:
+            self.same = self._compared(x) if self.same is None else self.same
+            if self.same:
+                self._trying, self._longest = True, LONG * TRIAL * mean
+                self._take(1 if self.now == self.threads else self.threads)
+
+    def _take(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.now = threads
+
+    def _compared(self, x: Tensor | None) -> bool:
+        """One round on all threads and one on one, both from where the agent is, and back to there: are they the same?"""
+        before, results = Moment(self.agent), []
+        for threads in (self.threads, 1):
+            self._take(threads)
+            found = named(Round(*self.updates(self._whole, x)), self.agent)
+            results.append({name: tensor.clone() for name, tensor in found.items()})
+            before.restore()
+        self._take(self.threads)
+        return all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -1,0 +1,1 @@
+"""Classical solvers, certificates, and models that give both."""

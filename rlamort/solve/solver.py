@@ -1,0 +1,488 @@
+"""What a user holds once a model is trained: predictions, checked answers, and how good and how fast they are.
+
+x contexts, as the user has them, or as rows (B, d) · y solution (B, n) · f cost (B,) · B batch
+"""
+
+import itertools
+import math
+import statistics
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from rlamort.errors import Diverged, Fault, UserError, nearest
+from rlamort.host.publish import published_file
+from rlamort.model import Full, Model
+from rlamort.objective import Cost
+from rlamort.problem import Problem, unseen
+from rlamort.run.checkpoint import open_saved, save_agent
+from rlamort.solve.classical import (
+    FAILURES,
+    STARTS,
+    Certificate,
+    Conformal,
+    Descent,
+    DualityGap,
+    Known,
+    Reference,
+    Residual,
+    Search,
+    Unconstrained,
+    best_found,
+    extended,
+    solution_of,
+    within,
+)
+from rlamort.update import Lbfgs
+
+Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
+CALIBRATION = 200  # contexts, where the user asked for a certificate that must first be measured
+WARM_UP = 3  # calls
+MARK = "exported-by-rlamort"  # a file inside an exported archive
+PREDICTED, RESOLVED = "predicted", "re-solved"
+
+
+class Solution(NamedTuple):
+    """Answers, and what is known of them."""
+
+    y: Tensor  # (B, n); NaN where the context is not finite
+    cost: Tensor  # (B,)
+    bound: Tensor  # (B,) what `kind` says of f(y) - min f; inf where nothing is claimed
+    status: list[str]  # per item: "predicted", "re-solved", or "failed: " and why
+    kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" where it was not asked for
+
+
+class Solver(nn.Module):
+    """A model that predicts a problem's solutions, with a certificate and a classical solver to fall back on.
+
+    Args:
+        model: y_theta.
+        problem: what it was trained on.
+        facts: what the model can be built from again, for `save`.
+
+    Attributes:
+        training_seconds: what the model cost, for its break-even.
+    """
+
+    training_seconds: float = math.nan
+
+    def __init__(self, model: Model, problem: Problem, facts: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.model, self.problem, self.facts = model, problem, dict(facts or {})
+        self.f = Cost(problem)
+        self.conformal: Conformal | None = None
+
+    @torch.no_grad()
+    def predict(self, x: Given) -> Tensor:
+        """y (B, n) for contexts x, tensors or NumPy arrays: one forward pass; NaN where a context is not finite.
+
+        Raises:
+            UserError: x does not have the keys, shapes, dtype or device of the problem's contexts.
+        """
+        return self.predict_rows(self.rows(x))
+
+    @torch.no_grad()
+    def solve(self, x: Given, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
+        """Predict, check every item, and solve again what is not good enough.
+
+        The certificate is the problem's `residual` where it defines one; the duality gap where it is `convex` and Y is bounded;
+        else a split-conformal bound on the gap to the reference, for which `calibrate` is called if it was not before.
+
+        Args:
+            x: contexts, as `predict` takes them.
+            tol: the largest bound that is allowed, in the unit of the cost (of the residual, where that is the certificate):
+                absolute, not relative. Items above it are solved again, from the prediction. None: nothing is.
+            certify: bound every item also where no `tol` is given.
+            max_iterations: of projected gradient, for items that are solved again.
+
+        Raises:
+            UserError: as `predict`, or `tol` or `max_iterations` is not positive, or the cost has the wrong shape.
+        """
+        if tol is not None and not tol > 0:
+            raise UserError(f"tol: {tol} is given; a positive number, or None, is needed")
+        if max_iterations < 1:
+            raise UserError(f"max_iterations: {max_iterations} is given; at least 1 is needed")
+        return self.solve_rows(self.rows(x), tol, certify, max_iterations)
+
+    @torch.no_grad()
+    def solve_rows(self, rows: Tensor, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
+        """`solve` for contexts that are rows (B, d) already."""
+        finite, rows = rows.isfinite().all(-1), rows.nan_to_num(0.0, 0.0, 0.0)
+        certificate = self.certificate() if certify or tol is not None else None
+        y = self.predict_rows(rows)
+        bound = y.new_full((len(y),), torch.inf)
+        if certificate is not None:
+            bound = certificate.bound(y, rows).where(within(self.problem.domain, y), torch.inf)
+        poor = torch.zeros_like(finite) if tol is None else ~((bound <= tol) & self.f(y, rows).isfinite()) & finite
+        if certificate is not None and tol is not None and bool(poor.any()):
+            again = certificate.improve(
+                self.f, self.problem.domain, rows[poor], y[poor], tol, max_iterations, solution_of(self.problem)
+            )
+            y[poor], bound[poor] = again
+        cost = self.f(y, rows)
+        y, cost, bound = y.where(finite[:, None], torch.nan), cost.where(finite, torch.nan), bound.where(finite, torch.inf)
+        kind = "none" if certificate is None else certificate.kind
+        flags = zip(finite.tolist(), poor.tolist(), cost.tolist(), bound.tolist(), strict=True)
+        return Solution(y, cost, bound, [_status(*item, kind=kind, tol=tol) for item in flags], kind)
+
+    def certificate(self) -> Certificate:
+        """The strongest one that the problem allows."""
+        if type(self.problem).residual is not Problem.residual:
+            return Residual(self.problem, self.problem.domain)
+        if self.problem.convex and _bounded(self.problem, self._like()):
+            return DualityGap(self.f, self.problem.domain)
+        return self.conformal or self.calibrate()
+
+    @torch.no_grad()
+    def calibrate(self, count: int = CALIBRATION, level: float = 0.95) -> Conformal:
+        """Measure the gaps to the reference on `count` fresh contexts, and keep the bound that follows for `level` of them.
+
+        Raises:
+            UserError: `level` is not in (0, 1), or `count` is too small for it.
+        """
+        if not 0 < level < 1:
+            raise UserError(f"level: {level} is given; a share between 0 and 1 is needed")
+        rank = math.ceil((count + 1) * level - 1e-9)
+        if rank > count:
+            raise UserError(
+                f"count: {count} is given; for level {level}, at least {math.ceil(level / (1 - level) - 1e-9)} are needed"
+            )
+        x = self.draw(count)
+        y = self.predict_rows(x)
+        cost = extended(self.f, self.problem.domain, y, x)
+        gap = (cost - self.reference(x, y=y).cost).nan_to_num(torch.inf, torch.inf, torch.inf)
+        self.conformal = Conformal(gap.clamp_min(0).sort().values[rank - 1].item(), level, count)
+        return self.conformal
+
+    def reference(self, x: Tensor, starts: int = STARTS, y: Tensor | None = None) -> Reference:
+        """What predictions are held against, for contexts as rows (B, d); `y` are solutions to start from as well."""
+        return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
+
+    def draw(self, count: int) -> Tensor:
+        """Contexts held out (count, d) as rows, of the solver's dtype and device."""
+        return unseen(self.problem, count).to(self._like())
+
+    def rows(self, x: Given) -> Tensor:
+        """Contexts as a user has them -> (B, d), after every part has been checked.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        layout, like = self.problem.layout, self._like()
+        if isinstance(x, dict) != (layout.keys is not None):
+            needed = "a tensor" if layout.keys is None else f"a dict with the keys {', '.join(layout.keys)}"
+            raise UserError(f"x: a {type(x).__name__} is given; {needed} is needed")
+        parts: dict[str, Any] = x if isinstance(x, dict) else {"": x}
+        for key in sorted(set(parts) ^ set(layout.keys or ("",))):
+            raise UserError(
+                f"x: the key {key!r} is {'not known' if key in parts else 'missing'}. {nearest(key, layout.keys or ())}"
+            )
+        names = layout.keys or ("",)
+        checked = [
+            _part(f"x[{name!r}]" if name else "x", parts[name], shape, dtype, like)
+            for name, shape, dtype in zip(names, layout.shapes, layout.dtypes, strict=True)
+        ]
+        for name, part in zip(names, checked, strict=True):
+            if len(part) != len(checked[0]):
+                raise UserError(f"x[{name!r}]: {len(part)} contexts are given; x[{names[0]!r}] has {len(checked[0])}")
+        return layout.pack(checked[0] if layout.keys is None else dict(zip(names, checked, strict=True))).to(like)
+
+    @torch.no_grad()
+    def export(self, path: str | Path) -> None:
+        """Write the forward pass, contexts as rows (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
+
+        Raises:
+            UserError: the model asks the objective while it solves, so it is more than a forward pass; or a file is there that
+                this did not write.
+            Fault: the exported program does not do what the model does.
+        """
+        path = Path(path)
+        if path.exists() and not _exported(path):
+            raise UserError(f"export: {path} exists already, and rlamort did not export it; give another name")
+        if not isinstance(self.model, Full):
+            raise UserError(
+                f"export: a {type(self.model).__name__} model asks the cost for gradients while it solves, which an exported "
+                "forward pass cannot; a model of class Full is needed"
+            )
+        program = torch.export.export(self.model, (self.draw(4),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+        fresh = self.draw(7)
+        ours, theirs = self.model(fresh), program.module()(fresh)
+        if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
+            raise Fault(f"export: the exported program differs from the model by {(ours - theirs).abs().max().item():.1e}")
+        with published_file(path) as partial:
+            torch.export.save(program, partial, extra_files={MARK: ""})
+
+    def save(self, folder: str | Path) -> None:
+        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.
+
+        Raises:
+            Diverged: as `check_finite`; nothing is written.
+        """
+        self.check_finite()
+        told = self.conformal and {
+            "quantile": self.conformal.quantile,
+            "level": self.conformal.level,
+            "count": self.conformal.count,
+        }
+        facts = {"facts": self.facts, "training_seconds": self.training_seconds}
+        save_agent(Path(folder), self.state_dict(), {"conformal": told, **facts})
+
+    def check_finite(self) -> None:
+        """Look at all that is trained.
+
+        Raises:
+            Diverged: a parameter is not finite, so that no prediction would be.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                advice = f"`rlamort check` says where derivatives of {type(self.problem).__name__} break"
+                raise Diverged(f"{name} is no longer finite: training has diverged; {advice}")
+
+    @classmethod
+    def load(cls, folder: Path, problem: Problem, build: Callable[[dict[str, Any]], Model]) -> Self:
+        """What `save` wrote, with the model that `build` makes of its facts.
+
+        Raises:
+            UserError: nothing is saved there, or it does not fit the problem.
+        """
+        saved = open_saved(folder)
+        if not {"conformal", "facts", "training_seconds"} <= set(saved.facts):
+            raise UserError(f"{folder}: it holds an agent, but no solver")
+        solver = cls(build(saved.facts["facts"]), problem, saved.facts["facts"])
+        solver.training_seconds = saved.facts["training_seconds"]
+        saved.fill(solver)
+        told = saved.facts["conformal"]
+        solver.conformal = told and Conformal(told["quantile"], told["level"], told["count"])
+        return solver
+
+    @torch.no_grad()
+    def predict_rows(self, rows: Tensor) -> Tensor:
+        """`predict` for contexts that are rows (B, d) already."""
+        finite = rows.isfinite().all(-1, keepdim=True)
+        clean = rows.where(finite, 0)  # a decomposition somewhere inside would raise for the whole batch
+        y: Tensor = self.model(clean, self.f.oracle(clean))
+        return y.detach().where(finite, torch.nan)
+
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and device that contexts must have."""
+        own = (t for t in itertools.chain(self.parameters(), self.buffers()) if t.is_floating_point())
+        return next(own, torch.empty(0))
+
+
+def _status(finite: bool, poor: bool, cost: float, bound: float, *, kind: str, tol: float | None) -> str:
+    if not finite:
+        return "failed: context is not finite"
+    if not math.isfinite(cost):
+        return "failed: cost is not finite"
+    if tol is not None and not bound <= tol:
+        return f"failed: {kind} {bound:.1e} after solving again, above {tol:g}"
+    return RESOLVED if poor else PREDICTED
+
+
+def _exported(path: Path) -> bool:
+    """Whether `Solver.export` wrote a file."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(MARK) for name in archive.namelist())
+
+
+def _bounded(problem: Problem, like: Tensor) -> bool:
+    try:
+        problem.domain.linear(like.new_zeros(1, problem.domain.dim))
+    except UserError:
+        return False
+    return True
+
+
+def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+    """One tensor of the contexts, as the solver needs it."""
+    # what `contexts` gives is taken as it is; networks compute in their own dtype
+    allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
+    needed = next(iter(allowed))
+    if isinstance(given, np.ndarray):
+        if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool):
+            raise UserError(f"{name}: an array of {given.dtype} is given; numbers are needed")
+        given = torch.from_numpy(np.ascontiguousarray(given)).to(like.device, needed)  # NumPy's floats are float64 unasked
+    if not isinstance(given, Tensor):
+        raise UserError(f"{name}: a {type(given).__name__} is given; a tensor, or a NumPy array, is needed")
+    if given.ndim != len(shape) + 1 or tuple(given.shape[1:]) != shape or not len(given):
+        raise UserError(
+            f"{name}: shape {tuple(given.shape)} is given; (B{''.join(f', {size}' for size in shape)}), B >= 1, is needed"
+        )
+    if given.dtype not in allowed:
+        raise UserError(f"{name}: {given.dtype} is given; {' or '.join(map(str, allowed))} is needed")
+    if given.device != like.device:
+        raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
+    return given.detach()
+
+
+class Row(NamedTuple):
+    """How good and how fast a model is, in the unit of the cost and in seconds; times are per instance, by batch size."""
+
+    name: str
+    gap: float  # mean of f(y) - f(reference)
+    low: float  # of the mean's 95 % interval over contexts (Student)
+    high: float
+    p99: float  # of the gap
+    scale: float  # mean |f(reference)|: what relative gaps are relative to
+    infeasibility: float  # largest distance to Y
+    failed: int  # contexts with a prediction outside Y, or without a finite gap, which the gaps leave out
+    reference: str  # its label
+    agreement: float
+    seconds: dict[int, float]
+    rival: dict[int, str]  # the fastest classical solver
+    rival_seconds: dict[int, float]  # until its mean cost, from a cold start, is the model's; inf where it never was
+    training_seconds: float
+
+    @property
+    def relative(self) -> float:
+        """The mean gap as a share of the mean |f(reference)|."""
+        return self.gap / self.scale if self.scale else math.nan
+
+    @property
+    def speed_up(self) -> dict[int, float]:
+        """At equal quality, by batch size."""
+        return {size: self.rival_seconds[size] / seconds for size, seconds in self.seconds.items()}
+
+    @property
+    def break_even(self) -> float:
+        """Solves, at the smallest batch, after which training has paid for itself: inf where it never does, NaN where no rival
+        gets as low, so that there is nothing to compare."""
+        size = min(self.seconds)
+        saved = self.rival_seconds[size] - self.seconds[size]
+        if math.isinf(saved):
+            return math.nan
+        return math.inf if saved <= 0 else self.training_seconds / saved
+
+    def head(self) -> list[str]:
+        """Column names of a table."""
+        timed = [name for size in self.seconds for name in (f"µs at {size}", f"speed-up at {size}")]
+        return ["model", "gap (95 %)", "p99", "relative", "infeasible by", *timed, "break-even", "failed"]
+
+    def cells(self) -> list[str]:
+        """Its line of that table."""
+        timed = []
+        for size, seconds in self.seconds.items():
+            reached = math.isfinite(self.rival_seconds[size])
+            by = f"{self.speed_up[size]:.3g}x {self.rival[size]}" if reached else "never reached"
+            timed += [f"{1e6 * seconds:.3g}", by]
+        gap = f"{self.gap:.2e} ({self.low:.1e}, {self.high:.1e})"
+        paid = "no rival" if math.isnan(self.break_even) else "never"
+        if math.isfinite(self.break_even):
+            paid = f"{self.break_even:.3g} solves"
+        numbers = [f"{self.p99:.2e}", f"{self.relative:.1e}", f"{self.infeasibility:.1e}"]
+        return [self.name, gap, *numbers, *timed, paid, str(self.failed)]
+
+
+@torch.no_grad()
+def measure(
+    name: str,
+    solver: Solver,
+    x: Tensor,
+    reference: Reference,
+    training_seconds: float,
+    sizes: Sequence[int] = (1, 1000),
+    repeats: int = 20,
+    limit: int = 300,
+) -> Row:
+    """Hold a solver's model against a reference on contexts as rows x (B, d).
+
+    Times are medians over `repeats` calls on different batches in turns, warm and synchronised. A rival (projected gradient,
+    L-BFGS, and the problem's own solution if that is the reference) starts cold, at domain.project(0). How many iterations it
+    needs is counted first, so that checking its cost, and that it is in Y, does not slow it while it is timed; what needs more
+    than `limit` counts as never reached.
+
+    Raises:
+        UserError: fewer than two contexts are given, or not one reference for each.
+        Fault: the model gave no finite cost.
+    """
+    if len(x) < 2 or len(reference.cost) != len(x):
+        raise UserError(
+            f"x: {len(x)} contexts, and {len(reference.cost)} references, are given; as many, and at least 2, are needed"
+        )
+    f, domain = solver.f, solver.problem.domain
+    y = solver.predict_rows(x)
+    gap = extended(f, domain, y, x) - reference.cost
+    whole = gap.isfinite()
+    if int(whole.sum()) < 2:
+        raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
+    gap = gap[whole].double()
+    half = float(scipy.stats.t.ppf(0.975, len(gap) - 1)) * (gap.std() / len(gap) ** 0.5).item()
+    rivals: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, limit)]
+    if reference.label.startswith("solution"):
+        rivals.append(Known(solution_of(solver.problem)))
+    seconds, rival, rival_seconds = {}, {}, {}
+    for size in sizes:
+        different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
+        batches = [x[(torch.arange(size, device=x.device) + i * size) % len(x)] for i in range(different)]
+        seconds[size] = _median_seconds([lambda b=b: solver.predict_rows(b) for b in batches], repeats, x.device) / size  # type: ignore[misc]
+        times = {search.name: _seconds_to(search, solver, batches, repeats, limit) / size for search in rivals}
+        rival[size] = min(times, key=lambda one: times[one])
+        rival_seconds[size] = times[rival[size]]
+    return Row(
+        name,
+        gap.mean().item(),
+        gap.mean().item() - half,
+        gap.mean().item() + half,
+        gap.quantile(0.99).item(),
+        reference.cost[whole].abs().mean().item(),
+        domain.violation(y[y.isfinite().all(-1)]).max().item(),
+        len(x) - len(gap),
+        reference.label,
+        reference.agreement,
+        seconds,
+        rival,
+        rival_seconds,
+        training_seconds,
+    )
+
+
+def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
+    """Median seconds until its mean cost over a batch is the model's; inf where half of the batches never got there."""
+    runs: list[Callable[[], object]] = []
+    lost = 0
+    for x in batches:
+        domain, f = solver.problem.domain, solver.f
+        cost = extended(f, domain, solver.predict_rows(x), x)
+        target = cost.mean() + 8 * torch.finfo(cost.dtype).eps * cost.abs().mean()
+        try:
+            path = _numbered(search, solver, x, limit)
+            count = next((i for i, y in path if bool(extended(f, domain, y, x).mean() <= target)), None)
+        except FAILURES:  # a rival that cannot solve this problem is none
+            return math.inf
+        if count is not None:
+            runs.append(lambda x=x, count=count: [i for i, _ in _numbered(search, solver, x, count)])  # type: ignore[misc]
+        elif (lost := lost + 1) * 2 >= len(batches):
+            return math.inf
+    return _median_seconds(runs, repeats, batches[0].device)
+
+
+def _numbered(search: Search, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
+    """A search from a cold start: iteration, from 1, and y."""
+    v = x.new_zeros(len(x), solver.problem.domain.inputs)
+    return enumerate(itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations), 1)
+
+
+def _median_seconds(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:
+    """Of `repeats` calls, taken in turns, after a few that warm up; synchronised."""
+    times = []
+    for call in itertools.islice(itertools.cycle(calls), WARM_UP + repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        call()
+        _synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,84 @@
+"""A solver's step whose parameters a policy chooses, and one policy for all the decisions in it.
+
+x context (B, d) · y solution (B, n) · h carry: tensors with leading axis B · m decisions in a step · phi features (B, m, k)
+· u parameters (B, m, a) in [-1, 1]
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rlamort.adjoint import Carry
+from rlamort.objective import Oracle
+from rlamort.update import Update
+
+
+class Steered(nn.Module):
+    """A solver's step with parameters u: penalties, damping, step sizes. It takes u from [-1, 1] to its own units.
+
+    Attributes:
+        decisions: m, how many of the step's parameters are chosen alike, each from features of its own.
+        inputs: k, numbers in the features of one decision.
+        outputs: a, numbers in one decision.
+    """
+
+    decisions: int
+    inputs: int
+    outputs: int
+
+    def start(self, y: Tensor, x: Tensor) -> Carry:
+        """The carry h before the first step from y (B, n)."""
+        return ()
+
+    def features(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> Tensor:
+        """phi (B, m, k), what each decision is made from."""
+        raise NotImplementedError
+
+    def forward(self, u: Tensor, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        """One step (y, h) -> (y, h) with u (B, m, a) in [-1, 1]."""
+        raise NotImplementedError
+
+
+class Fold(NamedTuple):
+    """(B, m, .) as (B m, .) and back, so that one policy serves every decision (RLQP, Ichnowski et al., 2021).
+
+    Item i's decisions are the rows i m ... i m + m - 1.
+    """
+
+    decisions: int  # m
+
+    def rows(self, phi: Tensor) -> Tensor:
+        """(B, m, k) -> (B m, k)."""
+        return phi.flatten(0, 1)
+
+    def items(self, u: Tensor) -> Tensor:
+        """(B m, a) -> (B, m, a)."""
+        return u.reshape(-1, self.decisions, u.shape[-1])
+
+    def shared(self, value: Tensor) -> Tensor:
+        """(B,) -> (B m,): what an item has, for each of its decisions."""
+        return value.repeat_interleave(self.decisions)
+
+
+class Controlled(Update):
+    """The step of a solver whose parameters a policy chooses: a policy trained in `rlamort.env.iterate` as a solver.
+
+    Args:
+        policy: features (B m, k) -> parameters (B m, a) in [-1, 1]; of an agent, its `act` without exploration.
+        step: what the policy steers.
+    """
+
+    def __init__(self, policy: Callable[[Tensor], Tensor], step: Steered) -> None:
+        super().__init__()
+        self.policy, self.step = policy, step
+        self.fold = Fold(step.decisions)
+
+    def start(self, y: Tensor, x: Tensor) -> Carry:
+        return self.step.start(y, x)
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        phi = self.step.features(y, h, x, oracle)
+        u = self.fold.items(self.policy(self.fold.rows(phi)))
+        stepped: tuple[Tensor, Carry] = self.step(u, y, h, x, oracle)
+        return stepped
