@@ -16,7 +16,7 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.losses import Loss, OverIterates, Regress, Smoothed, objective
 from rlamort.model import Choice, Expert, Full, Latent, Model, Unroll
-from rlamort.nets import Beside, Silent, Standardise, mlp
+from rlamort.nets import Concatenated, Standardise, Zeros, mlp
 from rlamort.objective import Cost, Metrics
 from rlamort.problem import Problem, presented
 from rlamort.solve.classical import solution_of, within
@@ -92,7 +92,7 @@ class Amortize(Agent):
             return problem.network(hidden, 1) or plain(y.inputs)
 
         def first() -> nn.Module:
-            return network() if start == "prediction" else Silent(y.inputs)
+            return network() if start == "prediction" else Zeros(y.inputs)
 
         def semi() -> Model:
             where: Space = "chart" if space == "chart" else "solution"
@@ -115,7 +115,7 @@ class Amortize(Agent):
 
         def latent() -> Latent:
             z = Euclid(latent_dim)
-            decode = Beside(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
+            decode = Concatenated(mlp(latent_dim + spec.x_dim, hidden, y.inputs), statistics)
             steps = Gradient(Learned(inner_rate or 0.1, latent_dim, iterations), clip=CLIP)
             return Latent(decode, Unroll(Full(plain(latent_dim), z), steps, iterations, z, through), y)
 
@@ -175,4 +175,4 @@ def teacher(problem: Problem) -> Model:
             outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
             raise UserError(f"loss=regress: {name} gives points {outside:.3g} outside {kind}; points in it are needed")
         return Expert(solution, name)
-    return Unroll(Full(Silent(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)
+    return Unroll(Full(Zeros(problem.domain.inputs), problem.domain), Lbfgs(problem.domain), 50, problem.domain)

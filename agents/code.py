@@ -16,11 +16,11 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.losses import Loss, OverIterates, Regress, objective, weighed
 from rlamort.model import Full, Model, Unroll
-from rlamort.nets import Silent
+from rlamort.nets import Zeros
 from rlamort.objective import Cost, Metrics, Objective
 from rlamort.source import Batch, Contexts
 from rlamort.update import Update
-from rlamort.update.sparse import Alista, Fista, Ista, Lista, ListaCp, Momentum, Psd, Safeguarded, StepIsta, Uphill
+from rlamort.update.sparse import Alista, Fista, GradientRestart, Ista, Lista, ListaCp, Momentum, Psd, Safeguarded, StepIsta
 
 
 class Code(Agent):
@@ -75,7 +75,7 @@ class Code(Agent):
             raise UserError("model=psd: its steps are ISTA's own; momentum=none and safeguard=none are needed")
         if safeguard == "ista" and loss == "truth":
             raise UserError("safeguard=ista: it holds codes to the objective, which loss=truth does not train; none is needed")
-        start = Full(Psd(plain) if model == "psd" else Silent(atoms), y)
+        start = Full(Psd(plain) if model == "psd" else Zeros(atoms), y)
         update = updates[model]()
         if momentum == "fista":
             update = Momentum(update, layers)
@@ -84,7 +84,7 @@ class Code(Agent):
         losses: dict[str, Callable[[], Loss]] = {
             "objective": lambda: objective,
             "iterates": lambda: OverIterates(decay),
-            "regress": lambda: Regress(Unroll(start, Fista(plain, Uphill()), teacher_steps, y)),
+            "regress": lambda: Regress(Unroll(start, Fista(plain, GradientRestart()), teacher_steps, y)),
             "truth": lambda: Truth(problem, decay),
         }
         self.loss = functools.partial(losses[loss](), trained)

@@ -84,7 +84,7 @@ class SB3(Agent):
         return torch.from_numpy(self.units.encode(action)).to(x)
 
 
-class Own:
+class SB3Source:
     """p(x) is Stable-Baselines3's own affair; this says where it plays and how much it stores.
 
     Args:
@@ -157,7 +157,7 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
         return True
 
 
-def train(agent: SB3, source: Own, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
+def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
     """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.
 
     Raises:

@@ -17,7 +17,7 @@ from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.problem import Problem, X
-from rlamort.update.sparse import Fista, Ista, Uphill
+from rlamort.update.sparse import Fista, GradientRestart, Ista
 
 HELD_OUT = 0.2  # share of each image, at its right, that no training context comes from
 FLOOR = 3.16 / 255  # contrast that patches are divided by is at least about this, or noise of flat skies would be all there is
@@ -244,7 +244,7 @@ def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     exact = copy.deepcopy(ista).double()
     found = x.new_zeros(len(x), ista.dictionary.shape[1]) if y is None else y.clone()
-    fista, oracle, left = Fista(exact, Uphill()), Oracle(), torch.arange(len(x), device=x.device)
+    fista, oracle, left = Fista(exact, GradientRestart()), Oracle(), torch.arange(len(x), device=x.device)
     y, x = found.double(), x.double()
     h = fista.start(y, x)
     for count in range(1, LIMIT + 1):

@@ -106,7 +106,7 @@ class Relative(Gaussian):
         return super().sample(lam)[0], self.kl(lam)
 
 
-class Held(Relative):
+class FixedNoise(Relative):
     """`Relative` whose draws do not change: row i meets row i mod S of some noise, so that a solver sees one function.
 
     Args:
@@ -288,7 +288,7 @@ class VAE(Problem):
 
     def bound(self, noise: Tensor) -> Averaged:
         """-ELBO with draws that do not change: the same noise (S, m) for every image and every call."""
-        return Averaged(Soft(Reconstruction(self), Held(noise), self.alpha), len(noise))
+        return Averaged(Soft(Reconstruction(self), FixedNoise(noise), self.alpha), len(noise))
 
     @torch.no_grad()
     def elbo(self, lam: Tensor, x: Tensor, samples: Count = 64) -> Tensor:

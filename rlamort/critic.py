@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from rlamort.nets import FLOAT32, Arithmetic, Ensemble, Plain
+from rlamort.nets import FLOAT32, Arithmetic, Ensemble, NoNorm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,7 +29,7 @@ class Critic(nn.Module):
         y_dim: int,
         hidden: Sequence[int],
         members: int,
-        norm: Callable[[int, int], nn.Module] = Plain,
+        norm: Callable[[int, int], nn.Module] = NoNorm,
         arithmetic: Arithmetic = FLOAT32,
     ) -> None:
         super().__init__()

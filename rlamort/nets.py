@@ -45,7 +45,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic
     return nn.Sequential(*layers[:-1])
 
 
-class Plain(nn.Module):
+class NoNorm(nn.Module):
     """Hidden units as they are, whoever's: what stands where there is no norm."""
 
     def __init__(self, members: int, width: int) -> None:
@@ -73,7 +73,7 @@ class EnsembleLayerNorm(nn.Module):
         return torch.addcmul(self.bias[:members], nn.functional.layer_norm(h, h.shape[-1:]), self.gain[:members])
 
 
-NORMS: dict[str, Callable[[int, int], nn.Module]] = {"none": Plain, "layer": EnsembleLayerNorm}
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {"none": NoNorm, "layer": EnsembleLayerNorm}
 
 
 class EnsembleLinear(nn.Module):
@@ -112,7 +112,7 @@ class Ensemble(nn.Module):
         inputs: int,
         hidden: Sequence[int],
         outputs: int,
-        norm: Callable[[int, int], nn.Module] = Plain,
+        norm: Callable[[int, int], nn.Module] = NoNorm,
         arithmetic: Arithmetic = FLOAT32,
     ) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Standardise(nn.Module):
         return torch.addcmul(self.shift, x, self.scale)
 
 
-class Silent(nn.Module):
+class Zeros(nn.Module):
     """Zeros, whatever is asked.
 
     Args:
@@ -168,7 +168,7 @@ class Silent(nn.Module):
         return x.new_zeros(len(x), self.outputs)
 
 
-class Beside(nn.Module):
+class Concatenated(nn.Module):
     """(z, x) -> net(z | features(x)): a network of two arguments.
 
     Args:

@@ -12,13 +12,13 @@ from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.measure.fit import compare, report
 from rlamort.model import Full, Unroll
-from rlamort.nets import Silent
+from rlamort.nets import Zeros
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw, presented, unseen
 from rlamort.run.learner import learner_class
 from rlamort.solve.classical import best_found, solution_of
 from rlamort.update import Anderson, Lbfgs
-from rlamort.update.parametric import Steered
+from rlamort.update.parametric import ParametricStep
 
 QUICK = {"hidden": (16,), "batch_size": 16, "steps": 12}
 DATA = np.random.default_rng(0).normal(size=(64, 4))  # NumPy's default dtype
@@ -138,7 +138,7 @@ def test_references_and_steps_take_what_methods_return(kind):
     assert found.y.dtype == found.cost.dtype == torch.get_default_dtype()
     updates = [Lbfgs(problem.domain), Anderson()] if kind is Told else [Lbfgs(problem.domain)]
     for update in updates:
-        y = Unroll(Full(Silent(4), problem.domain), update, 20, problem.domain)(x, f.oracle(x))
+        y = Unroll(Full(Zeros(4), problem.domain), update, 20, problem.domain)(x, f.oracle(x))
         assert y.dtype == torch.get_default_dtype()
         torch.testing.assert_close(f(y, x), found.cost, rtol=0, atol=1e-4)
 
@@ -163,7 +163,7 @@ def test_reports_and_comparisons_take_them(monkeypatch):
         assert all(np.isfinite(one["gaps"]).all() for one in gaps.values())
 
 
-class Rate(Steered):
+class Rate(ParametricStep):
     """A gradient step whose size is decided."""
 
     decisions, inputs, outputs = 1, 4, 1
@@ -177,7 +177,7 @@ class Rate(Steered):
 
 def test_a_solver_is_an_environment_for_them():
     problem, step = Told(), Rate()
-    env = IterateEnv(problem, step, Full(Silent(4), problem.domain), horizon=3, tol=1e-3, instances=2)
+    env = IterateEnv(problem, step, Full(Zeros(4), problem.domain), horizon=3, tol=1e-3, instances=2)
     env.reset(0)
     assert env.step(torch.zeros(env.count, step.outputs)).reward.dtype == torch.get_default_dtype()
 

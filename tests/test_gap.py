@@ -12,7 +12,7 @@ from rlamort.envs.maxq import MaxQProblem, Visited, visit
 import rlamort as ra
 from rlamort.domain import unit_box
 from rlamort.env.make import open_env
-from rlamort.env.simulate import Rolled, Stepped, save
+from rlamort.env.simulate import EnvSimulator, RolloutSimulator, save
 from rlamort.losses import objective
 from rlamort.measure.claims import maxq
 from rlamort.measure.gap import by_episode, gap, in_critic, max_q, refine, search
@@ -220,7 +220,7 @@ def test_the_same_action_from_a_saved_state_gives_the_same_return(name):
     saved = save(policy, env, 0, episode, time)
     for i in range(3):
         torch.testing.assert_close(saved.x[i], met.at((met.episode == episode[i]) & (met.time == time[i])).x[0], rtol=0, atol=0)
-    stepped = Stepped(opened(name, 3), saved)
+    stepped = EnvSimulator(opened(name, 3), saved)
     first, again = (stepped.returns(policy(saved.x), policy, 500, 1.0) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     # from its first state on, an episode is the one that was played
@@ -242,9 +242,9 @@ def score_of(policy, name, seed):
 def test_mujocos_rollout_is_the_environment(name):
     episode, time = np.array([0, 1]), np.array([7, 2])
     saved = save(hopping, opened(name, 2), 0, episode, time)
-    stepped = Stepped(opened(name, 2), saved)
+    stepped = EnvSimulator(opened(name, 2), saved)
     y = hopping(saved.x) * 0.5
-    with Rolled(opened(name, 1), saved) as rolled:
+    with RolloutSimulator(opened(name, 1), saved) as rolled:
         for horizon, tolerance in ((1, 1e-6), (12, 1e-5)):  # rewards come in float32
             given, exact = (sim.returns(y, hopping, horizon, 0.99) for sim in (rolled, stepped))
             np.testing.assert_allclose(given, exact, rtol=tolerance, atol=tolerance)
@@ -254,8 +254,8 @@ def test_mujocos_rollout_is_the_environment(name):
 def test_mujocos_rollout_ends_where_the_environment_does():
     falling = lambda x: torch.ones(len(x), 3)  # noqa: E731
     saved = save(falling, opened("Hopper-v5", 2), 0, np.array([0, 1]), np.array([0, 4]))
-    stepped = Stepped(opened("Hopper-v5", 2), saved)
-    with Rolled(opened("Hopper-v5", 1), saved) as rolled:
+    stepped = EnvSimulator(opened("Hopper-v5", 2), saved)
+    with RolloutSimulator(opened("Hopper-v5", 1), saved) as rolled:
         ended = [sim.returns(falling(saved.x), falling, 100, 1.0) for sim in (rolled, stepped)]
     assert (ended[1] < 100).all()  # each step that it is healthy gives 1: it has fallen
     np.testing.assert_allclose(*ended, rtol=1e-4)
@@ -265,8 +265,8 @@ def test_a_time_limit_ends_a_rollout_too():
     still = lambda x: torch.zeros(len(x), 6)  # noqa: E731
     envs = [open_env("HalfCheetah-v5", count=count, max_episode_steps=10) for count in (1, 1, 1)]
     saved = save(still, envs[0], 0, np.array([0]), np.array([7]))
-    stepped = Stepped(envs[1], saved).returns(still(saved.x), still, 50, 1.0)
-    with Rolled(envs[2], saved) as rolled:
+    stepped = EnvSimulator(envs[1], saved).returns(still(saved.x), still, 50, 1.0)
+    with RolloutSimulator(envs[2], saved) as rolled:
         np.testing.assert_allclose(rolled.returns(still(saved.x), still, 50, 1.0), stepped, rtol=1e-5)
 
 
@@ -274,7 +274,7 @@ def test_rollouts_are_refused_where_rewards_are_not_known():
     still = lambda x: torch.zeros(len(x), 1)  # noqa: E731
     saved = save(still, opened("Pendulum-v1", 1), 0, np.array([0]), np.array([0]))
     with pytest.raises(ra.UserError, match="known to give the rewards of HalfCheetah-v5, Hopper-v5 alone"):
-        Rolled(opened("Pendulum-v1", 1), saved)
+        RolloutSimulator(opened("Pendulum-v1", 1), saved)
 
 
 def test_a_rollout_notices_a_reward_that_something_changes():
@@ -292,7 +292,7 @@ def test_a_rollout_notices_a_reward_that_something_changes():
 
     saved = save(hopping, open_env(doubled), 0, np.array([0]), np.array([1]))
     with pytest.raises(ra.UserError, match="something is wrapped around it"):
-        Rolled(open_env(doubled), saved)
+        RolloutSimulator(open_env(doubled), saved)
 
 
 def test_an_interval_is_over_episodes():
@@ -384,8 +384,8 @@ def test_a_nested_environment_is_put_back_whole_and_what_cannot_be_is_said(tmp_p
         return x[:, :1].clamp(-1, 1)
 
     episode, time = np.array([0, 1, 1]), np.array([3, 0, 9])
-    nested = Stepped(open_env(Nested, count=3), save(policy, open_env(Nested, count=2), 0, episode, time))
-    plain = Stepped(opened("Pendulum-v1", 3), save(policy, opened("Pendulum-v1", 2), 0, episode, time))
+    nested = EnvSimulator(open_env(Nested, count=3), save(policy, open_env(Nested, count=2), 0, episode, time))
+    plain = EnvSimulator(opened("Pendulum-v1", 3), save(policy, opened("Pendulum-v1", 2), 0, episode, time))
     y = torch.zeros(3, 1)
     np.testing.assert_allclose(nested.returns(y, policy, 50, 0.99), plain.returns(y, policy, 50, 0.99))
     episode, time = np.array([0, 1]), np.array([1, 2])
@@ -395,4 +395,4 @@ def test_a_nested_environment_is_put_back_whole_and_what_cannot_be_is_said(tmp_p
         save(policy, open_env(ClassAttribute, count=2), 0, episode, time)
     saved = save(policy, open_env(GlobalGenerators, count=2), 0, episode, time)
     with pytest.raises(ra.UserError, match="so it holds something that was not saved"):
-        Stepped(open_env(GlobalGenerators, count=2), saved)
+        EnvSimulator(open_env(GlobalGenerators, count=2), saved)

@@ -20,7 +20,7 @@ from rlamort.model import Expert, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
-from rlamort.update.parametric import Controlled, Fold, Steered
+from rlamort.update.parametric import Controlled, Fold, ParametricStep
 
 N = 4
 
@@ -44,7 +44,7 @@ class QP(Problem):
         return (y - (y - slope).clamp(-1, 1)).abs().amax(-1)
 
 
-class Admm(Steered):
+class Admm(ParametricStep):
     """OSQP's iteration with A = I (Stellato et al., 2020, algorithm 1), a penalty rho per constraint, or one for all."""
 
     inputs, outputs = 3, 1

@@ -20,7 +20,7 @@ from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.measure.claims import coding
 from rlamort.model import Full, Unroll
-from rlamort.nets import Silent
+from rlamort.nets import Zeros
 from rlamort.objective import Cost
 from rlamort.problem import Problem
 from rlamort.solve.classical import best_found
@@ -28,15 +28,15 @@ from rlamort.source import Contexts
 from rlamort.update.sparse import (
     Alista,
     Fista,
+    GradientRestart,
     Ista,
     Lista,
     ListaCp,
     Momentum,
-    Never,
+    NoRestart,
     Psd,
     Safeguarded,
     StepIsta,
-    Uphill,
     analytic,
     shrink,
 )
@@ -72,7 +72,7 @@ def x():
 
 def path(update, x, steps=K, atoms=N):
     """(steps + 1, B, N) from zero."""
-    return Unroll(Full(Silent(atoms), Euclid(atoms)), update, steps, Euclid(atoms)).iterates(x)
+    return Unroll(Full(Zeros(atoms), Euclid(atoms)), update, steps, Euclid(atoms)).iterates(x)
 
 
 def shaken(update):
@@ -115,7 +115,7 @@ def test_ista_never_raises_the_cost_and_stays_at_the_solution(ista, x):
     assert (ista.step(y, x) - y).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("restart", [Never(), Uphill()])
+@pytest.mark.parametrize("restart", [NoRestart(), GradientRestart()])
 def test_fista_is_as_fast_as_its_theorem_says(ista, x, restart):
     best = solve(ista, x)
     for k, y in enumerate(path(Fista(ista, restart), x, 60)):  # Beck and Teboulle, theorem 4.4
@@ -127,7 +127,9 @@ def test_restarts_make_the_end_faster():
     hard = Ista(unit(torch.randn(40, 20) + 3), 0.01)
     x = torch.randn(B, 40)
     best = hard.cost(solve(hard, x), x)
-    plain, restarted = ((hard.cost(path(Fista(hard, how), x, 400, 20)[-1], x) - best).mean() for how in (Never(), Uphill()))
+    plain, restarted = (
+        (hard.cost(path(Fista(hard, how), x, 400, 20)[-1], x) - best).mean() for how in (NoRestart(), GradientRestart())
+    )
     assert restarted < plain / 50
 
 
@@ -208,7 +210,10 @@ class _Path(torch.nn.Module):
 @pytest.mark.parametrize("name", [*LEARNED, "fista", "safeguarded"])
 def test_an_item_does_not_depend_on_its_neighbours(name, ista, x, device):
     x = x.to(device)
-    made = {"fista": lambda i: Fista(i, Uphill()), "safeguarded": lambda i: Safeguarded(shaken(Lista(i, K)), i)} | LEARNED
+    made = {
+        "fista": lambda i: Fista(i, GradientRestart()),
+        "safeguarded": lambda i: Safeguarded(shaken(Lista(i, K)), i),
+    } | LEARNED
     update = shaken(made[name](copy.deepcopy(ista))).to(device)
     whole, alone = path(update, x, 12), path(update, x[3:4], 12)
     assert torch.allclose(whole[:, 3:4], alone, rtol=1e-9, atol=1e-12)
@@ -404,7 +409,7 @@ def test_the_answer_is_safeguarded_but_not_the_training():
 def test_true_codes_do_not_come_from_contexts():
     problem = SparseRecovery(12, 20)
     loss = Truth(problem, 0.5)
-    model = Unroll(Full(Silent(20), Euclid(20)), Lista(problem.ista, 2), 2, Euclid(20))
+    model = Unroll(Full(Zeros(20), Euclid(20)), Lista(problem.ista, 2), 2, Euclid(20))
     values = []
     for x in (torch.zeros(8, 12), torch.randn(8, 12)):
         torch.manual_seed(1)

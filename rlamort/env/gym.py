@@ -24,7 +24,7 @@ LARGEST = float(np.finfo(np.float32).max)
 LOST = (EOFError, ConnectionError, multiprocessing.TimeoutError)  # a worker process that died, or does not answer
 
 
-class Rows(VectorEnv[Any, Any, Any]):
+class LocalVectorEnv(VectorEnv[Any, Any, Any]):
     """Environments stepped one after another in this process.
 
     `gymnasium.vector.SyncVectorEnv` does the same and more, at twice the cost of a small environment's step.
@@ -64,7 +64,7 @@ class Rows(VectorEnv[Any, Any, Any]):
             env.close()
 
 
-class Ours:
+class VectorFactory:
     """Vector environments that are made here: reset on demand, able to give their state, and made again when they are lost.
 
     Args:
@@ -97,7 +97,7 @@ class Ours:
         if self.first is not None:
             makers[0] = functools.partial(makers[0], self.first)
             self.first = None
-        return Rows(makers)
+        return LocalVectorEnv(makers)
 
     def _workers(self, makers: Sequence[Callable[[], Snapshot]]) -> AsyncVectorEnv:
         threads = torch.get_num_threads()
@@ -158,12 +158,12 @@ class GymEnv(Env):
     A row of ours that raises, or whose numbers are not finite, is reset; the step is no transition, and it is counted.
 
     Args:
-        vector: a vector environment that declares its autoreset mode, or `Ours`.
+        vector: a vector environment that declares its autoreset mode, or `VectorFactory`.
         name: for messages.
         spec: its sizes and bounds.
         device: where x, rewards and actions live.
         limit: steps after which an episode that has not ended is an error; None where a time limit is declared.
-        max_faults: how many failures of `Ours` are forgiven.
+        max_faults: how many failures of `VectorFactory` are forgiven.
         timeout: seconds that worker processes may take over a step.
 
     Raises:
@@ -172,7 +172,7 @@ class GymEnv(Env):
 
     def __init__(
         self,
-        vector: VectorEnv[Any, Any, Any] | Ours,
+        vector: VectorEnv[Any, Any, Any] | VectorFactory,
         name: str,
         spec: Spec,
         device: torch.device,
@@ -182,8 +182,8 @@ class GymEnv(Env):
         timeout: float = 60.0,
     ) -> None:
         super().__init__(spec, device)
-        self.ours = vector if isinstance(vector, Ours) else None
-        self.vector = vector() if isinstance(vector, Ours) else vector
+        self.ours = vector if isinstance(vector, VectorFactory) else None
+        self.vector = vector() if isinstance(vector, VectorFactory) else vector
         mode = self.vector.metadata.get("autoreset_mode")
         if mode is None:
             raise UserError(
@@ -332,7 +332,7 @@ class GymEnv(Env):
 
     def _call_rows(self, name: str, *arguments: Any) -> list[Any]:
         """A method of every row's `Snapshot`."""
-        assert isinstance(self.vector, Rows | AsyncVectorEnv)
+        assert isinstance(self.vector, LocalVectorEnv | AsyncVectorEnv)
         call = self.vector.call
         return list(self._call(lambda: call(name, *arguments)))
 

@@ -16,7 +16,7 @@ from rlamort.env.one_step import Faults, blaming, contexts
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem, begun
-from rlamort.update.parametric import Fold, Steered
+from rlamort.update.parametric import Fold, ParametricStep
 
 Reward = Callable[[Tensor, Tensor, Tensor, Oracle], Tensor]
 
@@ -61,7 +61,7 @@ class IterateEnv(Env):
     def __init__(
         self,
         problem: Problem,
-        step: Steered,
+        step: ParametricStep,
         init: Callable[[Tensor], Tensor],
         *,
         horizon: int,

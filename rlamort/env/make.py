@@ -16,7 +16,7 @@ from gymnasium.wrappers import TimeLimit
 
 from rlamort.env import Space, Spec
 from rlamort.env.copies import Copies
-from rlamort.env.gym import LARGEST, Factory, GymEnv, Ours
+from rlamort.env.gym import LARGEST, Factory, GymEnv, VectorFactory
 from rlamort.env.imports import class_at, here, module_of
 from rlamort.env.one_step import single
 from rlamort.env.record import name_of, spec_of_instance
@@ -292,7 +292,7 @@ def open_env(
         make = factory(env, env_kwargs, max_episode_steps)
         spec, declared, probed = probe(name, make, reset_options)
     limit = None if max_episode_steps or declared else PATIENCE
-    ours = Ours(make, count, vectorization, reset_options, first)
+    ours = VectorFactory(make, count, vectorization, reset_options, first)
     opened = GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
     rows = [row.unwrapped for row in getattr(opened.vector, "envs", ())]
     if len({id(row) for row in [*rows, probed]}) <= len(rows):

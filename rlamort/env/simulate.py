@@ -67,7 +67,7 @@ def _unnumbered(tree: Any) -> Any:
     return [_unnumbered(one) for one in tree] if isinstance(tree, list) else tree
 
 
-class Stepped:
+class EnvSimulator:
     """The environment itself, a row for each saved state: exact for every environment that can give its state.
 
     Args:
@@ -117,7 +117,7 @@ class Stepped:
         return total
 
 
-class Rolled:
+class RolloutSimulator:
     """`mujoco.rollout`: the physics of all rows in one threaded call, rewards and observations derived for all rows at once.
 
     It follows the environment to the last bit over one step; after that, as its contact solver starts from slightly another
@@ -186,7 +186,7 @@ class Rolled:
 
     @torch.no_grad()
     def returns(self, y: Tensor, policy: Policy, horizon: int, discount: float) -> np.ndarray:
-        """As `Stepped.returns`."""
+        """As `EnvSimulator.returns`."""
         at, warm = self.physics, self.warm
         total, running = np.zeros(len(y)), np.ones(len(y), dtype=bool)
         for t in range(horizon):

@@ -15,7 +15,7 @@ from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.record import name_of
-from rlamort.env.simulate import Rolled, Saved, Stepped, save
+from rlamort.env.simulate import EnvSimulator, RolloutSimulator, Saved, save
 from rlamort.envs.maxq import MaxQProblem, Policy, Visited, action_cost, visit
 from rlamort.errors import UserError
 from rlamort.host.randomness import Randomness
@@ -334,9 +334,9 @@ def _played(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Returns of each set of actions, and what simulated them: `mujoco.rollout` where it is known to be the same."""
     try:
-        rolled = Rolled(place.open(1), saved)
+        rolled = RolloutSimulator(place.open(1), saved)
     except UserError:
-        stepped = Stepped(place.open(len(saved.rows)), saved)
+        stepped = EnvSimulator(place.open(len(saved.rows)), saved)
         return {name: stepped.returns(y, place.policy, horizon, discount) for name, y in actions.items()}, "stepped"
     with rolled:
         return {name: rolled.returns(y, place.policy, horizon, discount) for name, y in actions.items()}, "mujoco.rollout"

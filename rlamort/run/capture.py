@@ -108,7 +108,7 @@ class CudaGraph:
         return Round({name: value.clone() for name, value in found.metrics.items()}, y)
 
     def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
-        buffer, before = None if x is None else x.clone(), Moment(self.eager.agent)
+        buffer, before = None if x is None else x.clone(), AgentSnapshot(self.eager.agent)
         device = self.eager.agent.device
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
@@ -123,7 +123,7 @@ class CudaGraph:
         return graph, buffer, found
 
 
-class Moment:
+class AgentSnapshot:
     """An agent's state and the random generators', to come back to.
 
     Args:
@@ -165,7 +165,7 @@ class Captured:
         if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
             return self.rounds(improves, x)
         say.get()(self.beginning)
-        before, twin = Moment(self.agent), copy.deepcopy(self.agent)
+        before, twin = AgentSnapshot(self.agent), copy.deepcopy(self.agent)
         expected = named(Eager(twin, self.sample)(improves, x), twin)
         before.restore()
         try:

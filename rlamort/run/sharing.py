@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.run.capture import Moment, Round, named
+from rlamort.run.capture import AgentSnapshot, Round, named
 from rlamort.run.track import say
 from rlamort.train import Updates
 
@@ -86,7 +86,7 @@ class Sharing:
 
     def _compared(self, x: Tensor | None) -> bool:
         """One round on all threads and one on one, both from where the agent is, and back to there: are they the same?"""
-        before, results = Moment(self.agent), []
+        before, results = AgentSnapshot(self.agent), []
         for threads in (self.threads, 1):
             self._take(threads)
             found = named(Round(*self.updates(self._whole, x)), self.agent)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rlamort.adjoint import Adjoint
 from rlamort.domain import Domain, Euclid
 from rlamort.model import Full, Latent, Model, Unroll
-from rlamort.nets import Silent
+from rlamort.nets import Zeros
 from rlamort.objective import Objective
 from rlamort.update import Gradient
 
@@ -88,7 +88,7 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
 def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:
     found = []
     for rate in RATES:
-        model = steps_in(space, Silent(domain.inputs), domain, rate, STEPS, None, keep_best=True)
+        model = steps_in(space, Zeros(domain.inputs), domain, rate, STEPS, None, keep_best=True)
         try:
             cost = f(model(x, f.oracle(x)), x).nan_to_num(torch.inf).mean().item()
         except Exception:  # whatever a user's cost raises where such large steps lead

@@ -14,7 +14,7 @@ from rlamort.objective import Oracle
 from rlamort.update import Update
 
 
-class Steered(nn.Module):
+class ParametricStep(nn.Module):
     """A solver's step with parameters u: penalties, damping, step sizes. It takes u from [-1, 1] to its own units.
 
     Attributes:
@@ -69,7 +69,7 @@ class Controlled(Update):
         step: what the policy steers.
     """
 
-    def __init__(self, policy: Callable[[Tensor], Tensor], step: Steered) -> None:
+    def __init__(self, policy: Callable[[Tensor], Tensor], step: ParametricStep) -> None:
         super().__init__()
         self.policy, self.step = policy, step
         self.fold = Fold(step.decisions)

@@ -80,7 +80,7 @@ class Ista(Update):
         return bound.clamp_min(0).to(self.dictionary.dtype)
 
 
-class Never(nn.Module):
+class NoRestart(nn.Module):
     """Momentum is never given up."""
 
     def forward(self, ahead: Tensor, y: Tensor, after: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Never(nn.Module):
         return torch.zeros_like(y[:, :1], dtype=torch.bool)
 
 
-class Uphill(nn.Module):
+class GradientRestart(nn.Module):
     """An item's momentum is given up when its step points against it (O'Donoghue and Candes, 2015, section 3.2)."""
 
     def forward(self, ahead: Tensor, y: Tensor, after: Tensor) -> Tensor:
@@ -101,12 +101,12 @@ class Fista(Update):
 
     Args:
         ista: the step.
-        restart: Never, or Uphill.
+        restart: NoRestart, or GradientRestart.
     """
 
-    def __init__(self, ista: Ista, restart: Never | Uphill | None = None) -> None:
+    def __init__(self, ista: Ista, restart: NoRestart | GradientRestart | None = None) -> None:
         super().__init__()
-        self.ista, self.restart = ista, restart or Never()
+        self.ista, self.restart = ista, restart or NoRestart()
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
         return y, torch.ones_like(y[:, :1]), torch.zeros_like(y[:, :1])

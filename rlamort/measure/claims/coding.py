@@ -21,11 +21,11 @@ from rlamort.envs.sparse import Lasso, SparseRecovery, nmse
 from rlamort.measure.claims.clock import median_seconds
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
 from rlamort.model import Full, Unroll
-from rlamort.nets import Silent
+from rlamort.nets import Zeros
 from rlamort.objective import Oracle
 from rlamort.run.learner import learner_class
 from rlamort.update import Update
-from rlamort.update.sparse import Fista, Ista, Lista, ListaCp, Never, Safeguarded, StepIsta, Uphill
+from rlamort.update.sparse import Fista, GradientRestart, Ista, Lista, ListaCp, NoRestart, Safeguarded, StepIsta
 
 REPEATS = 31  # of a timed call
 UNSEEN, SEED = 1_000, 1_000_000
@@ -202,7 +202,7 @@ def baselines(problem: Lasso | SparseRecovery, x: Tensor, alphas: Sequence[float
     grids: dict[str, list[Update]] = {
         "ISTA": [Ista(a, alpha) for alpha in alphas],
         "ISTA, best rate": [Ista(a, alpha, rate) for alpha in alphas for rate in RATES],
-        "FISTA": [Fista(Ista(a, alpha), restart) for alpha in alphas for restart in (Never(), Uphill())],
+        "FISTA": [Fista(Ista(a, alpha), restart) for alpha in alphas for restart in (NoRestart(), GradientRestart())],
     }
     return {
         name: np.min([_curve(problem, update, x, metric) for update in grid], axis=0).tolist() for name, grid in grids.items()
@@ -256,7 +256,7 @@ def _beginning(problem: Lasso | SparseRecovery, x: Tensor) -> Verdict:
 
 def _path(problem: Lasso | SparseRecovery, update: Update, steps: int, x: Tensor) -> Tensor:
     """(steps + 1, B, N) from zero."""
-    return Unroll(Full(Silent(problem.domain.dim), problem.domain), update, steps, problem.domain).iterates(x)
+    return Unroll(Full(Zeros(problem.domain.dim), problem.domain), update, steps, problem.domain).iterates(x)
 
 
 def figure(curves: dict[str, list[float]], what: str) -> Figure:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlamort.envs.vae import VAE, Averaged, Held, Reconstruction
+from rlamort.envs.vae import VAE, Averaged, FixedNoise, Reconstruction
 from rlamort.measure.claims.inference import (
     BEST_STEPS,
     HELD_OUT,
@@ -140,7 +140,7 @@ class Differenced(Cost):
 
         def held() -> Objective:
             noise = torch.randn(len(x) * posed.f.draws, posed.latent, dtype=x.dtype, device=x.device)
-            return Averaged(Soft(Reconstruction(posed), Held(noise), posed.alpha), posed.f.draws)
+            return Averaged(Soft(Reconstruction(posed), FixedNoise(noise), posed.alpha), posed.f.draws)
 
         return DifferencedOracle(held, x, owned)
 
