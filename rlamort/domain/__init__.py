@@ -1,3 +1,12 @@
-"""Y, the domains of solutions, and densities over them."""
+"""Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.sets import *  # noqa: F403
+from rlamort.domain.base import LARGEST, Domain
+from rlamort.domain.birkhoff import Birkhoff
+from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
+from rlamort.domain.density import Density, Gaussian, SquashedGaussian
+from rlamort.domain.sets import Box, CappedSimplex, Euclid, Orthant, Product, Simplex, Sphere, unit_box
+
+__all__ = [
+    "LARGEST", "PSD", "Birkhoff", "Box", "CappedSimplex", "Density", "Domain", "Euclid", "ExponentialCone", "Gaussian",
+    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "unit_box",
+]  # fmt: skip

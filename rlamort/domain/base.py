@@ -1,0 +1,101 @@
+"""Y, where solutions live, and P(Y), densities over it.
+
+y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, inputs) · logq log-density (B,)
+
+No item's answer depends on its neighbours: what iterates does so a fixed number of times, each item on its own.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsFloat, SupportsIndex
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlamort.errors import UserError
+
+Bounds = Sequence[float] | np.ndarray | Tensor
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Domain(nn.Module):
+    """Y: `dim` coordinates, reached from `inputs` unconstrained numbers by a differentiable projection.
+
+    Amos, Tutorial on amortized optimization, section 5.1.2.
+
+    Attributes:
+        dim: n.
+        inputs: unconstrained numbers that `project` takes.
+        reach: how far out, in v, an action at the border of [-1, 1]^inputs lies.
+    """
+
+    dim: int
+    inputs: int
+    reach: float = 3.0
+
+    def project(self, v: Tensor) -> Tensor:
+        """v (B, inputs) -> y (B, dim) in Y; for a density, lam (B, inputs) within its bounds."""
+        raise NotImplementedError
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """y (B, dim) -> argmin_{s in Y} |s - y| (B, dim), the Euclidean projection; differentiable almost everywhere.
+
+        However large y is: the result is in Y to rounding, and as near as any other point to that of y's largest number.
+        """
+        raise NotImplementedError
+
+    def violation(self, y: Tensor) -> Tensor:
+        """y (B, dim) -> (B,) >= 0, how far it is from Y: 0 in Y, and nowhere else.
+
+        It decides what may be an answer, so it should not trust `nearest`, as this default does, the distance to it. Domains
+        here measure the conditions that define Y: it is the distance to Y, or, where Y is an intersection of sets, the largest
+        of the distances to each, which is no more.
+        """
+        return norm_of(y - self.nearest(y))
+
+    def linear(self, g: Tensor) -> Tensor:
+        """g (B, dim) -> argmin_{s in Y} <g, s> (B, dim), a corner of Y, without a derivative.
+
+        Raises:
+            UserError: Y is unbounded, so that nothing attains the minimum.
+        """
+        raise UserError(f"{type(self).__name__}.linear: this set is unbounded; a bounded one (Box, Simplex, ...) is needed")
+
+    def act(self, u: Tensor) -> Tensor:
+        """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
+        return self.project(self.reach * u)
+
+    def uniform(self, count: int) -> Tensor:
+        """(count, dim): what `act` makes of uniform actions, which in a box is uniform over Y; from torch's generator."""
+        device = next(self.buffers(), torch.empty(0)).device
+        return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
+
+
+def at_least_one(field: str, given: Any) -> int:
+    if isinstance(given, bool) or not isinstance(given, SupportsIndex) or operator.index(given) < 1:
+        raise UserError(f"{field}: {given!r} is given; an integer of at least 1 is needed")
+    return operator.index(given)
+
+
+def number(field: str, given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, SupportsFloat):
+        raise UserError(f"{field}: {given!r} is given; a number is needed")
+    return float(given)
+
+
+def magnitude(v: Tensor) -> Tensor:
+    """v (B, n) -> (B, 1) > 0: its largest absolute value, by which it is divided before it is squared; detached."""
+    return v.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def norm_of(v: Tensor) -> Tensor:
+    """v (B, n) -> |v| (B,), also where the squares would leave the range of floats."""
+    size = magnitude(v)
+    length: Tensor = size[..., 0] * torch.linalg.vector_norm(v / size, dim=-1)
+    return length
+
+
+def as_matrix(y: Tensor, size: int) -> Tensor:
+    """(B, size^2) -> (B, size, size)."""
+    return y.reshape(*y.shape[:-1], size, size)

@@ -1,0 +1,109 @@
+"""P(Y), densities over solutions, as models predict their parameters."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlamort.domain.base import Domain, at_least_one, number
+from rlamort.errors import UserError
+
+
+class Density(Domain):
+    """P(Y): distributions over Y with parameters lam (B, inputs), sampled by reparameterisation."""
+
+    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        """lam (B, inputs) -> one draw y (B, dim), differentiable in lam, and log q(y; lam) (B,) in nats."""
+        raise NotImplementedError
+
+    def draw(self, lam: Tensor) -> Tensor:
+        """lam (B, inputs) -> one draw y (B, dim), the one that `sample` would have given, without its density."""
+        return self.sample(lam)[0]
+
+    def median(self, lam: Tensor) -> Tensor:
+        """lam (B, inputs) -> y (B, dim): the coordinate-wise median, which is what a deterministic agent plays."""
+        raise NotImplementedError
+
+    def nearest(self, y: Tensor) -> Tensor:
+        """lam (B, inputs) -> lam within its bounds; they are a box, and `project` clamps to it."""
+        return self.project(y)
+
+
+class Gaussian(Density):
+    """y ~ N(mean, exp(log_std)^2) per coordinate, on R^dim; lam = (mean | log_std).
+
+    Args:
+        dim: coordinates of y.
+        log_std_low: lower bound of log_std.
+        log_std_high: upper bound of log_std.
+    """
+
+    def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
+        super().__init__()
+        self.dim = at_least_one("Gaussian.dim", dim)
+        self.inputs = 2 * dim
+        self.bounds = _spread_bounds("Gaussian", log_std_low, log_std_high)
+
+    def project(self, v: Tensor) -> Tensor:
+        mean, log_std = v.chunk(2, dim=-1)
+        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+
+    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = lam.chunk(2, dim=-1)
+        noise = torch.randn_like(mean)
+        logq = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return mean + log_std.exp() * noise, logq.sum(-1)
+
+    def median(self, lam: Tensor) -> Tensor:
+        return lam.chunk(2, dim=-1)[0]
+
+    def kl(self, lam: Tensor) -> Tensor:
+        """lam (B, inputs) -> KL(q(.; lam) | N(0, I)) (B,), in nats (Kingma and Welling, 2014, appendix B)."""
+        mean, log_std = lam.chunk(2, dim=-1)
+        return 0.5 * (mean.square() + (2 * log_std).expm1() - 2 * log_std).sum(-1)
+
+
+class SquashedGaussian(Density):
+    """y = tanh(v) with v ~ N(mean, exp(log_std)^2) per coordinate, on [-1, 1]^dim; lam = (mean | log_std).
+
+    Haarnoja et al. (2018), appendix C. The density is that of y in [-1, 1]^dim, whatever units an environment uses.
+
+    Args:
+        dim: coordinates of y.
+        log_std_low: lower bound of log_std.
+        log_std_high: upper bound of log_std.
+    """
+
+    def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
+        super().__init__()
+        self.dim = at_least_one("SquashedGaussian.dim", dim)
+        self.inputs = 2 * dim
+        self.bounds = _spread_bounds("SquashedGaussian", log_std_low, log_std_high)
+
+    def project(self, v: Tensor) -> Tensor:
+        mean, log_std = v.chunk(2, dim=-1)
+        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+
+    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = lam.chunk(2, dim=-1)
+        noise = torch.randn_like(mean)
+        v = mean + log_std.exp() * noise
+        log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        # log |d tanh(v) / dv| = log(1 - tanh(v)^2), in the form that neither overflows nor cancels for large |v|
+        log_slope = 2 * (math.log(2) - v - nn.functional.softplus(-2 * v))
+        return v.tanh(), (log_normal - log_slope).sum(-1)
+
+    def draw(self, lam: Tensor) -> Tensor:
+        mean, log_std = lam.chunk(2, dim=-1)
+        return (mean + log_std.exp() * torch.randn_like(mean)).tanh()
+
+    def median(self, lam: Tensor) -> Tensor:
+        return lam.chunk(2, dim=-1)[0].tanh()
+
+
+def _spread_bounds(name: str, low: Any, high: Any) -> tuple[float, float]:
+    bounds = number(f"{name}.log_std_low", low), number(f"{name}.log_std_high", high)
+    if not bounds[0] < bounds[1]:
+        raise UserError(f"{name}.log_std_low: {low} is given; one below log_std_high = {high} is needed")
+    return bounds
