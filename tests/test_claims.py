@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,16 +13,20 @@ import yaml
 from matplotlib.figure import Figure
 from rlamort.agents.sac import SAC
 from rlamort.agents.td3 import TD3
+from rlamort.envs.sphere import Sphere
 from test_laws import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 
+from rlamort.cli import main
 from rlamort.config import locate, resolve
 from rlamort.env import Spec
 from rlamort.measure import reproduce, speed
+from rlamort.measure.claims import sphere
 from rlamort.measure.race import Race
 from rlamort.measure.reproduce import Claim, entries, rows, table
 from rlamort.measure.study import Study
-from rlamort.measure.verdict import Measured, at_least, at_most
+from rlamort.measure.verdict import Bound, Measured, Verdict, at_least, at_most
+from rlamort.objective import Cost
 from rlamort.score import interval, iqm, stratified_bootstrap
 
 
@@ -191,6 +196,151 @@ def test_a_measured_claim_keeps_its_verdicts_data_and_figures(tmp_path):
     assert claim.judge({}) == []
     assert claim.waiting({}) == "two_claims: not measured yet"
     assert claim.report(kept) == ["![drawn](drawn.png)"]
+
+
+def test_a_claim_is_reported_only_where_a_bound_shows_that_none_can_pass():
+    """Whatever the bound says, what passes passes, a number that is none fails, and a bound that was exceeded is none."""
+    for value, most, outcome in (
+        (4.0, 60.0, "reported"), (4.0, 100.0, "FAIL"), (4.0, 300.0, "FAIL"), (4.0, np.inf, "FAIL"), (4.0, np.nan, "FAIL"),
+        (4.0, 3.0, "FAIL"), (np.nan, 60.0, "FAIL"), (100.0, 60.0, "pass"), (120.0, 300.0, "pass"),
+    ):  # fmt: skip
+        verdict = at_least("faster", value, 100, "x", most, "f twice at least")
+        assert verdict.outcome == outcome, (value, most)
+        assert verdict.passed == (outcome != "FAIL")
+        assert (verdict.threshold == "") == (outcome == "reported")
+        assert Verdict.read(json.loads(json.dumps(verdict.kept()))) == verdict
+    assert at_least("faster", 4.0, 100, "x").outcome == "FAIL"  # none is known
+    assert at_least("faster", 4.0, 100, "x", 300.0, "f twice").limit == ">= 100x, within what is possible: at most 300x"
+    told = str(at_least("faster", 4.0, 100, "x", 60.0, "f twice at least"))
+    assert told.startswith(
+        "reported  faster\n      measured 4x; threshold none: at most 60x, and 100x was asked: f twice at least"
+    )
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        None, Bound(100.0, 100, "x", "why"), Bound(300.0, 100, "x", "why"), Bound(np.nan, 100, "x", "why"),
+        Bound(-np.inf, 100, "x", "why"), Bound(60.0, 100, "x", ""),
+    ],
+)  # fmt: skip
+def test_what_no_bound_proves_is_not_reported(bound):
+    """Not by whoever makes a verdict, and not by whoever edits the data."""
+    with pytest.raises(ValueError, match=r"no bound that would show|does not show that what is asked for is out of reach"):
+        Verdict("faster", "4x", "", True, bound)
+    if bound is not None:
+        with pytest.raises(ValueError, match="does not show that what is asked for is out of reach"):
+            Verdict.read(["faster", "4x", "reported", bound._asdict()])
+
+
+@pytest.mark.parametrize(("threshold", "passed"), [(">= 100x", True), ("", False)])
+def test_what_is_reported_neither_has_a_threshold_nor_fails(threshold, passed):
+    with pytest.raises(ValueError, match="has no threshold, and neither passes nor fails"):
+        Verdict("faster", "4x", threshold, passed, Bound(60.0, 100, "x", "why"))
+
+
+def bounded(most):
+    return Measured([at_most("small", 1.0, 2.0), at_least("faster", 4.0, 100, "x", most, "f twice at least")], {}, {})
+
+
+def bound_below():
+    """A bound that proves it."""
+    return bounded(60.0)
+
+
+def bound_above():
+    """A bound that does not."""
+    return bounded(300.0)
+
+
+@pytest.mark.parametrize(
+    ("measure", "code", "summary", "line"),
+    [
+        (
+            "bound_below", 0, "- race: [1 of 1 hold, 1 reported](#race)",
+            "| faster | none: at most 60x, and 100x was asked: f twice at least | 4x | reported |",
+        ),
+        (
+            "bound_above", 1, "- race: **[1 of 2 hold](#race)**",
+            "| faster | >= 100x, within what is possible: at most 300x | 4x | **FAIL** |",
+        ),
+    ],
+)  # fmt: skip
+def test_reproduce_exits_with_1_unless_a_bound_proves_the_claim_out_of_reach(
+    measure, code, summary, line, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        reproduce, "entries", lambda row: [Claim(row, f"test_claims.{measure}")] if row == "race" else entries(row)
+    )
+    left = 0
+    try:
+        main(["reproduce", "race", "--results", str(tmp_path)])
+    except SystemExit as exit:
+        left = exit.code
+    assert left == code
+    assert ("reported  faster" in capsys.readouterr().out) == (code == 0)
+    text = (tmp_path / "README.md").read_text()
+    assert summary in text
+    assert line in text
+    kept = json.loads((tmp_path / "race.json").read_text())[f"test_claims.{measure}"]["verdicts"]
+    assert [("reported" in one, True in one) for one in kept] == [(False, True), (code == 0, False)]
+
+
+def test_what_was_measured_before_its_module_moved_is_still_its_own(tmp_path):
+    claim = entries("sphere")[0]
+    found = claim.measure.replace("rlamort.measure.claims.", "rlamort.claims.")
+    (tmp_path / "sphere.json").write_text(
+        json.dumps({found: {"versions": {}, "verdicts": [["near", "1", "<= 2", True]], "figures": []}})
+    )
+    assert "| near | <= 2 | 1 | pass |" in table(tmp_path)
+
+
+def test_notes_of_rows_stand_below_their_claims(tmp_path):
+    text = table(tmp_path)
+    for row in ("sphere", "maxq", "lista"):
+        note = reproduce._declared(row)["note"].strip()
+        assert note in text.partition(f"\n## {row}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(("faster", "outcome"), [(1, "reported"), (100, "FAIL")])
+def test_no_choice_on_the_sphere_beats_descent_by_more_than_their_evaluations(faster, outcome, monkeypatch):
+    """Seconds are counted here in points at which f is evaluated; the least is that of f at two points an item."""
+    torch.manual_seed(0)
+    problem = Sphere()
+    evaluated, real = [0], problem.cost
+
+    def cost(y, x):
+        evaluated[0] += len(y)
+        return real(y, x)
+
+    def count(call, repeats):
+        before = evaluated[0]
+        call()
+        return evaluated[0] - before
+
+    problem.cost = cost
+    monkeypatch.setattr(sphere, "median_seconds", count)
+    monkeypatch.setattr(sphere, "least_seconds", lambda call, repeats: count(call, repeats) / faster)
+    f, x = Cost(problem), problem.layout.pack(problem.contexts(20))
+    low = sphere.global_minimum(f, x)
+    off = torch.nn.functional.normalize(low + 0.02 * torch.randn_like(low), dim=-1)
+
+    def act(x, explore):
+        f(off[: len(x)], x)
+        f(off[: len(x)], x)
+        return off[: len(x)]
+
+    goals = {sphere.OURS: f(off, x).mean().item() + sphere.SLACK, sphere.LOWEST: f(low, x).mean().item() + sphere.SLACK}
+    walked = sphere.walk(f, x, goals)
+    assert all(walked[sphere.OURS][starts] <= count for starts, count in walked[sphere.LOWEST].items())
+    for size in (1, 20):
+        verdict, told = sphere.speed("squared distance", SimpleNamespace(act=act), f, x[:size], walked)
+        needed = {goal: min(n * (k + 1) for n, k in reached.items()) for goal, reached in walked.items()}
+        assert needed[sphere.OURS] < needed[sphere.LOWEST]
+        assert verdict.measured == f"{needed[sphere.OURS] / 2:.4g}x"
+        assert verdict.outcome == outcome
+        assert f"at most {faster * needed[sphere.LOWEST] / 2:.4g}x" in verdict.limit
+        assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 
 def test_every_claim_names_a_function():

@@ -325,7 +325,9 @@ def test_a_gap_is_reported_in_the_critic_and_in_the_environment(run, acting, run
         measured = maxq.judged(report.data, "Pendulum-v1, TD3")
         removed, times = measured.verdicts
         assert removed.passed == (report.data["critic"]["removed"] >= 0.5)
-        assert times.passed == (maxq.fastest(solvers, "a gap of 1 %", 8)["times"] >= 300)
+        best = maxq.fastest(solvers, "a gap of 1 %", 8)
+        possible = best["seconds"] / report.data["critic"]["least_seconds"][8] >= 300
+        assert times.outcome == ("pass" if best["times"] >= 300 else "FAIL" if possible else "reported")
         assert list(measured.figures) == ["maxq_pendulum_v1_td3"]
         assert json.dumps(measured.data)
         assert {len(values) for values in report.data["acting"]["returns"].values()} == {1}

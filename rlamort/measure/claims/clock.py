@@ -8,9 +8,18 @@ from typing import Any
 
 def median_seconds(call: Callable[[], Any], repeats: int, warm: int = 1) -> float:
     """Median seconds of a call, of `repeats` of which the first `warm` do not count."""
+    return statistics.median(_seconds(call, repeats)[warm:])
+
+
+def least_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Those of the fastest of `repeats` calls: for bounds, which must not owe anything to what else the machine did."""
+    return min(_seconds(call, repeats))
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> list[float]:
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return statistics.median(times[warm:])
+    return times
