@@ -12,7 +12,7 @@ def median_seconds(call: Callable[[], Any], repeats: int, warm: int = 1) -> floa
 
 
 def least_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Those of the fastest of `repeats` calls: for bounds, which must not owe anything to what else the machine did."""
+    """Those of the fastest of `repeats` calls: what they take by themselves, whatever else the machine did meanwhile."""
     return min(_seconds(call, repeats))
 
 

@@ -15,20 +15,19 @@ from torch import Tensor
 
 from rlamort.agent import Agent
 from rlamort.envs.sphere import Sphere
-from rlamort.measure.claims.clock import least_seconds, median_seconds
+from rlamort.measure.claims.clock import least_seconds
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
 from rlamort.objective import Cost
 from rlamort.run.learner import learner_class
 from rlamort.solve.classical import Descent
 
 UNSEEN, SEED = 1_000, 1_000_000
-REPEATS = 51  # of a timed call
+REPEATS = 101  # of a timed call, of which the fastest counts
 LATTICE = 2_000  # points among which the global minimum is looked for before it is polished
 STARTS = (4, 8, 16, 32)  # of the descent whose time is compared; the fastest of these that gets as low counts
 LIMIT = 1_000  # of its iterations
 SIZES = (1, 1_000)
 OURS, LOWEST, SLACK = "the model's mean", "the minima's mean", 1e-6  # goals of the descent, and how near to them it has to come
-LEAST_OF = 101  # timed calls of f, of which the fastest counts
 POWERS = {2: "squared distance", 1: "distance"}
 
 
@@ -135,9 +134,9 @@ def speed(name: str, agent: Agent, f: Cost, x: Tensor, walked: dict[str, dict[in
     the time of descent to the minima over that of f at two points an item, f being the same for both.
     """
     size = len(x)
-    ours = median_seconds(lambda: agent.act(x, explore=False), REPEATS)
+    ours = least_seconds(lambda: agent.act(x, explore=False), REPEATS)
     pairs, twice = lattice(2).to(x).repeat(size, 1), x.repeat_interleave(2, 0)
-    least = least_seconds(lambda: f(pairs, twice), LEAST_OF)
+    least = least_seconds(lambda: f(pairs, twice), REPEATS)
     paces = {starts: pace(f, x, starts) for starts in sorted({starts for reached in walked.values() for starts in reached})}
     timed = {
         goal: [Timed(starts, count, paces[starts][0] + (count - 1) * paces[starts][1]) for starts, count in reached.items()]
@@ -163,13 +162,13 @@ def speed(name: str, agent: Agent, f: Cost, x: Tensor, walked: dict[str, dict[in
 
 
 def pace(f: Cost, x: Tensor, starts: int) -> tuple[float, float]:
-    """Median seconds of a descent's first iteration, with what comes before it, and of any later one.
+    """Seconds of a descent's first iteration, with what comes before it, and of any later one.
 
-    How many it takes is counted before, so nothing but the descent is timed. Timed one by one they are as short as what they
-    are compared with: a machine that does something else now and then would be in the way of longer calls alone.
+    How many it takes is counted before, so nothing but the descent is timed. Timed one by one they are about as short as what
+    they are compared with: what else the machine does would be in the way of long calls alone.
     """
     path = _descent(f, x, starts)
-    return median_seconds(lambda: next(_descent(f, x, starts)), REPEATS), median_seconds(lambda: next(path), REPEATS)
+    return least_seconds(lambda: next(_descent(f, x, starts)), REPEATS), least_seconds(lambda: next(path), REPEATS)
 
 
 def _descent(f: Cost, x: Tensor, starts: int) -> Iterator[Tensor]:
