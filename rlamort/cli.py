@@ -7,17 +7,15 @@ import itertools
 import json
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
 import traceback
-import types
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlamort.config import (
     Field,
@@ -32,11 +30,10 @@ from rlamort.config import (
     fields_of,
     methods,
     read_row,
-    resolve,
     settled,
     short_name,
 )
-from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
+from rlamort.errors import Fault, Preempted, UserError, nearest
 
 if TYPE_CHECKING:
     from rlamort.run.learner import Learner
@@ -160,7 +157,9 @@ def train(arguments: list[str]) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     from rlamort.run.overrides import spelled
+    from rlamort.run.session import Session
 
+    session = Session(_leave_behind)
     store = ConfigStore.instance()
     values = defaults(row)
     store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
@@ -178,7 +177,7 @@ def train(arguments: list[str]) -> None:
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(given, dict)
-            path = run_one(method, {str(key): value for key, value in given.items() if key in known})
+            path = session.start(method, {str(key): value for key, value in given.items() if key in known})
             made(path)
             scores.append(last_score(path))
 
@@ -318,101 +317,6 @@ def _typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def run_one(method: str, given: dict[str, Any]) -> Path:
-    """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.run.directory import claimed
-    from rlamort.run.learner import learner_class
-
-    config = resolve(method, given)
-    if config.run.env is None:
-        raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
-    if config.run.resume == "auto":
-        if config.run.dir is None:
-            raise UserError("resume=auto: it needs dir=..., the run directory to look for")
-        if (Path(config.run.dir) / "config.yaml").is_file():
-            return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given}, method)
-    with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
-        learner = learner_class(method)(**{**config.values, "dir": str(path)})
-    return _run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
-
-
-def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
-    """Resume a run and see it through."""
-    from rlamort.run.learner import EXCEPT_EPISODE, resume
-
-    learner, exactness = resume(path, changes, method)
-    blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
-    return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
-
-
-def _run(learner: "Learner", headline: str) -> Path:
-    from rlamort.run.track import Terminal
-
-    assert learner.directory is not None
-    run, path = learner.config.run, learner.directory.path
-    with Interrupts() as interrupts:  # to the very end: a finished run is not worth killing
-        try:
-            with Terminal(run.steps) as terminal:
-                terminal.print(headline)
-                try:
-                    learner.learn(
-                        run.steps - learner.clock.env_step,
-                        reset_num_timesteps=False,
-                        trackers=[terminal],
-                        stop=interrupts.asked,
-                    )
-                except Preempted as end:
-                    terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
-                    raise
-                except Diverged as error:
-                    terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
-                    if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
-                        raise
-                    learner.close()
-                    slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
-                    terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
-                    return go_on(path, slower, learner.method)
-                finally:
-                    with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
-                        if not learner.closed:
-                            learner.check_finite()
-                            learner.save(path / "agent")
-            _leave_behind(path, run.video, learner.method)
-        finally:
-            interrupts.ending()
-            if not learner.closed:
-                learner.close()
-    print(path)
-    return path
-
-
-class Interrupts:
-    """SIGINT and SIGTERM as a request to stop at the next moment when all state is consistent; a second one stops at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> Self:
-        self.count = 0
-        self.before = [signal.signal(number, self._take) for number in self.SIGNALS]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in zip(self.SIGNALS, self.before, strict=True):
-            signal.signal(number, handler)
-
-    def asked(self) -> bool:
-        return self.count > 0
-
-    def ending(self) -> None:
-        """All is saved: from now on the first signal stops what is waited for."""
-        self.count = max(self.count, 1)
-
-    def _take(self, number: int, frame: types.FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-
-
 def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
     parser = _Parser("resume", "Go on with a run from its newest checkpoint.")
@@ -425,16 +329,18 @@ def resume_run(arguments: list[str]) -> None:
     )
     _method_option(parser)
     given = parser.parse_args(arguments)
-    go_on(given.run, _values(given.changes), given.method)
+    from rlamort.run.session import Session
+
+    Session(_leave_behind).resume(given.run, _values(given.changes), given.method)
 
 
-def _leave_behind(path: Path, video: bool, method: str) -> None:
+def _leave_behind(learner: "Learner", path: Path) -> None:
     from rlamort.measure.plot import plot
     from rlamort.measure.video import film_apart
 
     print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
-    if video:
-        print(film_apart(path, method))
+    if learner.config.run.video:
+        print(film_apart(path, learner.method))
 
 
 def push(arguments: list[str]) -> None:
@@ -467,7 +373,7 @@ def evaluate(arguments: list[str]) -> None:
     _method_option(parser)
     given = parser.parse_args(arguments)
     episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
-    from rlamort.run.learner import load
+    from rlamort.run.restore import load
     from rlamort.score import interval
 
     learner = load(given.run, method=given.method, **_places(given.places))
@@ -500,7 +406,7 @@ def video(arguments: list[str]) -> None:
         print(said)
         return
     from rlamort.measure.video import film
-    from rlamort.run.learner import load
+    from rlamort.run.restore import load
 
     learner = load(given.run, method=given.method, **_places(given.places))
     out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")

@@ -28,7 +28,8 @@ from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
 from rlamort.measure.check import check
 from rlamort.problem import Problem, draw
-from rlamort.run.learner import learner_class, load
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import load
 from rlamort.source import Batch
 
 CPU = torch.device("cpu")

@@ -26,7 +26,8 @@ import rlamort as ra
 from rlamort.errors import Preempted
 from rlamort.run.capture import Captured
 from rlamort.run.checkpoint import Checkpoints
-from rlamort.run.learner import learner_class, resume
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import resume
 from rlamort.run.track import Records, read_records
 
 SMALL = {
@@ -37,7 +38,7 @@ SMALL = {
 
 def everything(learner):
     """All that must be equal, with what is never read again left out."""
-    source, state = learner.source, learner._state()
+    source, state = learner.source, learner.state()
     books = {name: getattr(source, name) for name in ("written", "first", "size", "follows", "begins")}
     live = torch.zeros(source.rows * source.slots, dtype=torch.bool)
     fifo = []
@@ -324,16 +325,16 @@ def test_a_checkpoint_killed_between_writing_and_publishing_is_swept(tmp_path):
 def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     """A limit on the size of files, at any point of the writing; training goes on, and the next checkpoint is whole."""
     learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "checkpoint_every": 10_000}).learn(100)
-    kept = learner._kept
+    kept = learner.durable.kept
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     rng = random.Random(1)
     try:
         for _ in range(8):
-            learner._kept = -1  # as if there were something new
+            learner.durable.kept = -1  # as if there were something new
             resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
             with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
-                learner.save_checkpoint()
+                learner.durable.save()
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

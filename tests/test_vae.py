@@ -255,7 +255,7 @@ def test_a_run_is_evaluated_on_images_that_it_is_not_trained_on():
     learner = learner_class("vae")(problem, **QUICK).learn(2)
     learner.score(20)
     held = set(map(tuple, problem.test_images.tolist()))
-    met = learner._evaluation_env(20).x
+    met = learner.environments.evaluation(20).x
     assert len(met.unique(dim=0)) == 20
     assert set(map(tuple, met.tolist())) <= held
     assert not set(map(tuple, learner.source.env.reset(0).tolist())) & held

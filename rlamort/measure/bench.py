@@ -74,7 +74,8 @@ def _fill(ring: Replay) -> None:
 
 def _timed(learner: Learner) -> float:
     start = time.perf_counter()
-    learner.save_checkpoint()
+    assert learner.durable is not None
+    learner.durable.save()
     return time.perf_counter() - start
 
 

@@ -23,7 +23,8 @@ from rlamort.measure.report import Report, table
 from rlamort.measure.time_to_match import PATIENCE, time_to_match, tutorial
 from rlamort.nets import Unnormalised
 from rlamort.objective import Cost, MaxQ, Objective
-from rlamort.run.learner import Learner, load
+from rlamort.run.learner import Learner
+from rlamort.run.restore import load
 from rlamort.score import Interval, interval, score
 from rlamort.solve.classical import Reference, best_found, extended
 
