@@ -24,6 +24,7 @@ from test_cli import HERE, RLAMORT, rlamort
 
 import rlamort as ra
 from rlamort.errors import Preempted
+from rlamort.host.machine import versions
 from rlamort.run.capture import Captured
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.learner import learner_class
@@ -178,7 +179,7 @@ def test_two_hundred_kills(method, tmp_path):
     kept = json.loads(record.read_text()) if record.exists() else {}
     kept[method] = {
         "command": f"pytest -m slow tests/test_resume.py -k {method}", "run": f"rlamort train {' '.join(command)}",
-        "kills": 67, "resumes_identical": 67, "versions": ra.run.checkpoint.versions(),
+        "kills": 67, "resumes_identical": 67, "versions": versions(),
     }  # fmt: skip
     record.write_text(json.dumps(kept, indent=1) + "\n")
 
@@ -216,7 +217,7 @@ def test_an_outside_referee_kills_at_every_boundary_between_two_changes_of_files
         "command": f"pytest -m slow tests/test_resume.py -k referee, with ckpt-chaos {version('ckpt-chaos')}",
         "referee": f"ckpt-chaos run {' '.join(options)}", "run": f"rlamort train {' '.join(REFEREED)}",
         "points": len(points), "modes": dict(sorted(modes.items())), "passed": len(points) - len(failed), "failed": failed,
-        "versions": ra.run.checkpoint.versions(),
+        "versions": versions(),
     }  # fmt: skip
     assert len(points) > 100
     (HERE.parent / "docs" / "results" / "ckpt_chaos.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -388,8 +389,8 @@ def test_changes_are_safe_or_said(tmp_path):
 
 def test_other_versions_make_a_resume_statistical(tmp_path, monkeypatch):
     run_with_checkpoints(tmp_path / "run")
-    now = {"rlamort": "9", **{k: v for k, v in ra.run.checkpoint.versions().items() if k != "rlamort"}}
-    monkeypatch.setattr("rlamort.run.checkpoint.versions", lambda: now)
+    now = {"rlamort": "9", **{k: v for k, v in versions().items() if k != "rlamort"}}
+    monkeypatch.setattr("rlamort.run.restore.versions", lambda: now)
     with pytest.warns(UserWarning, match="rlamort is 9 now; the run was made with 0.1.0"):
         again, exactness = resume(tmp_path / "run", {})
     assert exactness == "statistical"

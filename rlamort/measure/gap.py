@@ -12,11 +12,11 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rlamort.agent import Agent
-from rlamort.env import Spec
+from rlamort.env import Policy, Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.record import name_of
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, Saved, save
-from rlamort.envs.maxq import MaxQProblem, Policy, Visited, action_cost, visit
+from rlamort.envs.maxq import MaxQProblem, Visited, action_cost, visit
 from rlamort.errors import UserError
 from rlamort.host.randomness import Randomness
 from rlamort.measure.report import Report, table

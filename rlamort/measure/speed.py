@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from rlamort.errors import Fault
-from rlamort.host.machine import fast_products
+from rlamort.host.machine import fast_products, versions
 from rlamort.measure import speed_worker as contestant
 from rlamort.measure.report import Report, table
-from rlamort.run.checkpoint import versions
 from rlamort.run.learner import Learner, learner_class
 
 Product = tuple[int, int, int, int]  # copies, rows, inner, columns of a matrix product

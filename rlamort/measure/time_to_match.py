@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlamort.domain import Domain
-from rlamort.envs.maxq import Policy
+from rlamort.env import Policy
 from rlamort.measure.report import Report, table
 from rlamort.objective import Objective
 from rlamort.solve.classical import Adam, Descent, Search, Unconstrained, extended

@@ -13,7 +13,8 @@ import numpy as np
 from rlamort.agent import Agent
 from rlamort.config import Config
 from rlamort.errors import Diverged, UserError
-from rlamort.run.checkpoint import Damaged, Loaded
+from rlamort.host.saved import Damaged
+from rlamort.run.checkpoint import Loaded
 from rlamort.run.directory import Directory
 from rlamort.run.mirror import Mirror
 from rlamort.run.track import Records

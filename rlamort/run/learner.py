@@ -16,10 +16,10 @@ from rlamort.agent import Agent
 from rlamort.config import Config, defaults, fields, locate, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
-from rlamort.host.machine import cores, device_of, fast_products, require_memory
+from rlamort.host.machine import cores, device_of, fast_products, require_memory, versions
 from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
-from rlamort.run import checkpoint
+from rlamort.host.saved import save_agent
 from rlamort.run.callback import Callback, Called, Enough
 from rlamort.run.capture import Captured, Eager
 from rlamort.run.directory import Directory
@@ -29,9 +29,9 @@ from rlamort.run.mirror import require
 from rlamort.run.resets import Resets
 from rlamort.run.sharing import Sharing
 from rlamort.run.stored import agent_in, trusted
-from rlamort.run.track import Terminal, Tracker, Values
+from rlamort.run.track import Terminal
 from rlamort.score import SEED, Score, score
-from rlamort.train import Clock, Journal, Schedule, Updates
+from rlamort.train import Clock, Journal, Schedule, Tracker, Updates, Values
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
@@ -299,7 +299,7 @@ class Learner:
             UserError: the folder holds anything else than an agent that was saved there before.
         """
         self.check_finite()
-        checkpoint.save_agent(Path(path), self.agent.state_dict(), self.facts())
+        save_agent(Path(path), self.agent.state_dict(), self.facts())
 
     def facts(self) -> dict[str, Any]:
         """What a saved agent says beside its tensors."""
@@ -311,7 +311,7 @@ class Learner:
             "statistics": plain(self.environments.statistics()),
             "env_step": self.clock.env_step,
             "updates": self.clock.updates,
-            "versions": checkpoint.versions(),
+            "versions": versions(),
         }
 
     def description(self) -> dict[str, Any]:

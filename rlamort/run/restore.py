@@ -9,7 +9,7 @@ from typing import Any
 from rlamort.config import FIXED, FREE, resolve
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.run import checkpoint
+from rlamort.host.machine import versions
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import told
@@ -96,7 +96,7 @@ def resume(
         return learner, EXACT
     Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")
     exact = learner.durable.restore(loaded)
-    then, now = loaded.saved.facts["versions"], checkpoint.versions()
+    then, now = loaded.saved.facts["versions"], versions()
     for name in sorted(now):
         if then.get(name) != now[name]:
             warnings.warn(f"{name} is {now[name]} now; the run was made with {then.get(name)}", stacklevel=2)

@@ -8,7 +8,8 @@ import yaml
 from rlamort.config import methods
 from rlamort.errors import UserError
 from rlamort.host.plain import revived
-from rlamort.run import checkpoint
+from rlamort.host.saved import Saved, open_saved
+from rlamort.run.checkpoint import Checkpoints
 
 
 def trusted(named: Any, given: str | None) -> str:
@@ -24,13 +25,13 @@ def trusted(named: Any, given: str | None) -> str:
     return str(Path(given).resolve())
 
 
-def agent_in(path: Path) -> checkpoint.Saved:
+def agent_in(path: Path) -> Saved:
     """The agent in a folder, or in a run directory: the finished one, or that of the newest checkpoint."""
     if (path / "agent").is_dir():
-        return checkpoint.open_saved(path / "agent")
-    if (path / "ckpt").is_dir() and (loaded := checkpoint.Checkpoints(path / "ckpt").newest()) is not None:
+        return open_saved(path / "agent")
+    if (path / "ckpt").is_dir() and (loaded := Checkpoints(path / "ckpt").newest()) is not None:
         return loaded.saved
-    return checkpoint.open_saved(path)
+    return open_saved(path)
 
 
 def run_facts(path: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
+from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
-from rlamort.run.checkpoint import open_saved, save_agent
 from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual
 from rlamort.solve.classical import (
     STARTS,
