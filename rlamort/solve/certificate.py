@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlamort.domain import Domain
 from rlamort.errors import UserError
-from rlamort.objective import Objective
+from rlamort.objective import Objective, Oracle
 from rlamort.problem import Problem
 from rlamort.solve.classical import CHECK_EVERY, FAILURES, Descent, Field, best_found, placed, said, subject, within
 
@@ -74,7 +74,7 @@ class DualityGap(Certificate):
 
     def bound(self, y: Tensor, x: Tensor) -> Tensor:
         try:
-            slope = self.f.oracle(x).first_order().grad(y)
+            slope = Oracle(self.f, x).first_order().grad(y)
         except RuntimeError as error:
             raise UserError(f"{subject(self.f)}.cost: a certificate by `convex` needs its gradient: {said(error)}") from error
         broken = ~slope.isfinite().all(-1)

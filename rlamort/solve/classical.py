@@ -81,7 +81,7 @@ class Descent(Search):
 
     def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Iterator[Tensor]:
         """From y (B, n), finite and in Y: the best so far after each iteration, without end."""
-        oracle = f.oracle(x)
+        oracle = Oracle(f, x)  # of the cost itself, hidden parts of x included
         cost, slope = _value_and_slope(oracle, y)  # (B,), (B, n)
         slope = slope.where(slope.isfinite(), 0)  # that item stays, and no projection sees NaN
         noise = 8 * torch.finfo(y.dtype).eps
@@ -119,7 +119,7 @@ class Unconstrained(Search):
         self.name, self.make, self.iterations = name, make, iterations
 
     def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
-        oracle = f.oracle(x).first_order().through(domain.project)
+        oracle = Oracle(f, x).first_order().through(lambda v, x: domain.project(v), x.shape[-1])
         update = self.make(Euclid(domain.inputs).to(v))
         h = update.start(v, x)
         while True:

@@ -73,7 +73,7 @@ class Solver(nn.Module):
         Raises:
             UserError: x does not have the keys, shapes, dtype or device of the problem's contexts.
         """
-        return self.predict_rows(self.rows(x))
+        return self.predict_rows(self.rows(x, scored=False))
 
     @torch.no_grad()
     def solve(self, x: Given, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
@@ -156,13 +156,21 @@ class Solver(nn.Module):
         """Contexts held out (count, d) as rows, of the solver's dtype and device."""
         return unseen(self.problem, count).to(self._like())
 
-    def rows(self, x: Given) -> Tensor:
+    def rows(self, x: Given, scored: bool = True) -> Tensor:
         """Contexts as a user has them -> (B, d), after every part has been checked.
+
+        Args:
+            x: contexts.
+            scored: whether the cost is asked too, so that what models do not read is needed as well.
 
         Raises:
             UserError: as `predict`.
         """
         layout, like = self.problem.layout, self._like()
+        unread = [key for key in self.problem.hidden if isinstance(x, dict) and key not in x]
+        if unread and scored:
+            raise UserError(f"x: the key {unread[0]!r} is missing: models never read it, but the cost does; predict needs none")
+        layout = layout.seen if unread else layout
         if isinstance(x, dict) != (layout.keys is not None):
             needed = "a tensor" if layout.keys is None else f"a dict with the keys {', '.join(layout.keys)}"
             raise UserError(f"x: a {type(x).__name__} is given; {needed} is needed")
@@ -254,7 +262,7 @@ class Solver(nn.Module):
         """`predict` for contexts that are rows (B, d) already."""
         finite = rows.isfinite().all(-1, keepdim=True)
         clean = rows.where(finite, 0)  # a decomposition somewhere inside would raise for the whole batch
-        y: Tensor = self.model(clean, self.f.oracle(clean))
+        y: Tensor = self.model(self.f.seen(clean), self.f.oracle(clean))
         return y.detach().where(finite, torch.nan)
 
     def _like(self) -> Tensor:
