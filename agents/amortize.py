@@ -83,7 +83,7 @@ class Amortize(Agent):
         self.f, y = Cost(problem), problem.domain
         through = {"unrolled": Unrolled(), "first_order": FirstOrder()}[adjoint]
         sample = presented(problem, SAMPLE)
-        statistics = Standardise(sample)
+        statistics = Standardise(self.f.seen(sample))
 
         def plain(outputs: int) -> nn.Module:
             return nn.Sequential(statistics, mlp(spec.x_dim, hidden, outputs))

@@ -65,7 +65,7 @@ class SAC(Agent):
         def new_critic() -> Critic:
             return Critic(spec.x_dim, self.domain.dim, hidden, critics, NORMS[critic_norm], arithmetic)
 
-        self.model = Full(mlp(spec.x_dim, hidden, self.density.inputs, arithmetic), self.density)
+        self.model = Full(mlp(spec.x_dim, hidden, self.density.parameters.inputs, arithmetic), self.density.parameters)
         self.critic = new_critic()
         self.target_critic = frozen_copy(self.critic, new_critic())
         self.alpha = Temperature(temperature)

@@ -4,19 +4,17 @@ x state (B, d), as the environment gives it · y action (B, n) in [-1, 1]^n · f
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.env import Env
+from rlamort.env import Env, Policy
 from rlamort.errors import UserError
 from rlamort.objective import MaxQ, Soft
 from rlamort.problem import Problem, X
 
-Policy = Callable[[Tensor], Tensor]  # x (B, d) -> y (B, n)
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlamort.config import Count, Fraction, NonNegative, Positive
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
-from rlamort.objective import Oracle
+from rlamort.objective import nothing
 from rlamort.problem import Problem, X
 from rlamort.update.sparse import Fista, GradientRestart, Ista
 
@@ -244,7 +244,7 @@ def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     exact = copy.deepcopy(ista).double()
     found = x.new_zeros(len(x), ista.dictionary.shape[1]) if y is None else y.clone()
-    fista, oracle, left = Fista(exact, GradientRestart()), Oracle(), torch.arange(len(x), device=x.device)
+    fista, oracle, left = Fista(exact, GradientRestart()), nothing(x), torch.arange(len(x), device=x.device)
     y, x = found.double(), x.double()
     h = fista.start(y, x)
     for count in range(1, LIMIT + 1):

@@ -14,7 +14,7 @@ from rlamort.envs.images import load
 from torch import Tensor, nn
 
 from rlamort.config import Count, NonNegative, Positive, Widths
-from rlamort.domain import Density, Domain, Gaussian
+from rlamort.domain import Domain, Gaussian
 from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.nets import mlp
@@ -102,8 +102,8 @@ class Relative(Gaussian):
     (Kingma and Welling, 2014, eq. 10).
     """
 
-    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        return super().sample(lam)[0], self.kl(lam)
+    def sample(self, lam: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.draw(lam, noise), self.kl(lam)
 
 
 class FixedNoise(Relative):
@@ -113,33 +113,12 @@ class FixedNoise(Relative):
         noise: (S, m).
     """
 
-    noise: Tensor
-
     def __init__(self, noise: Tensor) -> None:
         super().__init__(noise.shape[1])
-        self.register_buffer("noise", noise)
+        self.fixed = noise
 
-    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = lam.chunk(2, dim=-1)
-        return mean + log_std.exp() * self.noise.repeat(len(lam) // len(self.noise), 1), self.kl(lam)
-
-
-class Family(Domain):
-    """A density's parameters as solutions: Y is the set of its lam, of dim 2 m.
-
-    Args:
-        density: whose lam.
-    """
-
-    def __init__(self, density: Density) -> None:
-        super().__init__()
-        self.density, self.dim, self.inputs = density, density.inputs, density.inputs
-
-    def project(self, v: Tensor) -> Tensor:
-        return self.density.project(v)
-
-    def nearest(self, lam: Tensor) -> Tensor:
-        return self.density.nearest(lam)
+    def noise(self, lam: Tensor) -> Tensor:
+        return self.fixed.repeat(len(lam) // len(self.fixed), 1)
 
 
 class Reconstruction(Objective):
@@ -241,8 +220,8 @@ class VAE(Problem):
         pixels = math.prod(self.size)
         if draws < 1 or warp < 0:
             raise UserError(f"VAE.draws={draws}, warp={warp}: at least 1 and at least 0 are needed")
-        density = Relative(latent)
-        self.domain = Family(density)
+        self.density = Relative(latent)
+        self.domain = self.density.parameters
         decoders: dict[str, Callable[[], nn.Module]] = {
             "mlp": lambda: mlp(latent, hidden, pixels),
             "conv": lambda: Convolutional(latent, _two(hidden), self.size),
@@ -256,7 +235,7 @@ class VAE(Problem):
         fixed = self.likelihood.pixels(images.test.flatten(1), torch.Generator().manual_seed(0))
         self.register_buffer("test_images", fixed, persistent=False)
         self.alpha = Temperature(1.0).requires_grad_(False)
-        self.f = Averaged(Soft(Reconstruction(self), density, self.alpha), draws)
+        self.f = Averaged(Soft(Reconstruction(self), self.density, self.alpha), draws)
 
     def contexts(self, count: int) -> Tensor:
         images = self.train_images

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     )
     from rlamort.measure.fit import amortize, load_solver
     from rlamort.problem import Problem
-    from rlamort.run.learner import Learner, load
+    from rlamort.run.learner import Learner
+    from rlamort.run.restore import load
     from rlamort.solve.solver import Solver
 
     SAC: type[Learner]
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     DDPG: type[Learner]
 
 HOMES = {
-    "run.learner": ("Learner", "load"),
+    "run.learner": ("Learner",),
+    "run.restore": ("load",),
     "problem": ("Problem",),
     "measure.fit": ("amortize", "load_solver"),
     "solve.solver": ("Solver",),

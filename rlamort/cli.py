@@ -1,42 +1,20 @@
 """The commands: what a user types, and the messages that answer."""
 
 import argparse
-import contextlib
 import importlib.metadata
 import itertools
 import json
 import os
-import re
-import signal
 import sys
-import tempfile
 import time
-import traceback
-import types
-import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any
 
-from rlamort.config import (
-    Field,
-    Run,
-    Seed,
-    Size,
-    check_names,
-    convert,
-    defaults,
-    describe,
-    fields,
-    fields_of,
-    methods,
-    read_row,
-    resolve,
-    settled,
-    short_name,
-)
-from rlamort.errors import Diverged, Fault, Preempted, UserError, nearest
+from rlamort.config import Run, Seed, Size, check_names, convert, fields_of, methods, read_row, short_name
+from rlamort.errors import UserError, nearest
+from rlamort.host.command import Parser, free, guarded, out_option, say, warn
 
 if TYPE_CHECKING:
     from rlamort.run.learner import Learner
@@ -62,7 +40,6 @@ rlamort: reinforcement learning in which a policy is an amortization model
 
 RUN is a run directory, the last line that `train` prints. PROBLEM is module:Class or a registered id (rlamort/Sphere-v0).
 """
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,53 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"rlamort {importlib.metadata.version('rlamort')}")
         return 0
-    warnings.showwarning = _warn
+    warnings.showwarning = warn
     try:
         name, *rest = arguments
         if name not in COMMANDS:
             raise UserError(f"{name}: there is no such command. {nearest(name, COMMANDS)}")
-        return _guarded(lambda: COMMANDS[name](rest))
+        return guarded(lambda: COMMANDS[name](rest))
     except UserError as error:
-        return _say(error, error.exit_code)
-
-
-def _guarded(work: Callable[[], Any]) -> int:
-    """The exit code of `work`, with what went wrong said in one message."""
-    try:
-        work()
-    except (UserError, Fault) as error:
-        return _say(error, error.exit_code)
-    except Preempted as end:
-        return end.exit_code
-    except OSError as error:
-        return _say(error, 4)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error))):
-            raise
-        asked = re.search(r"allocate [\d.]+ \w+", str(error))
-        what = f"could not {asked[0]}" if asked else str(error) or "nothing is left"
-        return _say(UserError(f"memory: what is asked does not fit ({what}); smaller sizes may"), 2)
-    return 0
-
-
-def _warn(message: Warning | str, *where: Any, **more: Any) -> None:
-    """One line a warning: where in the code it was raised is not what a user needs."""
-    print(f"rlamort: warning: {message}", file=sys.stderr)
-
-
-def _say(error: Exception, code: int) -> int:
-    if os.environ.get("RLAMORT_TRACEBACK"):
-        traceback.print_exception(error)
-    print(f"rlamort: {error}", file=sys.stderr)
-    return code
+        return say(error, error.exit_code)
 
 
 def list_methods(arguments: list[str]) -> None:
     """`rlamort list`."""
     about = "Methods, and the problem that each amortizes: argmin over y in Y of f(y; x), for x ~ p(x)."
-    _Parser("list", about).parse_args(arguments)
+    Parser("list", about).parse_args(arguments)
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
@@ -137,9 +81,11 @@ def list_methods(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """`rlamort train METHOD key=value ...`: checks every key, then hands over to Hydra, which may run it several times."""
+    from rlamort.run.help import method_help, train_help
+
     given = [argument for argument in arguments if argument not in ("-h", "--help")]
     if not given and arguments:
-        _train_help()
+        train_help()
         return
     if not given or given[0].startswith("-") or "=" in given[0]:
         raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
@@ -148,108 +94,20 @@ def train(arguments: list[str]) -> None:
     if short_name(method) != method:  # a file of the user's own, which later commands must find from other folders
         method = str(Path(method).resolve())
     if len(given) < len(arguments):
-        _help(method, row)
+        method_help(method, row)
         return
-    known = fields(row)
-    flags, overrides = _parted(rest, known)
+    from rlamort.run.compose import Composition
+    from rlamort.run.session import Session
 
-    from hydra import main as hydra_main
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    composition = Composition(method, row, rest)
+    code = composition.run(Session(_leave_behind).start)
+    if len(composition.runs) > 1:
+        from rlamort.measure.plot import plot
 
-    from rlamort.run.overrides import spelled
-
-    store = ConfigStore.instance()
-    values = defaults(row)
-    store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
-    choice = short_name(method)
-    if choice not in methods():
-        store.store(group="method", name=choice, node=row, package="_global_")
-
-    scores: list[float | None] = []
-    code, several = 0, "--multirun" in flags
-    with _several(method, several, overrides) as made:
-
-        def one(composed: DictConfig) -> None:
-            try:
-                given = OmegaConf.to_container(composed, resolve=True)
-            except OmegaConfBaseException as error:
-                raise _refused(error) from error
-            assert isinstance(given, dict)
-            path = run_one(method, {str(key): value for key, value in given.items() if key in known})
-            made(path)
-            scores.append(last_score(path))
-
-        def job(composed: DictConfig) -> float | None:
-            """What sweepers are given: the mean return of the last evaluation, of problems the mean cost."""
-            scores.clear()
-            failure = _guarded(lambda: one(composed))
-            if failure and (not several or failure in (Preempted.exit_code, INTERRUPTED)):
-                raise SystemExit(failure)  # ends what else was to run, too
-            if failure:
-                raise Failed(failure)
-            return scores[0]
-
-        words = [spelled(f"method={choice}", str, False, known), *overrides]
-        before, sys.argv = sys.argv, [sys.argv[0], *flags, *words]
-        chosen = os.environ.get("HYDRA_FULL_ERROR")
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come out as exceptions: they are said here
-        try:
-            hydra_main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _refused(error) from error
-        except Failed as failed:
-            code = failed.code
-        finally:
-            sys.argv = before
-            os.environ.pop("HYDRA_FULL_ERROR") if chosen is None else os.environ.update(HYDRA_FULL_ERROR=chosen)
+        where = Path(os.path.commonpath([run.parent for run in composition.runs]))
+        print(f"all {len(composition.runs)} runs: {plot(composition.runs, _unused(where / f'{composition.name}.png'))}")
     if code:
         raise SystemExit(code)
-
-
-def last_score(run: Path) -> float | None:
-    """The mean return of a run's last evaluation, or cost, if it is of a problem; None where there was none."""
-    from rlamort.run.track import read_records
-
-    scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
-    return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
-
-
-class Failed(Exception):  # noqa: N818  # of a job, which has said already what is wrong
-    """A job of several has failed: the others go on, and this is the command's exit code then."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def _refused(error: Exception) -> UserError:
-    """What Hydra or OmegaConf says of what was typed, in one line."""
-    return UserError(f"Hydra: {' '.join(str(error).split())}")
-
-
-@contextlib.contextmanager
-def _several(method: str, multirun: bool, overrides: list[str]) -> Iterator[Callable[[Path], Any]]:
-    """What takes the folder of each run. What those of a multirun share is added to `overrides`; at the end they are drawn."""
-    if not multirun:
-        yield lambda run: None
-        return
-    from rlamort.measure.plot import plot
-    from rlamort.run.overrides import spelled
-
-    name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    # Hydra writes a multirun.yaml, and its launchers may keep more: here, since a cluster's nodes must find it
-    with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
-        for key, value in (("wandb_group", name), ("hydra.sweep.dir", folder)):
-            if not any(override.startswith(f"{key}=") for override in overrides):
-                overrides.append(spelled(f"{key}={value}", str, False, ()))
-        yield lambda run: (Path(folder) / f"{uuid.uuid4()}.run").write_text(str(run.resolve()))
-        runs = [Path(os.path.relpath(note.read_text())) for note in Path(folder).glob("*.run")]
-    if len(runs) > 1:
-        where = Path(os.path.commonpath([run.parent for run in runs]))
-        print(f"all {len(runs)} runs: {plot(runs, _unused(where / f'{name}.png'))}")
 
 
 def _unused(path: Path) -> Path:
@@ -258,164 +116,9 @@ def _unused(path: Path) -> Path:
     return next(one for one in names if not one.exists())
 
 
-def _parted(arguments: list[str], known: dict[str, Field]) -> tuple[list[str], list[str]]:
-    """Hydra's own flags, and the overrides, whose keys must exist, as Hydra reads them."""
-    parser = _Parser("train METHOD", "", add_help=False, allow_abbrev=False)
-    parser.add_argument("-m", "--multirun", action="store_true")
-    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
-    given, rest = parser.parse_known_args(arguments)
-    flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
-    return flags, [_checked(argument, known, given.multirun) for argument in rest]
-
-
-def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
-    from rlamort.run.overrides import spelled, split
-
-    if argument.startswith("-"):
-        raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
-    key, _ = split(argument)
-    root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
-    if root != "hydra":
-        check_names([root], known)
-    kind = known[key].type if key in known else Any
-    override = spelled(argument, kind, multirun, known)
-    return f"++{override.lstrip('+')}" if root == "env_kwargs" else override
-
-
-AFTER_KEYS = """
--m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. hydra/sweeper=optuna searches by the
-mean return of the last evaluation (hydra.sweeper.direction=maximize), or by its mean cost. --cfg job trains nothing."""
-
-
-def _train_help() -> None:
-    """`rlamort train --help`."""
-    print("rlamort train METHOD env=ENV key=value ...\n\nTrain a method, into a run directory of its own.\n")
-    print(f"METHOD is one of {', '.join(methods())},\nwhich `rlamort list` describes, or the YAML file of a method of yours.")
-    print("`rlamort train METHOD --help` lists the keys of that method, and their defaults, too.\n")
-    known = fields_of(Run)
-    _show("keys of every run", known.values(), {name: field.default for name, field in known.items()})
-    print(AFTER_KEYS)
-
-
-def _help(method: str, row: dict[str, Any]) -> None:
-    print(f"rlamort train {method} key=value ...\n\n{row['about']}\n")
-    shown = [field for field in fields(row).values() if field.name not in settled(row)]
-    for owner, group in itertools.groupby(shown, key=lambda field: field.owner):
-        _show("keys of every run" if owner == "Run" else f"keys of {owner}", group, defaults(row))
-    print(AFTER_KEYS)
-
-
-def _show(title: str, shown: Iterable[Field], chosen: dict[str, Any]) -> None:
-    print(f"{title}:")
-    for field in shown:
-        print(f"  {field.name}={_typed(chosen[field.name])}  ({describe(field.type)})\n      {field.help}")
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed."""
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(_typed, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def run_one(method: str, given: dict[str, Any]) -> Path:
-    """Train once, measure, save, draw and film; the run directory, which is also the last line printed."""
-    from rlamort.run.directory import claimed
-    from rlamort.run.learner import learner_class
-
-    config = resolve(method, given)
-    if config.run.env is None:
-        raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
-    if config.run.resume == "auto":
-        if config.run.dir is None:
-            raise UserError("resume=auto: it needs dir=..., the run directory to look for")
-        if (Path(config.run.dir) / "config.yaml").is_file():
-            return go_on(Path(config.run.dir), {name: value for name, value in config.values.items() if name in given}, method)
-    with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
-        learner = learner_class(method)(**{**config.values, "dir": str(path)})
-    return _run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
-
-
-def go_on(path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
-    """Resume a run and see it through."""
-    from rlamort.run.learner import EXCEPT_EPISODE, resume
-
-    learner, exactness = resume(path, changes, method)
-    blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
-    return _run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
-
-
-def _run(learner: "Learner", headline: str) -> Path:
-    from rlamort.run.track import Terminal
-
-    assert learner.directory is not None
-    run, path = learner.config.run, learner.directory.path
-    with Interrupts() as interrupts:  # to the very end: a finished run is not worth killing
-        try:
-            with Terminal(run.steps) as terminal:
-                terminal.print(headline)
-                try:
-                    learner.learn(
-                        run.steps - learner.clock.env_step,
-                        reset_num_timesteps=False,
-                        trackers=[terminal],
-                        stop=interrupts.asked,
-                    )
-                except Preempted as end:
-                    terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
-                    raise
-                except Diverged as error:
-                    terminal.print(f"{error}; what is known is in {learner.report_nan(error)}")
-                    if run.on_nan == "stop" or learner.directory.checkpoints.newest() is None:
-                        raise
-                    learner.close()
-                    slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
-                    terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
-                    return go_on(path, slower, learner.method)
-                finally:
-                    with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
-                        if not learner.closed:
-                            learner.check_finite()
-                            learner.save(path / "agent")
-            _leave_behind(path, run.video, learner.method)
-        finally:
-            interrupts.ending()
-            if not learner.closed:
-                learner.close()
-    print(path)
-    return path
-
-
-class Interrupts:
-    """SIGINT and SIGTERM as a request to stop at the next moment when all state is consistent; a second one stops at once."""
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> Self:
-        self.count = 0
-        self.before = [signal.signal(number, self._take) for number in self.SIGNALS]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in zip(self.SIGNALS, self.before, strict=True):
-            signal.signal(number, handler)
-
-    def asked(self) -> bool:
-        return self.count > 0
-
-    def ending(self) -> None:
-        """All is saved: from now on the first signal stops what is waited for."""
-        self.count = max(self.count, 1)
-
-    def _take(self, number: int, frame: types.FrameType | None) -> None:
-        self.count += 1
-        if self.count > 1:
-            raise KeyboardInterrupt
-
-
 def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
-    parser = _Parser("resume", "Go on with a run from its newest checkpoint.")
+    parser = Parser("resume", "Go on with a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument(
         "changes",
@@ -425,21 +128,23 @@ def resume_run(arguments: list[str]) -> None:
     )
     _method_option(parser)
     given = parser.parse_args(arguments)
-    go_on(given.run, _values(given.changes), given.method)
+    from rlamort.run.session import Session
+
+    Session(_leave_behind).resume(given.run, _values(given.changes), given.method)
 
 
-def _leave_behind(path: Path, video: bool, method: str) -> None:
+def _leave_behind(learner: "Learner", path: Path) -> None:
     from rlamort.measure.plot import plot
     from rlamort.measure.video import film_apart
 
     print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
-    if video:
-        print(film_apart(path, method))
+    if learner.config.run.video:
+        print(film_apart(path, learner.method))
 
 
 def push(arguments: list[str]) -> None:
     """`rlamort push RUN key=value ...`."""
-    parser = _Parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
+    parser = Parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: the wandb_ keys, e.g. wandb_project=mine, and track_timeout")
     parser.add_argument("--new", action="store_true", help="as a new run over there")
@@ -460,14 +165,14 @@ def _values(arguments: list[str]) -> dict[str, Any]:
 
 def evaluate(arguments: list[str]) -> None:
     """`rlamort eval RUN`."""
-    parser = _Parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
+    parser = Parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--episodes", help="how many (default: as in training)")
     _places_option(parser)
     _method_option(parser)
     given = parser.parse_args(arguments)
     episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
-    from rlamort.run.learner import load
+    from rlamort.run.restore import load
     from rlamort.score import interval
 
     learner = load(given.run, method=given.method, **_places(given.places))
@@ -486,7 +191,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def video(arguments: list[str]) -> None:
     """`rlamort video RUN`."""
-    parser = _Parser("video", "Film one evaluation episode.")
+    parser = Parser("video", "Film one evaluation episode.")
     parser.add_argument("run", type=Path, help="run directory")
     _places_option(parser)
     _method_option(parser)
@@ -500,7 +205,7 @@ def video(arguments: list[str]) -> None:
         print(said)
         return
     from rlamort.measure.video import film
-    from rlamort.run.learner import load
+    from rlamort.run.restore import load
 
     learner = load(given.run, method=given.method, **_places(given.places))
     out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
@@ -510,18 +215,18 @@ def video(arguments: list[str]) -> None:
 
 def plot_runs(arguments: list[str]) -> None:
     """`rlamort plot RUN...`."""
-    parser = _Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
+    parser = Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
-    _out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
+    out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
     given = parser.parse_args(arguments)
     from rlamort.measure.plot import plot
 
-    print(plot(given.runs, _free(given) or _unused(Path("curves.png"))))
+    print(plot(given.runs, free(given) or _unused(Path("curves.png"))))
 
 
 def check_problem(arguments: list[str]) -> None:
     """`rlamort check PROBLEM`."""
-    parser = _Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
+    parser = Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     given = parser.parse_args(arguments)
     from rlamort.env.one_step import problem_of
@@ -535,13 +240,13 @@ def check_problem(arguments: list[str]) -> None:
 
 def amortize_problem(arguments: list[str]) -> None:
     """`rlamort amortize PROBLEM key=value ...`."""
-    parser = _Parser("amortize", "Train solvers for a problem, and hold them against its reference.")
+    parser = Parser("amortize", "Train solvers for a problem, and hold them against its reference.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)
-    _out_option(parser, "folder for solvers, plots and data (default: a new one under runs/)")
+    out_option(parser, "folder for solvers, plots and data (default: a new one under runs/)")
     given = parser.parse_args(arguments)
-    chosen = _free(given, folder=True)
+    chosen = free(given, folder=True)
     from rlamort.measure.fit import report
 
     fields = _values(given.keys)
@@ -553,12 +258,12 @@ def amortize_problem(arguments: list[str]) -> None:
 
 def compare_losses(arguments: list[str]) -> None:
     """`rlamort compare PROBLEM|RUN key=value ...`."""
-    parser = _Parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
+    parser = Parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
     parser.add_argument("target", help="module:Class or a registered id; or a run or sb3:FILE.zip, for its critic")
     parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
-    _out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
-    out = _free(given)
+    out = free(given)
     from rlamort.measure.fit import compare
 
     fields = _values(given.keys)
@@ -593,14 +298,14 @@ def _tell(report: Any, out: Path | None) -> None:
 
 def policy_gap(arguments: list[str]) -> None:
     """`rlamort gap RUN|sb3:FILE.zip`."""
-    parser = _Parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
+    parser = Parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
     parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
     parser.add_argument(
         "keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting, patience"
     )
-    _out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
-    out, fields = _free(given), _values(given.keys)
+    out, fields = free(given), _values(given.keys)
     check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
     from rlamort.measure.gap import gap
 
@@ -610,7 +315,7 @@ def policy_gap(arguments: list[str]) -> None:
 def reproduce_row(arguments: list[str]) -> None:
     """`rlamort reproduce [ROW]`."""
     about = "Measure a row's claims on this machine; exits with 1 when one fails. Without a row, lists all claims."
-    parser = _Parser("reproduce", about)
+    parser = Parser("reproduce", about)
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where measurements are kept and looked up")
@@ -630,14 +335,14 @@ def reproduce_row(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """`rlamort bench [NAME] [ALGORITHM]`."""
-    parser = _Parser("bench", "Measure rlamort itself on this machine, which should be idle.")
+    parser = Parser("bench", "Measure rlamort itself on this machine, which should be idle.")
     names = ["speed", "profile", "scaling", "checkpoint", "tracking"]
     about = "speed, the default: beside Stable-Baselines3 and, where SBX_PYTHON names an interpreter that has it, sbx"
     parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
     parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
-    _out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file that takes the data, as JSON")
     given = parser.parse_args(arguments)
-    out = _free(given)
+    out = free(given)
     if given.algorithm and given.name not in ("speed", "profile"):
         raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
     from rlamort.measure.bench import BENCHES
@@ -658,41 +363,6 @@ def _places(given: list[str]) -> dict[str, Any]:
 
 def _method_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="the YAML file of a method of your own, with which the run was trained")
-
-
-def _out_option(parser: argparse.ArgumentParser, about: str) -> None:
-    parser.add_argument("--out", type=Path, help=about)
-    parser.add_argument("--force", action="store_true", help="write over what is there")
-
-
-def _free(given: argparse.Namespace, folder: bool = False) -> Path | None:
-    """What --out names, None where it names nothing.
-
-    Raises:
-        UserError: something is there that would be lost, or no file can be there.
-    """
-    out: Path | None = given.out
-    if out is None:
-        return None
-    if out.exists() and out.is_dir() != folder:
-        there, needed = ("file", "folder") if folder else ("folder", "file")
-        raise UserError(f"--out {out}: it is a {there}; a {needed} is needed")
-    if out.exists() and not given.force and not (folder and not any(out.iterdir())):
-        raise UserError(f"--out {out}: it exists already; --force writes over it")
-    return out
-
-
-class _Parser(argparse.ArgumentParser):
-    """The options of one command, before, between and after its other arguments; what is wrong with them is a `UserError`."""
-
-    def __init__(self, name: str, about: str, **more: Any) -> None:
-        super().__init__(prog=f"rlamort {name}", description=about, **more)
-
-    def parse_args(self, arguments: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        return self.parse_intermixed_args(arguments)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.removeprefix('rlamort ')}: {message}; `{self.prog} --help` says what it takes")
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

@@ -30,7 +30,7 @@ def objective(model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tens
     Where contexts come from parameters phi, batch.x carries their graph: descending this loss in phi is learning p(x; phi)
     through the value of the problem (tutorial, eq. 29).
     """
-    cost, metrics = f.report(model(batch.x, f.oracle(batch.x)), batch.x)
+    cost, metrics = f.report(model(f.seen(batch.x), f.oracle(batch.x)), batch.x)
     loss = cost.mean()
     return loss, {"cost": loss.detach(), **metrics}
 
@@ -55,7 +55,7 @@ class Regress:
         oracle = f.oracle(batch.x)
         with torch.no_grad():
             target = self.teacher(batch.x, oracle)
-        loss = self.distance(model(batch.x, oracle), target).mean()
+        loss = self.distance(model(f.seen(batch.x), oracle), target).mean()
         return loss, {"distance": loss.detach()}
 
 
@@ -70,7 +70,7 @@ class OverIterates:
         self.decay = decay
 
     def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
-        path = model.iterates(batch.x, f.oracle(batch.x))  # (K + 1, B, n)
+        path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
         reports = [f.report(y, batch.x) for y in path]
         costs = torch.stack([cost.mean() for cost, _ in reports])
         return weighed(costs, self.decay), {"cost": costs[-1].detach(), **reports[-1][1]}
@@ -98,7 +98,7 @@ class Smoothed:
         self.sigma, self.pairs, self.nearest = sigma, pairs, nearest
 
     def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
-        y = model(batch.x, f.oracle(batch.x))
+        y = model(f.seen(batch.x), f.oracle(batch.x))
         with torch.no_grad():
             cost, metrics = f.report(y, batch.x)
             slope = torch.zeros_like(y)
@@ -122,7 +122,7 @@ class Downstream:
         self.g = g
 
     def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
-        loss = self.g(model(batch.x, f.oracle(batch.x)), batch.x).mean()
+        loss = self.g(model(f.seen(batch.x), f.oracle(batch.x)), batch.x).mean()
         return loss, {"downstream": loss.detach()}
 
 

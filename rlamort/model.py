@@ -12,7 +12,7 @@ from rlamort.adjoint import Adjoint, Step, Unrolled
 from rlamort.config import Count, NonNegative, Whole
 from rlamort.domain import Domain
 from rlamort.errors import UserError
-from rlamort.objective import Oracle
+from rlamort.objective import Oracle, nothing
 from rlamort.update import Update
 
 
@@ -32,7 +32,7 @@ class Full(Model):
 
     Args:
         net: (B, d) -> (B, domain.inputs).
-        domain: Y, or a density over it.
+        domain: Y, or the parameters of a density over it.
     """
 
     def __init__(self, net: nn.Module, domain: Domain) -> None:
@@ -63,7 +63,7 @@ class Choice(Model):
         v = self.net(x).view(len(x), self.candidates, -1).transpose(0, 1)  # (M, B, inputs)
         ys = self.domain.project(v.flatten(0, 1)).view(self.candidates, len(x), -1)
         with torch.no_grad():
-            best = (oracle or Oracle()).values(ys).nan_to_num(torch.inf).argmin(0)  # (B,)
+            best = (oracle or nothing(x)).values(ys).nan_to_num(torch.inf).argmin(0)  # (B,)
         return ys.gather(0, best[None, :, None].expand(1, -1, ys.shape[-1]))
 
 
@@ -103,7 +103,7 @@ class Unroll(Model):
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         y = self.init(x, oracle)
-        oracle = oracle or Oracle()
+        oracle = oracle or nothing(x)
         asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
         step = Step(self.update, self.domain.nearest, x, asked)
         path = self.adjoint.iterates(step, y, self.update.start(y, x), self.steps)
@@ -131,11 +131,12 @@ class Latent(Model):
         self.decode, self.inner, self.domain = decode, inner, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        def point(z: Tensor) -> Tensor:
-            return self.domain.project(self.decode(z, x))
+        path = self.inner.iterates(x, oracle and oracle.through(self.point, x.shape[-1]))
+        return torch.stack([self.point(z, x) for z in path])
 
-        path = self.inner.iterates(x, oracle and oracle.through(point))
-        return torch.stack([point(z) for z in path])
+    def point(self, z: Tensor, x: Tensor) -> Tensor:
+        """z (B, m), x (B, d) -> y (B, n) in Y."""
+        return self.domain.project(self.decode(z, x))
 
 
 class Expert(Model):

@@ -4,7 +4,6 @@ x context (B, d) · y solution (B, n) · lam density parameters · f cost (B,) �
 """
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,38 +12,63 @@ from torch import Tensor, nn
 from rlamort.critic import Critic
 from rlamort.domain import Density
 from rlamort.errors import UserError
-from rlamort.problem import Problem
+from rlamort.problem import Problem, X
 
 Metrics = dict[str, Tensor]
-Face = Callable[[Tensor], Tensor]
+Decode = Callable[[Tensor, Tensor], Tensor]  # z (B, m), x (B, d) -> y (B, n)
+FLOATS = 2**25  # how many numbers, of y and x together, are given to a cost at once
+
+
+class Objective:
+    """f : Y x X -> R^B. An objective owns nothing that learns; whoever calls `descend` says what moves."""
+
+    def seen(self, x: Tensor) -> Tensor:
+        """The part of contexts x (B, d) that models may read: all of it, unless a problem hides some."""
+        return x
+
+    def oracle(self, x: Tensor) -> "Oracle":
+        """What a model may ask while it solves for x (B, d); that need not be what the loss scores."""
+        return Oracle(self, self.seen(x))
+
+    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (B, n), x (B, d) -> f(y; x) (B,)."""
+        return self.report(y, x)[0]
+
+    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        """f(y; x) (B,), and what is worth knowing of it as detached 0-d tensors."""
+        raise NotImplementedError
+
+    def map(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (B, n), x (B, d) -> g(y; x) (B, n), whose fixed point is the solution."""
+        raise UserError("oracle.map: this objective has no fixed-point map; a problem whose class defines `map` is needed")
 
 
 class Oracle:
     """What a semi-amortized model may ask about f(.; x) while it solves: its value, its gradient, a fixed-point map.
 
+    It is deterministic: the same y has the same value however often it is asked, unless f itself draws.
+
     Args:
-        value: y (B, n) -> f(y; x) (B,).
-        map: y (B, n) -> g(y; x) (B, n), whose fixed point is the solution.
+        f: the objective.
+        x: contexts (B, d); what f holds for each of them besides, such as the noise of a draw, follows in further columns.
         second_order: whether gradients carry a graph where gradients are recorded, so that losses differentiate through them.
     """
 
-    def __init__(self, value: Face | None = None, map: Face | None = None, second_order: bool = True) -> None:
-        self._value, self._map, self.second_order = value, map, second_order
+    def __init__(self, f: Objective, x: Tensor, second_order: bool = True) -> None:
+        self.f, self.x, self.second_order = f, x, second_order
 
     def value(self, y: Tensor) -> Tensor:
         """y (B, n) -> f(y; x) (B,)."""
-        if self._value is None:
-            raise UserError("oracle.value: this objective has no value to ask for; an update that asks for its map is needed")
-        return self._value(y)
+        return self.f(y, self.x)
 
     def values(self, ys: Tensor) -> Tensor:
-        """ys (S, B, n), several y for each context -> (S, B), at once."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # from vmap, which may be as slow as one by one
-            try:
-                return torch.vmap(self.value, randomness="different")(ys)
-            except RuntimeError:  # a cost may do what vmap cannot, such as look at a value; one by one is always right
-                return torch.stack([self.value(y) for y in ys])
+        """ys (S, B, n), several y for each context -> (S, B): f on (S B, n), as much of it at once as memory bears."""
+        many = max(1, FLOATS // max(1, len(self.x) * (self.x.shape[-1] + ys.shape[-1])))
+        return torch.cat([self._side_by_side(part) for part in ys.split(many)])
+
+    def _side_by_side(self, ys: Tensor) -> Tensor:
+        x = self.x.expand(len(ys), *self.x.shape).flatten(0, 1)
+        return self.f(ys.flatten(0, 1), x).view(ys.shape[:2])
 
     def grad(self, y: Tensor) -> Tensor:
         """y (B, n) -> df/dy (B, n), also inside no_grad; per item, whatever the batch."""
@@ -56,41 +80,92 @@ class Oracle:
 
     def map(self, y: Tensor) -> Tensor:
         """y (B, n) -> g(y; x) (B, n)."""
-        if self._map is None:
-            raise UserError("oracle.map: this objective has no fixed-point map; a problem whose class defines `map` is needed")
-        return self._map(y)
+        return self.f.map(y, self.x)
 
     def first_order(self) -> "Oracle":
         """The same, with gradients that carry no graph."""
-        return Oracle(self._value, self._map, second_order=False)
+        return Oracle(self.f, self.x, second_order=False)
 
     def tethered(self, anchor: Tensor, strength: float) -> "Oracle":
         """That of f(y; x) + strength / 2 |y - anchor|^2 with anchor (B, n), which has no map (tutorial, eq. 14)."""
-        return Oracle(lambda y: self.value(y) + strength / 2 * (y - anchor).square().sum(-1), second_order=self.second_order)
+        held = torch.cat([self.x, anchor], dim=-1)
+        return Oracle(Tethered(self.f, anchor.shape[-1], strength), held, self.second_order)
 
-    def through(self, decode: Face) -> "Oracle":
-        """That of f(decode(z); x) over z (B, m), which has no map."""
-        return Oracle(lambda z: self.value(decode(z)), second_order=self.second_order)
+    def through(self, decode: Decode, d: int) -> "Oracle":
+        """That of f(decode(z, x); x) over z (B, m), which has no map; `d` columns of what the oracle holds are x."""
+        return Oracle(Decoded(self.f, decode, d), self.x, self.second_order)
 
 
-class Objective:
-    """f : Y x X -> R^B. An objective owns nothing that learns; whoever calls `descend` says what moves."""
+class Tethered(Objective):
+    """f(y; x) + strength / 2 |y - anchor|^2, over contexts (x | anchor).
 
-    def oracle(self, x: Tensor) -> Oracle:
-        """What a model may ask while it solves for x (B, d); that need not be what the loss scores."""
-        return Oracle(lambda y: self(y, x))
+    Args:
+        f: what is tethered.
+        dim: n, the columns of the anchor.
+        strength: of the tether.
+    """
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (B, n), x (B, d) -> f(y; x) (B,)."""
-        return self.report(y, x)[0]
+    def __init__(self, f: Objective, dim: int, strength: float) -> None:
+        self.f, self.dim, self.strength = f, dim, strength
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        """f(y; x) (B,), and what is worth knowing of it as detached 0-d tensors."""
-        raise NotImplementedError
+        cost, metrics = self.f.report(y, x[:, : -self.dim])
+        return cost + self.strength / 2 * (y - x[:, -self.dim :]).square().sum(-1), metrics
+
+
+class Decoded(Objective):
+    """f(decode(z, x); x), an objective over z (B, m).
+
+    Args:
+        f: over y.
+        decode: z (B, m), x (B, d) -> y (B, n).
+        d: columns of contexts that are x.
+    """
+
+    def __init__(self, f: Objective, decode: Decode, d: int) -> None:
+        self.f, self.decode, self.d = f, decode, d
+
+    def report(self, z: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        return self.f.report(self.decode(z, x[:, : self.d]), x)
+
+
+class Unknown(Objective):
+    """What nobody can be asked about: models that solve in one pass need nothing else."""
+
+    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        raise UserError("oracle.value: this objective has no value to ask for; an update that asks for its map is needed")
+
+
+def nothing(x: Tensor) -> Oracle:
+    """An oracle for contexts x (B, d) that answers nothing."""
+    return Oracle(Unknown(), x)
 
 
 class Cost(Objective):
-    """f of a user's problem, on contexts as rows.
+    """f of a user's problem, on contexts as rows; what models ask is its `support`, on what it does not hide of them.
+
+    Args:
+        problem: what defines it.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x[:, : self.problem.layout.seen.dim]
+
+    def oracle(self, x: Tensor) -> Oracle:
+        return Oracle(Support(self.problem), self.seen(x))
+
+    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        return _checked(self.problem.cost(y, self.problem.layout.unpack(x)), y, f"{type(self.problem).__name__}.cost"), {}
+
+    def map(self, y: Tensor, x: Tensor) -> Tensor:
+        return _mapped(self.problem, y, self.problem.layout.unpack(x))
+
+
+class Support(Objective):
+    """What models may ask of a user's problem: its `support`, on contexts without what it hides.
 
     Args:
         problem: what defines it.
@@ -100,22 +175,27 @@ class Cost(Objective):
         self.problem = problem
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        cost = self.problem.cost(y, self.problem.layout.unpack(x))
-        if cost.shape != y.shape[:1]:
-            raise UserError(
-                f"{type(self.problem).__name__}.cost: shape {tuple(cost.shape)} is returned for y of shape "
-                f"{tuple(y.shape)}; one number per item, ({len(y)},), is needed"
-            )
-        return _narrowed(cost, y), {}
+        cost = self.problem.support(y, self.problem.layout.seen.unpack(x))
+        return _checked(cost, y, f"{type(self.problem).__name__}.support"), {}
 
-    def oracle(self, x: Tensor) -> Oracle:
-        def step(y: Tensor) -> Tensor:
-            mapped = self.problem.map(y, self.problem.layout.unpack(x))
-            if mapped is None:
-                raise UserError(f"oracle.map: {type(self.problem).__name__} defines no `map`, which this update asks for")
-            return _narrowed(mapped, y)
+    def map(self, y: Tensor, x: Tensor) -> Tensor:
+        return _mapped(self.problem, y, self.problem.layout.seen.unpack(x))
 
-        return Oracle(lambda y: self(y, x), step)
+
+def _mapped(problem: Problem, y: Tensor, x: X) -> Tensor:
+    mapped = problem.map(y, x)
+    if mapped is None:
+        raise UserError(f"oracle.map: {type(problem).__name__} defines no `map`, which this update asks for")
+    return _narrowed(mapped, y)
+
+
+def _checked(cost: Tensor, y: Tensor, what: str) -> Tensor:
+    if cost.shape != y.shape[:1]:
+        raise UserError(
+            f"{what}: shape {tuple(cost.shape)} is returned for y of shape {tuple(y.shape)}; "
+            f"one number per item, ({len(y)},), is needed"
+        )
+    return _narrowed(cost, y)
 
 
 def _narrowed(given: Tensor, y: Tensor) -> Tensor:
@@ -172,8 +252,31 @@ class Soft(Objective):
     def __init__(self, f: Objective, density: Density, alpha: Temperature) -> None:
         self.f, self.density, self.alpha = f, density, alpha
 
-    def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        y, logq = self.density.sample(lam)
+    def seen(self, x: Tensor) -> Tensor:
+        return self.f.seen(x)
+
+    def oracle(self, x: Tensor) -> Oracle:
+        """Over lam; it holds one draw for each context, so that a solver meets one function."""
+        asked, noise = self.f.oracle(x), self.density.noise(x.new_empty(len(x), self.density.parameters.dim))
+        return Oracle(Drawn(Soft(asked.f, self.density, self.alpha)), torch.cat([asked.x, noise], dim=-1))
+
+    def report(self, lam: Tensor, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        y, logq = self.density.sample(lam, noise)
         cost, metrics = self.f.report(y, x)
         # the temperature is a price here, not a variable: whoever minimises f must not move it
         return cost + self.alpha().detach() * logq, metrics | {"entropy": -logq.detach().mean()}
+
+
+class Drawn(Objective):
+    """A soft objective whose draw is held, over contexts (x | noise).
+
+    Args:
+        soft: the objective.
+    """
+
+    def __init__(self, soft: Soft) -> None:
+        self.soft = soft
+
+    def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        n = self.soft.density.dim
+        return self.soft.report(lam, x[:, :-n], x[:, -n:])

@@ -27,10 +27,13 @@ class Problem(nn.Module):
     Attributes:
         domain: Y.
         convex: whether f(.; x) and Y are convex for every x, which makes gradients a certificate.
+        hidden: keys of a dict context that neither networks nor solvers on their way ever read: a query set, the true code of a
+            signal, an expert's label. `cost` scores with them, and losses learn from them.
     """
 
     domain: Domain
     convex: bool = False
+    hidden: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,6 +53,10 @@ class Problem(nn.Module):
     def cost(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x -> f(y; x) (B,): lower is better, and no item depends on another."""
         raise NotImplementedError
+
+    def support(self, y: Tensor, x: X) -> Tensor:
+        """y (B, n), x without what is hidden -> (B,), what solvers may ask while they solve; the cost itself by default."""
+        return self.cost(y, x)
 
     def solution(self, x: X) -> Tensor | None:
         """x -> y*(x) (B, n), where something knows it: for regression, gaps and certificates."""
@@ -85,7 +92,7 @@ class Problem(nn.Module):
     def layout(self) -> "Layout":
         """How its contexts lie in a row of numbers."""
         with torch.random.fork_rng():
-            return Layout.of(type(self).__name__, self.contexts(2))
+            return Layout.of(type(self).__name__, self.contexts(2), self.hidden)
 
 
 def begun(problem: Problem) -> Problem:
@@ -102,26 +109,41 @@ def begun(problem: Problem) -> Problem:
 class Layout(NamedTuple):
     """Contexts of any structure as rows of numbers (B, d), so that networks, replay and environments see tensors alone."""
 
-    keys: tuple[str, ...] | None  # of a dict of tensors; None for a single tensor
+    keys: tuple[str, ...] | None  # of a dict of tensors, those that are hidden last; None for a single tensor
     shapes: tuple[tuple[int, ...], ...]  # without the batch
     dtypes: tuple[torch.dtype, ...]
+    hidden: int = 0  # how many of the keys
 
     @classmethod
-    def of(cls, name: str, x: X) -> Self:
+    def of(cls, name: str, x: X, hidden: Sequence[str] = ()) -> Self:
         """From two contexts of the problem class `name`.
 
         Raises:
-            UserError: they are no tensors, or of unequal count.
+            UserError: they are no tensors, or of unequal count, or lack what is hidden.
         """
-        keys = tuple(x) if isinstance(x, dict) else None
-        parts = list(x.values()) if isinstance(x, dict) else [x]
+        known = list(x) if isinstance(x, dict) else []
+        for key in hidden:
+            if key not in known:
+                raise UserError(f"{name}.hidden: {key!r} is no key of its contexts; allowed: {', '.join(known) or 'none'}")
+        if known and set(hidden) == set(known):
+            raise UserError(f"{name}.hidden: it hides every key; at least one is needed that models may read")
+        keys = tuple(sorted(known, key=lambda key: key in hidden)) if isinstance(x, dict) else None
+        parts = [x[key] for key in keys or ()] if isinstance(x, dict) else [x]
         for key, part in zip(keys or ("",), parts, strict=True):
             where = f"{name}.contexts(2)" + (f"[{key!r}]" if key else "")
             if not isinstance(part, Tensor):
                 raise UserError(f"{where}: a {type(part).__name__} is given; a tensor, or a dict of tensors, is needed")
             if part.ndim == 0 or len(part) != 2:
                 raise UserError(f"{where}: shape {tuple(part.shape)} is given; its leading axis must be the count, 2")
-        return cls(keys, tuple(tuple(p.shape[1:]) for p in parts), tuple(p.dtype for p in parts))
+        return cls(keys, tuple(tuple(p.shape[1:]) for p in parts), tuple(p.dtype for p in parts), len(hidden))
+
+    @property
+    def seen(self) -> Self:
+        """That of contexts without what is hidden, which are the first numbers of a row."""
+        if not self.hidden:
+            return self
+        keys = self.keys and self.keys[: -self.hidden]
+        return self._replace(keys=keys, shapes=self.shapes[: -self.hidden], dtypes=self.dtypes[: -self.hidden], hidden=0)
 
     @property
     def dim(self) -> int:

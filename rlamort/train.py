@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -12,9 +13,11 @@ from rlamort.agent import Agent
 from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
-from rlamort.run.track import Pace, Tracker, Values
 from rlamort.score import Score
 from rlamort.source import Batch, Collected, Contexts
+
+Values = dict[str, float | list[float]]
+WINDOW = 5.0  # seconds of training whose pace is told
 
 
 class Schedule(NamedTuple):
@@ -56,6 +59,49 @@ class Source(Protocol):
 
 Updates = Callable[[Sequence[bool], torch.Tensor | None], tuple[Metrics, torch.Tensor | None]]  # see rlamort.run.capture
 Scorer = Callable[[Agent], Score]
+
+
+class Pace:
+    """Steps per second over the last `WINDOW` seconds of training; once there are updates, over none before the first of them.
+
+    A round that takes longer, as one that is compiled does, counts no more once there is another.
+
+    Attributes:
+        learning: whether there are updates: before, the pace says nothing of the time left.
+    """
+
+    def __init__(self) -> None:
+        self.learning = False
+        self._points: deque[tuple[float, int]] = deque()
+
+    def note(self, seconds: float, env_step: int, updates: int) -> None:
+        """How far training has come."""
+        if updates and not self.learning:
+            self.learning = True
+            self._points.clear()
+        self._points.append((seconds, env_step))
+        while len(self._points) > 2 and seconds - self._points[0][0] > WINDOW:
+            self._points.popleft()
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """None until two rounds can be compared."""
+        (then, first), (now, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
+        return (last - first) / (now - then) if now > then else None
+
+    def left(self, steps: int) -> float | None:
+        """Seconds that so many steps will take, where the pace says it."""
+        return steps / self.steps_per_s if self.learning and self.steps_per_s else None
+
+
+class Tracker(Protocol):
+    """What takes a run's records."""
+
+    def record(self, env_step: int, values: Values) -> None:
+        """Numbers worth keeping."""
+
+    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
+        """Called after every step of the loop, with the latest finished episode; cheap."""
 
 
 class Journal:
@@ -165,6 +211,6 @@ def summary(episodes: list[Episode]) -> Values:
 
 
 def speed(clock: Clock, pace: Pace) -> Values:
-    """Seconds of training in all, and steps per second lately, where that is known: see `rlamort.run.track.Pace`."""
+    """Seconds of training in all, and steps per second lately, where that is known: see `Pace`."""
     lately: Values = {} if pace.steps_per_s is None else {"time/steps_per_s": pace.steps_per_s}
     return {"time/seconds": clock.seconds, **lately, "time/updates": clock.updates}

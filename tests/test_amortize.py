@@ -14,7 +14,8 @@ from rlamort.measure.fit import compare, pairs, report
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.problem import draw
-from rlamort.run.learner import learner_class, resume
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import resume
 from rlamort.source import Contexts
 from rlamort.update import Gradient
 

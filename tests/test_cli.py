@@ -24,7 +24,8 @@ from rlamort.config import convert, element_of, fields, methods, read_row, resol
 from rlamort.errors import UserError
 from rlamort.measure.plot import plot
 from rlamort.run.directory import claimed
-from rlamort.run.track import WINDOW, Pace, read_records, span
+from rlamort.run.track import read_records, span
+from rlamort.train import WINDOW, Pace
 
 HERE = Path(__file__).parent
 RLAMORT = Path(sys.executable).parent / "rlamort"

@@ -11,7 +11,7 @@ from test_cli import QUICK, rlamort
 from rlamort.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
-README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+README, CONTRIBUTING, DESIGN = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "docs/design.md"))
 
 
 def blocks(text, language):
@@ -62,9 +62,20 @@ def test_contributing_method_trains_from_two_files(tmp_path):
     assert "Did you mean critics" in failed.stderr
 
 
-def test_design_names_every_module():
-    design = (ROOT / "docs" / "design.md").read_text()
-    for folder in ("rlamort", "agents", "envs"):
-        for path in (ROOT / folder).glob("*.py"):
-            if not path.stem.startswith("__"):
-                assert f"{path.stem}.py" in design, path
+def test_design_names_every_module_in_its_room():
+    (layout,) = (block for block in blocks(DESIGN, "") if "\ncli.py" in f"\n{block}")
+    rooms = {entry.split()[0]: entry for entry in re.split(r"\n(?=\S)", layout)}
+    for path in [one for folder in ("rlamort", "agents", "envs") for one in (ROOT / folder).rglob("*.py")]:
+        place = path.relative_to(ROOT / "rlamort" if path.is_relative_to(ROOT / "rlamort") else ROOT)
+        if not path.stem.startswith("__"):
+            room = place.name if len(place.parts) == 1 else f"{place.parts[0]}/"
+            assert re.search(rf"\b{path.name}", rooms[room]), f"{place} has no line in docs/design.md"
+
+
+def test_nouns_of_the_design_are_where_it_says():
+    named = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (\S+\.py(?:, \S+\.py)*) \|", DESIGN, re.M)
+    assert len(named) >= 16
+    for nouns, places in named:
+        text = "".join((ROOT / "rlamort" / place).read_text() for place in places.split(", "))
+        for noun in re.findall(r"\w+", nouns):
+            assert re.search(rf"^(class|def) {noun}\b|^{noun} = ", text, re.M), f"{noun} is not in {places}"

@@ -16,7 +16,6 @@ from rlamort.domain import (
     Birkhoff,
     Box,
     CappedSimplex,
-    Density,
     Domain,
     Euclid,
     ExponentialCone,
@@ -28,6 +27,7 @@ from rlamort.domain import (
     Sphere,
     SquashedGaussian,
 )
+from rlamort.domain.density import MeanLogStd
 from rlamort.errors import UserError
 
 DOMAINS = {
@@ -405,8 +405,7 @@ BEYOND = DOMAINS | {
     "psd, one": PSD(1),
     "psd, two": PSD(2),
     "birkhoff, nine": Birkhoff(9),
-    "gaussian": Gaussian(2),
-    "squashed gaussian": SquashedGaussian(2),
+    "mean and log std": MeanLogStd(2, -20.0, 2.0),
 }
 SCALES = (1e-6, 1e-3, 1.0, 1e3, 1e8, 1e16, 1e30)
 EXACT = np.longdouble  # wider than what is tested
@@ -435,11 +434,6 @@ def everywhere(size: int, dtype: torch.dtype) -> torch.Tensor:
     parts.append(normal(40).sign() * 10**powers)
     parts.append(torch.tensor([1e30, 1.0, -1e30, 1e-6], dtype=torch.float64).repeat(size)[None, :size])
     return torch.cat(parts).to(dtype)
-
-
-def taken(domain: Domain) -> int:
-    """Coordinates of what `nearest` takes: of a density, its parameters."""
-    return domain.inputs if isinstance(domain, Density) else domain.dim
 
 
 def outside(domain: Domain, y: np.ndarray) -> np.ndarray:
@@ -476,9 +470,9 @@ def outside(domain: Domain, y: np.ndarray) -> np.ndarray:
         case Product():
             parts = np.split(y, np.cumsum(domain.sizes)[:-1], -1)
             return np.maximum.reduce([outside(d, part) for d, part in zip(domain.domains, parts, strict=True)])
-        case Density():
-            low, high = domain.bounds
-            return np.maximum(low - y[:, domain.dim :], y[:, domain.dim :] - high).max(-1)
+        case MeanLogStd():
+            (low, high), n = domain.bounds, domain.dim // 2
+            return np.maximum(low - y[:, n:], y[:, n:] - high).max(-1)
     raise AssertionError(domain)
 
 
@@ -489,7 +483,7 @@ def rounding(domain: Domain, dtype: torch.dtype) -> float:
 @PRECISIONS
 @over(Domain)
 def test_every_answer_is_in_y_at_every_scale(domain, dtype):
-    y, tol = everywhere(taken(domain), dtype), rounding(domain, dtype)
+    y, tol = everywhere(domain.dim, dtype), rounding(domain, dtype)
     answers = [domain.nearest(y), domain.project(everywhere(domain.inputs, dtype))]
     with contextlib.suppress(UserError):
         answers.append(domain.linear(y))
@@ -505,7 +499,7 @@ def test_every_answer_is_in_y_at_every_scale(domain, dtype):
 @PRECISIONS
 @over(Domain)
 def test_derivatives_are_finite_at_every_scale(domain, dtype):
-    for call, size in ((domain.project, domain.inputs), (domain.nearest, taken(domain)), (domain.violation, taken(domain))):
+    for call, size in ((domain.project, domain.inputs), (domain.nearest, domain.dim), (domain.violation, domain.dim)):
         y = everywhere(size, dtype).requires_grad_()
         value = call(y)
         (slope,) = torch.autograd.grad(value.sum(), y)
@@ -643,9 +637,11 @@ DENSITIES = [Gaussian(3), SquashedGaussian(3)]
 def test_density_bounds_log_std_alone(density):
     lam = torch.tensor([[-50.0, 0.0, 50.0, -50.0, 0.0, 50.0]])
     expected = torch.tensor([[-50.0, 0.0, 50.0, -20.0, 0.0, 2.0]])
-    assert torch.equal(density.project(lam), expected)
-    assert torch.equal(density.nearest(lam), expected)
-    torch.testing.assert_close(density.violation(lam), torch.tensor([(30.0**2 + 48.0**2) ** 0.5]))
+    y = density.parameters
+    assert torch.equal(y.project(lam), expected)
+    assert torch.equal(y.nearest(lam), expected)
+    torch.testing.assert_close(y.violation(lam), torch.tensor([(30.0**2 + 48.0**2) ** 0.5]))
+    assert (y.dim, y.inputs, density.dim) == (6, 6, 3)
 
 
 @pytest.mark.parametrize("density", DENSITIES, ids=lambda d: type(d).__name__)
@@ -655,6 +651,9 @@ def test_density_draws_what_it_samples_around_its_median(density):
     y, _ = density.sample(lam)
     torch.manual_seed(0)
     assert torch.equal(density.draw(lam), y)
+    noise = torch.randn(40_001, 3, dtype=torch.float64)
+    assert torch.equal(density.draw(lam, noise), density.draw(lam, noise))
+    assert torch.equal(density.sample(lam, noise)[0], density.draw(lam, noise))
     torch.testing.assert_close(y.median(0).values, density.median(lam)[0], atol=0.02, rtol=0)
 
 

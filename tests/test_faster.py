@@ -12,8 +12,8 @@ import rlamort as ra
 from rlamort.errors import Preempted
 from rlamort.nets import Ensemble, EnsembleLayerNorm, bfloat16_product
 from rlamort.run.capture import Captured, close
-from rlamort.run.learner import resume
 from rlamort.run.resets import Resets
+from rlamort.run.restore import resume
 
 ALL = {"critic_norm": "layer", "matmul": "bfloat16"}
 

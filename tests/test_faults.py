@@ -79,7 +79,7 @@ def test_faults_survive_a_resume(tmp_path):
     from test_resume import assert_equal, everything
 
     from rlamort.errors import Preempted
-    from rlamort.run.learner import resume
+    from rlamort.run.restore import resume
 
     fields = {**SMALL, "max_env_faults": 1000, "steps": 300, "checkpoint_every": 1000}
     shutil.copy(HERE / "odd_envs.py", tmp_path)
@@ -102,7 +102,7 @@ def test_a_checkpoint_never_holds_nan(tmp_path):
     with torch.no_grad():
         learner.agent.critic.ensemble.layers[0].weight[0, 0, 0] = float("nan")
     with pytest.raises(ra.Fault, match=r"critic.ensemble.layers.0.weight is no longer finite"):
-        learner.save_checkpoint()
+        learner.durable.save()
     assert all(t.isfinite().all() for t in ra.load(tmp_path / "run").agent.state_dict().values())
 
 

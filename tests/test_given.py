@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
 from rlamort.env.make import open_env
-from rlamort.run.learner import resume
+from rlamort.run.restore import resume
 
 HERE = Path(__file__).parent
 
@@ -294,7 +294,7 @@ def test_a_class_is_recorded_by_where_it_is_found(tmp_path):
 
 SCRIPT = """
     import gymnasium as gym, numpy as np, rlamort as ra, sys
-    from rlamort.run.learner import resume
+    from rlamort.run.restore import resume
 
     class Mine(gym.Env):
         observation_space = gym.spaces.Box(0, 100, (1,), np.float32)

@@ -11,7 +11,7 @@ from torch import nn
 
 from rlamort.agent import Adam, descend
 from rlamort.critic import Critic, polyak
-from rlamort.domain import Box, SquashedGaussian
+from rlamort.domain import Box, Gaussian, SquashedGaussian
 from rlamort.losses import objective, td_target
 from rlamort.model import Full
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
@@ -109,13 +109,6 @@ def test_soft_becomes_max_q_as_noise_and_temperature_vanish(spec):
 def test_soft_at_temperature_one_is_the_negative_elbo():
     """Against the closed form of a linear-Gaussian model, through a density that is not squashed."""
 
-    class Gaussian:
-        def sample(self, lam):
-            mean, log_std = lam.chunk(2, -1)
-            q = torch.distributions.Normal(mean, log_std.exp())
-            y = q.rsample()
-            return y, q.log_prob(y).sum(-1)
-
     class NegativeLogJoint(Objective):
         def report(self, y, x):
             normal = torch.distributions.Normal
@@ -128,7 +121,7 @@ def test_soft_at_temperature_one_is_the_negative_elbo():
     reconstruction = -torch.distributions.Normal(mean @ W.T, 1.0).log_prob(x).sum(-1) + 0.5 * (std**2 @ (W**2).T).sum(-1)
     prior, q = torch.distributions.Normal(0.0, 1.0), torch.distributions.Normal(mean, std)
     exact = reconstruction + torch.distributions.kl_divergence(q, prior).sum(-1)
-    soft = Soft(NegativeLogJoint(), Gaussian(), Temperature(1.0))
+    soft = Soft(NegativeLogJoint(), Gaussian(2), Temperature(1.0))
     draws = soft(lam.expand(400_000, -1), x)
     assert abs(draws.mean() - exact).item() < 5 * draws.std().item() / 400_000**0.5
 
@@ -298,8 +291,8 @@ def test_squashed_density_is_finite_far_out():
 
 def test_density_bounds_hold_and_the_median_is_that_of_the_samples():
     density = SquashedGaussian(1)
-    assert density.project(torch.tensor([[0.0, 99.0]]))[0, 1] == 2
-    assert density.project(torch.tensor([[0.0, -99.0]]))[0, 1] == -20
+    assert density.parameters.project(torch.tensor([[0.0, 99.0]]))[0, 1] == 2
+    assert density.parameters.project(torch.tensor([[0.0, -99.0]]))[0, 1] == -20
     lam = torch.tensor([[0.8, 0.0]])
     torch.manual_seed(0)
     samples, _ = density.sample(lam.expand(100_001, -1))

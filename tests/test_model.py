@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from rlamort.adjoint import ConjugateGradients, FirstOrder, Implicit, Neumann, OneStep, Step, Truncated, Unrolled
-from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.domain import Box, Euclid, Gaussian, Simplex, Sphere
 from rlamort.errors import UserError
 from rlamort.model import Expert, Full, Latent, Model, Unroll
-from rlamort.objective import Objective, Oracle
+from rlamort.objective import Objective, Oracle, Soft, Temperature
 from rlamort.update import (
     Additive,
     Anderson,
@@ -45,6 +45,17 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+class Face(Oracle):
+    """An oracle by two functions of y alone."""
+
+    def __init__(self, value, map=None):
+        super().__init__(Objective(), torch.empty(0))
+        self.value, self.map = value, map
+
+    def values(self, ys):
+        return torch.stack([self.value(y) for y in ys])
+
+
 class Bowl(Objective, nn.Module):
     """f(y; x) = y'Hy / 2 - (Wx)'y + wave * sum cos(y), with parameters H and W; its map is one gradient step."""
 
@@ -58,11 +69,8 @@ class Bowl(Objective, nn.Module):
     def report(self, y, x):
         return 0.5 * ((y @ self.hessian) * y).sum(-1) - (y * (x @ self.weight.T)).sum(-1) + self.wave * y.cos().sum(-1), {}
 
-    def oracle(self, x):
-        def step(y):
-            return y - 0.2 * (y @ (self.hessian + self.hessian.T) / 2 - x @ self.weight.T - self.wave * y.sin())
-
-        return Oracle(lambda y: self(y, x), step)
+    def map(self, y, x):
+        return y - 0.2 * (y @ (self.hessian + self.hessian.T) / 2 - x @ self.weight.T - self.wave * y.sin())
 
     def solution(self, x):
         return torch.linalg.solve((self.hessian + self.hessian.T) / 2, x @ self.weight.T, left=False)
@@ -191,7 +199,7 @@ def test_a_broken_item_does_not_reach_the_others(update):
     torch.manual_seed(1)
     whole = model(x, f.oracle(x))
     torch.manual_seed(1)
-    broken = model(x, Oracle(lambda y: f(y, x) * torch.tensor([1.0, math.nan, 1.0]), f.oracle(x).map))
+    broken = model(x, Face(lambda y: f(y, x) * torch.tensor([1.0, math.nan, 1.0]), f.oracle(x).map))
     torch.testing.assert_close(broken[[0, 2]], whole[[0, 2]], **NEAR)
 
 
@@ -348,7 +356,7 @@ def test_implicit_memory_does_not_grow_with_the_steps():
 def test_conjugate_gradients_stop_per_item_where_curvature_is_not_positive():
     curvature = torch.tensor([[2.0, 4.0], [-1.0, -1.0], [0.0, 0.0]])
     at = torch.zeros(3, 2, requires_grad=True)
-    oracle = Oracle(lambda y: 0.5 * (curvature * y.square()).sum(-1))
+    oracle = Face(lambda y: 0.5 * (curvature * y.square()).sum(-1))
     residual = oracle.grad(at)
     solved = ConjugateGradients(5).solve(
         Step(Gradient(0.1), Euclid(2).nearest, at, oracle),
@@ -426,7 +434,7 @@ def test_a_recurrent_update_learns_to_solve(cell, head):
 def test_cem_finds_the_minimum(device):
     """... among many, where a gradient step stays in the nearest one."""
     x = torch.tensor([[1.0, -2.0], [0.5, 2.0], [0.0, 0.0]], device=device)
-    oracle = Oracle(lambda y: ((y - x).square() + 2 - 2 * (5 * (y - x)).cos()).sum(-1))
+    oracle = Face(lambda y: ((y - x).square() + 2 - 2 * (5 * (y - x)).cos()).sum(-1))
     start = Start(torch.tensor([[-1.3, 1.2]])).to(device)
     with torch.no_grad():
         found = Unroll(start, Cem(Euclid(2), 256, 16, sigma=2.0), 30, Euclid(2))(x, oracle)
@@ -462,7 +470,7 @@ def test_losses_differentiate_through_soft_cem():
 
     def step(y, std, weight):
         torch.manual_seed(1)
-        moved, (spread,) = update(y, (std,), x, Oracle(lambda y: y.square().sum(-1) - (y * (x @ weight.T)).sum(-1)))
+        moved, (spread,) = update(y, (std,), x, Face(lambda y: y.square().sum(-1) - (y * (x @ weight.T)).sum(-1)))
         return moved, spread
 
     at = [torch.rand(shape, requires_grad=True) for shape in ((2, N), (2, N), (N, D))]
@@ -471,23 +479,61 @@ def test_losses_differentiate_through_soft_cem():
 
 def test_cem_passes_over_samples_that_cost_nan():
     x = torch.zeros(1, 1)
-    oracle = Oracle(lambda y: torch.where(y[:, 0] > 0, y.square().sum(-1), math.nan))
+    oracle = Face(lambda y: torch.where(y[:, 0] > 0, y.square().sum(-1), math.nan))
     for selection in (HardTop(), SoftTop(0.05)):
         y, _ = Cem(Euclid(2), 64, 4, selection=selection)(torch.zeros(1, 2), (torch.ones(1, 2),), x, oracle)
         assert y[0, 0] > 0
 
 
-def test_several_values_at_once_are_those_one_by_one():
-    """Also of a cost that looks at a value, which vmap cannot."""
+class Looks(Bowl):
+    """A cost that looks at a value."""
+
+    def report(self, y, x):
+        return super().report(y, x)[0] + (y[0, 0].item() > 99), {}
+
+
+def oracles():
+    """Of what is asked by itself, and of all that holds something for each context."""
     f, x = Bowl(0.2), torch.randn(4, D)
-    ys = torch.randn(7, 4, N)
-    expected = torch.stack([f(y, x) for y in ys])
-    torch.testing.assert_close(f.oracle(x).values(ys), expected, **NEAR)
+    decode = nn.Linear(2 + D, N)
+    soft = Soft(f, Gaussian(N), Temperature(0.3)).oracle(x)
 
-    def looks(y):
-        return f(y, x) + (y[0, 0].item() > 99)
+    def through(oracle, dim):
+        mix = nn.Linear(2 + D, dim)
+        return oracle.through(lambda z, x: mix(torch.cat([z, x], -1)), D)
 
-    torch.testing.assert_close(Oracle(looks).values(ys), expected, **NEAR)
+    return {
+        "plain": (f.oracle(x), N),
+        "looks at a value": (Looks(0.2).oracle(x), N),
+        "tethered": (f.oracle(x).tethered(torch.randn(4, N), 0.7), N),
+        "soft": (soft, 2 * N),
+        "soft, decoded, tethered": (through(soft, 2 * N).tethered(torch.randn(4, 2), 0.7), 2),
+        "tethered, decoded": (through(f.oracle(x).tethered(torch.randn(4, N), 0.7), N), 2),
+        "decoded": (f.oracle(x).through(lambda z, x: decode(torch.cat([z, x], -1)), D), 2),
+    }
+
+
+@pytest.mark.parametrize("name", list(oracles()))
+@pytest.mark.parametrize("at_once", [2**25, 60])
+def test_several_values_at_once_are_those_one_by_one(name, at_once, monkeypatch):
+    """... however many memory bears, and the same each time: what an oracle holds goes with its context."""
+    monkeypatch.setattr("rlamort.objective.FLOATS", at_once)
+    torch.manual_seed(3)
+    oracle, dim = oracles()[name]
+    ys = torch.randn(7, 4, dim)
+    torch.testing.assert_close(oracle.values(ys), torch.stack([oracle.value(y) for y in ys]), **NEAR)
+    assert torch.equal(oracle.value(ys[0]), oracle.value(ys[0]))
+
+
+def test_a_soft_oracle_differentiates_the_draw_that_it_holds():
+    torch.manual_seed(3)
+    oracle, dim = oracles()["soft"]
+    lam, e = torch.randn(4, dim), 1e-6
+    for i in range(dim):
+        move = torch.zeros(4, dim)
+        move[:, i] = e
+        slope = (oracle.value(lam + move) - oracle.value(lam - move)) / (2 * e)
+        torch.testing.assert_close(oracle.grad(lam)[:, i], slope, rtol=1e-6, atol=1e-7)
 
 
 def test_anderson_without_history_is_fixed_point_iteration():
@@ -504,7 +550,7 @@ def test_anderson_solves_a_linear_map_in_n_plus_one_steps(device):
     matrix, shift = spread / torch.linalg.matrix_norm(spread, 2) * 0.95, torch.randn(4, n, device=device)
     fixed = torch.linalg.solve(torch.eye(n, device=device) - matrix, shift, left=False)
     start = Start(torch.randn(4, n)).to(device)
-    oracle = Oracle(map=lambda y: y @ matrix + shift)
+    oracle = Face(None, lambda y: y @ matrix + shift)
     model = Unroll(start, Anderson(n + 1, ridge=0.0), n + 1, Euclid(n))
     torch.testing.assert_close(model(x, oracle), fixed, rtol=1e-6, atol=1e-6)
     plain = Unroll(start, Anderson(1), n + 1, Euclid(n))(x, oracle)
@@ -534,7 +580,7 @@ def test_lbfgs_reaches_what_scipys_does(device):
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
 def test_lbfgs_does_not_mind_the_scale(scale):
     f, x = Bowl(), torch.randn(5, D)
-    oracle = Oracle(lambda y: scale * f(y, x))
+    oracle = Face(lambda y: scale * f(y, x))
     model = unrolled(Lbfgs(Euclid(N)), steps=30)
     torch.testing.assert_close(model(x, oracle), f.solution(x), rtol=1e-5, atol=1e-5)
 
@@ -545,7 +591,7 @@ def test_lbfgs_solves_on_a_domain(domain):
     root = torch.randn(20, 20)
     hessian, x = root @ root.T / 20 + 0.05 * torch.eye(20), torch.randn(6, 20)
     domain = domain.double()
-    oracle = Oracle(lambda y: 0.5 * ((y @ hessian) * y).sum(-1) - (y * x).sum(-1))
+    oracle = Face(lambda y: 0.5 * ((y @ hessian) * y).sum(-1) - (y * x).sum(-1))
     model = Unroll(Full(nn.Linear(20, 20), domain), Lbfgs(domain), 60, domain)
     with torch.no_grad():
         y = model(x, oracle)
@@ -554,7 +600,7 @@ def test_lbfgs_solves_on_a_domain(domain):
 
 def test_lbfgs_leaves_an_item_where_nothing_is_acceptable():
     y = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    oracle = Oracle(lambda y: torch.stack([y[0].square().sum(), torch.where(y[1].sum() == 7, 0, math.nan) * y[1].sum()]))
+    oracle = Face(lambda y: torch.stack([y[0].square().sum(), torch.where(y[1].sum() == 7, 0, math.nan) * y[1].sum()]))
     path = Unroll(Start(y), Lbfgs(Euclid(2)), 8, Euclid(2)).iterates(torch.zeros(2, 1), oracle)
     torch.testing.assert_close(path[-1, 0], torch.zeros(2), rtol=0, atol=1e-6)
     assert (path[:, 1] == y[1]).all()

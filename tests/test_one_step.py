@@ -28,7 +28,8 @@ from rlamort.errors import Diverged, Fault, UserError
 from rlamort.losses import td_target
 from rlamort.measure.check import check
 from rlamort.problem import Problem, draw
-from rlamort.run.learner import learner_class, load
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import load
 from rlamort.source import Batch
 
 CPU = torch.device("cpu")
@@ -192,7 +193,7 @@ class Everywhere(Wide):
 class Spread(Wide):
     """Parameters of a density: means within 9, and logarithms of spreads, of either sign."""
 
-    domain = SquashedGaussian(1)
+    domain = SquashedGaussian(1).parameters
 
 
 @pytest.mark.parametrize("kind", [Portfolio, Wide, Everywhere, Direction, Spread])
@@ -210,8 +211,8 @@ def test_what_a_problems_agent_predicts_is_the_models_answer_in_Y(kind, tmp_path
         assert one.predict(x[0].numpy(), deterministic=True)[0] == pytest.approx(y[0].numpy(), abs=1e-5)
     env = NativeEnv(open_problem(kind), solutions=True)
     assert isinstance(agent.domain, Box) == (single(kind).action_space == env.action_space)
-    mean, _ = evaluate_policy(learner, env, n_eval_episodes=40, warn=False)
-    assert mean == pytest.approx(np.mean(learner.score(40).returns), rel=0.5, abs=0.3)
+    mean, _ = evaluate_policy(learner, env, n_eval_episodes=400, warn=False)
+    assert mean == pytest.approx(np.mean(learner.score(400).returns), rel=0.5, abs=0.3)
 
 
 def test_a_minimum_outside_of_the_unit_box_is_found_and_given():

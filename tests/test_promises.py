@@ -22,7 +22,7 @@ from test_resume import assert_equal, everything
 
 import rlamort as ra
 from rlamort.errors import Preempted
-from rlamort.run.learner import resume
+from rlamort.run.restore import resume
 
 FIELDS = {
     "hidden": [8], "batch_size": 8, "warmup_steps": 10, "buffer_size": 400, "device": "cpu", "threads": 1, "eval_episodes": 2,

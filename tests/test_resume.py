@@ -24,9 +24,11 @@ from test_cli import HERE, RLAMORT, rlamort
 
 import rlamort as ra
 from rlamort.errors import Preempted
+from rlamort.host.machine import versions
 from rlamort.run.capture import Captured
 from rlamort.run.checkpoint import Checkpoints
-from rlamort.run.learner import learner_class, resume
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import resume
 from rlamort.run.track import Records, read_records
 
 SMALL = {
@@ -37,7 +39,7 @@ SMALL = {
 
 def everything(learner):
     """All that must be equal, with what is never read again left out."""
-    source, state = learner.source, learner._state()
+    source, state = learner.source, learner.state()
     books = {name: getattr(source, name) for name in ("written", "first", "size", "follows", "begins")}
     live = torch.zeros(source.rows * source.slots, dtype=torch.bool)
     fifo = []
@@ -177,7 +179,7 @@ def test_two_hundred_kills(method, tmp_path):
     kept = json.loads(record.read_text()) if record.exists() else {}
     kept[method] = {
         "command": f"pytest -m slow tests/test_resume.py -k {method}", "run": f"rlamort train {' '.join(command)}",
-        "kills": 67, "resumes_identical": 67, "versions": ra.run.checkpoint.versions(),
+        "kills": 67, "resumes_identical": 67, "versions": versions(),
     }  # fmt: skip
     record.write_text(json.dumps(kept, indent=1) + "\n")
 
@@ -215,7 +217,7 @@ def test_an_outside_referee_kills_at_every_boundary_between_two_changes_of_files
         "command": f"pytest -m slow tests/test_resume.py -k referee, with ckpt-chaos {version('ckpt-chaos')}",
         "referee": f"ckpt-chaos run {' '.join(options)}", "run": f"rlamort train {' '.join(REFEREED)}",
         "points": len(points), "modes": dict(sorted(modes.items())), "passed": len(points) - len(failed), "failed": failed,
-        "versions": ra.run.checkpoint.versions(),
+        "versions": versions(),
     }  # fmt: skip
     assert len(points) > 100
     (HERE.parent / "docs" / "results" / "ckpt_chaos.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -324,16 +326,16 @@ def test_a_checkpoint_killed_between_writing_and_publishing_is_swept(tmp_path):
 def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     """A limit on the size of files, at any point of the writing; training goes on, and the next checkpoint is whole."""
     learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "checkpoint_every": 10_000}).learn(100)
-    kept = learner._kept
+    kept = learner.durable.kept
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     rng = random.Random(1)
     try:
         for _ in range(8):
-            learner._kept = -1  # as if there were something new
+            learner.durable.kept = -1  # as if there were something new
             resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
             with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
-                learner.save_checkpoint()
+                learner.durable.save()
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -387,8 +389,8 @@ def test_changes_are_safe_or_said(tmp_path):
 
 def test_other_versions_make_a_resume_statistical(tmp_path, monkeypatch):
     run_with_checkpoints(tmp_path / "run")
-    now = {"rlamort": "9", **{k: v for k, v in ra.run.checkpoint.versions().items() if k != "rlamort"}}
-    monkeypatch.setattr("rlamort.run.checkpoint.versions", lambda: now)
+    now = {"rlamort": "9", **{k: v for k, v in versions().items() if k != "rlamort"}}
+    monkeypatch.setattr("rlamort.run.restore.versions", lambda: now)
     with pytest.warns(UserWarning, match="rlamort is 9 now; the run was made with 0.1.0"):
         again, exactness = resume(tmp_path / "run", {})
     assert exactness == "statistical"

@@ -14,22 +14,21 @@ from torch import nn
 import rlamort.solve.classical
 from rlamort.domain import Box, CappedSimplex, Domain, Euclid, Simplex, Sphere
 from rlamort.errors import Fault, UserError
+from rlamort.measure.table import _seconds_to, measure
 from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
+from rlamort.solve.certificate import Conformal, DualityGap, solve_from
 from rlamort.solve.classical import (
     Adam,
-    Conformal,
     Descent,
-    DualityGap,
     Unconstrained,
     best_found,
     solution_of,
-    solve_from,
     solvers,
 )
-from rlamort.solve.solver import Solver, _seconds_to, measure
+from rlamort.solve.solver import Solver
 from rlamort.update import Cem, Gradient, Lbfgs
 
 TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}

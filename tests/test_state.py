@@ -17,7 +17,7 @@ from rlamort.env.snapshot import Snapshot
 from rlamort.env.state import Reader, Unlike, Writer
 from rlamort.errors import Preempted
 from rlamort.run.checkpoint import _pack, _unpack
-from rlamort.run.learner import resume
+from rlamort.run.restore import resume
 
 FIELDS = {
     **SMALL, "buffer_size": 500, "eval_every": 30, "eval_episodes": 1, "log_every": 20, "checkpoint_every": 1000,

@@ -10,7 +10,8 @@ from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 import rlamort as ra
 from rlamort.errors import Preempted
-from rlamort.run.learner import learner_class, resume
+from rlamort.run.learner import learner_class
+from rlamort.run.restore import resume
 
 vector = gymnasium.wrappers.vector
 

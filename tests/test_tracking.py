@@ -317,8 +317,8 @@ def test_a_backend_that_dies_costs_one_warning(tmp_path):
     fields_given = {**SMALL, "eval_every": 60, "eval_episodes": 2, "checkpoint_every": 20, "wandb_mode": "offline"}
     agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track="wandb", **fields_given)
     agent.learn(40)
-    agent._mirrors[0].process.kill()
-    agent._mirrors[0].process.wait()
+    agent.durable.mirrors[0].process.kill()
+    agent.durable.mirrors[0].process.wait()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         agent.learn(200, reset_num_timesteps=False)

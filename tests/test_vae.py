@@ -88,11 +88,11 @@ def test_the_closed_form_divergence_takes_noise_away(vae):
     x, lam = some(vae)
     spread = [
         Averaged(Soft(f, density, Temperature(1.0)), 2_000).each(lam, x).std(-1).mean().item()
-        for f, density in ((Joint(vae), Gaussian(3).to(x)), (Reconstruction(vae), Relative(3).to(x)))
+        for f, density in ((Joint(vae), Gaussian(3)), (Reconstruction(vae), Relative(3)))
     ]
     assert spread[1] != pytest.approx(spread[0], rel=1e-3)
     at_prior = torch.zeros_like(lam)
-    assert (vae.domain.density.sample(at_prior)[1] == 0).all()  # KL(p | p), whatever was drawn
+    assert (vae.density.sample(at_prior)[1] == 0).all()  # KL(p | p), whatever was drawn
 
 
 def test_a_reparameterised_gradient_is_that_of_the_bound_with_the_same_noise(vae):
@@ -255,7 +255,7 @@ def test_a_run_is_evaluated_on_images_that_it_is_not_trained_on():
     learner = learner_class("vae")(problem, **QUICK).learn(2)
     learner.score(20)
     held = set(map(tuple, problem.test_images.tolist()))
-    met = learner._evaluation_env(20).x
+    met = learner.environments.evaluation(20).x
     assert len(met.unique(dim=0)) == 20
     assert set(map(tuple, met.tolist())) <= held
     assert not set(map(tuple, learner.source.env.reset(0).tolist())) & held

@@ -1,4 +1,7 @@
-"""P(Y), densities over solutions, as models predict their parameters."""
+"""P(Y), densities over solutions, whose parameters a model predicts.
+
+y solution (B, n) · lam parameters (B, 2 n) · noise (B, n) · logq log-density (B,)
+"""
 
 import math
 from typing import Any
@@ -10,23 +13,58 @@ from rlamort.domain.base import Domain, at_least_one, number
 from rlamort.errors import UserError
 
 
-class Density(Domain):
-    """P(Y): distributions over Y with parameters lam (B, inputs), sampled by reparameterisation."""
+class Density:
+    """P(Y): distributions over Y with parameters lam, sampled by reparameterisation.
 
-    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
-        """lam (B, inputs) -> one draw y (B, dim), differentiable in lam, and log q(y; lam) (B,) in nats."""
+    Attributes:
+        dim: n.
+        parameters: the domain of lam, in which a model over densities predicts and iterates.
+    """
+
+    dim: int
+    parameters: Domain
+
+    def noise(self, lam: Tensor) -> Tensor:
+        """lam (B, parameters.dim) -> what one draw for each item is made of (B, n); from torch's generator."""
         raise NotImplementedError
 
-    def draw(self, lam: Tensor) -> Tensor:
-        """lam (B, inputs) -> one draw y (B, dim), the one that `sample` would have given, without its density."""
-        return self.sample(lam)[0]
+    def sample(self, lam: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """lam (B, parameters.dim) -> one draw y (B, n), differentiable in lam, and log q(y; lam) (B,) in nats.
+
+        Args:
+            lam: parameters.
+            noise: (B, n), as `noise` gives it; None draws it.
+        """
+        raise NotImplementedError
+
+    def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The y (B, n) that `sample` gives, without its density."""
+        return self.sample(lam, noise)[0]
 
     def median(self, lam: Tensor) -> Tensor:
-        """lam (B, inputs) -> y (B, dim): the coordinate-wise median, which is what a deterministic agent plays."""
+        """lam -> y (B, n): the coordinate-wise median, which is what a deterministic agent plays."""
         raise NotImplementedError
 
+
+class MeanLogStd(Domain):
+    """Parameters (mean | log_std) of a Gaussian, (B, 2 n): R^n and a box, to which `project` clamps log_std.
+
+    Args:
+        dim: n, coordinates of what is distributed.
+        low: lower bound of log_std.
+        high: upper bound of log_std.
+    """
+
+    def __init__(self, dim: int, low: float, high: float) -> None:
+        super().__init__()
+        self.dim = self.inputs = 2 * dim
+        self.bounds = low, high
+
+    def project(self, v: Tensor) -> Tensor:
+        mean, log_std = v.chunk(2, dim=-1)
+        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+
     def nearest(self, y: Tensor) -> Tensor:
-        """lam (B, inputs) -> lam within its bounds; they are a box, and `project` clamps to it."""
         return self.project(y)
 
 
@@ -40,26 +78,27 @@ class Gaussian(Density):
     """
 
     def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
-        super().__init__()
         self.dim = at_least_one("Gaussian.dim", dim)
-        self.inputs = 2 * dim
-        self.bounds = _spread_bounds("Gaussian", log_std_low, log_std_high)
+        self.parameters = MeanLogStd(self.dim, *_spread_bounds("Gaussian", log_std_low, log_std_high))
 
-    def project(self, v: Tensor) -> Tensor:
-        mean, log_std = v.chunk(2, dim=-1)
-        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+    def noise(self, lam: Tensor) -> Tensor:
+        return torch.randn_like(lam.chunk(2, dim=-1)[0])
 
-    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, lam: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = lam.chunk(2, dim=-1)
-        noise = torch.randn_like(mean)
+        noise = self.noise(lam) if noise is None else noise
         logq = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         return mean + log_std.exp() * noise, logq.sum(-1)
+
+    def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
+        mean, log_std = lam.chunk(2, dim=-1)
+        return mean + log_std.exp() * (self.noise(lam) if noise is None else noise)
 
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0]
 
     def kl(self, lam: Tensor) -> Tensor:
-        """lam (B, inputs) -> KL(q(.; lam) | N(0, I)) (B,), in nats (Kingma and Welling, 2014, appendix B)."""
+        """lam -> KL(q(.; lam) | N(0, I)) (B,), in nats (Kingma and Welling, 2014, appendix B)."""
         mean, log_std = lam.chunk(2, dim=-1)
         return 0.5 * (mean.square() + (2 * log_std).expm1() - 2 * log_std).sum(-1)
 
@@ -76,27 +115,24 @@ class SquashedGaussian(Density):
     """
 
     def __init__(self, dim: int, log_std_low: float = -20.0, log_std_high: float = 2.0) -> None:
-        super().__init__()
         self.dim = at_least_one("SquashedGaussian.dim", dim)
-        self.inputs = 2 * dim
-        self.bounds = _spread_bounds("SquashedGaussian", log_std_low, log_std_high)
+        self.parameters = MeanLogStd(self.dim, *_spread_bounds("SquashedGaussian", log_std_low, log_std_high))
 
-    def project(self, v: Tensor) -> Tensor:
-        mean, log_std = v.chunk(2, dim=-1)
-        return torch.cat([mean, log_std.clamp(*self.bounds)], dim=-1)
+    def noise(self, lam: Tensor) -> Tensor:
+        return torch.randn_like(lam.chunk(2, dim=-1)[0])
 
-    def sample(self, lam: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, lam: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         mean, log_std = lam.chunk(2, dim=-1)
-        noise = torch.randn_like(mean)
+        noise = self.noise(lam) if noise is None else noise
         v = mean + log_std.exp() * noise
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log |d tanh(v) / dv| = log(1 - tanh(v)^2), in the form that neither overflows nor cancels for large |v|
         log_slope = 2 * (math.log(2) - v - nn.functional.softplus(-2 * v))
         return v.tanh(), (log_normal - log_slope).sum(-1)
 
-    def draw(self, lam: Tensor) -> Tensor:
+    def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, log_std = lam.chunk(2, dim=-1)
-        return (mean + log_std.exp() * torch.randn_like(mean)).tanh()
+        return (mean + log_std.exp() * (self.noise(lam) if noise is None else noise)).tanh()
 
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0].tanh()

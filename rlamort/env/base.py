@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import gymnasium
@@ -13,6 +14,8 @@ from torch import Tensor
 from rlamort.domain import Domain, unit_box
 from rlamort.errors import UserError
 from rlamort.problem import Problem
+
+Policy = Callable[[Tensor], Tensor]  # x (B, d) -> y (B, n)
 
 
 class Step(NamedTuple):

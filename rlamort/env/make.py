@@ -16,11 +16,12 @@ from gymnasium.wrappers import TimeLimit
 
 from rlamort.env import Space, Spec
 from rlamort.env.copies import Copies
-from rlamort.env.gym import LARGEST, Factory, GymEnv, VectorFactory
+from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import class_at, here, module_of
 from rlamort.env.one_step import single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.snapshot import layers
+from rlamort.env.vector import Factory, VectorFactory
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.problem import Problem
 

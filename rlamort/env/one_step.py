@@ -47,7 +47,7 @@ class OneStep(Env):
         self.drawn = drawn
         self.problem, self.name, self.count = begun(problem).to(device), type(problem).__name__, count
         with blaming(f"{self.name}.contexts"):
-            d = problem.layout.dim
+            d = problem.layout.seen.dim
         inputs = problem.domain.inputs
         super().__init__(Spec(d, [-1.0] * inputs, [1.0] * inputs, problem), device)
         self.f = Cost(problem)
@@ -59,15 +59,28 @@ class OneStep(Env):
     def reset(self, seed: int) -> Tensor:
         self._generator = np.random.default_rng(seed)
         self._finished.clear()
-        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
-        if not self.x.isfinite().all():
-            raise Fault(f"{self.name}.contexts: they hold {_odd(self.x)}; finite numbers are needed")
+        x = self._draw()
+        if not self.posed.isfinite().all():
+            raise Fault(f"{self._odd_part(self.posed)}; finite numbers are needed")
+        return x
+
+    def _draw(self) -> Tensor:
+        """New contexts; what is hidden of them stays here."""
+        self.posed = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
+        self.x = self.f.seen(self.posed)
         return self.x
+
+    def _odd_part(self, x: Tensor) -> str:
+        """Which part of contexts (B, d) holds what is no number."""
+        parts = self.problem.layout.unpack(x)
+        named = parts.items() if isinstance(parts, dict) else ()
+        key = next((f", {name}" for name, part in named if not part.isfinite().all()), "")
+        return f"{self.name}.contexts{key}: they hold {_odd(x)}"
 
     @torch.no_grad()
     def step(self, y: Tensor) -> Step:
         """Solve the contexts with y (B, n) in Y."""
-        x = self.x
+        x = self.posed
         with stream(self._generator, self.device), blaming(f"{self.name}.cost"):
             reward = -self.f(y, x)  # a cost may draw, as an ELBO does
         rewards = reward.numpy(force=True)
@@ -77,8 +90,9 @@ class OneStep(Env):
             reward = torch.where(reward.isfinite(), reward, torch.zeros_like(reward))
         self.steps += 1
         self._finished += rewards[valid].tolist()
-        self.x = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
-        return Step(x, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid)
+        x_last = self.x
+        self._draw()
+        return Step(x_last, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid)
 
     def episodes(self) -> list[Episode]:
         finished, self._finished = self._finished, []
@@ -86,7 +100,7 @@ class OneStep(Env):
 
     def state(self) -> dict[str, Any]:
         return {
-            "x": self.x,
+            "x": self.posed,
             "generator": self._generator.bit_generator.state,
             "steps": self.steps,
             "faults": self.faults.count,
@@ -94,7 +108,8 @@ class OneStep(Env):
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
-        self.x = state["x"].to(self.device)
+        self.posed = state["x"].to(self.device)
+        self.x = self.f.seen(self.posed)
         self._generator.bit_generator.state = state["generator"]
         self.steps, self.faults.count, self._finished = state["steps"], state["faults"], list(state["finished"])
         return True
@@ -194,7 +209,8 @@ def problem_of(problem: Problem | type[Problem] | str, kwargs: dict[str, Any] | 
     domain = getattr(made, "domain", None)
     if not isinstance(domain, Domain):
         given = "none is given" if domain is None else f"a {type(domain).__name__} is given"
-        raise UserError(f"{type(made).__name__}.domain: {given}; a domain of rlamort.domain is needed, such as Box or Simplex")
+        allowed = "a domain is needed, such as Box or Simplex, or the `parameters` of a density"
+        raise UserError(f"{type(made).__name__}.domain: {given}; {allowed}")
     return made
 
 
@@ -238,8 +254,22 @@ def open_problem(
     made, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
     trial = OneStep(made, 2, device)
     trial.reset(0)
-    trial.step(made.domain.act(torch.zeros(2, made.domain.inputs, device=device)))
+    y = made.domain.act(torch.zeros(2, made.domain.inputs, device=device))
+    trial.step(y)
+    if made.hidden:
+        _try_support(trial, y)
     return OneStep(made, count, device, max_faults=max_faults)
+
+
+def _try_support(env: OneStep, y: Tensor) -> None:
+    """Raises UserError where what solvers may ask reads what is hidden from them."""
+    with blaming(f"{env.name}.support"), stream(np.random.default_rng(0), env.device), torch.no_grad():
+        try:
+            env.f.oracle(env.posed).value(y)
+        except KeyError as error:
+            raise UserError(
+                f"{env.name}.support: its cost reads {error}, which is hidden; define `support(y, x)`, which solvers may ask"
+            ) from error
 
 
 def single(problem: Problem | type[Problem] | str, **keywords: Any) -> NativeEnv:

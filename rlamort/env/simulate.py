@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlamort.env import Policy
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
-from rlamort.envs.maxq import Policy
 from rlamort.errors import UserError
 
 

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import torch
 
-from rlamort.env.state import Reader, Tree, Unlike, Writer, held_in, name_of
+from rlamort.env.objects import held_in, name_of
+from rlamort.env.state import Reader, Tree, Unlike, Writer
 from rlamort.errors import UserError
 
 FAULT = "fault"  # the key in info under which a step that raised says so

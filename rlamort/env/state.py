@@ -9,14 +9,9 @@ A tree consists of None, bools, numbers, text, arrays, tensors, lists of trees, 
 hold it. An object that is met again is written once.
 """
 
-import collections
 import contextlib
 import enum
-import functools
-import logging
-import pathlib
 import random
-import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -25,44 +20,28 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 
 from rlamort.env import Env
+from rlamort.env.objects import (
+    CONTAINERS,
+    GENERATORS,
+    HEAP_TYPE,
+    LIBRARIES,
+    PLAIN,
+    attributes,
+    constant,
+    global_names,
+    held_in,
+    is_filled,
+    name_of,
+)
+from rlamort.env.physics import model_arrays, read_data, write_data, write_model
 
 Tree = Any
-PLAIN = (bool, int, float, str, type(None))
-CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, collections.deque)}
-CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
-VALUES = (enum.Enum, pathlib.PurePath, re.Pattern, range, slice, bytes, complex, np.dtype, torch.dtype, torch.device)
-SILENT = (EnvSpec, functools.partial, logging.Logger, types.MappingProxyType, property)  # of no consequence to a step
-DRAWING = ("pygame", "glfw", "OpenGL", "PIL", "matplotlib", "imageio", "moviepy", "mujoco._render")
-RENDERERS = ("MujocoRenderer", "OffScreenViewer", "WindowViewer", "Renderer")
-LIBRARIES = {"gymnasium", "numpy", "torch", "mujoco", "rlamort", "scipy", "stable_baselines3", *sys.stdlib_module_names} - {
-    "__main__"
-}  # their classes and globals hold nothing that an environment changes
-GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-NOT_PHYSICS = ("tex_", "mesh_", "skin_", "bvh_", "oct_", "text_", "plugin")  # large parts of a MuJoCo model
-HEAP_TYPE = 1 << 9  # of a class that is written in Python
 
 
 class Unlike(Exception):  # noqa: N818  # it says what the object is
     """An object is built otherwise than the one whose state was read."""
-
-
-def constant(value: Any) -> bool:
-    """Whether nothing that an environment does changes `value` itself."""
-    if isinstance(value, (*CODE, *VALUES, *SILENT)) or type(value).__name__ in RENDERERS:
-        return True
-    return type(value).__module__.startswith((*DRAWING, "rlamort.run"))  # an environment may know who learns in it
-
-
-def name_of(value: Any) -> str:
-    """A constant's name, by which it is told from others in another process."""
-    if isinstance(value, types.ModuleType):
-        return value.__name__
-    if isinstance(value, CODE):
-        return f"{value.__module__}:{value.__qualname__}"
-    return f"{name_of(type(value))} {value!r}" if isinstance(value, VALUES) else name_of(type(value))
 
 
 class Reader:
@@ -102,7 +81,7 @@ class Reader:
                 if not (name.startswith("__") or name == "_abc_impl" or hasattr(type(value), "__get__") or constant(value)):
                     yield f"class {path}.{name}", kind, name
         for path, function in list(self.functions.items()):
-            for name in _names(function.__code__):
+            for name in global_names(function.__code__):
                 used = function.__globals__.get(name)
                 if name in function.__globals__ and not name.startswith("__") and not constant(used):
                     yield f"global {function.__module__}.{name}", function.__globals__, name
@@ -110,7 +89,7 @@ class Reader:
                 if not name.startswith("__") and not constant(value):
                     yield f"function {path}.{name}", function, name
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                if name != "__class__" and _filled(cell) and not constant(cell.cell_contents):
+                if name != "__class__" and is_filled(cell) and not constant(cell.cell_contents):
                     yield f"closure {path}.{name}", cell, "cell_contents"
 
     def read(self, value: Any, where: str) -> Tree:
@@ -155,9 +134,9 @@ class Reader:
         if isinstance(value, types.MethodType):
             return {"method": value.__name__, "self": self.read(value.__self__, where)}
         if type(value).__name__ == "MjData" and "mujoco" in sys.modules:
-            return {"mujoco data": _read_data(value)}
+            return {"mujoco data": read_data(value)}
         if type(value).__name__ == "MjModel" and "mujoco" in sys.modules:
-            return {"mujoco model": {name: array.copy() for name, array in _model_arrays(value)}}
+            return {"mujoco model": {name: array.copy() for name, array in model_arrays(value)}}
         if isinstance(value, Env):
             return {"native": self.read(value.state(), where)}
         return self._attributes(value, where)
@@ -201,10 +180,10 @@ class Reader:
                 for part in (member, getattr(member, "__func__", None), getattr(member, "fget", None)):
                     self._use(part)
         else:
-            for name in _names(value.__code__):
+            for name in global_names(value.__code__):
                 self._use(value.__globals__.get(name))
             for cell in value.__closure__ or ():
-                self._use(cell.cell_contents if _filled(cell) else None)
+                self._use(cell.cell_contents if is_filled(cell) else None)
 
 
 class Writer:
@@ -372,8 +351,8 @@ class Writer:
             "random state": lambda: live.set_state(self.put(content, None)),
             "random": lambda: live.setstate(self.put(content, None)),
             "torch generator": lambda: live.set_state(content),
-            "mujoco data": lambda: _write_data(live, content),
-            "mujoco model": lambda: _write_model(live, content),
+            "mujoco data": lambda: write_data(live, content),
+            "mujoco model": lambda: write_model(live, content),
             "native": lambda: _restore_native(live, self.put(content, None)),
         }
         if kind == "method":
@@ -395,87 +374,6 @@ class Writer:
             self.put(tree, part)
 
 
-def attributes(value: Any) -> dict[str, Any]:
-    """What an instance holds, slots among it; not what Gymnasium's wrappers have looked up about themselves."""
-    slots = [name for kind in type(value).__mro__ for name in _words(vars(kind).get("__slots__", ()))]
-    held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
-    own = getattr(value, "__dict__", {})
-    return held | {name: one for name, one in own.items() if isinstance(name, str) and name != "_cached_spec"}
-
-
-def _words(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Global names that a function uses, and the functions inside it."""
-    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*inner)
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def held_in(holder: Any, name: str) -> Any:
-    """One of `Reader.places`."""
-    return holder[name] if isinstance(holder, dict) else getattr(holder, name)
-
-
 def _restore_native(live: Env, state: dict[str, Any]) -> None:
     if not live.restore(state):
         raise ValueError("it cannot go on there")
-
-
-def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
-    before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
-    for name in dir(data):
-        if name.startswith(("_", "efc_", "iefc_", "contact")):
-            continue
-        value = getattr(data, name)
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
-            yield name, value
-
-
-def _model_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """What a randomised environment may change: masses, frictions, gains, heights, gravity, the time step."""
-    for holder, prefix in ((model, ""), (model.opt, "opt.")):
-        for name in dir(holder):
-            if name.startswith(("_", *NOT_PHYSICS)):
-                continue
-            value = getattr(holder, name)
-            if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
-                yield prefix + name, value
-            elif prefix and isinstance(value, float):
-                yield prefix + name, np.array(value)
-
-
-def _write_model(model: Any, content: dict[str, np.ndarray]) -> None:
-    for name, own in _model_arrays(model):
-        if not np.array_equal(own, content[name]):
-            if own.ndim or not name.startswith("opt."):
-                own[...] = content[name]
-            else:
-                setattr(model.opt, name.removeprefix("opt."), float(content[name]))
-
-
-def _read_data(data: Any) -> dict[str, np.ndarray]:
-    import mujoco
-
-    kind = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-    state = np.empty(mujoco.mj_stateSize(data.model, kind))
-    mujoco.mj_getState(data.model, data, state, kind)
-    return {"integration state": state} | {name: value.copy() for name, value in _mujoco_arrays(data)}
-
-
-def _write_data(data: Any, content: dict[str, np.ndarray]) -> None:
-    import mujoco
-
-    mujoco.mj_setState(data.model, data, content["integration state"], int(mujoco.mjtState.mjSTATE_INTEGRATION))
-    for name, own in _mujoco_arrays(data):
-        if name in content and own.shape == content[name].shape:
-            own[...] = content[name]

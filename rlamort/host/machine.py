@@ -5,6 +5,7 @@ import functools
 import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -135,3 +136,15 @@ def _exact() -> bool:
         exact = a.double() @ a.mT.double()
         largest = max(largest, float(((a @ a.mT - exact) / exact).abs().max()))
     return largest < 1e-5  # bfloat16 is off by 1e-3
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result depends on."""
+    found = {}
+    for name in ("rlamort", "torch", "gymnasium", "mujoco", "numpy", "stable-baselines3"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    found["float32 products"] = products()
+    return found

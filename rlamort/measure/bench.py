@@ -13,10 +13,10 @@ from statistics import median
 import numpy as np
 import torch
 
+from rlamort.host.machine import versions
 from rlamort.measure.report import Report
 from rlamort.measure.speed import profile, scaling, speed
 from rlamort.run.capture import Eager
-from rlamort.run.checkpoint import versions
 from rlamort.run.learner import Learner, learner_class
 from rlamort.source import Replay
 
@@ -74,7 +74,8 @@ def _fill(ring: Replay) -> None:
 
 def _timed(learner: Learner) -> float:
     start = time.perf_counter()
-    learner.save_checkpoint()
+    assert learner.durable is not None
+    learner.durable.save()
     return time.perf_counter() - start
 
 

@@ -21,13 +21,14 @@ from rlamort.errors import UserError, nearest
 from rlamort.measure.check import LOSSES, MODELS, check
 from rlamort.measure.plot import draw_gaps
 from rlamort.measure.report import Report, table
+from rlamort.measure.table import measure
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.score import interval
 from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
-from rlamort.solve.solver import Solver, measure
+from rlamort.solve.solver import Solver
 from rlamort.update import Lbfgs
 
 HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured

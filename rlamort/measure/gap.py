@@ -12,18 +12,19 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from rlamort.agent import Agent
-from rlamort.env import Spec
+from rlamort.env import Policy, Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.record import name_of
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, Saved, save
-from rlamort.envs.maxq import MaxQProblem, Policy, Visited, action_cost, visit
+from rlamort.envs.maxq import MaxQProblem, Visited, action_cost, visit
 from rlamort.errors import UserError
 from rlamort.host.randomness import Randomness
 from rlamort.measure.report import Report, table
 from rlamort.measure.time_to_match import PATIENCE, time_to_match, tutorial
 from rlamort.nets import Unnormalised
 from rlamort.objective import Cost, MaxQ, Objective
-from rlamort.run.learner import Learner, load
+from rlamort.run.learner import Learner
+from rlamort.run.restore import load
 from rlamort.score import Interval, interval, score
 from rlamort.solve.classical import Reference, best_found, extended
 

@@ -22,11 +22,11 @@ from matplotlib.figure import Figure
 
 from rlamort.config import locate, methods, read_row
 from rlamort.errors import UserError, nearest
+from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
 from rlamort.measure.race import Race
 from rlamort.measure.study import Kept, Study, Task
 from rlamort.measure.verdict import Verdict
-from rlamort.run.checkpoint import versions
 from rlamort.run.track import span
 from rlamort.score import Interval, iqm, stratified_bootstrap
 

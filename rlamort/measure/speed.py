@@ -17,10 +17,9 @@ from typing import Any
 import torch
 
 from rlamort.errors import Fault
-from rlamort.host.machine import fast_products
-from rlamort.measure import speed_worker as contestant
+from rlamort.host.machine import fast_products, versions
+from rlamort.measure import speed_worker
 from rlamort.measure.report import Report, table
-from rlamort.run.checkpoint import versions
 from rlamort.run.learner import Learner, learner_class
 
 Product = tuple[int, int, int, int]  # copies, rows, inner, columns of a matrix product
@@ -74,7 +73,7 @@ def speed(algorithm: str = "sac", env: str = "HalfCheetah-v5", rounds: int = ROU
 
 def _contest(library: str, algorithm: str, env: str, threads: int) -> dict[str, float]:
     python = os.environ["SBX_PYTHON"] if library == "sbx" else sys.executable
-    command = [python, "-P", contestant.__file__, library, algorithm, env, str(threads)]
+    command = [python, "-P", speed_worker.__file__, library, algorithm, env, str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Fault(f"bench speed: {library} failed: {done.stderr.strip()[-500:]}")

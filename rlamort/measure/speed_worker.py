@@ -1,6 +1,6 @@
 """One library measured in a process of its own; `rlamort.measure.speed` runs this file, also by interpreters without rlamort.
 
-    python contestant.py rlamort|sb3|sbx sac|td3|ddpg ENV THREADS
+    python speed_worker.py rlamort|sb3|sbx sac|td3|ddpg ENV THREADS
 
 Two hidden layers of 256, batches of 256, one update per environment step, 1,000 random steps first. Prints one JSON line.
 """

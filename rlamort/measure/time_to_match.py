@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rlamort.domain import Domain
-from rlamort.envs.maxq import Policy
+from rlamort.env import Policy
 from rlamort.measure.report import Report, table
-from rlamort.objective import Objective
+from rlamort.objective import Objective, Oracle
 from rlamort.solve.classical import Adam, Descent, Search, Unconstrained, extended
 from rlamort.update import Cem, Lbfgs, Update
 
@@ -49,7 +49,7 @@ class Projected(Search):
         self.name, self.make, self.iterations = name, make, iterations
 
     def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
-        oracle, update, y = f.oracle(x).first_order(), self.make(domain), domain.project(v)
+        oracle, update, y = Oracle(f, x).first_order(), self.make(domain), domain.project(v)
         h = update.start(y, x)
         while True:
             y, h = update(y, h, x, oracle)

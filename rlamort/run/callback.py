@@ -6,7 +6,7 @@ from typing import Any
 
 from rlamort.env import Episode
 from rlamort.errors import UserError
-from rlamort.run.track import Pace, Values
+from rlamort.train import Pace, Values
 
 Callback = Callable[[Any], Any]  # is given the learner; False ends learning
 

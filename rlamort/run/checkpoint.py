@@ -1,4 +1,4 @@
-"""Agents and runs on disk: arrays as safetensors, everything else as JSON. Reading them runs no code that they bring.
+"""Checkpoints of a run: arrays as safetensors, everything else as JSON. Reading them runs no code that they bring.
 
     RUN/ckpt/step_000000010000/ manifest.json (checksums), agent.json, agent.safetensors, state.safetensors
     RUN/ckpt/frames/            what was added to the replay between checkpoints: each file serves all later ones
@@ -14,8 +14,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,120 +22,20 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlamort.errors import UserError
-from rlamort.host.machine import drawn_without_memory, products
+from rlamort.host.machine import versions
 from rlamort.host.publish import discard, published_folder, sync
+from rlamort.host.saved import AGENT, FORMAT, Damaged, Saved, open_saved, read_json, ready, write_agent, write_synced
 
-FORMAT = 1
-TENSORS, FACTS = "agent.safetensors", "agent.json"
-STATE = "state.safetensors"  # with the JSON that refers to its tensors in its header
 MANIFEST, LATEST, FRAMES = "manifest.json", "LATEST", "frames"
-AGENT = (FACTS, TENSORS)
+STATE = "state.safetensors"  # with the JSON that refers to its tensors in its header
 FILES = (*AGENT, STATE, MANIFEST)
-LARGEST_JSON = 64 * 2**20  # bytes
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file of the folder itself: no separators, no dots in front
 # what is removed when it has served must be one of these: anything else in a folder of checkpoints is its user's
 STEP, SEGMENT, LEFT = (re.compile(p) for p in (r"step_\d{12}", r"\d{12}-[0-9a-f]{8}\.safetensors", r"\.tmp-[0-9a-f]+"))
 ARRAY, TENSOR = "array", "tensor"
-
-
-class Damaged(Exception):  # noqa: N818  # it says what the checkpoint is
-    """A checkpoint that must not be used, and why."""
-
-
-class Saved(NamedTuple):
-    """A folder with an agent in it."""
-
-    path: Path
-    facts: dict[str, Any]
-
-    def require_fit(self, make: Callable[[], nn.Module]) -> None:
-        """Compare names and shapes with an agent that takes no memory, before one is made that does.
-
-        Raises:
-            UserError: the file is not one of these, or its tensors are another agent's.
-        """
-        try:
-            own = drawn_without_memory(make)
-        except OverflowError as error:
-            raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
-        if own is not None:
-            with self._tensors() as tensors:
-                self._compare(tensors, own)
-
-    def fill(self, agent: nn.Module) -> None:
-        """Copy the tensors into `agent`, after every name and shape has been compared.
-
-        Raises:
-            UserError: as `require_fit`.
-        """
-        own = agent.state_dict()
-        with self._tensors() as tensors, torch.no_grad():
-            self._compare(tensors, own)
-            for name, tensor in own.items():
-                tensor.copy_(tensors.get_tensor(name))
-
-    @contextlib.contextmanager
-    def _tensors(self) -> Iterator[Any]:
-        file = self.path / TENSORS
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                yield tensors
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: it cannot be read as safetensors: {error}") from error
-
-    def _compare(self, tensors: Any, own: dict[str, Tensor]) -> None:
-        file, names = self.path / TENSORS, set(tensors.keys())
-        if names != set(own):
-            odd = sorted(names ^ set(own))[0]
-            raise UserError(f"{file}: it does not fit the agent that {FACTS} describes: {odd!r} is on one side only")
-        for name in names:
-            shape = tensors.get_slice(name).get_shape()
-            if list(shape) != list(own[name].shape):
-                raise UserError(f"{file}: {name!r} has shape {shape}; {list(own[name].shape)} is needed")
-
-
-def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write an agent to the folder `path`, whole or not at all.
-
-    Raises:
-        UserError: the folder holds anything else than an agent that was saved there before.
-        OSError: it cannot be written; what was there is untouched.
-    """
-    with published_folder(path, AGENT, _holds_agent) as fresh:
-        _write_agent(fresh, tensors, facts)
-
-
-def _holds_agent(folder: Path) -> bool:
-    try:
-        return isinstance(_read_json(folder / FACTS)["format"], int)
-    except (Damaged, KeyError, TypeError):
-        return False
-
-
-def open_saved(path: Path) -> Saved:
-    """Read what the folder `path` says of the agent in it.
-
-    Raises:
-        UserError: there is none, or a newer rlamort wrote it.
-    """
-    if path.is_file():
-        raise UserError(
-            f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}. "
-            f"What Stable-Baselines3 saved is read by rlamort.load('sb3:{path}')"
-        )
-    if not (path / FACTS).is_file():
-        raise UserError(f"{path}: no agent is saved there; a folder with {FACTS} and {TENSORS} is needed")
-    try:
-        facts = _read_json(path / FACTS)
-        written = facts["format"]
-    except (Damaged, KeyError, TypeError) as error:
-        raise UserError(f"{path / FACTS}: it is not a description of an agent: {error}") from error
-    if written != FORMAT:
-        raise UserError(f"{path / FACTS}: its format is {written}; this rlamort reads format {FORMAT}")
-    return Saved(path, facts)
 
 
 class Loaded(NamedTuple):
@@ -183,15 +82,21 @@ class Checkpoints:
         segments = [s for s in [*self.segments, segment] if (np.array(s["high"]) >= live).any()]
         path = self.folder / f"step_{env_step:012d}"
         with published_folder(path, FILES, lambda _: True) as fresh:  # a damaged one may be written again
-            _write_agent(fresh, agent, facts)
+            write_agent(fresh, agent, facts)
             _write_pair(fresh / STATE, *_pack(state))
             files = {file.name: _checksum(file) for file in sorted(fresh.iterdir())}
-            manifest = {"format": FORMAT, "env_step": env_step, "files": files, "segments": segments, "versions": versions()}
-            _write(fresh / MANIFEST, json.dumps(manifest, indent=1).encode())
+            manifest = {
+                "format": FORMAT,
+                "env_step": env_step,
+                "files": files,
+                "segments": segments,
+                "versions": versions(),
+            }
+            write_synced(fresh / MANIFEST, json.dumps(manifest, indent=1).encode())
             size = sum(file.stat().st_size for file in fresh.iterdir())
         self.segments = segments
         pointer = self.folder / f".{LATEST}"
-        _write(pointer, path.name.encode())
+        write_synced(pointer, path.name.encode())
         os.replace(pointer, self.folder / LATEST)
         self._prune()
         return size + int(segment["bytes"])
@@ -219,7 +124,7 @@ class Checkpoints:
                     discard(path, FILES) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> Loaded:
-        manifest = _read_json(path / MANIFEST)
+        manifest = read_json(path / MANIFEST)
         try:
             if manifest["format"] != FORMAT:
                 raise Damaged(f"its format is {manifest['format']}; this rlamort reads format {FORMAT}")
@@ -261,7 +166,7 @@ class Checkpoints:
             discard(path, FILES)
         with contextlib.suppress(Damaged, KeyError, TypeError):
             manifests = self.folder.glob(f"*/{MANIFEST}")  # of copies that a user has made as well
-            named = {segment["name"] for file in manifests for segment in _read_json(file)["segments"]}
+            named = {segment["name"] for file in manifests for segment in read_json(file)["segments"]}
             for file in (self.folder / FRAMES).glob("*.safetensors"):
                 if SEGMENT.fullmatch(file.name) and file.name not in named:
                     file.unlink(missing_ok=True)
@@ -273,39 +178,14 @@ def _plain(name: str) -> str:
     return name
 
 
-def _write_agent(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    _write(folder / TENSORS, save({name: _ready(tensor) for name, tensor in tensors.items()}))
-    _write(folder / FACTS, (json.dumps({"format": FORMAT, **facts}, indent=1) + "\n").encode())
-
-
-def _ready(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().cpu()
-
-
-def _write(file: Path, content: bytes) -> None:
-    with file.open("wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-
-
 def _checksum(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        if file.stat().st_size > LARGEST_JSON:
-            raise Damaged(f"{file.name} has {file.stat().st_size} bytes; {LARGEST_JSON} are allowed")
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise Damaged(f"{file.name} cannot be read as JSON: {error}") from error
-
-
 def _write_pair(file: Path, tensors: dict[str, Tensor], facts: Any) -> None:
     """Tensors, with the JSON of what surrounds them in the file's own header."""
-    _write(file, save(tensors, metadata={"facts": json.dumps(facts)}))
+    write_synced(file, save(tensors, metadata={"facts": json.dumps(facts)}))
 
 
 def _read_pair(file: Path) -> tuple[dict[str, Tensor], Any]:
@@ -325,7 +205,7 @@ def _pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
         if isinstance(value, Tensor | np.ndarray):
             name = str(len(tensors))
             array = isinstance(value, np.ndarray)
-            tensors[name] = _ready(torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.clone())
+            tensors[name] = ready(torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.clone())
             return {ARRAY if array else TENSOR: name}
         if isinstance(value, dict):
             return {"dict": {key: packed(one) for key, one in value.items()}}
@@ -345,15 +225,3 @@ def _unpack(tensors: dict[str, Tensor], facts: Any) -> Any:
             return {key: _unpack(tensors, one) for key, one in content.items()}
         return tensors[content].numpy() if kind == ARRAY else tensors[content]
     return facts
-
-
-def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
-    found = {}
-    for name in ("rlamort", "torch", "gymnasium", "mujoco", "numpy", "stable-baselines3"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    found["float32 products"] = products()
-    return found

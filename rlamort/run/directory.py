@@ -17,8 +17,9 @@ import yaml
 
 from rlamort.config import Config, short_name
 from rlamort.errors import UserError
+from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
-from rlamort.run import checkpoint
+from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.track import Records
 
 LOCK, OURS = ".lock", b"process "  # the file that says who has the run, and how it begins
@@ -53,13 +54,13 @@ class Directory:
             with published_file(path / "config.yaml") as fresh_file:
                 fresh_file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
             with published_file(path / "versions.json") as fresh_file:
-                fresh_file.write_text(json.dumps(checkpoint.versions(), indent=2) + "\n")
+                fresh_file.write_text(json.dumps(versions(), indent=2) + "\n")
         except FileExistsError:
             raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
             raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
-        self.checkpoints = checkpoint.Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
+        self.checkpoints = Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
 
     def _refuse_used(self) -> None:
         if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):

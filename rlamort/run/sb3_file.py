@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.run.checkpoint import LARGEST_JSON
+from rlamort.host.saved import LARGEST_JSON
 
 LARGEST_TENSORS = 2 * 2**30  # bytes
 OFF_POLICY = {"sac": "stable_baselines3.sac.policies", "td3": "stable_baselines3.td3.policies"}

@@ -6,55 +6,20 @@ import os
 import sys
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rlamort.env import Episode
+from rlamort.train import Pace, Values
 
-Values = dict[str, float | list[float]]
-WINDOW = 5.0  # seconds of training whose pace is told
 # takes a line about what is done now that takes long; nobody does unless there is a terminal
 say: ContextVar[Callable[[str], None]] = ContextVar("say", default=lambda line: None)
-
-
-class Pace:
-    """Steps per second over the last `WINDOW` seconds of training; once there are updates, over none before the first of them.
-
-    A round that takes longer, as one that is compiled does, counts no more once there is another.
-
-    Attributes:
-        learning: whether there are updates: before, the pace says nothing of the time left.
-    """
-
-    def __init__(self) -> None:
-        self.learning = False
-        self._points: deque[tuple[float, int]] = deque()
-
-    def note(self, seconds: float, env_step: int, updates: int) -> None:
-        """How far training has come."""
-        if updates and not self.learning:
-            self.learning = True
-            self._points.clear()
-        self._points.append((seconds, env_step))
-        while len(self._points) > 2 and seconds - self._points[0][0] > WINDOW:
-            self._points.popleft()
-
-    @property
-    def steps_per_s(self) -> float | None:
-        """None until two rounds can be compared."""
-        (then, first), (now, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
-        return (last - first) / (now - then) if now > then else None
-
-    def left(self, steps: int) -> float | None:
-        """Seconds that so many steps will take, where the pace says it."""
-        return steps / self.steps_per_s if self.learning and self.steps_per_s else None
 
 
 class Evaluation(NamedTuple):
@@ -77,16 +42,6 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         shown = f"{self.name} {self.mean:{self.digits}}"
         return shown if math.isnan(self.low) else f"{shown} [{self.low:{self.digits}}, {self.high:{self.digits}}]"
-
-
-class Tracker(Protocol):
-    """What takes a run's records."""
-
-    def record(self, env_step: int, values: Values) -> None:
-        """Numbers worth keeping."""
-
-    def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
-        """Called after every step of the loop, with the latest finished episode; cheap."""
 
 
 class Records:

@@ -90,7 +90,7 @@ def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:
     for rate in RATES:
         model = steps_in(space, Zeros(domain.inputs), domain, rate, STEPS, None, keep_best=True)
         try:
-            cost = f(model(x, f.oracle(x)), x).nan_to_num(torch.inf).mean().item()
+            cost = f(model(f.seen(x), f.oracle(x)), x).nan_to_num(torch.inf).mean().item()
         except Exception:  # whatever a user's cost raises where such large steps lead
             cost = math.inf
         found.append(Trial(rate, cost))

@@ -1,50 +1,37 @@
-"""What a user holds once a model is trained: predictions, checked answers, and how good and how fast they are.
+"""What a user holds once a model is trained: predictions, and answers that are checked.
 
 x contexts, as the user has them, or as rows (B, d) · y solution (B, n) · f cost (B,) · B batch
 """
 
 import itertools
 import math
-import statistics
-import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import scipy.stats
 import torch
 from torch import Tensor, nn
 
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
+from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
-from rlamort.run.checkpoint import open_saved, save_agent
+from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual
 from rlamort.solve.classical import (
-    FAILURES,
     STARTS,
-    Certificate,
-    Conformal,
-    Descent,
-    DualityGap,
-    Known,
     Reference,
-    Residual,
-    Search,
-    Unconstrained,
     best_found,
     extended,
     solution_of,
     within,
 )
-from rlamort.update import Lbfgs
 
 Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
 CALIBRATION = 200  # contexts, where the user asked for a certificate that must first be measured
-WARM_UP = 3  # calls
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 PREDICTED, RESOLVED = "predicted", "re-solved"
 
@@ -86,7 +73,7 @@ class Solver(nn.Module):
         Raises:
             UserError: x does not have the keys, shapes, dtype or device of the problem's contexts.
         """
-        return self.predict_rows(self.rows(x))
+        return self.predict_rows(self.rows(x, scored=False))
 
     @torch.no_grad()
     def solve(self, x: Given, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
@@ -169,13 +156,21 @@ class Solver(nn.Module):
         """Contexts held out (count, d) as rows, of the solver's dtype and device."""
         return unseen(self.problem, count).to(self._like())
 
-    def rows(self, x: Given) -> Tensor:
+    def rows(self, x: Given, scored: bool = True) -> Tensor:
         """Contexts as a user has them -> (B, d), after every part has been checked.
+
+        Args:
+            x: contexts.
+            scored: whether the cost is asked too, so that what models do not read is needed as well.
 
         Raises:
             UserError: as `predict`.
         """
         layout, like = self.problem.layout, self._like()
+        unread = [key for key in self.problem.hidden if isinstance(x, dict) and key not in x]
+        if unread and scored:
+            raise UserError(f"x: the key {unread[0]!r} is missing: models never read it, but the cost does; predict needs none")
+        layout = layout.seen if unread else layout
         if isinstance(x, dict) != (layout.keys is not None):
             needed = "a tensor" if layout.keys is None else f"a dict with the keys {', '.join(layout.keys)}"
             raise UserError(f"x: a {type(x).__name__} is given; {needed} is needed")
@@ -267,7 +262,7 @@ class Solver(nn.Module):
         """`predict` for contexts that are rows (B, d) already."""
         finite = rows.isfinite().all(-1, keepdim=True)
         clean = rows.where(finite, 0)  # a decomposition somewhere inside would raise for the whole batch
-        y: Tensor = self.model(clean, self.f.oracle(clean))
+        y: Tensor = self.model(self.f.seen(clean), self.f.oracle(clean))
         return y.detach().where(finite, torch.nan)
 
     def _like(self) -> Tensor:
@@ -322,167 +317,3 @@ def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, lik
     if given.device != like.device:
         raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
     return given.detach()
-
-
-class Row(NamedTuple):
-    """How good and how fast a model is, in the unit of the cost and in seconds; times are per instance, by batch size."""
-
-    name: str
-    gap: float  # mean of f(y) - f(reference)
-    low: float  # of the mean's 95 % interval over contexts (Student)
-    high: float
-    p99: float  # of the gap
-    scale: float  # mean |f(reference)|: what relative gaps are relative to
-    infeasibility: float  # largest distance to Y
-    failed: int  # contexts with a prediction outside Y, or without a finite gap, which the gaps leave out
-    reference: str  # its label
-    agreement: float
-    seconds: dict[int, float]
-    rival: dict[int, str]  # the fastest classical solver
-    rival_seconds: dict[int, float]  # until its mean cost, from a cold start, is the model's; inf where it never was
-    training_seconds: float
-
-    @property
-    def relative(self) -> float:
-        """The mean gap as a share of the mean |f(reference)|."""
-        return self.gap / self.scale if self.scale else math.nan
-
-    @property
-    def speed_up(self) -> dict[int, float]:
-        """At equal quality, by batch size."""
-        return {size: self.rival_seconds[size] / seconds for size, seconds in self.seconds.items()}
-
-    @property
-    def break_even(self) -> float:
-        """Solves, at the smallest batch, after which training has paid for itself: inf where it never does, NaN where no rival
-        gets as low, so that there is nothing to compare."""
-        size = min(self.seconds)
-        saved = self.rival_seconds[size] - self.seconds[size]
-        if math.isinf(saved):
-            return math.nan
-        return math.inf if saved <= 0 else self.training_seconds / saved
-
-    def head(self) -> list[str]:
-        """Column names of a table."""
-        timed = [name for size in self.seconds for name in (f"µs at {size}", f"speed-up at {size}")]
-        return ["model", "gap (95 %)", "p99", "relative", "infeasible by", *timed, "break-even", "failed"]
-
-    def cells(self) -> list[str]:
-        """Its line of that table."""
-        timed = []
-        for size, seconds in self.seconds.items():
-            reached = math.isfinite(self.rival_seconds[size])
-            by = f"{self.speed_up[size]:.3g}x {self.rival[size]}" if reached else "never reached"
-            timed += [f"{1e6 * seconds:.3g}", by]
-        gap = f"{self.gap:.2e} ({self.low:.1e}, {self.high:.1e})"
-        paid = "no rival" if math.isnan(self.break_even) else "never"
-        if math.isfinite(self.break_even):
-            paid = f"{self.break_even:.3g} solves"
-        numbers = [f"{self.p99:.2e}", f"{self.relative:.1e}", f"{self.infeasibility:.1e}"]
-        return [self.name, gap, *numbers, *timed, paid, str(self.failed)]
-
-
-@torch.no_grad()
-def measure(
-    name: str,
-    solver: Solver,
-    x: Tensor,
-    reference: Reference,
-    training_seconds: float,
-    sizes: Sequence[int] = (1, 1000),
-    repeats: int = 20,
-    limit: int = 300,
-) -> Row:
-    """Hold a solver's model against a reference on contexts as rows x (B, d).
-
-    Times are medians over `repeats` calls on different batches in turns, warm and synchronised. A rival (projected gradient,
-    L-BFGS, and the problem's own solution if that is the reference) starts cold, at domain.project(0). How many iterations it
-    needs is counted first, so that checking its cost, and that it is in Y, does not slow it while it is timed; what needs more
-    than `limit` counts as never reached.
-
-    Raises:
-        UserError: fewer than two contexts are given, or not one reference for each.
-        Fault: the model gave no finite cost.
-    """
-    if len(x) < 2 or len(reference.cost) != len(x):
-        raise UserError(
-            f"x: {len(x)} contexts, and {len(reference.cost)} references, are given; as many, and at least 2, are needed"
-        )
-    f, domain = solver.f, solver.problem.domain
-    y = solver.predict_rows(x)
-    gap = extended(f, domain, y, x) - reference.cost
-    whole = gap.isfinite()
-    if int(whole.sum()) < 2:
-        raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
-    gap = gap[whole].double()
-    half = float(scipy.stats.t.ppf(0.975, len(gap) - 1)) * (gap.std() / len(gap) ** 0.5).item()
-    rivals: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, limit)]
-    if reference.label.startswith("solution"):
-        rivals.append(Known(solution_of(solver.problem)))
-    seconds, rival, rival_seconds = {}, {}, {}
-    for size in sizes:
-        different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
-        batches = [x[(torch.arange(size, device=x.device) + i * size) % len(x)] for i in range(different)]
-        seconds[size] = _median_seconds([lambda b=b: solver.predict_rows(b) for b in batches], repeats, x.device) / size  # type: ignore[misc]
-        times = {search.name: _seconds_to(search, solver, batches, repeats, limit) / size for search in rivals}
-        rival[size] = min(times, key=lambda one: times[one])
-        rival_seconds[size] = times[rival[size]]
-    return Row(
-        name,
-        gap.mean().item(),
-        gap.mean().item() - half,
-        gap.mean().item() + half,
-        gap.quantile(0.99).item(),
-        reference.cost[whole].abs().mean().item(),
-        domain.violation(y[y.isfinite().all(-1)]).max().item(),
-        len(x) - len(gap),
-        reference.label,
-        reference.agreement,
-        seconds,
-        rival,
-        rival_seconds,
-        training_seconds,
-    )
-
-
-def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
-    """Median seconds until its mean cost over a batch is the model's; inf where half of the batches never got there."""
-    runs: list[Callable[[], object]] = []
-    lost = 0
-    for x in batches:
-        domain, f = solver.problem.domain, solver.f
-        cost = extended(f, domain, solver.predict_rows(x), x)
-        target = cost.mean() + 8 * torch.finfo(cost.dtype).eps * cost.abs().mean()
-        try:
-            path = _numbered(search, solver, x, limit)
-            count = next((i for i, y in path if bool(extended(f, domain, y, x).mean() <= target)), None)
-        except FAILURES:  # a rival that cannot solve this problem is none
-            return math.inf
-        if count is not None:
-            runs.append(lambda x=x, count=count: [i for i, _ in _numbered(search, solver, x, count)])  # type: ignore[misc]
-        elif (lost := lost + 1) * 2 >= len(batches):
-            return math.inf
-    return _median_seconds(runs, repeats, batches[0].device)
-
-
-def _numbered(search: Search, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
-    """A search from a cold start: iteration, from 1, and y."""
-    v = x.new_zeros(len(x), solver.problem.domain.inputs)
-    return enumerate(itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations), 1)
-
-
-def _median_seconds(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:
-    """Of `repeats` calls, taken in turns, after a few that warm up; synchronised."""
-    times = []
-    for call in itertools.islice(itertools.cycle(calls), WARM_UP + repeats):
-        _synchronise(device)
-        start = time.perf_counter()
-        call()
-        _synchronise(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[WARM_UP:])
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -22,7 +22,7 @@ from rlamort.measure.claims.clock import median_seconds
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
 from rlamort.model import Full, Unroll
 from rlamort.nets import Zeros
-from rlamort.objective import Oracle
+from rlamort.objective import nothing
 from rlamort.run.learner import learner_class
 from rlamort.update import Update
 from rlamort.update.sparse import Fista, GradientRestart, Ista, Lista, ListaCp, NoRestart, Safeguarded, StepIsta
@@ -212,7 +212,7 @@ def baselines(problem: Lasso | SparseRecovery, x: Tensor, alphas: Sequence[float
 @torch.no_grad()
 def _curve(problem: Lasso | SparseRecovery, update: Update, x: Tensor, metric: Metric) -> list[float]:
     """LIMIT + 1 values from zero; iterates are not kept, since they would take gigabytes."""
-    y, oracle = x.new_zeros(len(x), problem.domain.dim), Oracle()
+    y, oracle = x.new_zeros(len(x), problem.domain.dim), nothing(x)
     h, found = update.start(y, x), [metric(y)]
     for _ in range(LIMIT):
         y, h = update(y, h, x, oracle)

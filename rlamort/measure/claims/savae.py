@@ -27,7 +27,7 @@ from rlamort.measure.claims.inference import (
 )
 from rlamort.measure.verdict import Measured, at_least, at_most
 from rlamort.model import Model, Unroll
-from rlamort.objective import Cost, Objective, Oracle, Soft
+from rlamort.objective import Cost, Metrics, Objective, Oracle, Soft
 
 REFINED = 4_000  # updates of each contestant, which take several times as long as an encoder's
 K, DRAWS = 8, 2  # steps, and draws for a gradient while they are trained
@@ -145,6 +145,16 @@ class Differenced(Cost):
         return DifferencedOracle(held, x, owned)
 
 
+class Remade(Objective):
+    """An objective that is made anew for each value."""
+
+    def __init__(self, make: Callable[[], Objective]) -> None:
+        self.make = make
+
+    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        return self.make().report(y, x)
+
+
 class DifferencedOracle(Oracle):
     """Gradients with derivatives (grad f(y + r v) - grad f(y)) / r, in y and in parameters of f.
 
@@ -155,8 +165,8 @@ class DifferencedOracle(Oracle):
     """
 
     def __init__(self, make: Callable[[], Objective], x: Tensor, owned: list[nn.Parameter]) -> None:
-        super().__init__(lambda y: make()(y, x))
-        self.make, self.x, self.owned = make, x, owned
+        super().__init__(Remade(make), x)
+        self.make, self.owned = make, owned
 
     def grad(self, y: Tensor) -> Tensor:
         f = self.make()

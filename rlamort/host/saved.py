@@ -1,0 +1,145 @@
+"""A saved agent on disk: its tensors as safetensors, everything else as JSON. Reading it runs no code that it brings."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rlamort.errors import UserError
+from rlamort.host.machine import drawn_without_memory
+from rlamort.host.publish import published_folder
+
+FORMAT = 1
+TENSORS = "agent.safetensors"
+FACTS = "agent.json"
+AGENT = (FACTS, TENSORS)
+LARGEST_JSON = 64 * 2**20  # bytes
+
+
+class Damaged(Exception):  # noqa: N818  # it says what the checkpoint is
+    """A checkpoint or an agent that must not be used, and why."""
+
+
+class Saved(NamedTuple):
+    """A folder with an agent in it."""
+
+    path: Path
+    facts: dict[str, Any]
+
+    def require_fit(self, make: Callable[[], nn.Module]) -> None:
+        """Compare names and shapes with an agent that takes no memory, before one is made that does.
+
+        Raises:
+            UserError: the file is not one of these, or its tensors are another agent's.
+        """
+        try:
+            own = drawn_without_memory(make)
+        except OverflowError as error:
+            raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
+        if own is not None:
+            with self._tensors() as tensors:
+                self._compare(tensors, own)
+
+    def fill(self, agent: nn.Module) -> None:
+        """Copy the tensors into `agent`, after every name and shape has been compared.
+
+        Raises:
+            UserError: as `require_fit`.
+        """
+        own = agent.state_dict()
+        with self._tensors() as tensors, torch.no_grad():
+            self._compare(tensors, own)
+            for name, tensor in own.items():
+                tensor.copy_(tensors.get_tensor(name))
+
+    @contextlib.contextmanager
+    def _tensors(self) -> Iterator[Any]:
+        file = self.path / TENSORS
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                yield tensors
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: it cannot be read as safetensors: {error}") from error
+
+    def _compare(self, tensors: Any, own: dict[str, Tensor]) -> None:
+        file, names = self.path / TENSORS, set(tensors.keys())
+        if names != set(own):
+            odd = sorted(names ^ set(own))[0]
+            raise UserError(f"{file}: it does not fit the agent that {FACTS} describes: {odd!r} is on one side only")
+        for name in names:
+            shape = tensors.get_slice(name).get_shape()
+            if list(shape) != list(own[name].shape):
+                raise UserError(f"{file}: {name!r} has shape {shape}; {list(own[name].shape)} is needed")
+
+
+def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write an agent to the folder `path`, whole or not at all.
+
+    Raises:
+        UserError: the folder holds anything else than an agent that was saved there before.
+        OSError: it cannot be written; what was there is untouched.
+    """
+    with published_folder(path, AGENT, _holds_agent) as fresh:
+        write_agent(fresh, tensors, facts)
+
+
+def _holds_agent(folder: Path) -> bool:
+    try:
+        return isinstance(read_json(folder / FACTS)["format"], int)
+    except (Damaged, KeyError, TypeError):
+        return False
+
+
+def open_saved(path: Path) -> Saved:
+    """Read what the folder `path` says of the agent in it.
+
+    Raises:
+        UserError: there is none, or a newer rlamort wrote it.
+    """
+    if path.is_file():
+        raise UserError(
+            f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}. "
+            f"What Stable-Baselines3 saved is read by rlamort.load('sb3:{path}')"
+        )
+    if not (path / FACTS).is_file():
+        raise UserError(f"{path}: no agent is saved there; a folder with {FACTS} and {TENSORS} is needed")
+    try:
+        facts = read_json(path / FACTS)
+        written = facts["format"]
+    except (Damaged, KeyError, TypeError) as error:
+        raise UserError(f"{path / FACTS}: it is not a description of an agent: {error}") from error
+    if written != FORMAT:
+        raise UserError(f"{path / FACTS}: its format is {written}; this rlamort reads format {FORMAT}")
+    return Saved(path, facts)
+
+
+def write_agent(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    write_synced(folder / TENSORS, save({name: ready(tensor) for name, tensor in tensors.items()}))
+    write_synced(folder / FACTS, (json.dumps({"format": FORMAT, **facts}, indent=1) + "\n").encode())
+
+
+def ready(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().cpu()
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def read_json(file: Path) -> Any:
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise Damaged(f"{file.name} has {file.stat().st_size} bytes; {LARGEST_JSON} are allowed")
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{file.name} cannot be read as JSON: {error}") from error

@@ -1,0 +1,191 @@
+"""Whether the parts of a problem beside its cost are what they say: domain, contexts, solution, residual, map, convexity."""
+
+import contextlib
+import copy
+
+import torch
+from torch import Tensor
+
+from rlamort.domain import Domain
+from rlamort.errors import UserError
+from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same
+from rlamort.problem import Layout
+from rlamort.solve.classical import within
+
+
+def domain(trial: Trial) -> Outcome:
+    """Y: whether its maps give points of it."""
+    domain = getattr(trial.problem, "domain", None)
+    if not isinstance(domain, Domain):
+        given = "nothing" if domain is None else f"a {type(domain).__name__}"
+        return "fail", f"{given} is given; a domain of rlamort.domain is needed, such as Box, Simplex or Euclid"
+    y = domain.project(torch.randn(2, domain.inputs, device=trial.device))
+    if y.shape != (2, domain.dim):
+        return "fail", f"project gives shape {tuple(y.shape)} for two points; (2, {domain.dim}) is needed"
+    for scale in (1e-3, 1.0, 1e3, 1e6):
+        v, y = (scale * torch.randn(trial.count, size, device=trial.device) for size in (domain.inputs, domain.dim))
+        for name, found in (("project", domain.project(v)), ("nearest", domain.nearest(y))):
+            if not within(domain, found).all():
+                outside = f"{float(domain.violation(found).max()):.3g} outside Y, by its `violation`"
+                return "fail", f"{name} gives points {outside}, for numbers of size {scale:g}; a point of Y is needed"
+    with contextlib.suppress(UserError):  # Y may be unbounded
+        corner, low = domain.linear(y), domain.nearest(-y)  # g = y, of which that is nearly the lowest point
+        higher = ((corner - low) * y).sum(-1) > CLOSE * ((corner.abs() + low.abs()) * y.abs()).sum(-1)
+        if higher.any() or not within(domain, corner).all():
+            return "fail", "linear gives points that are not the lowest of Y along g, by which certificates are computed"
+    return "pass", f"{type(domain).__name__}, {domain.dim} coordinates from {domain.inputs} unconstrained numbers"
+
+
+def contexts(trial: Trial) -> Outcome:
+    """Shapes, devices and numbers of x."""
+    layout = Layout.of(type(trial.problem).__name__, trial.problem.contexts(2))
+    if not layout.shapes:
+        return "fail", "an empty dict is given; at least one tensor is needed"
+    for count in (1, trial.count):
+        x = trial.problem.contexts(count)
+        keys = tuple(x) if isinstance(x, dict) else None
+        if keys != layout.keys:
+            return "fail", f"contexts({count}) gives {keys or 'a tensor'}; contexts(2) gives {layout.keys or 'a tensor'}"
+        for name, part, shape in zip(keys or ("",), parts(x), layout.shapes, strict=True):
+            where = f"contexts({count})" + (f"[{name!r}]" if name else "")
+            if part.shape != (count, *shape):
+                return "fail", f"{where} has shape {tuple(part.shape)}; {(count, *shape)} is needed"
+            if part.device.type != trial.device.type:
+                return "fail", f"{where} is on {part.device}, the problem on {trial.device}; one device is needed"
+            if part.is_floating_point() and not part.isfinite().all():
+                return "fail", f"{where} holds {float(part[~part.isfinite()][0])}; finite numbers are needed"
+    back = layout.unpack(trial.rows(x))
+    lossy = [part.dtype for part, other in zip(parts(x), parts(back), strict=True) if not same(part, other)]
+    if lossy:
+        return "fail", f"numbers of {lossy[0]} do not survive in {torch.get_default_dtype()}, in which networks see them"
+    return "pass", f"{layout.dim} numbers in {len(layout.shapes)} {'tensor' if layout.keys is None else 'named tensors'}"
+
+
+def reproducible(trial: Trial) -> Outcome:
+    """Whether a seed settles what is drawn."""
+    drawn = []
+    for seed in (trial.seed, trial.seed, trial.seed + 1):
+        torch.manual_seed(seed)
+        drawn.append(parts(trial.problem.contexts(trial.count)))
+    first, again, other = drawn
+    if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):
+        return "fail", "the same seed gives different contexts; draw from torch's generator alone (torch.randn, torch.rand)"
+    if all(torch.equal(a, b) for a, b in zip(first, other, strict=True)):
+        return "warn", "every seed gives the same contexts, so there is nothing to generalise to"
+    return "pass", "the same seed gives the same contexts, another one others"
+
+
+def devices(trial: Trial) -> Outcome:
+    """Whether all of the problem moves."""
+    plain = [
+        name
+        for holder in (vars(trial.problem), vars(type(trial.problem)))
+        for name, value in holder.items()
+        if isinstance(value, Tensor)
+    ]
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+        moved = copy.deepcopy(trial.problem).to(device)
+        twin = Trial(moved, trial.count, trial.seed, device)
+        twin.f(moved.domain.project(torch.randn(trial.count, moved.domain.inputs, device=device)),
+                twin.rows(moved.contexts(trial.count)))  # fmt: skip
+        return "pass", "it moves to a GPU, and works there"
+    if plain:
+        held = ", ".join(plain)
+        return (
+            "warn",
+            f"{held} would stay behind when the problem moves to a GPU; trial.register_buffer(name, tensor) takes it",
+        )
+    return "pass", f"all that it holds is on {trial.device}, and would move to a GPU"
+
+
+def solution(trial: Trial) -> Outcome:
+    """Whether it lies in Y, and nothing better is found."""
+    x, v, _ = trial.sample()
+    best, changed = kept(trial.problem.solution, None, trial.problem.layout.unpack(x))
+    if best is None:
+        return "absent", "it is not defined; the best that reference solvers find stands in for it"
+    domain = trial.problem.domain
+    if (wrong := changed or trial.misshapen(best, (trial.count, domain.dim))) is not None:
+        return wrong
+    best = best.to(x)
+    outside = domain.violation(best)
+    if (outside > CLOSE * (1 + best.norm(dim=-1))).any():
+        return "fail", f"it lies up to {float(outside.max()):.3g} outside {type(domain).__name__}; a point in it is needed"
+    cost = trial.value(best, x).detach()
+    candidates = [domain.project(scale * torch.randn_like(v)) for scale in (0.3, 1.0, 3.0) for _ in range(8)]
+    for size in (1e-1, 1e-2, 1e-3):
+        candidates += [domain.nearest(best + size * torch.randn_like(best)) for _ in range(8)]
+    if trial.passed("cost, gradient", "warn"):
+        slope = trial.f.oracle(x).grad(best)
+        candidates += [domain.nearest(best - 10.0**-k * slope) for k in range(6)]
+    values = torch.stack([trial.value(candidate, x).detach() for candidate in candidates])  # (tries, B)
+    better = (cost - values.nan_to_num(float("inf")).amin(0)) / cost.abs().clamp_min(1)
+    if better.max() > CLOSE or not cost.isfinite().all():
+        i = int(better.argmax())
+        found = float(values[:, i].nan_to_num(float("inf")).min())
+        return (
+            "fail",
+            f"item {i} costs {float(cost[i]):.6g}, and {found:.6g} was found by a few tries; a minimiser is needed",
+        )
+    return "pass", f"in {type(domain).__name__}, and better than {len(candidates)} other points"
+
+
+def residual(trial: Trial) -> Outcome:
+    """Whether it is zero at a solution, and nowhere negative."""
+    x, _, y = trial.sample()
+    user_x = trial.problem.layout.unpack(x)
+    somewhere, changed = kept(trial.problem.residual, y, user_x)
+    if somewhere is None:
+        return "absent", "it is not defined; without it, or convexity, certificates are statistical"
+    if (wrong := changed or trial.misshapen(somewhere, (trial.count,))) is not None:
+        return wrong
+    if (somewhere < 0).any():
+        return "fail", f"it is {float(somewhere.min()):.3g} for some y; it must not be negative"
+    best = trial.problem.solution(user_x) if trial.passed("solution") else None
+    if best is None:
+        return "pass", "one number per item, none negative; there is no solution to try it on"
+    there = trial.problem.residual(best.to(y), user_x)
+    assert there is not None, "it gave one just now"
+    if (there > 1e-3 * somewhere.median() + CLOSE).any():
+        usual = f"{float(somewhere.median()):.3g} at random points"
+        return "fail", f"it is {float(there.max()):.3g} at `solution`, and {usual}; zero is needed at a solution"
+    return "pass", f"{float(there.max()):.1e} at `solution`, {float(somewhere.median()):.1e} at random points"
+
+
+def map(trial: Trial) -> Outcome:
+    """Whether a solution is its fixed point."""
+    x, _, y = trial.sample()
+    user_x = trial.problem.layout.unpack(x)
+    mapped, changed = kept(trial.problem.map, y, user_x)
+    if mapped is None:
+        return "absent", "it is not defined; updates that ask for a fixed-point map (Anderson) do not fit"
+    if (wrong := changed or trial.misshapen(mapped, tuple(y.shape))) is not None:
+        return wrong
+    best = trial.problem.solution(user_x) if trial.passed("solution") else None
+    if best is None:
+        return "pass", "one point per item; there is no solution to try it on"
+    there = trial.problem.map(best.to(y), user_x)
+    assert there is not None, "it gave one just now"
+    moved = (there - best).norm(dim=-1) / (1 + best.norm(dim=-1))
+    if (moved > 1e-3).any():
+        return "fail", f"it moves `solution` by {float(moved.max()):.3g}; a solution must be its fixed point"
+    return "pass", f"it moves `solution` by {float(moved.max()):.1e}"
+
+
+def convex(trial: Trial) -> Outcome:
+    """The claim, on chords."""
+    if not trial.problem.convex:
+        return "absent", "it is not claimed (`convex = True`), so gradients certify nothing"
+    x, v, _ = trial.sample()
+    domain = trial.problem.domain
+    for scale in (0.3, 1.0, 3.0):
+        a, b = domain.project(scale * torch.randn_like(v)), domain.project(scale * torch.randn_like(v))
+        middle = (a + b) / 2
+        if (domain.violation(middle) > CLOSE * (1 + middle.norm(dim=-1))).any():
+            return "fail", f"{type(domain).__name__} is not convex, so the problem is not; leave `convex` out"
+        mean = (trial.value(a, x) + trial.value(b, x)).detach() / 2
+        above = trial.value(middle, x).detach() - mean
+        if (above > CLOSE * mean.abs().clamp_min(1)).any():
+            return "fail", f"a cost between two points is {float(above.max()):.3g} above their mean: f is not convex in y"
+    return "pass", "no cost between two points is above their mean"

@@ -1,0 +1,195 @@
+"""How good and how fast solvers are, beside a reference and the classical solvers: the lines of a table.
+
+x (B, d) rows · y (B, n) · seconds per instance, by batch size
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import scipy.stats
+import torch
+from torch import Tensor
+
+from rlamort.errors import Fault, UserError
+from rlamort.solve.classical import (
+    FAILURES,
+    Descent,
+    Known,
+    Reference,
+    Search,
+    Unconstrained,
+    extended,
+    solution_of,
+)
+from rlamort.solve.solver import Solver
+from rlamort.update import Lbfgs
+
+WARM_UP = 3  # calls
+
+
+class Row(NamedTuple):
+    """How good and how fast a model is, in the unit of the cost and in seconds; times are per instance, by batch size."""
+
+    name: str
+    gap: float  # mean of f(y) - f(reference)
+    low: float  # of the mean's 95 % interval over contexts (Student)
+    high: float
+    p99: float  # of the gap
+    scale: float  # mean |f(reference)|: what relative gaps are relative to
+    infeasibility: float  # largest distance to Y
+    failed: int  # contexts with a prediction outside Y, or without a finite gap, which the gaps leave out
+    reference: str  # its label
+    agreement: float
+    seconds: dict[int, float]
+    rival: dict[int, str]  # the fastest classical solver
+    rival_seconds: dict[int, float]  # until its mean cost, from a cold start, is the model's; inf where it never was
+    training_seconds: float
+
+    @property
+    def relative(self) -> float:
+        """The mean gap as a share of the mean |f(reference)|."""
+        return self.gap / self.scale if self.scale else math.nan
+
+    @property
+    def speed_up(self) -> dict[int, float]:
+        """At equal quality, by batch size."""
+        return {size: self.rival_seconds[size] / seconds for size, seconds in self.seconds.items()}
+
+    @property
+    def break_even(self) -> float:
+        """Solves, at the smallest batch, after which training has paid for itself: inf where it never does, NaN where no rival
+        gets as low, so that there is nothing to compare."""
+        size = min(self.seconds)
+        saved = self.rival_seconds[size] - self.seconds[size]
+        if math.isinf(saved):
+            return math.nan
+        return math.inf if saved <= 0 else self.training_seconds / saved
+
+    def head(self) -> list[str]:
+        """Column names of a table."""
+        timed = [name for size in self.seconds for name in (f"µs at {size}", f"speed-up at {size}")]
+        return ["model", "gap (95 %)", "p99", "relative", "infeasible by", *timed, "break-even", "failed"]
+
+    def cells(self) -> list[str]:
+        """Its line of that table."""
+        timed = []
+        for size, seconds in self.seconds.items():
+            reached = math.isfinite(self.rival_seconds[size])
+            by = f"{self.speed_up[size]:.3g}x {self.rival[size]}" if reached else "never reached"
+            timed += [f"{1e6 * seconds:.3g}", by]
+        gap = f"{self.gap:.2e} ({self.low:.1e}, {self.high:.1e})"
+        paid = "no rival" if math.isnan(self.break_even) else "never"
+        if math.isfinite(self.break_even):
+            paid = f"{self.break_even:.3g} solves"
+        numbers = [f"{self.p99:.2e}", f"{self.relative:.1e}", f"{self.infeasibility:.1e}"]
+        return [self.name, gap, *numbers, *timed, paid, str(self.failed)]
+
+
+@torch.no_grad()
+def measure(
+    name: str,
+    solver: Solver,
+    x: Tensor,
+    reference: Reference,
+    training_seconds: float,
+    sizes: Sequence[int] = (1, 1000),
+    repeats: int = 20,
+    limit: int = 300,
+) -> Row:
+    """Hold a solver's model against a reference on contexts as rows x (B, d).
+
+    Times are medians over `repeats` calls on different batches in turns, warm and synchronised. A rival (projected gradient,
+    L-BFGS, and the problem's own solution if that is the reference) starts cold, at domain.project(0). How many iterations it
+    needs is counted first, so that checking its cost, and that it is in Y, does not slow it while it is timed; what needs more
+    than `limit` counts as never reached.
+
+    Raises:
+        UserError: fewer than two contexts are given, or not one reference for each.
+        Fault: the model gave no finite cost.
+    """
+    if len(x) < 2 or len(reference.cost) != len(x):
+        raise UserError(
+            f"x: {len(x)} contexts, and {len(reference.cost)} references, are given; as many, and at least 2, are needed"
+        )
+    f, domain = solver.f, solver.problem.domain
+    y = solver.predict_rows(x)
+    gap = extended(f, domain, y, x) - reference.cost
+    whole = gap.isfinite()
+    if int(whole.sum()) < 2:
+        raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
+    gap = gap[whole].double()
+    half = float(scipy.stats.t.ppf(0.975, len(gap) - 1)) * (gap.std() / len(gap) ** 0.5).item()
+    rivals: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, limit)]
+    if reference.label.startswith("solution"):
+        rivals.append(Known(solution_of(solver.problem)))
+    seconds, rival, rival_seconds = {}, {}, {}
+    for size in sizes:
+        different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
+        batches = [x[(torch.arange(size, device=x.device) + i * size) % len(x)] for i in range(different)]
+        seconds[size] = _median_seconds([lambda b=b: solver.predict_rows(b) for b in batches], repeats, x.device) / size  # type: ignore[misc]
+        times = {search.name: _seconds_to(search, solver, batches, repeats, limit) / size for search in rivals}
+        rival[size] = min(times, key=lambda one: times[one])
+        rival_seconds[size] = times[rival[size]]
+    return Row(
+        name,
+        gap.mean().item(),
+        gap.mean().item() - half,
+        gap.mean().item() + half,
+        gap.quantile(0.99).item(),
+        reference.cost[whole].abs().mean().item(),
+        domain.violation(y[y.isfinite().all(-1)]).max().item(),
+        len(x) - len(gap),
+        reference.label,
+        reference.agreement,
+        seconds,
+        rival,
+        rival_seconds,
+        training_seconds,
+    )
+
+
+def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
+    """Median seconds until its mean cost over a batch is the model's; inf where half of the batches never got there."""
+    runs: list[Callable[[], object]] = []
+    lost = 0
+    for x in batches:
+        domain, f = solver.problem.domain, solver.f
+        cost = extended(f, domain, solver.predict_rows(x), x)
+        target = cost.mean() + 8 * torch.finfo(cost.dtype).eps * cost.abs().mean()
+        try:
+            path = _numbered(search, solver, x, limit)
+            count = next((i for i, y in path if bool(extended(f, domain, y, x).mean() <= target)), None)
+        except FAILURES:  # a rival that cannot solve this problem is none
+            return math.inf
+        if count is not None:
+            runs.append(lambda x=x, count=count: [i for i, _ in _numbered(search, solver, x, count)])  # type: ignore[misc]
+        elif (lost := lost + 1) * 2 >= len(batches):
+            return math.inf
+    return _median_seconds(runs, repeats, batches[0].device)
+
+
+def _numbered(search: Search, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
+    """A search from a cold start: iteration, from 1, and y."""
+    v = x.new_zeros(len(x), solver.problem.domain.inputs)
+    return enumerate(itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations), 1)
+
+
+def _median_seconds(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:
+    """Of `repeats` calls, taken in turns, after a few that warm up; synchronised."""
+    times = []
+    for call in itertools.islice(itertools.cycle(calls), WARM_UP + repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        call()
+        _synchronise(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,157 @@
+"""Hydra composes what was typed after `rlamort train METHOD`, and runs it: once, or with -m once for each of several values."""
+
+import os
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlamort.config import Field, check_names, defaults, fields, methods, short_name
+from rlamort.errors import Preempted, UserError
+from rlamort.host.command import INTERRUPTED, Parser, guarded
+from rlamort.run.overrides import spelled, split
+from rlamort.run.track import read_records
+
+
+class Composition:
+    """The runs that one command asks for.
+
+    Args:
+        method: a name, or the path of a user's own YAML file.
+        row: what that file says.
+        arguments: keys and Hydra's flags, as typed.
+
+    Raises:
+        UserError: there is no such key or flag.
+
+    Attributes:
+        name: what several runs have in common.
+        runs: their folders, once they have run; none where it is one.
+    """
+
+    def __init__(self, method: str, row: dict[str, Any], arguments: list[str]) -> None:
+        self.method, self.known = method, fields(row)
+        self.name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+        self.runs: list[Path] = []
+        self.flags, self.overrides = _parted(arguments, self.known)
+        self.several = "--multirun" in self.flags
+        values, choice = defaults(row), short_name(method)
+        store = ConfigStore.instance()
+        store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
+        if choice not in methods():
+            store.store(group="method", name=choice, node=row, package="_global_")
+
+    def run(self, start: Callable[[str, dict[str, Any]], Path]) -> int:
+        """Run all of it; the exit code, which is that of a run that failed, if one of several did.
+
+        Args:
+            start: trains by a method and its values; the run directory.
+
+        Raises:
+            UserError: Hydra refuses what was typed.
+        """
+        if not self.several:
+            return self._hydra(start, [], lambda run: None)
+        # Hydra writes a multirun.yaml, and its launchers may keep more: here, since a cluster's nodes must find it
+        with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
+            shared = {"wandb_group": self.name, "hydra.sweep.dir": folder}
+            code = self._hydra(
+                start,
+                [
+                    spelled(f"{key}={value}", str, False, ())
+                    for key, value in shared.items()
+                    if not any(override.startswith(f"{key}=") for override in self.overrides)
+                ],
+                lambda run: (Path(folder) / f"{uuid.uuid4()}.run").write_text(str(run.resolve())),
+            )
+            self.runs = [Path(os.path.relpath(note.read_text())) for note in Path(folder).glob("*.run")]
+        return code
+
+    def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], made: Callable[[Path], Any]) -> int:
+        """Run with `more` overrides, and tell `made` the folder of each run, in whatever process that is; the exit code."""
+        scores: list[float | None] = []
+
+        def one(composed: DictConfig) -> None:
+            try:
+                given = OmegaConf.to_container(composed, resolve=True)
+            except OmegaConfBaseException as error:
+                raise _refused(error) from error
+            assert isinstance(given, dict)
+            path = start(self.method, {str(key): value for key, value in given.items() if key in self.known})
+            made(path)
+            scores.append(last_score(path))
+
+        def job(composed: DictConfig) -> float | None:
+            """What sweepers are given: the mean return of the last evaluation, of problems the mean cost."""
+            scores.clear()
+            failure = guarded(lambda: one(composed))
+            if failure and (not self.several or failure in (Preempted.exit_code, INTERRUPTED)):
+                raise SystemExit(failure)  # ends what else was to run, too
+            if failure:
+                raise Failed(failure)
+            return scores[0]
+
+        words = [spelled(f"method={short_name(self.method)}", str, False, self.known), *self.overrides, *more]
+        before, sys.argv = sys.argv, [sys.argv[0], *self.flags, *words]
+        chosen = os.environ.get("HYDRA_FULL_ERROR")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come out as exceptions: they are said here
+        try:
+            hydra.main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _refused(error) from error
+        except Failed as failed:
+            return failed.code
+        finally:
+            sys.argv = before
+            os.environ.pop("HYDRA_FULL_ERROR") if chosen is None else os.environ.update(HYDRA_FULL_ERROR=chosen)
+        return 0
+
+
+class Failed(Exception):  # noqa: N818  # of a job, which has said already what is wrong
+    """A job of several has failed: the others go on, and this is the command's exit code then."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def last_score(run: Path) -> float | None:
+    """The mean return of a run's last evaluation, or cost, if it is of a problem; None where there was none."""
+    scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
+    return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
+
+
+def _refused(error: Exception) -> UserError:
+    """What Hydra or OmegaConf says of what was typed, in one line."""
+    return UserError(f"Hydra: {' '.join(str(error).split())}")
+
+
+def _parted(arguments: list[str], known: dict[str, Field]) -> tuple[list[str], list[str]]:
+    """Hydra's own flags, and the overrides, whose keys must exist, as Hydra reads them."""
+    parser = Parser("train METHOD", "", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
+    given, rest = parser.parse_known_args(arguments)
+    flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
+    return flags, [_checked(argument, known, given.multirun) for argument in rest]
+
+
+def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
+    if argument.startswith("-"):
+        raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
+    key, _ = split(argument)
+    root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
+    if root != "hydra":
+        check_names([root], known)
+    kind = known[key].type if key in known else Any
+    override = spelled(argument, kind, multirun, known)
+    return f"++{override.lstrip('+')}" if root == "env_kwargs" else override

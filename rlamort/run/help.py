@@ -1,0 +1,42 @@
+"""What `rlamort train --help` says: the keys of a method, their meanings and defaults."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from rlamort.config import Field, Run, defaults, describe, fields, fields_of, methods, settled
+
+AFTER_KEYS = """
+-m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. hydra/sweeper=optuna searches by the
+mean return of the last evaluation (hydra.sweeper.direction=maximize), or by its mean cost. --cfg job trains nothing."""
+
+
+def train_help() -> None:
+    """`rlamort train --help`."""
+    print("rlamort train METHOD env=ENV key=value ...\n\nTrain a method, into a run directory of its own.\n")
+    print(f"METHOD is one of {', '.join(methods())},\nwhich `rlamort list` describes, or the YAML file of a method of yours.")
+    print("`rlamort train METHOD --help` lists the keys of that method, and their defaults, too.\n")
+    known = fields_of(Run)
+    _show("keys of every run", known.values(), {name: field.default for name, field in known.items()})
+    print(AFTER_KEYS)
+
+
+def method_help(method: str, row: dict[str, Any]) -> None:
+    print(f"rlamort train {method} key=value ...\n\n{row['about']}\n")
+    shown = [field for field in fields(row).values() if field.name not in settled(row)]
+    for owner, group in itertools.groupby(shown, key=lambda field: field.owner):
+        _show("keys of every run" if owner == "Run" else f"keys of {owner}", group, defaults(row))
+    print(AFTER_KEYS)
+
+
+def _show(title: str, shown: Iterable[Field], chosen: dict[str, Any]) -> None:
+    print(f"{title}:")
+    for field in shown:
+        print(f"  {field.name}={_typed(chosen[field.name])}  ({describe(field.type)})\n      {field.help}")
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

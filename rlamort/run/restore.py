@@ -1,0 +1,108 @@
+"""Learners made again: from saved agents, from those of Stable-Baselines3, and from runs that were interrupted."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from rlamort.config import FIXED, FREE, resolve
+from rlamort.env import Spec
+from rlamort.errors import UserError
+from rlamort.host.machine import versions
+from rlamort.run.directory import Directory
+from rlamort.run.durable import Durable
+from rlamort.run.environments import told
+from rlamort.run.learner import Learner, learner_class
+from rlamort.run.sb3_file import read_sb3
+from rlamort.run.stored import agent_in, run_facts, trusted
+
+
+def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
+    """A saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one that Stable-Baselines3 saved.
+
+    Nothing in the file is executed: of a Stable-Baselines3 file, its tensors and plain JSON are read, never its pickles.
+    """
+    if str(path).startswith("sb3:"):
+        return _from_sb3(Path(str(path).removeprefix("sb3:")), env, eval_env)
+    return learner_class(trusted(agent_in(Path(path)).facts.get("method"), method)).load(path, env, method, eval_env)
+
+
+def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:
+    foreign = read_sb3(path)
+    values, unnamed = told(env, eval_env, {})
+    config = resolve(foreign.method, {**foreign.values, **values})
+    learner = learner_class(foreign.method).unbuilt(config, env, eval_env, unnamed)
+    learner.environments.require_second(must=False)
+    learner.build(foreign.spec)
+    foreign.fill(learner.agent)
+    learner.loaded = True
+    return learner
+
+
+EXACT, EXCEPT_EPISODE, STATISTICAL = "exact", "exact but for the episode", "statistical"
+
+
+def resume(
+    path: str | Path,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    method: str | None = None,
+    env: Any = None,
+    eval_env: Any = None,
+) -> tuple[Learner, str]:
+    """A run as it was at its newest whole checkpoint, ready to `learn` on, and how exact that is.
+
+    exact: it goes on bit for bit as if it had not been interrupted. Exact but for the episode: the environment cannot give its
+    state, so the episode that was going on ends there, as a truncated one; `learner.source.env.unsaved` says what is to blame.
+    Statistical: versions, device or settings differ.
+
+    Args:
+        path: the run directory.
+        changes: values that are to differ from now on.
+        method: as for `Learner.load`.
+        env: where it trained, for a run whose environment no name makes again.
+        eval_env: where it was evaluated, likewise.
+
+    Raises:
+        UserError: it is no run, another process has it, or a change would make it another run.
+    """
+    path, changes = Path(path), dict(changes)
+    facts = run_facts(path)
+    method = trusted(facts["method"], method)
+    before = resolve(method, facts["values"])
+    given = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
+    for key, one in given.items():
+        name = told(one, None, {})[0]["env"]
+        if one is not None and key not in facts["unnamed"] and name != before.values[key]:
+            raise _another_run(key, path, before.values[key], name)
+    config = resolve(method, {**before.values, **changes, "dir": str(path)})
+    differing = {name: (before.values[name], value) for name, value in config.values.items() if value != before.values[name]}
+    for name, (old, new) in differing.items():
+        if name in FIXED:
+            raise _another_run(name, path, old, new)
+        if name not in FREE:
+            warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
+    learner = learner_class(method).unbuilt(config, given["env"], given["eval_env"], facts["unnamed"])
+    for key in given:
+        learner.environments.find(key)
+    learner.environments.require_second(must=True)
+    directory = Directory(path, learner.description(), fresh=False)
+    learner.durable = Durable(learner, directory)
+    directory.checkpoints.sweep()
+    loaded = directory.checkpoints.newest()
+    learner.build(learner.source.env.spec)
+    if loaded is None:  # it was killed before its first checkpoint
+        directory.records.cut(0)
+        return learner, EXACT
+    Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")
+    exact = learner.durable.restore(loaded)
+    then, now = loaded.saved.facts["versions"], versions()
+    for name in sorted(now):
+        if then.get(name) != now[name]:
+            warnings.warn(f"{name} is {now[name]} now; the run was made with {then.get(name)}", stacklevel=2)
+    same = then == now and learner.device.type == "cpu" and not set(differing) - FREE
+    return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
+
+
+def _another_run(name: str, path: Path, old: Any, new: Any) -> UserError:
+    return UserError(f"{name}: the run in {path} has {old}, and {new} would make it another run; start a new one")

@@ -1,0 +1,122 @@
+"""A run that is seen through: begun or resumed, shown in the terminal, stopped by signals, tried once more after a NaN."""
+
+import contextlib
+import signal
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from rlamort.config import resolve, short_name
+from rlamort.errors import Diverged, Preempted, UserError
+from rlamort.run.directory import claimed
+from rlamort.run.durable import Durable
+from rlamort.run.learner import Learner, learner_class
+from rlamort.run.restore import EXCEPT_EPISODE, resume
+from rlamort.run.track import Terminal
+
+
+class Session:
+    """Sees runs through. What it prints last is the run directory.
+
+    Args:
+        finish: called with a learner that has learned all it was to, to leave behind what is shown of it.
+    """
+
+    def __init__(self, finish: Callable[[Learner, Path], None]) -> None:
+        self.finish = finish
+
+    def start(self, method: str, given: dict[str, Any]) -> Path:
+        """Train in a new directory, or where `resume` is "auto" and there is a run go on with that; the directory.
+
+        Raises:
+            UserError: a key is missing, or has a value that it cannot have.
+        """
+        config = resolve(method, given)
+        if config.run.env is None:
+            raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
+        if config.run.resume == "auto":
+            if config.run.dir is None:
+                raise UserError("resume=auto: it needs dir=..., the run directory to look for")
+            if (Path(config.run.dir) / "config.yaml").is_file():
+                changes = {name: value for name, value in config.values.items() if name in given}
+                return self.resume(Path(config.run.dir), changes, method)
+        with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
+            learner = learner_class(method)(**{**config.values, "dir": str(path)})
+        return self._run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
+
+    def resume(self, path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
+        """Go on with a run; arguments as of `rlamort.run.restore.resume`."""
+        learner, exactness = resume(path, changes, method)
+        blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
+        return self._run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
+
+    def _run(self, learner: Learner, headline: str) -> Path:
+        assert learner.durable is not None
+        path = learner.durable.directory.path
+        with Interrupts() as interrupts:  # to the very end: a finished run is not worth killing
+            try:
+                with Terminal(learner.config.run.steps) as terminal:
+                    terminal.print(headline)
+                    changes = self._learn(learner, learner.durable, terminal, interrupts)
+                if changes is not None:
+                    return self.resume(path, changes, learner.method)
+                self.finish(learner, path)
+            finally:
+                interrupts.ending()
+                if not learner.closed:
+                    learner.close()
+        print(path)
+        return path
+
+    def _learn(self, learner: Learner, durable: Durable, terminal: Terminal, interrupts: "Interrupts") -> dict[str, Any] | None:
+        """Learn to the end; where it diverges and may try again, what is to differ then, with the learner closed."""
+        run, path = learner.config.run, durable.directory.path
+        try:
+            learner.learn(
+                run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
+            )
+        except Preempted as end:
+            terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
+            raise
+        except Diverged as error:
+            terminal.print(f"{error}; what is known is in {durable.report_nan(error)}")
+            if run.on_nan == "stop" or durable.directory.checkpoints.newest() is None:
+                raise
+            learner.close()
+            slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
+            terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
+            return slower
+        finally:
+            with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
+                if not learner.closed:
+                    learner.check_finite()
+                    learner.save(path / "agent")
+        return None
+
+
+class Interrupts:
+    """SIGINT and SIGTERM as a request to stop at the next moment when all state is consistent; a second one stops at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __enter__(self) -> Self:
+        self.count = 0
+        self.before = [signal.signal(number, self._take) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in zip(self.SIGNALS, self.before, strict=True):
+            signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        return self.count > 0
+
+    def ending(self) -> None:
+        """All is saved: from now on the first signal stops what is waited for."""
+        self.count = max(self.count, 1)
+
+    def _take(self, number: int, frame: types.FrameType | None) -> None:
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt

@@ -1,0 +1,161 @@
+"""What can be said of a solution without knowing the best one, and solving until it is enough.
+
+y (B, n) · x (B, d) · f cost (B,) · bound (B,) >= 0
+"""
+
+import contextlib
+import itertools
+
+import torch
+from torch import Tensor
+
+from rlamort.domain import Domain
+from rlamort.errors import UserError
+from rlamort.objective import Objective, Oracle
+from rlamort.problem import Problem
+from rlamort.solve.classical import CHECK_EVERY, FAILURES, Descent, Field, best_found, placed, said, subject, within
+
+
+class Certificate:
+    """What can be said of a solution without knowing the best one.
+
+    Attributes:
+        kind: what its number means, for users.
+    """
+
+    kind: str
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (B, n), x (B, d) -> (B,) >= 0; inf where nothing can be said, as of y that is not in Y."""
+        raise NotImplementedError
+
+    def improve(
+        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: float, iterations: int, solution: Field
+    ) -> tuple[Tensor, Tensor]:
+        """Solve again from y, until the bound is at most `tol` or the iterations are spent -> y (B, n), bound (B,)."""
+        return solve_from(f, domain, x, y, tol, self, iterations, solution)
+
+
+class Residual(Certificate):
+    """The problem's own residual: what it means is the problem's to say, and so is the unit of a tolerance on it.
+
+    Args:
+        problem: one whose class defines `residual`.
+        domain: Y.
+    """
+
+    kind = "residual"
+
+    def __init__(self, problem: Problem, domain: Domain) -> None:
+        self.problem, self.domain = problem, domain
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        residual = self.problem.residual(y, self.problem.layout.unpack(x))
+        if residual is None or residual.shape != y.shape[:1]:
+            given = "None" if residual is None else f"shape {tuple(residual.shape)}"
+            raise UserError(
+                f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
+            )
+        return _claimed(residual.to(y.dtype), y, self.domain)
+
+
+class DualityGap(Certificate):
+    """max_{s in Y} <grad f(y), y - s> >= f(y) - min f, for convex f and bounded convex Y (Jaggi, 2013, eq. 2).
+
+    Args:
+        f: the cost.
+        domain: Y.
+    """
+
+    kind = "duality gap"
+
+    def __init__(self, f: Objective, domain: Domain) -> None:
+        self.f, self.domain = f, domain
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        try:
+            slope = Oracle(self.f, x).first_order().grad(y)
+        except RuntimeError as error:
+            raise UserError(f"{subject(self.f)}.cost: a certificate by `convex` needs its gradient: {said(error)}") from error
+        broken = ~slope.isfinite().all(-1)
+        s = self.domain.linear(slope.masked_fill(broken[:, None], 0))
+        gap = (slope.double() * (y - s).double()).sum(-1).clamp_min(0)  # the sum must not round what it bounds
+        return _claimed(gap.to(y.dtype).masked_fill(broken, torch.inf), y, self.domain)
+
+
+class Conformal(Certificate):
+    """A bound that holds for all but a share of fresh contexts: a quantile of the model's gaps to the reference.
+
+    Split conformal prediction (Vovk et al., 2005; Lei et al., 2018, algorithm 2): of n gaps on contexts that are exchangeable
+    with those to come, the ceil((n + 1) level)-th smallest. It is about the model's predictions, on average over contexts, and
+    about the gap to the reference, which need not be the global optimum. What is solved again is the reference: its gap is 0.
+
+    Args:
+        quantile: that gap.
+        level: the share for which it holds.
+        count: n.
+    """
+
+    def __init__(self, quantile: float, level: float, count: int) -> None:
+        self.quantile, self.level, self.count = quantile, level, count
+        self.kind = f"split-conformal (statistical, {100 * level:g} %)"
+
+    def bound(self, y: Tensor, x: Tensor) -> Tensor:
+        return torch.where(y.isfinite().all(-1), self.quantile, torch.inf).to(y.dtype)
+
+    def improve(
+        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: float, iterations: int, solution: Field
+    ) -> tuple[Tensor, Tensor]:
+        found = best_found(f, domain, x, extra=y, solution=solution)
+        return found.y, torch.where(found.cost.isfinite(), 0.0, torch.inf).to(y.dtype)
+
+
+def _claimed(bound: Tensor, y: Tensor, domain: Domain) -> Tensor:
+    """The bound, inf where it is NaN or y is not in Y."""
+    return bound.masked_fill(bound.isnan() | ~within(domain, y), torch.inf)
+
+
+@torch.no_grad()
+def solve_from(
+    f: Objective,
+    domain: Domain,
+    x: Tensor,
+    y: Tensor,
+    tol: float,
+    certificate: Certificate,
+    iterations: int = 2000,
+    solution: Field | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Improve y (B, n) until each item's certificate is at most `tol` -> y (B, n), bound (B,).
+
+    Projected gradient from y, at most `iterations` times; then `best_found` for items that are still above `tol`, such as those
+    of a problem that is not convex. An item is left alone once it meets `tol`, so its answer does not depend on how long its
+    neighbours take.
+
+    Raises:
+        UserError: the cost or the residual has the wrong shape, or the certificate needs a gradient that there is none of.
+    """
+    y = placed(domain, y)
+    bound = certificate.bound(y, x)
+    stuck = ~f(y, x).isfinite()  # no descent can start there
+    with contextlib.suppress(*FAILURES):
+        for count, at in enumerate(itertools.islice(Descent().improve(f, domain, x, y), iterations), 1):
+            if count % CHECK_EVERY == 0 or count == iterations:
+                y, bound = _tightened(certificate, x, y, bound, at, tol)
+                if bool((stuck | (bound <= tol)).all()):
+                    break
+    poor = (bound > tol).nonzero()[:, 0]
+    if not len(poor):
+        return y, bound
+    found = best_found(f, domain, x[poor], extra=y[poor], solution=solution)
+    y[poor], bound[poor] = _tightened(certificate, x[poor], y[poor], bound[poor], found.y, tol)
+    return y, bound
+
+
+def _tightened(
+    certificate: Certificate, x: Tensor, y: Tensor, bound: Tensor, other: Tensor, tol: float
+) -> tuple[Tensor, Tensor]:
+    """Per item the one of y and `other` with the lower bound; y where that meets `tol` already."""
+    now = certificate.bound(other, x)
+    better = (now < bound) & (bound > tol)
+    return other.where(better[:, None], y), now.where(better, bound)
