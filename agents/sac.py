@@ -1,21 +1,23 @@
 """SAC: soft actor-critic with automatic temperature (Haarnoja et al., 2018b, algorithm 1).
 
-f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = one network · L = objective.
+f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = any model · L = any loss. With steps of a recurrent
+network after a prediction, trained over all of them, it is IAPO (Marino et al., 2021), as configs/method/iapo.yaml says.
 """
 
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Fraction, NonNegative, Positive, Size, Widths
+from rlamort.config import Fixed, Fraction, NonNegative, Positive, Widths
 from rlamort.critic import Critic, frozen_copy, polyak
 from rlamort.domain import SquashedGaussian
 from rlamort.env import Spec
-from rlamort.losses import objective, td_target
-from rlamort.model import Full
-from rlamort.nets import ARITHMETIC, NORMS, mlp
+from rlamort.losses import td_target
+from rlamort.nets import ARITHMETIC
 from rlamort.objective import MaxQ, Metrics, Soft, Temperature
 from rlamort.source import Batch
 
@@ -25,35 +27,39 @@ class SAC(Agent):
 
     Args:
         spec: sizes and action bounds.
-        hidden: widths of the hidden layers, of policy and critics.
+        model: of the policy: what predicts the parameters of its density.
+        loss: that trains the policy.
+        critic: the ensemble of Q functions.
+        hidden: widths of the hidden layers of networks that do not say otherwise.
         learning_rate: Adam's step size for the policy and the temperature.
         critic_learning_rate: the critics'; null takes learning_rate.
         discount: per step.
         tau: share of the online critics that their targets take over at every update.
-        critics: size of the ensemble.
         pessimism: beta in mean - beta std over the ensemble; 1 over two critics is their minimum.
         temperature: initial alpha, the price of a nat of entropy.
         target_entropy: what the temperature steers the policy's entropy to, in nats on [-1, 1]^n; null takes -n.
         normalise: normalise observations by running statistics.
-        critic_norm: layer puts a layer norm before every ReLU of the critics (Ball et al., 2023); none leaves them plain.
         matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
     """
+
+    renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
 
     def __init__(
         self,
         spec: Spec,
         *,
-        hidden: Widths = (256, 256),
+        model: parts.Model = parts.Full(),
+        loss: parts.Loss = parts.Objective(),
+        critic: parts.Critics = parts.Critics(),
+        hidden: Fixed[Widths] = (256, 256),
         learning_rate: Positive = 3e-4,
         critic_learning_rate: Positive | None = None,
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
-        critics: Size = 2,
         pessimism: NonNegative = 1.0,
         temperature: Positive = 1.0,
         target_entropy: float | None = None,
-        normalise: bool = False,
-        critic_norm: Literal["none", "layer"] = "none",
+        normalise: Fixed[bool] = False,
         matmul: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
@@ -63,9 +69,10 @@ class SAC(Agent):
         self.target_entropy = -float(self.density.dim) if target_entropy is None else target_entropy
 
         def new_critic() -> Critic:
-            return Critic(spec.x_dim, self.domain.dim, hidden, critics, NORMS[critic_norm], arithmetic)
+            return critic(spec.x_dim, self.domain.dim, hidden, arithmetic)
 
-        self.model = Full(mlp(spec.x_dim, hidden, self.density.parameters.inputs, arithmetic), self.density.parameters)
+        setting = parts.Setting(self.density.parameters, spec.x_dim, hidden, arithmetic)
+        self.model, self.loss = model(setting), loss(setting)
         self.critic = new_critic()
         self.target_critic = frozen_copy(self.critic, new_critic())
         self.alpha = Temperature(temperature)
@@ -76,12 +83,14 @@ class SAC(Agent):
         self.alpha_adam = Adam(self.alpha.parameters(), learning_rate)
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        lam = self.model(self.normaliser(x))
+        x = self.normaliser(x)
+        lam = self.model(x, self.f.oracle(x) if explore else self.f.settled(x))
         return self.density.draw(lam) if explore else self.density.median(lam)
 
     def evaluate(self, batch: Batch) -> Metrics:
         with torch.no_grad():  # V(x') = -f(lam; x'): the critics' target is the value of the problem the actor solves
-            target = td_target(batch, -self.target_f(self.model(batch.x_next), batch.x_next))
+            lam = self.model(batch.x_next, self.f.oracle(batch.x_next))
+            target = td_target(batch, -self.target_f(lam, batch.x_next))
         q = self.critic(batch.x, batch.y)  # (E, B)
         loss = 0.5 * (q - target).square().mean(-1).sum()
         descend(loss, self.critic.parameters(), self.critic_adam)
@@ -89,7 +98,7 @@ class SAC(Agent):
         return {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 
     def improve(self, batch: Batch) -> Metrics:
-        loss, metrics = objective(self.model, self.f, batch)
+        loss, metrics = self.loss(self.model, self.f, batch)
         descend(loss, self.model.parameters(), self.model_adam)
         # entropy above its target makes alpha fall, in log space so that it stays positive
         alpha_loss = self.alpha.log * (metrics["entropy"] - self.target_entropy)

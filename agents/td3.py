@@ -1,21 +1,23 @@
 """TD3: twin delayed deep deterministic policy gradient (Fujimoto, van Hoof and Meger, 2018, algorithm 1).
 
-f = -Q_1 · Y = box · p(x) = replay · y_theta = one network · L = objective. With one critic, no smoothing and no delay it is
+f = -Q_1 · Y = box · p(x) = replay · y_theta = any model · L = any loss. With one critic, no smoothing and no delay it is
 DDPG (Lillicrap et al., 2016), as configs/method/ddpg.yaml says.
 """
 
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Fraction, NonNegative, Positive, Size, Widths
+from rlamort.config import Count, Fixed, Fraction, NonNegative, Positive, Widths
 from rlamort.critic import Critic, frozen_copy, polyak
 from rlamort.env import Spec
-from rlamort.losses import objective, td_target
-from rlamort.model import Full
-from rlamort.nets import ARITHMETIC, NORMS, mlp
+from rlamort.losses import td_target
+from rlamort.model import Model
+from rlamort.nets import ARITHMETIC
 from rlamort.objective import MaxQ, Metrics
 from rlamort.source import Batch
 
@@ -25,37 +27,41 @@ class TD3(Agent):
 
     Args:
         spec: sizes and action bounds.
-        hidden: widths of the hidden layers, of policy and critics.
+        model: of the policy.
+        loss: that trains the policy.
+        critic: the ensemble of Q functions; targets are its minimum where it has two.
+        hidden: widths of the hidden layers of networks that do not say otherwise.
         learning_rate: Adam's step size for the policy.
         critic_learning_rate: the critics'; null takes learning_rate.
         discount: per step.
         tau: share of the online network that a target takes over whenever targets move.
-        critics: size of the ensemble; targets are its minimum where there are two.
         exploration_noise: standard deviation of the noise on actions in play, in units of half the action range.
         smoothing_noise: standard deviation of the noise on target actions, in the same units, drawn per sample.
         smoothing_clip: bound of that noise.
         actor_delay: updates of the critics for one of policy and targets.
         normalise: normalise observations by running statistics.
-        critic_norm: layer puts a layer norm before every ReLU of the critics (Ball et al., 2023); none leaves them plain.
         matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
     """
+
+    renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
 
     def __init__(
         self,
         spec: Spec,
         *,
-        hidden: Widths = (256, 256),
+        model: parts.Model = parts.Full(),
+        loss: parts.Loss = parts.Objective(),
+        critic: parts.Critics = parts.Critics(),
+        hidden: Fixed[Widths] = (256, 256),
         learning_rate: Positive = 1e-3,
         critic_learning_rate: Positive | None = None,
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
-        critics: Size = 2,
         exploration_noise: NonNegative = 0.1,
         smoothing_noise: NonNegative = 0.2,
         smoothing_clip: NonNegative = 0.5,
         actor_delay: Count = 2,
-        normalise: bool = False,
-        critic_norm: Literal["none", "layer"] = "none",
+        normalise: Fixed[bool] = False,
         matmul: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
@@ -65,14 +71,12 @@ class TD3(Agent):
             exploration_noise, smoothing_noise, smoothing_clip,
         )  # fmt: skip
 
-        def new_model() -> Full:
-            return Full(mlp(spec.x_dim, hidden, self.domain.inputs, arithmetic), self.domain)
-
         def new_critic() -> Critic:
-            return Critic(spec.x_dim, self.domain.dim, hidden, critics, NORMS[critic_norm], arithmetic)
+            return critic(spec.x_dim, self.domain.dim, hidden, arithmetic)
 
-        self.model, self.critic = new_model(), new_critic()
-        self.target_model = frozen_copy(self.model, new_model())
+        setting = parts.Setting(self.domain, spec.x_dim, hidden, arithmetic)
+        self.model, self.loss, self.critic = model(setting), loss(setting), new_critic()
+        self.target_model: Model = frozen_copy(self.model, model(setting))
         self.target_critic = frozen_copy(self.critic, new_critic())
         self.f = MaxQ(self.critic, beta=0.0, members=1)
         self.target_f = MaxQ(self.target_critic, beta=1.0)
@@ -80,12 +84,13 @@ class TD3(Agent):
         self.critic_adam = Adam(self.critic.parameters(), critic_learning_rate or learning_rate)
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        y: Tensor = self.model(self.normaliser(x))
+        x = self.normaliser(x)
+        y: Tensor = self.model(x, self.f.oracle(x))
         return (y + self.exploration_noise * torch.randn_like(y)).clamp(-1, 1) if explore else y
 
     def evaluate(self, batch: Batch) -> Metrics:
         with torch.no_grad():
-            y_next = self.target_model(batch.x_next)
+            y_next = self.target_model(batch.x_next, self.target_f.oracle(batch.x_next))
             noise = self.smoothing_noise * torch.randn_like(y_next)  # one draw per sample and coordinate
             y_next = (y_next + noise.clamp(-self.smoothing_clip, self.smoothing_clip)).clamp(-1, 1)
             target = td_target(batch, -self.target_f(y_next, batch.x_next))
@@ -95,7 +100,7 @@ class TD3(Agent):
         return {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
 
     def improve(self, batch: Batch) -> Metrics:
-        loss, metrics = objective(self.model, self.f, batch)
+        loss, metrics = self.loss(self.model, self.f, batch)
         descend(loss, self.model.parameters(), self.model_adam)
         polyak(self.target_critic, self.critic, self.tau)
         polyak(self.target_model, self.model, self.tau)

@@ -90,8 +90,7 @@ class Lasso(Problem):
 class SparseRecovery(Problem):
     """The lasso of x = A y + noise, with y Bernoulli-Gaussian: can the code be had back from fewer numbers than it has?
 
-    Contexts are signals alone, since networks that saw codes would read the answer; `pairs` gives both, for scores and for
-    training by true codes.
+    Contexts hold the codes too, for scores and for training by them; they are hidden from models, which would read the answer.
 
     Args:
         measurements: M.
@@ -106,6 +105,7 @@ class SparseRecovery(Problem):
     """
 
     convex = True
+    hidden = ("codes",)
 
     def __init__(
         self,
@@ -130,14 +130,11 @@ class SparseRecovery(Problem):
         self.ista = Ista(unit(made).to(torch.get_default_dtype()), alpha)
         self.domain = Euclid(atoms)
 
-    def contexts(self, count: int) -> X:
-        return self.pairs(count)[0]
-
-    def pairs(self, count: int) -> tuple[Tensor, Tensor]:
+    def contexts(self, count: int) -> dict[str, Tensor]:
         """Signals (count, M), and the codes (count, N) that made them; from torch's generator."""
         a = self.ista.dictionary
         y = torch.randn(count, a.shape[1]).to(a) * (torch.rand(count, a.shape[1]) < self.density).to(a)
-        return y @ a.mT + self.noise * torch.randn(count, len(a)).to(a), y
+        return {"signals": y @ a.mT + self.noise * torch.randn(count, len(a)).to(a), "codes": y}
 
     def cost(self, y: Tensor, x: X) -> Tensor:
         return self.ista.cost(y, _signal(x))
@@ -259,5 +256,4 @@ def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def _signal(x: X) -> Tensor:
-    assert isinstance(x, Tensor)
-    return x
+    return x if isinstance(x, Tensor) else x["signals"]

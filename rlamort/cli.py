@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlamort.config import Run, Seed, Size, check_names, convert, fields_of, methods, read_row, short_name
+from rlamort.config import KIND, Run, Seed, Size, check_names, convert, fields_of, methods, read_row, short_name
 from rlamort.errors import UserError, nearest
 from rlamort.host.command import Parser, free, guarded, out_option, say, warn
 
@@ -71,12 +71,20 @@ def list_methods(arguments: list[str]) -> None:
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
-        parts = [f"{key} = {row[key]}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
+        parts = [f"{key} = {_named(row[key])}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
         if parts:
             print(f"{'':<10} {' · '.join(parts)}")
     print(
         "\nenv = any Gymnasium id (HalfCheetah-v5, Pendulum-v1, ...) or module:Class, a rlamort.Problem included, from here too"
     )
+
+
+def _named(value: Any) -> str:
+    """A part of a row as a call: its kind, and the parts that it is made of."""
+    if not isinstance(value, dict):
+        return str(value)
+    inner = [_named(one) for key, one in value.items() if key != KIND and isinstance(one, str | dict)]
+    return f"{value.get(KIND, '')}({', '.join(inner)})" if inner else str(value.get(KIND, ""))
 
 
 def train(arguments: list[str]) -> None:
@@ -250,7 +258,7 @@ def amortize_problem(arguments: list[str]) -> None:
     from rlamort.measure.fit import report
 
     fields = _values(given.keys)
-    models, losses = (_names(fields.pop(key, default)) for key, default in (("model", "full,semi"), ("loss", "objective")))
+    models, losses = (_kinds(fields, key, default) for key, default in (("model", "full,semi"), ("loss", "objective")))
     name = given.problem.split(":")[-1].replace("/", "-")
     out = chosen or _unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     _tell(report(given.problem, models, losses, out, **fields), out / "report.json")
@@ -267,8 +275,7 @@ def compare_losses(arguments: list[str]) -> None:
     from rlamort.measure.fit import compare
 
     fields = _values(given.keys)
-    models = _names(fields.pop("model", "full"))
-    losses = _names(fields.pop("loss")) if "loss" in fields else None
+    models, losses = _kinds(fields, "model", "full"), _kinds(fields, "loss", "") or None
     seeds = convert("seeds", _names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
     _tell(compare(_target(given.target, fields), models, losses, seeds, **fields), out)
 
@@ -280,6 +287,16 @@ def _target(given: str, fields: dict[str, Any]) -> Any:
     from rlamort.measure.gap import max_q
 
     return max_q(given, fields.pop("env", None))
+
+
+def _kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
+    """Which models or losses are typed, taken out of the fields; keys of theirs stay in them."""
+    given = fields.pop(key, default)
+    if isinstance(given, dict):
+        kinds = given.pop(KIND, default)
+        fields[key] = given
+        given = kinds
+    return _names(given) if given else []
 
 
 def _names(given: Any) -> list[str]:

@@ -21,6 +21,7 @@ class Critic(nn.Module):
         members: E.
         norm: between a hidden layer's product and its ReLU, as `rlamort.nets.Ensemble` takes it.
         arithmetic: of the products.
+        outputs: numbers that each member gives, such as quantiles of the return; its Q is their mean.
     """
 
     def __init__(
@@ -31,13 +32,20 @@ class Critic(nn.Module):
         members: int,
         norm: Callable[[int, int], nn.Module] = NoNorm,
         arithmetic: Arithmetic = FLOAT32,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
-        self.ensemble = Ensemble(members, x_dim + y_dim, hidden, 1, norm, arithmetic)
+        self.outputs = outputs
+        self.ensemble = Ensemble(members, x_dim + y_dim, hidden, outputs, norm, arithmetic)
 
     def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
-        """x (B, d), y (B, n) -> (members, B); `members` None asks for all."""
-        q: Tensor = self.ensemble(torch.cat([x, y], dim=-1), members).squeeze(-1)
+        """x (B, d), y (B, n) -> Q (members, B); `members` None asks for all."""
+        q = self.atoms(x, y, members)
+        return q.squeeze(-1) if self.outputs == 1 else q.mean(-1)
+
+    def atoms(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
+        """x (B, d), y (B, n) -> all that each member gives (members, B, outputs)."""
+        q: Tensor = self.ensemble(torch.cat([x, y], dim=-1), members)
         return q
 
 

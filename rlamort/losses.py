@@ -13,18 +13,26 @@ from torch import Tensor
 
 from rlamort.model import Model
 from rlamort.objective import Metrics, Objective
-from rlamort.source import Batch, Contexts
+from rlamort.source import Batch
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # (B, n), (B, n) -> (B,)
+Teacher = Callable[[Tensor], Tensor]  # whole contexts (B, d) -> y* (B, n)
+
+
+class Posed(Protocol):
+    """A batch of contexts (B, d), whatever else it holds."""
+
+    @property
+    def x(self) -> Tensor: ...
 
 
 class Loss(Protocol):
     """What `descend` descends."""
 
-    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]: ...
+    def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]: ...
 
 
-def objective(model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+def objective(model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
     """L_obj = mean_B f(y_theta(x); x), the objective-based loss (tutorial, eq. 6).
 
     Where contexts come from parameters phi, batch.x carries their graph: descending this loss in phi is learning p(x; phi)
@@ -41,22 +49,24 @@ def squared(y: Tensor, other: Tensor) -> Tensor:
 
 
 class Regress:
-    """L_reg = mean_B distance(y_theta(x), y*(x)), the regression-based loss (tutorial, eq. 5).
+    """L_reg = mean_B sum_k w_k distance(y_k(x), y*(x)), the regression-based loss (tutorial, eq. 5; Chen et al., 2018, eq. 17).
 
     Args:
-        teacher: a model that gives y*: a solver, an expert, another network. It is asked, never trained.
+        teacher: x (B, d) -> y* (B, n): a solver, an expert, labels. It is asked, never trained.
         distance: between two solutions, (B,).
+        decay: w_k is proportional to decay^(K - k): 0 scores the last iterate alone.
     """
 
-    def __init__(self, teacher: Model, distance: Distance = squared) -> None:
-        self.teacher, self.distance = teacher, distance
+    def __init__(self, teacher: Teacher, distance: Distance = squared, decay: float = 0.0) -> None:
+        self.teacher, self.distance, self.decay = teacher, distance, decay
 
-    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
-        oracle = f.oracle(batch.x)
+    def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
-            target = self.teacher(batch.x, oracle)
-        loss = self.distance(model(f.seen(batch.x), oracle), target).mean()
-        return loss, {"distance": loss.detach()}
+            target = self.teacher(batch.x)
+        path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
+        scored = path if self.decay else path[-1:]
+        distances = torch.stack([self.distance(y, target).mean() for y in scored])
+        return weighed(distances, self.decay), {"distance": distances[-1].detach()}
 
 
 class OverIterates:
@@ -69,7 +79,7 @@ class OverIterates:
     def __init__(self, decay: float = 1.0) -> None:
         self.decay = decay
 
-    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+    def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
         reports = [f.report(y, batch.x) for y in path]
         costs = torch.stack([cost.mean() for cost, _ in reports])
@@ -97,7 +107,7 @@ class Smoothed:
     def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor], Tensor] = lambda y: y) -> None:
         self.sigma, self.pairs, self.nearest = sigma, pairs, nearest
 
-    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+    def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         y = model(f.seen(batch.x), f.oracle(batch.x))
         with torch.no_grad():
             cost, metrics = f.report(y, batch.x)
@@ -121,13 +131,41 @@ class Downstream:
     def __init__(self, g: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.g = g
 
-    def __call__(self, model: Model, f: Objective, batch: Batch | Contexts) -> tuple[Tensor, Metrics]:
+    def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         loss = self.g(model(f.seen(batch.x), f.oracle(batch.x)), batch.x).mean()
         return loss, {"downstream": loss.detach()}
 
 
+def quantile_huber(q: Tensor, target: Tensor) -> Tensor:
+    """The Huber loss of quantile regression, at threshold 1 (Dabney et al., 2018, eq. 10; Kuznetsov et al., 2020, eq. 12).
+
+    Args:
+        q: (E, B, M), of E critics the quantiles at (2 m - 1) / (2 M).
+        target: (B, K), samples of the return.
+
+    Returns:
+        The mean over critics, items, quantiles and samples, 0-d.
+    """
+    m = q.shape[-1]
+    levels = (torch.arange(m, device=q.device, dtype=q.dtype) + 0.5) / m  # (M,)
+    error = target[:, None, :] - q[..., None]  # (E, B, M, K)
+    size = error.abs()
+    huber = torch.where(size > 1, size - 0.5, 0.5 * error.square())
+    return ((levels[:, None] - (error.detach() < 0).to(q.dtype)).abs() * huber).mean()
+
+
 def td_target(batch: Batch, value_next: Tensor) -> Tensor:
-    """r + gamma^m (1 - terminated) V(x_next), (B,): a truncated episode bootstraps, a terminated one does not."""
+    """r + gamma^m (1 - terminated) V(x_next): a truncated episode bootstraps, a terminated one does not.
+
+    Args:
+        batch: of B transitions.
+        value_next: V(x_next) (B,), or several numbers for each transition (B, M), such as quantiles.
+
+    Returns:
+        Of the shape of `value_next`.
+    """
+    reward, discount, ended = (
+        one.view(-1, *[1] * (value_next.ndim - 1)) for one in (batch.reward, batch.discount, batch.terminated)
+    )
     # where, not a product: the value of a state after the end may be anything, NaN included
-    future = torch.where(batch.terminated, torch.zeros_like(value_next), value_next)
-    return batch.reward + batch.discount * future
+    return reward + discount * torch.where(ended, torch.zeros_like(value_next), value_next)

@@ -139,6 +139,42 @@ class Latent(Model):
         return self.domain.project(self.decode(z, x))
 
 
+def itself(v: Tensor, x: Tensor) -> Tensor:
+    """The decoder of a chart: v (B, inputs) is what `project` takes."""
+    return v
+
+
+class Start(Model):
+    """A learned point of Y, the same for every context, K = 0: what MAML learns (Finn et al., 2017).
+
+    Args:
+        domain: Y, which says where it begins.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__()
+        self.domain, self.v = domain, nn.Parameter(domain.initial())
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.domain.project(self.v.expand(len(x), -1))[None]
+
+
+class Guarded(Model):
+    """A solver that is trained as it is, and answers with safeguards.
+
+    Args:
+        trained: what losses differentiate through.
+        acting: what answers where no gradients are recorded; it shares the parameters.
+    """
+
+    def __init__(self, trained: Model, acting: Model) -> None:
+        super().__init__()
+        self.trained, self.acting = trained, acting
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return (self.trained if torch.is_grad_enabled() else self.acting).iterates(x, oracle)
+
+
 class Expert(Model):
     """What is known already, as a model of one iterate: a solution in closed form, a classical solver, demonstrations.
 

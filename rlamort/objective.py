@@ -5,6 +5,7 @@ x context (B, d) · y solution (B, n) · lam density parameters · f cost (B,) �
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,10 @@ class Objective:
     def oracle(self, x: Tensor) -> "Oracle":
         """What a model may ask while it solves for x (B, d); that need not be what the loss scores."""
         return Oracle(self, self.seen(x))
+
+    def settled(self, x: Tensor) -> "Oracle":
+        """As `oracle`, but the same each time: what an agent asks that plays deterministically."""
+        return self.oracle(x)
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         """y (B, n), x (B, d) -> f(y; x) (B,)."""
@@ -94,6 +99,29 @@ class Oracle:
     def through(self, decode: Decode, d: int) -> "Oracle":
         """That of f(decode(z, x); x) over z (B, m), which has no map; `d` columns of what the oracle holds are x."""
         return Oracle(Decoded(self.f, decode, d), self.x, self.second_order)
+
+
+class Deferred(Oracle):
+    """An oracle that is made when it is first asked, so that a model which asks nothing costs nothing.
+
+    Args:
+        make: the oracle.
+    """
+
+    def __init__(self, make: Callable[[], Oracle]) -> None:
+        self._make, self._made, self.second_order = make, cast(Oracle | None, None), True
+
+    def _oracle(self) -> Oracle:
+        self._made = self._made or self._make()
+        return self._made
+
+    @property
+    def f(self) -> Objective:  # type: ignore[override]
+        return self._oracle().f
+
+    @property
+    def x(self) -> Tensor:  # type: ignore[override]
+        return self._oracle().x
 
 
 class Tethered(Objective):
@@ -257,7 +285,14 @@ class Soft(Objective):
 
     def oracle(self, x: Tensor) -> Oracle:
         """Over lam; it holds one draw for each context, so that a solver meets one function."""
-        asked, noise = self.f.oracle(x), self.density.noise(x.new_empty(len(x), self.density.parameters.dim))
+        return Deferred(lambda: self._held(x, self.density.noise(x.new_empty(len(x), self.density.parameters.dim))))
+
+    def settled(self, x: Tensor) -> Oracle:
+        """Of f at the median, which is the draw without noise."""
+        return self._held(x, x.new_zeros(len(x), self.density.dim))
+
+    def _held(self, x: Tensor, noise: Tensor) -> Oracle:
+        asked = self.f.oracle(x)
         return Oracle(Drawn(Soft(asked.f, self.density, self.alpha)), torch.cat([asked.x, noise], dim=-1))
 
     def report(self, lam: Tensor, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Metrics]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_laws import LEARNERS
+from test_laws import learner
 
 from rlamort.env.make import open_env
 from rlamort.run import capture
@@ -25,7 +25,7 @@ def ring(device):
 def pair(name, ring, kind=Captured, **more):
     """The same agent twice, one updated eagerly."""
     torch.manual_seed(0)
-    agent = LEARNERS[name](ring.env.spec, normalise=True, **more).to(ring.device)
+    agent = learner(name, ring.env.spec, normalise=True, **more).to(ring.device)
     agent.observe(ring.env.x)
     twin = copy.deepcopy(agent)
     return Eager(agent, lambda: ring.sample(64)), kind(twin, lambda: ring.sample(64))

@@ -27,6 +27,7 @@ from rlamort.measure.reproduce import Claim, entries, rows, table
 from rlamort.measure.study import Study
 from rlamort.measure.verdict import Bound, Measured, Verdict, at_least, at_most
 from rlamort.objective import Cost
+from rlamort.parts import Critics
 from rlamort.score import interval, iqm, stratified_bootstrap
 
 
@@ -366,7 +367,7 @@ def test_interquartile_mean_and_bootstrap_on_known_values():
 def test_the_bound_counts_the_products_that_an_update_does(algorithm):
     """Against torch's own counter; products with one column are sums there, and are left out on both sides."""
     spec = Spec(17, [-1.0] * 6, [1.0] * 6)
-    ddpg = functools.partial(TD3, critics=1, smoothing_noise=0.0, actor_delay=1)
+    ddpg = functools.partial(TD3, critic=Critics(1), smoothing_noise=0.0, actor_delay=1)
     kind = {"sac": SAC, "td3": TD3, "ddpg": ddpg}[algorithm]
     agent = kind(spec, hidden=(48, 48))
     improves = [False, True] if algorithm == "td3" else [True]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_capture import pair, ring  # noqa: F401  (a fixture)
-from test_laws import LEARNERS, batch_for
+from test_laws import batch_for, having, learner
 from test_resume import SMALL, assert_equal, everything, timeless
 
 import rlamort as ra
@@ -58,14 +58,14 @@ def test_bfloat16_products_are_within_its_rounding(device):
     assert error.max() > 1e-4  # float32 would not be that far off
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", having("matmul"))
 def test_an_update_in_bfloat16_is_float32s_to_its_rounding(name, spec, device):
     """Parameters, moments and metrics stay float32; gradients, which the first step leaves in Adam's mean, agree to 10 %:
     a few products of 2^-8 each, and ReLUs that they flip."""
     agents = []
     for matmul in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        agents.append(LEARNERS[name](spec, matmul=matmul).to(device))
+        agents.append(learner(name, spec, matmul=matmul).to(device))
     plain, rounded = agents
     assert_equal(plain.state_dict(), rounded.state_dict())
     batch = batch_for(plain, 256)
@@ -98,11 +98,11 @@ def resetting(round_of, fresh, every, start=0):
     return call
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", having("critic.norm"))
 def test_a_reset_is_the_start_again_in_the_same_memory(name, spec, device):
     """What is there afterwards is what building the agent draws; only observation statistics stay."""
     torch.manual_seed(0)
-    agent = LEARNERS[name](spec, normalise=True, critic_norm="layer").to(device)
+    agent = learner(name, spec, normalise=True, **{"critic.norm": "layer"}).to(device)
     agent.observe(batch_for(agent).x)
     for step in range(4):
         agent.update(batch_for(agent, seed=step), True)
@@ -110,7 +110,7 @@ def test_a_reset_is_the_start_again_in_the_same_memory(name, spec, device):
     places = {key: value.data_ptr() for key, value in agent.state_dict().items()}
 
     def fresh():
-        return LEARNERS[name](spec, normalise=True, critic_norm="layer")
+        return learner(name, spec, normalise=True, **{"critic.norm": "layer"})
 
     met = []
 
@@ -142,7 +142,7 @@ def test_captured_with_all_of_it_is_eager_with_all_of_it(ring):  # noqa: F811
     eager, captured = pair("sac", ring, Captured, **ALL)
 
     def fresh():
-        return LEARNERS["sac"](ring.env.spec, normalise=True, **ALL)
+        return learner("sac", ring.env.spec, normalise=True, **ALL)
 
     both = [resetting(one, fresh, every=10) for one in (eager, captured)]
     counters = torch._dynamo.utils.counters

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from rlamort.agents.sac import SAC
-from rlamort.agents.td3 import TD3
+from drawn import drawn
 from torch import nn
 
 from rlamort.agent import Adam, descend
+from rlamort.config import fields, read_row
 from rlamort.critic import Critic, polyak
 from rlamort.domain import Box, Gaussian, SquashedGaussian
 from rlamort.losses import objective, td_target
@@ -17,17 +17,24 @@ from rlamort.model import Full
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
 from rlamort.source import Batch
 
-LEARNERS = {
-    "sac": lambda spec, **more: SAC(spec, hidden=(16, 16), **more),
-    "td3": lambda spec, **more: TD3(spec, hidden=(16, 16), **more),
-    "ddpg": lambda spec, **more: TD3(spec, hidden=(16, 16), critics=1, smoothing_noise=0.0, actor_delay=1, **more),
-}
+# methods that learn from transitions: each is put through the laws
+LEARNERS = ("sac", "td3", "ddpg", "tqc", "iapo")
+
+
+def learner(name, spec, **fields):
+    """The agent of one, with small networks."""
+    return drawn(name, spec, **{"hidden": (16, 16), **fields})
+
+
+def having(*keys):
+    """Those of them that have all of these keys."""
+    return [name for name in LEARNERS if all(key.split(".")[0] in fields(read_row(name)) for key in keys)]
 
 
 @pytest.fixture(params=LEARNERS)
 def agent(request, spec, device):
     torch.manual_seed(0)
-    return LEARNERS[request.param](spec).to(device)
+    return learner(request.param, spec).to(device)
 
 
 def batch_for(agent, count=32, seed=1):
@@ -166,7 +173,7 @@ def test_td_on_a_one_step_problem_is_regression_on_the_cost():
 def test_ddpg_is_td3_with_one_critic_no_smoothing_and_no_delay(spec):
     """The row ddpg.yaml against an update written out by hand from Lillicrap et al., algorithm 1, with torch.optim."""
     torch.manual_seed(0)
-    agent = LEARNERS["ddpg"](spec)
+    agent = learner("ddpg", spec)
     actor, critic = copy.deepcopy(agent.model), copy.deepcopy(agent.critic)
     target_actor, target_critic = copy.deepcopy(actor), copy.deepcopy(critic)
     actor_adam, critic_adam = (torch.optim.Adam(m.parameters(), 1e-3) for m in (actor, critic))
@@ -213,7 +220,7 @@ def test_pessimism_over_one_critic_has_a_finite_gradient(spec):
 def test_answers_do_not_depend_on_neighbours(name, spec):
     """df_i/dy_j = 0 for i != j, and a batch is solved as its rows are."""
     torch.manual_seed(0)
-    agent = LEARNERS[name](spec).double()
+    agent = learner(name, spec).double()
     x = torch.randn(5, 3, dtype=torch.float64)
     together = agent.act(x, explore=False)
     alone = torch.cat([agent.act(x[i : i + 1], explore=False) for i in range(5)])
@@ -227,14 +234,15 @@ def test_answers_do_not_depend_on_neighbours(name, spec):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_actor_gradient_is_a_finite_difference(name, spec):
     torch.manual_seed(0)
-    agent = LEARNERS[name](spec).double()
+    exact = {"model.adjoint": "unrolled"} if name == "iapo" else {}  # as a row it leaves second derivatives out
+    agent = learner(name, spec, **exact).double()
     batch = Batch(*(t.double() if t.is_floating_point() else t for t in batch_for(agent)))
 
     def loss():
         torch.manual_seed(7)  # common random numbers
         return objective(agent.model, agent.f, batch)[0]
 
-    weight = agent.model.net[0].weight
+    weight = next(agent.model.parameters())
     (gradient,) = torch.autograd.grad(loss(), [weight])
     for i, j in ((0, 0), (3, 1), (9, 2)):
         values = []

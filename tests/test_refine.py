@@ -90,7 +90,7 @@ def gap(problem, solver):
 def test_semi_is_never_worse_than_full_at_equal_training(kind):
     """500 updates; at 1,500 the gaps are 8.8e-4, 7e-4, 1.1e-6 and 4.8e-5, and those of full 2.5e-3, 2.7e-2, 7e-4, 7.3e-2."""
     full, semi = (ra.amortize(kind, model=model, steps=500, seed=0, threads=1) for model in ("full", "semi"))
-    assert semi.facts["space"] == SPACES[kind]
+    assert semi.facts["model"]["space"] == SPACES[kind]
     assert gap(kind(), semi) < gap(kind(), full)
 
 
@@ -125,7 +125,7 @@ def test_what_is_tried_leaves_no_trace_and_what_was_chosen_is_kept(tmp_path):
     solver.save(tmp_path / "solver")
     assert torch.equal(ra.load_solver(tmp_path / "solver", Entropic).predict(x), solver.predict(x))
     learner = learner_class("amortize")(Entropic, model="semi", hidden=[8], dir=str(tmp_path / "run")).learn(20)
-    assert (learner.config.values["space"], learner.config.values["inner_rate"]) == ("chart", 10.0)
+    assert (learner.config.values["model"].space, learner.config.values["model"].rate) == ("chart", 10.0)
     assert "space: chart" in (tmp_path / "run" / "config.yaml").read_text()
 
 
@@ -156,10 +156,10 @@ def test_a_saved_solver_of_absurd_sizes_is_refused_before_it_is_made(tmp_path):
 
 
 def test_a_step_size_is_that_of_y_and_a_space_may_be_asked_for():
-    given = learner_class("amortize")(Entropic, model="semi", inner_rate=0.2, hidden=[8])
-    assert given.agent.chosen == {"space": "solution", "inner_rate": 0.2}
-    asked = learner_class("amortize")(Entropic, model="semi", space="solution", hidden=[8])
-    assert asked.agent.chosen["space"] == "solution"
+    given = learner_class("amortize")(Entropic, model={"kind": "semi", "rate": 0.2}, hidden=[8])
+    assert (given.agent.chosen["model"].space, given.agent.chosen["model"].rate) == ("solution", 0.2)
+    asked = learner_class("amortize")(Entropic, model={"kind": "semi", "space": "solution"}, hidden=[8])
+    assert asked.agent.chosen["model"].space == "solution"
 
 
 def test_a_cost_that_draws_cannot_say_which_iterate_is_best():

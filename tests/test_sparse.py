@@ -2,13 +2,14 @@
 
 import copy
 import itertools
+import math
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from drawn import drawn
 from gymnasium.utils.env_checker import check_env
-from rlamort.agents.code import Code, Truth
 from rlamort.envs import sparse
 from rlamort.envs.sparse import Lasso, Patches, SparseRecovery, nmse, solve, unit
 from sklearn.decomposition import sparse_encode
@@ -263,7 +264,7 @@ def test_the_problems_are_what_they_say(make):
 def test_codes_are_recovered_and_contexts_do_not_hold_them():
     problem = SparseRecovery(60, 100, density=0.05, alpha=0.005)
     assert problem.layout.dim == 60
-    x, y = problem.pairs(400)
+    x, y = problem.contexts(400).values()
     assert torch.allclose(y @ problem.ista.dictionary.mT, x)
     assert abs((y != 0).double().mean().item() - 0.05) < 0.005
     assert abs(y[y != 0].std().item() - 1) < 0.05
@@ -271,7 +272,7 @@ def test_codes_are_recovered_and_contexts_do_not_hold_them():
     assert nmse(torch.zeros_like(y), y) == pytest.approx(0)
     assert nmse(1.1 * y, y).item() == pytest.approx(-20)
     noisy = SparseRecovery(60, 100, noise=0.5)
-    x, y = noisy.pairs(400)
+    x, y = noisy.contexts(400).values()
     assert (x - y @ noisy.ista.dictionary.mT).std().item() == pytest.approx(0.5, rel=0.05)
 
 
@@ -359,17 +360,17 @@ def spec_of(problem):
     ("make", "fields", "message"),
     [
         (Plain, {}, "Plain: it has no `ista`"),
-        (small, {"loss": "truth"}, "Lasso has no `pairs`"),
-        (small, {"model": "psd", "momentum": "fista"}, "model=psd"),
-        (small, {"layers": 0}, "layers: 0"),
-        (lambda: SparseRecovery(12, 20), {"loss": "truth", "safeguard": "ista"}, "safeguard=ista"),
+        (small, {"loss": "truth"}, "loss.teacher.key=codes: it is not among what Lasso hides: none"),
+        (small, {"model": {"kind": "psd", "update": {"kind": "momentum", "update": "ista"}}}, "Ista learns nothing"),
+        (small, {"model.steps": 0}, "layers: 0"),
+        (small, {"layers": 4}, "layers: there is no such key. It is model.steps now"),
     ],
 )
 def test_what_cannot_be_trained_is_named(make, fields, message):
     with pytest.raises(UserError, match=message):
-        Code(spec_of(make()), **fields)
+        drawn("amortize", spec_of(make()), **{"model": "lista", **fields})
     with pytest.raises(UserError, match="objective is not known"):
-        Code(Spec(2, [-1.0], [1.0]))
+        drawn("lista", Spec(2, [-1.0], [1.0]))
 
 
 @pytest.mark.parametrize("loss", ["objective", "iterates", "regress", "truth"])
@@ -377,8 +378,9 @@ def test_what_cannot_be_trained_is_named(make, fields, message):
 def test_training_lowers_what_it_is_asked_to(model, loss, device):
     torch.set_default_dtype(torch.float32)
     problem = SparseRecovery(20, 30).to(device)
-    agent = Code(spec_of(problem), model=model, layers=3, loss=loss, learning_rate=1e-2).to(device)
-    x, truth = (part.to(device) for part in problem.pairs(200))
+    agent = drawn("amortize", spec_of(problem), **{"model": model, "model.steps": 3}, loss=loss, learning_rate=1e-2).to(device)
+    posed = problem.layout.pack(problem.contexts(200)).to(device)
+    x, truth = agent.f.seen(posed), posed[:, 20:]
 
     def score():
         with torch.no_grad():
@@ -390,31 +392,35 @@ def test_training_lowers_what_it_is_asked_to(model, loss, device):
 
     before = score()
     for _ in range(60):
-        agent.improve(Contexts(problem.contexts(64).to(device)))
+        agent.improve(Contexts(problem.layout.pack(problem.contexts(64)).to(device)))
     assert score() < before
 
 
 def test_the_answer_is_safeguarded_but_not_the_training():
     problem = small()
-    agent = Code(spec_of(problem), model="lista", layers=4, safeguard="ista", learning_rate=1e-1)
+    guarded = {"kind": "Safeguarded", "inner": {"steps": 4}}
+    agent = drawn("amortize", spec_of(problem), model=guarded, loss="iterates", learning_rate=1e-1)
     x = problem.contexts(50)
     theirs = problem.cost(path(problem.ista, x, 4, 24)[-1], x)
     for _ in range(10):  # far too fast
         agent.improve(Contexts(problem.contexts(32)))
     assert (problem.cost(agent.act(x, explore=False), x) <= theirs + 1e-12).all()
-    raw = path(agent.model.update.update, x, 4, 24)[-1]
+    raw = path(agent.model.trained.update, x, 4, 24)[-1]
     assert (problem.cost(raw, x) > theirs).any()
 
 
-def test_true_codes_do_not_come_from_contexts():
+def test_true_codes_reach_the_loss_alone():
+    """With codes that are no numbers, what is answered is the same, and the loss is none."""
     problem = SparseRecovery(12, 20)
-    loss = Truth(problem, 0.5)
-    model = Unroll(Full(Zeros(20), Euclid(20)), Lista(problem.ista, 2), 2, Euclid(20))
-    values = []
-    for x in (torch.zeros(8, 12), torch.randn(8, 12)):
-        torch.manual_seed(1)
-        values.append(loss(model, Cost(problem), Contexts(x))[0].item())
-    assert values[0] == values[1]
+    agent = drawn("lista_cp", spec_of(problem), **{"model.steps": 2})
+    x = problem.layout.pack(problem.contexts(8))
+    poisoned = x.clone()
+    poisoned[:, 12:] = math.nan
+    for one in (x, poisoned):
+        answer = agent.model(agent.f.seen(one), agent.f.oracle(one))
+        assert torch.equal(answer, agent.act(x[:, :12], explore=False))
+    assert agent.loss(agent.model, agent.f, Contexts(x))[0].isfinite()
+    assert agent.loss(agent.model, agent.f, Contexts(poisoned))[0].isnan()
 
 
 @pytest.mark.parametrize("name", ["Lasso", "SparseRecovery"])

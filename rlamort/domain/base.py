@@ -66,6 +66,10 @@ class Domain(nn.Module):
         """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
         return self.project(self.reach * u)
 
+    def initial(self) -> Tensor:
+        """Where a learned point of Y begins, v (inputs,): the middle."""
+        return torch.zeros(self.inputs)
+
     def uniform(self, count: int) -> Tensor:
         """(count, dim): what `act` makes of uniform actions, which in a box is uniform over Y; from torch's generator."""
         device = next(self.buffers(), torch.empty(0)).device

@@ -106,12 +106,12 @@ class IterateEnv(Env):
         """Take one step of the solver in every instance, with parameters y (B, a) in [-1, 1]."""
         x, oracle = self.solving, self.f.oracle(self.solving)
         with blaming(self.name):
-            y_next, h = self.solver(self.fold.items(y), self.y, self.h, oracle.x, oracle)
+            y_next, h = self.solver(self.fold.items(y), self.y, self.h, self.f.seen(x), oracle)
             y_next = self.problem.domain.nearest(y_next)
             residual = self.problem.residual(y_next, self.problem.layout.unpack(x))
             assert residual is not None, "a class that defines `residual` gives one"
             reward = self.reward(self.y, y_next, ~(residual < self.tol), oracle)
-            phi = self.solver.features(y_next, h, oracle.x, oracle)
+            phi = self.solver.features(y_next, h, self.f.seen(x), oracle)
         sound = reward.isfinite() & residual.isfinite() & phi.isfinite().flatten(1).all(-1)
         solved, valid = torch.stack([residual < self.tol, sound]).numpy(force=True)
         if not valid.all():
@@ -162,10 +162,10 @@ class IterateEnv(Env):
         """New instances: contexts, first iterates, carries, features."""
         x = contexts(self.problem, count, self.device, self._generator)
         with blaming(self.name):
-            oracle = self.f.oracle(x)
-            y = self.init(oracle.x)
-            h = self.solver.start(y, oracle.x)
-            phi = self.solver.features(y, h, oracle.x, oracle)
+            seen, oracle = self.f.seen(x), self.f.oracle(x)
+            y = self.init(seen)
+            h = self.solver.start(y, seen)
+            phi = self.solver.features(y, h, seen, oracle)
         needed = (count, self.solver.decisions, self.solver.inputs)
         if phi.shape != needed:
             raise UserError(

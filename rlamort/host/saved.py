@@ -90,6 +90,17 @@ def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
         write_agent(fresh, tensors, facts)
 
 
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With a copy of each that shares its memory with one before it, which safetensors refuses to write."""
+    taken: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return found
+
+
 def _holds_agent(folder: Path) -> bool:
     try:
         return isinstance(read_json(folder / FACTS)["format"], int)
@@ -121,7 +132,7 @@ def open_saved(path: Path) -> Saved:
 
 
 def write_agent(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    write_synced(folder / TENSORS, save({name: ready(tensor) for name, tensor in tensors.items()}))
+    write_synced(folder / TENSORS, save(_apart({name: ready(tensor) for name, tensor in tensors.items()})))
     write_synced(folder / FACTS, (json.dumps({"format": FORMAT, **facts}, indent=1) + "\n").encode())
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
+from rlamort.config import KIND, Part, convert, fields_of, nested, read_row
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
@@ -24,8 +25,11 @@ from rlamort.measure.report import Report, table
 from rlamort.measure.table import measure
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
+from rlamort.parts import Loss
+from rlamort.parts import Model as ModelPart
 from rlamort.problem import Problem, presented, unseen
 from rlamort.run.learner import Learner, learner_class
+from rlamort.run.older import modern
 from rlamort.score import interval
 from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
 from rlamort.solve.solver import Solver
@@ -53,42 +57,47 @@ class Acting(Model):
         return self.domain.act(self.agent.act(x, explore=False))[None]
 
 
-def amortize(problem: Given, *, loss: str = "objective", steps: int = 5_000, **fields: Any) -> Solver:
+def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **fields: Any) -> Solver:
     """Train a model of a problem's solutions, as `rlamort train amortize` does, and give it as a solver.
 
     Args:
         problem: an instance or class derived from `rlamort.Problem`, `module:Class`, or a registered id.
-        loss: objective, regress, iterates or es (see `rlamort train amortize --help`), or rl: TD3 on the problem as an
-            environment, which asks nothing of the cost but its value.
+        loss: objective, regress, iterates or es (see `rlamort train amortize --help`), a mapping with a `kind` and keys of its
+            own, or a part of `rlamort.parts`; or rl: TD3 on the problem as an environment, which asks nothing of the cost but
+            its value.
         steps: updates, over which the learning rate falls to zero unless `decay_updates` says otherwise.
-        fields: keys of `rlamort train amortize --help` (of `rlamort train td3 --help` with loss=rl), checked by name.
+        fields: keys of `rlamort train amortize --help` (of `rlamort train td3 --help` with loss=rl), checked by name; keys of
+            parts nested, such as `model={"kind": "semi", "steps": 8}`.
 
     Raises:
         UserError: the problem, a key or a value does not fit; before any work starts.
         Diverged: what was trained is no longer finite.
     """
-    posed, asked = problem_of(problem), {"loss": loss, "steps": steps, **fields}
-    if loss not in LOSSES:
-        raise UserError(f"loss={loss}: there is no such loss. {nearest(loss, LOSSES)}")
+    posed, asked = problem_of(problem), {"steps": steps, **fields}
+    if isinstance(loss, str) and loss not in (known := (*Loss.names(), "rl")) and "." not in loss:
+        raise UserError(f"loss={loss}: there is no such loss. {nearest(loss, known)}")
     started = time.perf_counter()
     if loss == "rl":
         learner = _by_acting(posed, asked)
         model: Model = Acting(learner.agent, posed.domain)
+        facts = {"loss": "rl"}
     else:
-        asked = {"decay_updates": steps, **asked}
+        asked = {"decay_updates": steps, "loss": loss, **asked}
         learner = learner_class("amortize")(posed, **asked).learn(steps)
-        model, asked = _model_of(learner), asked | learner.agent.chosen
-    solver = Solver(model, posed, asked)
+        model, facts = _model_of(learner), {}
+    plain = learner.config.plain()
+    solver = Solver(
+        model, posed, {name: plain[name] for name in (*nested(asked), *learner.agent.chosen) if name in plain} | facts
+    )
     solver.training_seconds = time.perf_counter() - started
     solver.check_finite()
     return solver
 
 
 def _by_acting(problem: Problem, asked: dict[str, Any]) -> Learner:
-    fields = {name: value for name, value in asked.items() if name != "loss"}
-    if fields.pop("model", "full") != "full":
+    if asked.pop("model", "full") != "full":
         raise UserError("loss=rl: a policy is a full model; model=full is needed")
-    return learner_class("td3")(problem, **fields).learn(fields["steps"])
+    return learner_class("td3")(problem, **asked).learn(asked["steps"])
 
 
 def _model_of(learner: Learner) -> Model:
@@ -108,8 +117,8 @@ def load_solver(folder: str | Path, problem: Given) -> Solver:
     def build(facts: dict[str, Any]) -> Model:
         if facts["loss"] == "rl":
             fields = {name: value for name, value in facts.items() if name not in ("loss", "model")}
-            return Acting(learner_class("td3")(posed, **fields).agent, posed.domain)
-        return _model_of(learner_class("amortize")(posed, **facts))
+            return Acting(learner_class("td3")(posed, **modern(read_row("td3"), fields)).agent, posed.domain)
+        return _model_of(learner_class("amortize")(posed, **modern(read_row("amortize"), facts)))
 
     return Solver.load(Path(folder), posed, build)
 
@@ -133,7 +142,8 @@ def report(
     Raises:
         UserError: something is wrong with the problem, or a name is unknown; before any work starts.
     """
-    chosen = pairs(models, losses)
+    chosen, fields = pairs(models, losses), nested(fields)
+    _require_keys(models, losses, fields)
     posed = problem_of(problem)
     looked = check(posed)
     if not looked.ok:
@@ -146,7 +156,7 @@ def report(
     for model, loss in chosen:
         name = model if len(losses) == 1 else f"{model}, {loss}"
         print(f"training: {name}", flush=True)
-        solvers[name] = amortize(posed, loss=loss, model=model, **fields)
+        solvers[name] = amortize(posed, **_asked(model, loss, fields))
     return held_out(posed, solvers, out)
 
 
@@ -168,6 +178,32 @@ def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]
     if left:
         warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
     return kept
+
+
+BASES: dict[str, type[Part]] = {"model": ModelPart, "loss": Loss}
+
+
+def _asked(model: str, loss: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields for one of several models and losses: each with those of the keys that it has."""
+    chosen: dict[str, Any] = {name: value for name, value in fields.items() if name not in BASES}
+    for name, kind in (("model", model), ("loss", loss)):
+        keys = _keys(name, kind, fields)
+        chosen[name] = {KIND: kind, **keys} if keys else kind
+    return chosen
+
+
+def _keys(name: str, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    given = fields.get(name, {})
+    known = {} if kind == "rl" or not given else fields_of(type(BASES[name].named(kind, name)))
+    return {key: value for key, value in given.items() if key in known}
+
+
+def _require_keys(models: Sequence[str], losses: Sequence[str], fields: dict[str, Any]) -> None:
+    """Raises UserError for a key of a part that none of several has."""
+    for name, kinds in (("model", models), ("loss", losses)):
+        for key, value in fields.get(name, {}).items():
+            if not any(key in _keys(name, kind, fields) for kind in kinds):
+                convert(name, {KIND: kinds[0], key: value}, BASES[name])
 
 
 def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
@@ -242,7 +278,7 @@ def _classical(solver: Solver, x: Tensor, reference: Reference, iterations: int 
 def _learned(name: str, solver: Solver, x: Tensor, reference: Reference) -> Curve:
     solver.predict_rows(x)
     started = time.perf_counter()
-    path = solver.model.iterates(x, solver.f.oracle(x))
+    path = solver.model.iterates(solver.f.seen(x), solver.f.oracle(x))
     taken = time.perf_counter() - started
     costs = [extended(solver.f, solver.problem.domain, y, x) for y in path]
     gaps = [(cost - reference.cost[: len(x)]).mean().item() for cost in costs]
@@ -274,7 +310,8 @@ def compare(
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
     if losses is None:
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
-    chosen = pairs(models, losses)
+    chosen, fields = pairs(models, losses), nested(fields)
+    _require_keys(models, losses, fields)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():
@@ -288,7 +325,7 @@ def compare(
         gaps, seconds = [], []
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)
-            solver = amortize(training, loss=loss, model=model, seed=seed, **fields)
+            solver = amortize(training, seed=seed, **_asked(model, loss, fields))
             gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)

@@ -2,13 +2,13 @@
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlamort.config import FREE, config_of, short_name
+from rlamort.config import FREE, Run, config_of, fields_of, short_name
 from rlamort.errors import UserError
 from rlamort.host.publish import published_file
 from rlamort.run.track import Evaluation, read_records
@@ -81,10 +81,22 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     return out
 
 
+def _leaves(tree: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of nested mappings by its dotted name, as text."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{within}{key}.")
+        else:
+            yield f"{within}{key}", str(value)
+
+
 def _names(configs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     """What a run's line is called: its method, and the settings in which runs of that method on that environment differ."""
-    shared = FREE | {"seed", "row"}
-    told = {run: {key: str(value) for key, value in config.items() if key not in shared} for run, config in configs.items()}
+    shared = {"seed", "row", *(field.name for field in fields_of(Run).values() if field.mark is FREE)}
+    told = {
+        run: {key: value for key, value in _leaves(config) if key.split(".")[0] not in shared}
+        for run, config in configs.items()
+    }
     names = {}
     for run, own in told.items():
         alike = [one for one in told.values() if (one["env"], one["method"]) == (own["env"], own["method"])]

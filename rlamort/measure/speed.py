@@ -215,7 +215,9 @@ def scaling(seconds: float = 3.0) -> Report:
 
 def _update_rate(size: dict[str, int], seconds: float) -> float:
     width = size["width"]
-    learner = _warm("sac", "HalfCheetah-v5", hidden=(width, width), batch_size=size["batch"], critics=size["critics"])
+    learner = _warm(
+        "sac", "HalfCheetah-v5", hidden=(width, width), batch_size=size["batch"], critic={"members": size["critics"]}
+    )
     count, start = 0, time.perf_counter()
     with learner.training():
         while time.perf_counter() - start < seconds:

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlamort.config import Field, check_names, defaults, fields, methods, short_name
+from rlamort.config import KIND, Field, Part, check_names, defaults, fields, part_of, renamed, short_name
 from rlamort.errors import Preempted, UserError
 from rlamort.host.command import INTERRUPTED, Parser, guarded
 from rlamort.run.overrides import spelled, split
@@ -42,13 +42,12 @@ class Composition:
         self.method, self.known = method, fields(row)
         self.name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.runs: list[Path] = []
-        self.flags, self.overrides = _parted(arguments, self.known)
+        self.flags, self.overrides = _parted(arguments, self.known, renamed(row))
         self.several = "--multirun" in self.flags
-        values, choice = defaults(row), short_name(method)
-        store = ConfigStore.instance()
-        store.store(name="fields", node={**values, "env_kwargs": values["env_kwargs"] or {}, "method_name": method})
-        if choice not in methods():
-            store.store(group="method", name=choice, node=row, package="_global_")
+        # of a part only what is typed is composed: the keys that it has depend on its kind
+        values = {name: {} if isinstance(value, Part) else value for name, value in defaults(row).items()}
+        node = {**values, "env_kwargs": values["env_kwargs"] or {}, "method": method}
+        ConfigStore.instance().store(name="fields", node=node)
 
     def run(self, start: Callable[[str, dict[str, Any]], Path]) -> int:
         """Run all of it; the exit code, which is that of a run that failed, if one of several did.
@@ -86,7 +85,8 @@ class Composition:
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(given, dict)
-            path = start(self.method, {str(key): value for key, value in given.items() if key in self.known})
+            unsaid = [name for name, field in self.known.items() if part_of(field.type) and given[name] == {}]
+            path = start(self.method, {str(key): given[key] for key in given if key in self.known and key not in unsaid})
             made(path)
             scores.append(last_score(path))
 
@@ -100,7 +100,7 @@ class Composition:
                 raise Failed(failure)
             return scores[0]
 
-        words = [spelled(f"method={short_name(self.method)}", str, False, self.known), *self.overrides, *more]
+        words = [*self.overrides, *more]
         before, sys.argv = sys.argv, [sys.argv[0], *self.flags, *words]
         chosen = os.environ.get("HYDRA_FULL_ERROR")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come out as exceptions: they are said here
@@ -135,23 +135,26 @@ def _refused(error: Exception) -> UserError:
     return UserError(f"Hydra: {' '.join(str(error).split())}")
 
 
-def _parted(arguments: list[str], known: dict[str, Field]) -> tuple[list[str], list[str]]:
+def _parted(arguments: list[str], known: dict[str, Field], former: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Hydra's own flags, and the overrides, whose keys must exist, as Hydra reads them."""
     parser = Parser("train METHOD", "", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
     given, rest = parser.parse_known_args(arguments)
     flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
-    return flags, [_checked(argument, known, given.multirun) for argument in rest]
+    return flags, [_checked(argument, known, given.multirun, former) for argument in rest]
 
 
-def _checked(argument: str, known: dict[str, Field], multirun: bool) -> str:
+def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Mapping[str, str]) -> str:
     if argument.startswith("-"):
         raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
     key, _ = split(argument)
     root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
     if root != "hydra":
-        check_names([root], known)
+        check_names([root], known, former)
     kind = known[key].type if key in known else Any
+    part = root in known and part_of(known[root].type) is not None
+    if part and key == root and not argument.partition("=")[2].lstrip().startswith("{"):
+        argument = f"{key}.{KIND}={argument.partition('=')[2]}"
     override = spelled(argument, kind, multirun, known)
-    return f"++{override.lstrip('+')}" if root == "env_kwargs" else override
+    return f"++{override.lstrip('+')}" if part or root == "env_kwargs" else override

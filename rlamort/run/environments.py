@@ -8,7 +8,7 @@ import gymnasium
 import torch
 from gymnasium.vector import AsyncVectorEnv, VectorEnv
 
-from rlamort.config import Config, locate
+from rlamort.config import Config, locate, opening
 from rlamort.env import Env, Spec
 from rlamort.env.copies import Copies
 from rlamort.env.make import copies_of
@@ -16,6 +16,7 @@ from rlamort.env.record import name_of, recorded
 from rlamort.env.snapshot import layers, learned
 from rlamort.errors import UserError
 from rlamort.host.plain import plain
+from rlamort.problem import Problem
 
 KEYS = ("env", "eval_env")
 MADE = (gymnasium.Env, VectorEnv)  # what a user may have made already
@@ -149,10 +150,10 @@ class Environments:
         """`own` where it is what is trained in, or its like, which keywords of the constructor are for."""
         run, vector = self.config.run, isinstance(env, VectorEnv)
         opened: Env = locate(self.config.row["opens"])(
-            env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies)) else None,
+            env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies, Problem)) else None,
             vectorization=vectorization, max_episode_steps=None if vector else run.max_episode_steps,
             max_faults=run.max_env_faults, timeout=run.env_timeout, reset_options=None if vector else run.reset_options,
-            device=self.device,
+            device=self.device, **opening(self.config),
         )  # fmt: skip
         return opened
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from rlamort.config import Field, Run, defaults, describe, fields, fields_of, methods, settled
+from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, settled
 
 AFTER_KEYS = """
 -m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. hydra/sweeper=optuna searches by the
@@ -32,11 +32,25 @@ def method_help(method: str, row: dict[str, Any]) -> None:
 def _show(title: str, shown: Iterable[Field], chosen: dict[str, Any]) -> None:
     print(f"{title}:")
     for field in shown:
-        print(f"  {field.name}={_typed(chosen[field.name])}  ({describe(field.type)})\n      {field.help}")
+        value = chosen[field.name]
+        print(f"  {field.name}={_typed(value)}  ({describe(field.type)})\n      {field.help}")
+        if isinstance(value, Part):
+            _show_part(field.name, value)
+
+
+def _show_part(name: str, part: Part) -> None:
+    """The keys of a part as it is chosen, however deep."""
+    for field in fields_of(type(part)).values():
+        key, value = f"{name}.{field.name}", getattr(part, field.name)
+        print(f"    {key}={_typed(value)}  ({describe(field.type)})\n        {field.help}")
+        if isinstance(value, Part):
+            _show_part(key, value)
 
 
 def _typed(value: Any) -> str:
     """A value as it is typed."""
+    if isinstance(value, Part):
+        return value.label()
     if isinstance(value, tuple | list):
         return f"[{','.join(map(_typed, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -26,6 +26,7 @@ from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, told
 from rlamort.run.mirror import require
+from rlamort.run.older import modern
 from rlamort.run.resets import Resets
 from rlamort.run.sharing import Sharing
 from rlamort.run.stored import agent_in, trusted
@@ -316,7 +317,7 @@ class Learner:
 
     def description(self) -> dict[str, Any]:
         """The configuration as files hold it."""
-        values, unnamed = self.config.values, self.environments.unnamed
+        values, unnamed = self.config.plain(), self.environments.unnamed
         if "env" in unnamed:  # nobody makes it from these again, and they may hold what no file can
             values = values | {"env_kwargs": None}
         written = {name: plain(value) if isinstance(value, dict) else value for name, value in values.items()}
@@ -338,7 +339,8 @@ class Learner:
         """
         saved = agent_in(Path(path))
         try:
-            method, values = trusted(saved.facts["method"], method), revived(saved.facts["values"])
+            method = trusted(saved.facts["method"], method)
+            values = modern(read_row(method), revived(saved.facts["values"]))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec, posed = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
             unnamed, statistics = dict(saved.facts.get("unnamed", {})), revived(saved.facts.get("statistics"))

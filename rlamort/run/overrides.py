@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from rlamort.config import element_of, takes_text
+from rlamort.config import KIND, element_of, takes_text
 from rlamort.errors import UserError
 
 INTERPOLATION = re.compile(r"\$\{([^${}:]*)(:?)")
@@ -35,10 +35,14 @@ def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
         *parents, last = key.split(".")
         place = given
         for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
+            inner = place.setdefault(parent, {})
+            if isinstance(inner, str):  # the name of a part, beside keys of it
+                inner = place[parent] = {KIND: inner}
+            if not isinstance(inner, dict):
                 raise UserError(f"{argument}: {parent} is given as a value, too")
-        place[last] = read(text, kinds.get(key, Any))
+            place = inner
+        value, beside = read(text, kinds.get(key, Any)), place.get(last)
+        place[last] = {KIND: value, **beside} if isinstance(value, str) and isinstance(beside, dict) else value
     return given
 
 

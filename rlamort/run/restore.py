@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlamort.config import FIXED, FREE, resolve
+from rlamort.config import FIXED, FREE, marks, read_row, resolve
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
@@ -14,6 +14,7 @@ from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import told
 from rlamort.run.learner import Learner, learner_class
+from rlamort.run.older import modern
 from rlamort.run.sb3_file import read_sb3
 from rlamort.run.stored import agent_in, run_facts, trusted
 
@@ -69,19 +70,20 @@ def resume(
     path, changes = Path(path), dict(changes)
     facts = run_facts(path)
     method = trusted(facts["method"], method)
-    before = resolve(method, facts["values"])
+    before = resolve(method, modern(read_row(method), facts["values"]))
     given = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
     for key, one in given.items():
         name = told(one, None, {})[0]["env"]
         if one is not None and key not in facts["unnamed"] and name != before.values[key]:
             raise _another_run(key, path, before.values[key], name)
-    config = resolve(method, {**before.values, **changes, "dir": str(path)})
-    differing = {name: (before.values[name], value) for name, value in config.values.items() if value != before.values[name]}
-    for name, (old, new) in differing.items():
-        if name in FIXED:
+    config = resolve(method, {**changes, "dir": str(path)}, before.values)
+    marked, then, now = marks(config), before.leaves(), config.leaves()
+    changed = [name for name, value in now.items() if marked[name] is not FREE and value != then.get(name)]
+    for name in changed:
+        old, new = then.get(name), now[name]
+        if marked[name] is FIXED:
             raise _another_run(name, path, old, new)
-        if name not in FREE:
-            warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
+        warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
     learner = learner_class(method).unbuilt(config, given["env"], given["eval_env"], facts["unnamed"])
     for key in given:
         learner.environments.find(key)
@@ -95,12 +97,17 @@ def resume(
         directory.records.cut(0)
         return learner, EXACT
     Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")
-    exact = learner.durable.restore(loaded)
-    then, now = loaded.saved.facts["versions"], versions()
-    for name in sorted(now):
-        if then.get(name) != now[name]:
-            warnings.warn(f"{name} is {now[name]} now; the run was made with {then.get(name)}", stacklevel=2)
-    same = then == now and learner.device.type == "cpu" and not set(differing) - FREE
+    try:
+        exact = learner.durable.restore(loaded)
+    except UserError as error:
+        if changed:
+            raise UserError(f"{', '.join(changed)}: what the run in {path} has learned does not fit this; {error}") from error
+        raise
+    made, present = loaded.saved.facts["versions"], versions()
+    for name in sorted(present):
+        if made.get(name) != present[name]:
+            warnings.warn(f"{name} is {present[name]} now; the run was made with {made.get(name)}", stacklevel=2)
+    same = made == present and learner.device.type == "cpu" and not changed
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
 
 

@@ -72,7 +72,7 @@ def read_sb3(path: Path) -> Foreign:
         ours |= _ensemble(tensors, "critic", "critic", critics) | _ensemble(tensors, "critic_target", "target_critic", critics)
     except KeyError as error:
         raise UserError(f"{path}: it lacks the tensor {error}; only MlpPolicy agents can be read") from error
-    return Foreign(method, values | {"hidden": widths, "critics": critics}, spec, ours)
+    return Foreign(method, values | {"hidden": widths, "critic": {"members": critics}}, spec, ours)
 
 
 def _members(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import Adjoint
 from rlamort.domain import Domain, Euclid
-from rlamort.model import Full, Latent, Model, Unroll
+from rlamort.model import Full, Latent, Model, Unroll, itself
 from rlamort.nets import Zeros
 from rlamort.objective import Objective
 from rlamort.update import Gradient
@@ -62,11 +62,7 @@ def steps_in(
     if space == "solution":
         return Unroll(Full(net, domain), update, steps, domain, adjoint, keep_best=keep_best)
     chart = Euclid(domain.inputs)
-    return Latent(_itself, Unroll(Full(net, chart), update, steps, chart, adjoint, keep_best=keep_best), domain)
-
-
-def _itself(v: Tensor, x: Tensor) -> Tensor:
-    return v
+    return Latent(itself, Unroll(Full(net, chart), update, steps, chart, adjoint, keep_best=keep_best), domain)
 
 
 def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:

@@ -34,7 +34,6 @@ class Anderson(Update):
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         mapped = oracle.map(y)
         fresh = mapped - y, (1 - self.beta) * y + self.beta * mapped, torch.ones_like(y[:, 0])
-        fresh = mapped - y, (1 - self.beta) * y + self.beta * mapped, torch.ones_like(y[:, 0])
         # (B, M, n) twice and (B, M), the newest last
         residuals, mixed, valid = (push(old, new) for old, new in zip(h, fresh, strict=True))
         columns = residuals.diff(dim=1) * valid[:, :-1, None]  # (B, M - 1, n)

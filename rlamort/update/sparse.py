@@ -134,7 +134,9 @@ class Momentum(Update):
         t = [1.0, 1.0]
         for _ in range(layers):
             t.append((1 + math.sqrt(1 + 4 * t[-1] ** 2)) / 2)
-        like = next(update.parameters())
+        like = next(update.parameters(), None)
+        if like is None:
+            raise UserError(f"update: {type(update).__name__} learns nothing, so there is no momentum to learn with it")
         self.share = nn.Parameter(torch.tensor([[(a - 1) / b] for a, b in pairwise(t[:-1])]).to(like))  # (layers, 1)
 
     def start(self, y: Tensor, x: Tensor) -> Carry:

@@ -26,7 +26,7 @@ RATE = 1e-2  # of learning, for all
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # the best of which the loser of a claim is given
 LOSSES = ("objective", "regress", "iterates", "es", "rl")
 BESIDES: dict[str, dict[str, Any]] = {  # what only they have; TD3 learns nothing at the others' rate
-    "es": {"pairs": 4},
+    "es": {"loss.pairs": 4},
     "rl": {"learning_rate": 1e-3, "warmup_steps": 64, "update_after": 1},
 }
 

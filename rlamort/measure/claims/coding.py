@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from rlamort.agents.code import Code
+from rlamort.agents.amortize import Amortize
 from rlamort.envs.sparse import Lasso, SparseRecovery, nmse
 from rlamort.measure.claims.clock import median_seconds
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
@@ -46,13 +46,13 @@ class Row(NamedTuple):
     method: str
     overrides: dict[str, Any]
 
-    def train(self, env: str) -> Code:
+    def train(self, env: str) -> Amortize:
         """Its agent on the problem `env`, after the row's own number of updates."""
         learner = learner_class(self.method)(env, seed=0, **self.overrides)
         learner.learn(learner.config.run.steps)
         agent = learner.agent
         learner.close()
-        assert isinstance(agent, Code)
+        assert isinstance(agent, Amortize)
         return agent
 
 
@@ -63,7 +63,9 @@ def psd() -> Measured:
     them is told beside it.
     """
     agent = Row("psd", "psd", {}).train("rlamort/Lasso-v0")
-    by_regression = {"loss": "regress", "layers": 0, "steps": 2_000, "decay_updates": 2_000}
+    by_regression = {
+        "loss": {"kind": "regress", "teacher": "fista"}, "model.steps": 0, "steps": 2_000, "decay_updates": 2_000,
+    }  # fmt: skip
     regressed = Row("regressed", "psd", by_regression).train("rlamort/Lasso-v0")
     told = _encoder(agent)
     data = {"whitened": told, "whitened, trained by regression on FISTA's codes": _encoder(regressed)["excess after each step"]}
@@ -86,7 +88,7 @@ def psd() -> Measured:
 
 
 @torch.no_grad()
-def _encoder(agent: Code) -> dict[str, Any]:
+def _encoder(agent: Amortize) -> dict[str, Any]:
     """Quality and time of one, on patches that are held out."""
     problem, model = agent.problem, agent.model
     assert isinstance(problem, Lasso)
@@ -139,7 +141,11 @@ def _descent(problem: Lasso, x: Tensor, sweeps: int, best: float) -> dict[str, f
 def lista() -> Measured:
     """Learned solvers on recovery and on the lasso: how many iterations of ISTA and FISTA reach what 16 layers do."""
     recovery = [Row(name, name, {"loss": "truth", "learning_rate": 1e-2}) for name in ("lista", "lista_cp", "alista")]
-    objective = [Row("slista", "slista", {}), Row("lista", "lista", {}), Row("lista, momentum", "lista", {"momentum": "fista"})]
+    objective = [
+        Row("slista", "slista", {}),
+        Row("lista", "lista", {}),
+        Row("lista, momentum", "lista", {"model.update": {"kind": "momentum", "update": "lista"}}),
+    ]
     found, figures, told = [], {}, {}
     for problem, family in ((SparseRecovery(), recovery), (Lasso(), objective)):
         name = type(problem).__name__
@@ -153,7 +159,7 @@ def lista() -> Measured:
 def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[list[Verdict], dict[str, Any], Figure]:
     """One problem: its baselines, and each learned solver, every one of which is held to the claim."""
     if isinstance(problem, SparseRecovery):
-        x, truth = problem.pairs(UNSEEN)
+        x, truth = problem.contexts(UNSEEN).values()
         what, unit = "NMSE in dB", "recovery"
 
         def metric(y: Tensor) -> float:
@@ -225,7 +231,7 @@ def first(curve: Sequence[float], target: float) -> int:
     return next((k for k, value in enumerate(curve) if value <= target), len(curve))
 
 
-def _guarded(name: str, agent: Code, x: Tensor) -> Verdict:
+def _guarded(name: str, agent: Amortize, x: Tensor) -> Verdict:
     """Whether any item is above ISTA at any layer, once the learned step is safeguarded."""
     problem, model = agent.problem, agent.model
     assert isinstance(problem, Lasso)

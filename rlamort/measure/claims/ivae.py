@@ -69,14 +69,16 @@ def measure() -> Measured:
 
 def from_prior() -> Measured:
     """Steps that begin at the prior and move through a gate, as in the paper."""
-    return judged("from the prior", "ivae_prior", *steps(start="middle", head="gated", memory=256))
+    return judged(
+        "from the prior", "ivae_prior", *steps(**{"model.init": "prior", "model.update": {"head": "gated", "memory": 256}})
+    )
 
 
 def steps(**fields: Any) -> tuple[Learner, Unroll]:
     """Learned steps on the frozen decoder, which have learned nothing yet."""
     noisy = problem(DRAWS)
     noisy.load_state_dict(frozen().posed.state_dict())
-    refining, agent = learner("ivae", noisy.freeze(), ITERATIVE, iterations=STEPS, **fields, **SHARED)
+    refining, agent = learner("ivae", noisy.freeze(), ITERATIVE, **{"model.steps": STEPS}, **fields, **SHARED)
     assert isinstance(agent.model, Unroll)
     return refining, agent.model
 

@@ -92,7 +92,7 @@ def differences() -> Measured:
 def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
     """A decoder, and the semi-amortized model trained with it; `kind` is the cost that it asks."""
     posed = problem(DRAWS)
-    refining, agent = learner("savae", posed, REFINED, iterations=K, **SHARED)
+    refining, agent = learner("savae", posed, REFINED, **{"model.steps": K}, **SHARED)
     agent.f = kind(posed)
     refining.learn(REFINED)
     assert isinstance(agent.model, Unroll)

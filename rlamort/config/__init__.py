@@ -1,0 +1,55 @@
+"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
+
+A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
+the constructors that the row names; their types, ranges, defaults and help are read from there.
+"""
+
+from rlamort.config.fields import (
+    FIXED,
+    FREE,
+    Count,
+    Field,
+    Fixed,
+    Fraction,
+    Free,
+    Mark,
+    NonNegative,
+    Positive,
+    Seconds,
+    Seed,
+    Size,
+    Whole,
+    Widths,
+    convert,
+    describe,
+    element_of,
+    fields_of,
+    part_of,
+    takes_text,
+)  # fmt: skip
+from rlamort.config.parts import KIND, Part
+from rlamort.config.rows import (
+    Config,
+    check_names,
+    config_of,
+    defaults,
+    fields,
+    locate,
+    marks,
+    methods,
+    nested,
+    opening,
+    read_row,
+    renamed,
+    resolve,
+    settled,
+    short_name,
+)  # fmt: skip
+from rlamort.config.run import Run, Tracked
+
+__all__ = [
+    "FIXED", "FREE", "KIND", "Config", "Count", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part", "Positive",
+    "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "check_names", "config_of", "convert", "defaults",
+    "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening", "part_of", "read_row",
+    "renamed", "resolve", "settled", "short_name", "takes_text",
+]  # fmt: skip

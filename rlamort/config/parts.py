@@ -1,0 +1,95 @@
+"""Parts: constructors that a field chooses by name, each with fields of its own, as deep as they nest.
+
+A part is a frozen dataclass: its fields are what a user may say of it, read from signature and docstring like those of an
+agent, and calling it builds what it names. A value of such a field is a part; the name of a preset or of a class; or a mapping
+of fields, whose `kind` is such a name and is otherwise what the field holds by default.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from rlamort.errors import UserError, nearest
+
+KIND = "kind"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The base of all parts. A base that a field may be typed with sets `presets`.
+
+    Attributes:
+        presets: names of parts that are ready made.
+    """
+
+    presets: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """What may be chosen: presets, and classes by name."""
+        return [*cls.presets, *(one.__name__ for one in cls.kinds() if one.__name__ not in cls.presets)]
+
+    @classmethod
+    def kinds(cls) -> list[type[Self]]:
+        """The classes that may be chosen: those derived from it, or itself where it is one."""
+        derived = cls.__subclasses__()
+        return derived or [cls]
+
+    @classmethod
+    def named(cls, name: str, key: str) -> Self:
+        """The part of a name: a preset, a class of rlamort's, or `module.Class`.
+
+        Raises:
+            UserError: there is none; `key` is the field.
+        """
+        if name in cls.presets:
+            return cls.presets[name]  # type: ignore[no-any-return]
+        found: Any = next((one for one in cls.kinds() if one.__name__ == name), None)
+        if found is None and "." in name:
+            module, _, last = name.rpartition(".")
+            try:
+                found = getattr(importlib.import_module(module), last)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UserError(f"{key}={name}: it cannot be imported: {error}") from error
+            if not (isinstance(found, type) and issubclass(found, cls)):
+                raise UserError(f"{key}={name}: it is not derived from {cls.__module__}.{cls.__name__}")
+        if found is None:
+            allowed = cls.names() if name[:1].isupper() else list(cls.presets)
+            raise UserError(f"{key}={name}: there is none of that name; module.Class is one of yours. {nearest(name, allowed)}")
+        return found()  # type: ignore[no-any-return]
+
+    def label(self) -> str:
+        """The shortest name of it: that of the preset which it equals, else its class."""
+        return next((name for name, one in self.presets.items() if one == self), type(self).__name__)
+
+    def tree(self) -> dict[str, Any]:
+        """It as nested plain values, from which a field makes it again."""
+        home = type(self).__module__
+        name = type(self).__name__ if home.startswith("rlamort.") else f"{home}.{type(self).__name__}"
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {KIND: name, **{key: plain(value) for key, value in values.items()}}
+
+    def leaves(self, key: str) -> Iterator[tuple[str, Any]]:
+        """Every field, however deep, by its dotted name; a part's own name under its key."""
+        yield key, type(self).__name__
+        for field in dataclasses.fields(self):
+            value, name = getattr(self, field.name), f"{key}.{field.name}"
+            if isinstance(value, Part):
+                yield from value.leaves(name)
+            else:
+                yield name, value
+
+
+def plain(value: Any) -> Any:
+    """Parts as trees and tuples as lists, anything else as it is."""
+    if isinstance(value, Part):
+        return value.tree()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def split(value: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The `kind` of a mapping, None where it has none, and its other keys."""
+    rest = dict(value)
+    return rest.pop(KIND, None), rest

@@ -1,0 +1,248 @@
+"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
+
+A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
+the constructors that the row names; their types, ranges, defaults and help are read from there.
+"""
+
+import importlib
+import importlib.resources
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import yaml
+
+from rlamort.config.fields import FIXED, Field, Mark, convert, describe, fields_of, part_of
+from rlamort.config.parts import KIND, Part
+from rlamort.config.run import Run
+from rlamort.errors import UserError, nearest
+
+
+class Config(NamedTuple):
+    """A method with every field settled."""
+
+    method: str
+    row: dict[str, Any]
+    run: Run
+    values: dict[str, Any]  # every field, run's and method's, in the order of `fields`; parts are parts
+
+    def keywords(self, target: Callable[..., Any]) -> dict[str, Any]:
+        """The part of the values that `target` takes."""
+        return {name: self.values[name] for name in fields_of(target)}
+
+    def plain(self) -> dict[str, Any]:
+        """The values with parts as trees of names and numbers, as files hold them."""
+        return {name: value.tree() if isinstance(value, Part) else value for name, value in self.values.items()}
+
+    def leaves(self) -> dict[str, Any]:
+        """Every value, those of parts under their dotted names."""
+        found: dict[str, Any] = {}
+        for name, value in self.values.items():
+            found.update(value.leaves(name) if isinstance(value, Part) else {name: value})
+        return found
+
+
+# dotted paths that rows of a user's own may still hold
+MOVED = {
+    "rlamort.envs.make.open_env": "rlamort.env.make.open_env",
+    "rlamort.envs.one_step.open_problem": "rlamort.env.one_step.open_problem",
+    "rlamort.agents.code.Code": "rlamort.agents.amortize.Amortize",
+    "rlamort.agents.sb3.Own": "rlamort.agents.sb3.SB3Source",
+}
+# what every opener of environments is told by the run itself; its other keywords are fields
+OPENING = {"count", "env_kwargs", "vectorization", "max_episode_steps", "max_faults", "timeout", "reset_options", "device"}
+TARGETS = ("opens", "source", "agent", "train")  # who opens the environment, gives batches, learns, loops
+# A row also says what it is, as a tuple; whose claims it shares, where they have another name; fields that nobody may change.
+ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "settled", *TARGETS)
+
+
+def locate(path: str) -> Any:
+    """The object that a dotted path names. Raises UserError where there is none."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        moved = f"; it is {MOVED[path]} now" if path in MOVED else ""
+        raise UserError(f"{path}: a method names this, and it cannot be imported: {error}{moved}") from error
+
+
+def short_name(method: str) -> str:
+    """What a method is called in file names and legends: a row's name, or that of the user's file."""
+    return Path(method).stem if method.endswith((".yaml", ".yml")) else method
+
+
+def methods() -> list[str]:
+    """The names of all rows."""
+    root = importlib.resources.files("rlamort.configs") / "method"
+    with importlib.resources.as_file(root) as folder:
+        return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def read_row(method: str) -> dict[str, Any]:
+    """The YAML of a method: a name in configs/method, or the path of a file of the user's own."""
+    if method.endswith((".yaml", ".yml")):
+        path = Path(method)
+        if not path.is_file():
+            raise UserError(f"method {method}: there is no such file")
+        if str(path.resolve().parent) not in sys.path:
+            sys.path.insert(0, str(path.resolve().parent))  # its agent may be a module beside it
+        text = path.read_text()
+    elif method in methods():
+        text = (importlib.resources.files("rlamort.configs") / "method" / f"{method}.yaml").read_text()
+    else:
+        raise UserError(f"method {method!r} is unknown. {nearest(method, methods())}")
+    row = yaml.safe_load(text) or {}
+    if isinstance(row, dict) and "like" in row:
+        row = _merged(read_row(str(row["like"])), row)
+    missing = [key for key in TARGETS if key not in row]
+    if missing:
+        raise UserError(f"method {method}: its file lacks {', '.join(missing)}")
+    return dict(row)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on `base`; mappings of parts are merged key by key, unless `over` chooses another kind."""
+    merged = {**base, **over}
+    for key, value in over.items():
+        before = base.get(key)
+        if isinstance(value, dict) and KIND not in value and before is not None and key not in ("env_kwargs", "reset_options"):
+            merged[key] = _merged(before if isinstance(before, dict) else {KIND: before}, value)
+    return merged
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """The resolved configuration of a run directory.
+
+    Raises:
+        UserError: it is none.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{run}: it is not a run directory; one that `rlamort train` made, with a config.yaml, is needed")
+    try:
+        return dict(yaml.safe_load(file.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: it cannot be read: {' '.join(str(error).split())}") from error
+
+
+def fields(row: dict[str, Any]) -> dict[str, Field]:
+    """Every field of a method, the run's first; a name that two constructors share is one field.
+
+    Where a source says that fields of a run have another `meaning` with it, their help is that.
+    """
+    source = locate(row["source"])
+    gathered: dict[str, Field] = {}
+    opened = {name: field for name, field in fields_of(locate(row["opens"])).items() if name not in OPENING}
+    for owned in (fields_of(Run), fields_of(locate(row["agent"])), fields_of(source), opened):
+        for name, field in owned.items():
+            first = gathered.setdefault(name, field)
+            if (first.type, first.default) != (field.type, field.default):
+                raise UserError(
+                    f"{name}: {first.owner} declares {describe(first.type)}, {first.default!r} by default, and {field.owner} "
+                    f"{describe(field.type)}, {field.default!r}; two owners of one name must agree"
+                )
+    meaning: dict[str, str] = getattr(source, "meaning", {})
+    return {name: field._replace(help=meaning.get(name, field.help)) for name, field in gathered.items()}
+
+
+def opening(config: Config) -> dict[str, Any]:
+    """The values that belong to the opener of environments itself."""
+    return {name: config.values[name] for name in fields_of(locate(config.row["opens"])) if name not in OPENING}
+
+
+def settled(row: dict[str, Any]) -> list[str]:
+    """The fields that nobody may change, since the row says so, or they do nothing with its source, which lists them."""
+    return [*row.get("settled", ()), *getattr(locate(row["source"]), "settled", ())]
+
+
+def defaults(row: dict[str, Any]) -> dict[str, Any]:
+    """What each field is when nobody says otherwise: the row's own choice, or that of the signature."""
+    known = fields(row)
+    given = nested({key: value for key, value in row.items() if key not in ROW_KEYS or key in known})
+    check_names(given, known)
+    return {
+        name: (
+            field.default
+            if name not in given
+            else given[name]
+            if part_of(field.type) is None
+            else convert(name, given[name], field.type, field.default)
+        )
+        for name, field in known.items()
+    }
+
+
+def check_names(given: Iterable[str], known: Iterable[str], renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raises UserError for the first key that no field has; `renamed` says what those are called now that once were."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            hint = f"It is {renamed[name]} now" if name in renamed else nearest(name, known)
+            raise UserError(f"{name}: there is no such key. {hint}")
+
+
+def renamed(row: dict[str, Any]) -> Mapping[str, str]:
+    """What keys that a method once had are called now."""
+    names: Mapping[str, str] = getattr(locate(row["agent"]), "renamed", {})
+    return names
+
+
+def nested(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys with dots as keys of mappings; the name of a part beside keys of it is its `kind`."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        *parents, last = name.split(".")
+        place = found
+        for parent in parents:
+            inner = place.get(parent, {})
+            if isinstance(inner, Part):
+                inner = inner.tree()
+            place[parent] = place = dict(inner) if isinstance(inner, Mapping) else {KIND: inner}
+        beside = place.get(last)
+        if isinstance(beside, dict) and isinstance(value, str | Part):
+            value = {KIND: value, **beside}
+        place[last] = value
+    return found
+
+
+def resolve(method: str, given: dict[str, Any], base: dict[str, Any] | None = None) -> Config:
+    """A method with what was given, over the row's choices, over the signatures' defaults; every value checked.
+
+    Args:
+        method: a row's name, or the file of a user's own.
+        given: values by key; keys of parts have dots, or are nested.
+        base: the values that are changed; None takes the defaults.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type or out of range: names it, what was given, what is allowed.
+    """
+    row = read_row(method)
+    known, given = fields(row), nested(given)
+    check_names(given, known, renamed(row))
+    usual = defaults(row)
+    chosen = usual if base is None else base
+    values = {name: convert(name, value, known[name].type, chosen[name]) for name, value in {**chosen, **given}.items()}
+    for name in settled(row):
+        if values[name] != usual[name]:
+            raise UserError(f"{name}={values[name]}: {method} has no choice there; only {usual[name]} is allowed")
+    run = Run(**{name: values[name] for name in fields_of(Run)})
+    return Config(method, row, run, values)
+
+
+def marks(config: Config) -> dict[str, Mark | None]:
+    """What a resume may do with every value, by the names of `Config.leaves`; a part itself stays what it is."""
+    found: dict[str, Mark | None] = {}
+    for name, field in fields(config.row).items():
+        found |= _marks(name, field, config.values[name])
+    return found
+
+
+def _marks(name: str, field: Field, value: Any) -> dict[str, Mark | None]:
+    if not isinstance(value, Part):
+        return {name: field.mark}
+    found: dict[str, Mark | None] = {name: FIXED}
+    for key, inner in fields_of(type(value)).items():
+        found |= _marks(f"{name}.{key}", inner, getattr(value, key))
+    return found

@@ -1,0 +1,52 @@
+"""What a row's `model`, `loss` and `critic` may be: the constructors of this framework, named, nested and with fields.
+
+Each class here is a part (`rlamort.config.Part`): a frozen dataclass that builds what it is called after. So
+`model: {kind: Unroll, update: {kind: Recurrent, head: gated}, steps: 5}` in a row, `model=semi model.steps=8` as it is typed,
+and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
+"""
+
+from rlamort.parts.critics import Critics
+from rlamort.parts.losses import Accelerated, Iterates, Label, Loss, Objective, Regress, Smoothed, Solution, Teacher
+from rlamort.parts.models import (
+    Choice,
+    Full,
+    InChart,
+    Latent,
+    Middle,
+    Model,
+    PsdEncoder,
+    Refined,
+    Safeguarded,
+    Start,
+    Unroll,
+)  # fmt: skip
+from rlamort.parts.setting import Setting
+from rlamort.parts.updates import (
+    Adjoint,
+    Alista,
+    Anderson,
+    Cem,
+    FirstOrder,
+    Fista,
+    Gradient,
+    Implicit,
+    Ista,
+    Lbfgs,
+    LearnedGradient,
+    Lista,
+    ListaCp,
+    Momentum,
+    OneStep,
+    Recurrent,
+    StepIsta,
+    Truncated,
+    Unrolled,
+    Update,
+)  # fmt: skip
+
+__all__ = [
+    "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "FirstOrder", "Fista", "Full", "Gradient",
+    "Implicit", "InChart", "Ista", "Iterates", "Label", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss",
+    "Middle", "Model", "Momentum", "Objective", "OneStep", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded",
+    "Setting", "Smoothed", "Solution", "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
+]  # fmt: skip

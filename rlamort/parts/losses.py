@@ -1,0 +1,161 @@
+"""Losses and whom they learn from, as parts."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rlamort import losses as trained
+from rlamort import model as models
+from rlamort import update as updates
+from rlamort.config import Fraction, Part, Positive, Size
+from rlamort.errors import UserError
+from rlamort.nets import Zeros
+from rlamort.parts.setting import Setting
+from rlamort.problem import presented
+from rlamort.solve.classical import solution_of, within
+from rlamort.update import sparse
+
+
+@dataclass(frozen=True)
+class Teacher(Part):
+    """What regression learns from."""
+
+    def __call__(self, setting: Setting) -> trained.Teacher:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Solution(Teacher):
+    """The problem's own solution, or what L-BFGS finds from the middle of Y."""
+
+    def __call__(self, setting: Setting) -> trained.Teacher:
+        problem = setting.known("loss.teacher")
+        solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
+        y = solution(presented(problem, 2))
+        if y is None:
+            return _searched(setting, updates.Lbfgs(problem.domain), 50)
+        if not within(problem.domain, y).all():
+            outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
+            raise UserError(f"loss=regress: {name} gives points {outside:.3g} outside {kind}; points in it are needed")
+        return models.Expert(solution, name)
+
+
+@dataclass(frozen=True)
+class Label(Teacher):
+    """A part of the context that is hidden from models: a true code, an expert's answer.
+
+    Args:
+        key: of it.
+    """
+
+    key: str = "label"
+
+    def __call__(self, setting: Setting) -> trained.Teacher:
+        problem = setting.known("loss.teacher")
+        if self.key not in problem.hidden:
+            named = ", ".join(problem.hidden) or "none"
+            raise UserError(f"loss.teacher.key={self.key}: it is not among what {type(problem).__name__} hides: {named}")
+
+        def label(x: Tensor) -> Tensor:
+            parts = problem.layout.unpack(x)
+            assert isinstance(parts, dict)
+            return parts[self.key].flatten(1)
+
+        return label
+
+
+@dataclass(frozen=True)
+class Accelerated(Teacher):
+    """What FISTA finds from zero, on the lasso.
+
+    Args:
+        steps: how many.
+    """
+
+    steps: Size = 50
+
+    def __call__(self, setting: Setting) -> trained.Teacher:
+        return _searched(setting, sparse.Fista(setting.ista(), sparse.GradientRestart()), self.steps)
+
+
+Teacher.presets = {"solution": Solution(), "label": Label(), "fista": Accelerated()}
+
+
+@dataclass(frozen=True)
+class Loss(Part):
+    """L, what a model is trained by."""
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Objective(Loss):
+    """The cost of the answer."""
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        return trained.objective
+
+
+@dataclass(frozen=True)
+class Iterates(Loss):
+    """The cost of every iterate.
+
+    Args:
+        decay: of an iterate's weight, for each that follows; 1 weighs all alike.
+    """
+
+    decay: Fraction = 1.0
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        return trained.OverIterates(self.decay)
+
+
+@dataclass(frozen=True)
+class Regress(Loss):
+    """The squared distance to what a teacher says.
+
+    Args:
+        teacher: whom to ask.
+        decay: of an iterate's weight, for each that follows; 0 scores the answer alone.
+    """
+
+    teacher: Teacher = Solution()
+    decay: Fraction = 0.0
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        if any(p.requires_grad for p in setting.known("loss.teacher").parameters()):
+            raise UserError(
+                f"loss=regress: it does not reach the parameters of {type(setting.problem).__name__}, which are learnt with "
+                "the model; freeze them (requires_grad_(False)), or take another loss"
+            )
+        return trained.Regress(self.teacher(setting), decay=self.decay)
+
+
+@dataclass(frozen=True)
+class Smoothed(Loss):
+    """The cost of the answer, where it has no gradients: evolution strategies.
+
+    Args:
+        sigma: width of the smoothing, in the units of y.
+        pairs: antithetic pairs of evaluations.
+    """
+
+    sigma: Positive = 0.1
+    pairs: Size = 8
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        return trained.Smoothed(self.sigma, self.pairs, setting.domain.nearest)
+
+
+def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.Teacher:
+    """A solver's steps from the middle of Y."""
+    start = models.Full(Zeros(setting.domain.inputs), setting.domain)
+    search = models.Unroll(start, update, steps, setting.domain)
+    return lambda x: search(setting.f.seen(x), setting.f.oracle(x))
+
+
+Loss.presets = {
+    "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "es": Smoothed(),
+    "truth": Regress(Label("codes"), decay=0.5),
+}  # fmt: skip
