@@ -236,7 +236,7 @@ def test_the_bound_is_a_rate():
 @pytest.mark.parametrize("library", ["rlamort", "sb3"])
 def test_a_contestant_measures_itself(library, tmp_path):
     code = (
-        "from rlamort.measure import speed_worker as contestant as c; import json\n"
+        "from rlamort.measure import speed_worker as c; import json\n"
         "c.WARM, c.TIMED, c.UPDATES, c.ACTIONS = 1010, 20, 4, 5\n"
         f"print(json.dumps(c.measure({library!r}, 'td3', 'Pendulum-v1', 1)))"
     )
