@@ -10,6 +10,7 @@ import torch
 import rlamort as ra
 from rlamort.host.publish import _replace, published_file
 from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.restore import resume
 
 SMALL = {
     "hidden": [16], "warmup_steps": 20, "batch_size": 16, "buffer_size": 300, "device": "cpu", "threads": 1, "eval_episodes": 1,
@@ -198,7 +199,7 @@ def test_what_a_user_puts_among_the_checkpoints_stays(tmp_path):
     assert all(path.read_text() == "mine" for path in mine)
     assert frames <= {path.name for path in (ckpt / "frames").iterdir()}
     assert not (newest / "manifest.json").exists()  # it was pruned, but for what is not rlamort's
-    again, exactness = ra.run.resume(tmp_path / "run", {})
+    again, exactness = resume(tmp_path / "run", {})
     assert exactness == "exact"
     again.close()
 
@@ -209,7 +210,7 @@ def test_a_folder_with_a_config_of_somebody_elses_is_no_run(text, tmp_path):
     (tmp_path / "ckpt").mkdir()
     before = contents(tmp_path)
     with pytest.raises(ra.UserError, match="it is not a run directory"):
-        ra.run.resume(tmp_path, {})
+        resume(tmp_path, {})
     assert contents(tmp_path) == before
 
 
