@@ -10,6 +10,7 @@ cli
 measure
 run
 agents envs
+parts
 agent solve train score
 losses source env
 model
@@ -27,7 +28,7 @@ ALLOWED = {
     "__main__ -> cli": "`python -m rlamort` is the command line",
     "__init__ -> *": "the package's own names, of which each is imported when it is first used",
 }
-LONG = {"config.py": "one grammar of fields: their types, ranges, defaults and help, read, checked and said"}
+LONG: dict[str, str] = {}
 LARGEST, MODULES = 400, 16
 
 
