@@ -69,7 +69,7 @@ class Oracle:
     def values(self, ys: Tensor) -> Tensor:
         """ys (S, B, n), several y for each context -> (S, B): f on (S B, n), as much of it at once as memory bears."""
         many = max(1, FLOATS // max(1, len(self.x) * (self.x.shape[-1] + ys.shape[-1])))
-        return torch.cat([self._side_by_side(part) for part in ys.split(many)])
+        return torch.cat([self._side_by_side(part) for part in torch.split(ys, many)])
 
     def _side_by_side(self, ys: Tensor) -> Tensor:
         x = self.x.expand(len(ys), *self.x.shape).flatten(0, 1)

@@ -5,8 +5,9 @@ from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.density import Density, Gaussian, SquashedGaussian
 from rlamort.domain.sets import Box, CappedSimplex, Euclid, Orthant, Product, Simplex, Sphere, unit_box
+from rlamort.domain.weights import Weights
 
 __all__ = [
     "LARGEST", "PSD", "Birkhoff", "Box", "CappedSimplex", "Density", "Domain", "Euclid", "ExponentialCone", "Gaussian",
-    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "unit_box",
+    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "unit_box",
 ]  # fmt: skip

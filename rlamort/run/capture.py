@@ -60,6 +60,8 @@ class Compiled:
         torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
         options: dict[str, Any] = {
             "fallback_random": True,  # the eager update's random numbers
+            # in their order: to save memory, torch before 2.13 moves a draw that depends on nothing ahead of other draws
+            "reorder_for_peak_memory": False,
             "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
             "cpp_wrapper": True,  # kernels are called from C++, not from Python
             "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not when it was compiled
