@@ -1,4 +1,4 @@
-"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
+"""Fields: the settings of a run, each declared once, in the signature and docstring of the constructor that takes it.
 
 A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
 the constructors that the row names; their types, ranges, defaults and help are read from there.
