@@ -14,14 +14,19 @@ def _register() -> None:
     for file in sorted(Path(__file__).parent.glob("*.py")):
         # from the source text: importing every problem would import all of their dependencies
         text = file.read_text(encoding="utf-8")
-        for kind in ast.parse(text).body if "(Problem):" in text else ():
-            if isinstance(kind, ast.ClassDef) and "Problem" in map(ast.unparse, kind.bases) and _able(kind):
+        for kind in ast.parse(text).body if "(Problem" in text else ():
+            if isinstance(kind, ast.ClassDef) and "Problem" in map(_named, kind.bases) and _able(kind):
                 gymnasium.register(
                     f"rlamort/{kind.name}-v0",
                     entry_point="rlamort.env.one_step:single",
                     vector_entry_point="rlamort.env.one_step:vector",
                     kwargs={"problem": f"rlamort.envs.{file.stem}:{kind.name}"},
                 )
+
+
+def _named(base: ast.expr) -> str:
+    """A base class without what it is parametrised by."""
+    return ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
 
 
 def _able(kind: ast.ClassDef) -> bool:

@@ -12,13 +12,13 @@ from torch import Tensor
 from rlamort.config import Positive
 from rlamort.domain import Box
 from rlamort.errors import UserError
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 
 TURN, BEND = 2.6, 2.0  # limits of the joints, in radians: of the turn about the vertical, and of each bend
 RADIUS = 0.03  # of the links, in metres
 
 
-class Arm(Problem):
+class Arm(Problem[Tensor]):
     """f(y; x) = |hand(y) - x|^2 + comfort mean_i (y_i / limit_i)^2, the squared distance with a penalty on bent joints.
 
     The base turns about the vertical, and every link bends in the vertical plane of that turn. Targets are the hand's positions
@@ -47,17 +47,15 @@ class Arm(Problem):
         self.register_buffer("lengths", torch.tensor([float(length) for length in lengths]))
         self.register_buffer("limit", torch.tensor(limit))
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> Tensor:
         share = 2 * torch.rand(count, len(self.limit), device=self.limit.device) - 1
         return self.hand(share * self.limit)
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
-        assert isinstance(x, Tensor)
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
         return (self.hand(y) - x).square().sum(-1) + self.comfort * (y / self.limit).square().mean(-1)
 
-    def residual(self, y: Tensor, x: X) -> Tensor:
+    def residual(self, y: Tensor, x: Tensor) -> Tensor:
         """The distance between hand and target in metres; comfort shifts the optimum by hundredths of a millimetre."""
-        assert isinstance(x, Tensor)
         distance: Tensor = torch.linalg.vector_norm(self.hand(y) - x, dim=-1)
         return distance
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlamort.env import Env, Policy
 from rlamort.errors import UserError
 from rlamort.objective import MaxQ, Soft
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -62,7 +62,7 @@ def visit(policy: Policy, env: Env, seed: int) -> Visited:
     return Visited(states, episode[order], np.concatenate(times)[order])
 
 
-class MaxQProblem(Problem):
+class MaxQProblem(Problem[Tensor]):
     """f(y; x) = -(mean_i Q_i - beta std_i Q_i)(x, y) on [-1, 1]^n, the objective of the actor of `agent` (tutorial, eq. 3).
 
     Ensemble members, pessimism and normalisation are those of the agent's own objective; of a soft one, the term that is a
@@ -92,8 +92,7 @@ class MaxQProblem(Problem):
     def contexts(self, count: int) -> Tensor:
         return self.states[torch.randint(len(self.states), (count,), device=self.states.device)]
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
-        assert isinstance(x, Tensor)
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
         return self.f(y, self.normaliser(x))
 
 

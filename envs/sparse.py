@@ -16,7 +16,7 @@ from rlamort.config import Count, Fraction, NonNegative, Positive
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.objective import nothing
-from rlamort.problem import Problem, X
+from rlamort.problem import Parts, Problem
 from rlamort.update.sparse import Fista, GradientRestart, Ista
 
 HELD_OUT = 0.2  # fraction of each image, on its right, that is held out
@@ -27,7 +27,7 @@ PRECISION = 1e-7  # duality gap, relative to f, of a solution
 LIMIT, CHECK_EVERY = 5_000, 25  # iterations
 
 
-class Lasso(Problem):
+class Lasso(Problem[Tensor]):
     """f(y; x) = |x - A y|^2 / 2 + alpha |y|_1 over patches x of natural images, of mean 0, variance about 1, and whitened.
 
     Args:
@@ -65,29 +65,29 @@ class Lasso(Problem):
         self.ista = Ista(unit(dictionary).to(torch.get_default_dtype()), alpha)
         self.domain = Euclid(self.ista.dictionary.shape[1])
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> Tensor:
         return self.patches.draw(count, 0, 1 - HELD_OUT)
 
     def held_out(self, count: int) -> Tensor:
         """x (count, M) from the held-out parts of the images."""
         return self.patches.draw(count, 1 - HELD_OUT, 1)
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
         return self.ista.cost(y, _signal(x))
 
-    def map(self, y: Tensor, x: X) -> Tensor:
+    def map(self, y: Tensor, x: Tensor) -> Tensor:
         """A step of ISTA."""
         return self.ista.step(y, _signal(x))
 
-    def residual(self, y: Tensor, x: X) -> Tensor:
+    def residual(self, y: Tensor, x: Tensor) -> Tensor:
         """The duality gap, a bound on f(y; x) - min f."""
         return self.ista.gap(y, _signal(x))
 
-    def solution(self, x: X) -> Tensor:
+    def solution(self, x: Tensor) -> Tensor:
         return solve(self.ista, _signal(x))
 
 
-class SparseRecovery(Problem):
+class SparseRecovery(Problem[dict[str, Tensor]]):
     """The lasso of x = A y + noise with Bernoulli-Gaussian codes y: compressed sensing, with fewer measurements than atoms.
 
     Contexts are {signals, codes}; the true codes are hidden from models, for supervised losses and scores.
@@ -136,18 +136,18 @@ class SparseRecovery(Problem):
         y = torch.randn(count, a.shape[1]).to(a) * (torch.rand(count, a.shape[1]) < self.density).to(a)
         return {"signals": y @ a.mT + self.noise * torch.randn(count, len(a)).to(a), "codes": y}
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
+    def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         return self.ista.cost(y, _signal(x))
 
-    def map(self, y: Tensor, x: X) -> Tensor:
+    def map(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         """A step of ISTA."""
         return self.ista.step(y, _signal(x))
 
-    def residual(self, y: Tensor, x: X) -> Tensor:
+    def residual(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         """The duality gap, a bound on f(y; x) - min f."""
         return self.ista.gap(y, _signal(x))
 
-    def solution(self, x: X) -> Tensor:
+    def solution(self, x: dict[str, Tensor]) -> Tensor:
         return solve(self.ista, _signal(x))
 
 
@@ -255,5 +255,5 @@ def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
     return found
 
 
-def _signal(x: X) -> Tensor:
+def _signal(x: Parts) -> Tensor:
     return x if isinstance(x, Tensor) else x["signals"]

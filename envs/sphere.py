@@ -12,12 +12,12 @@ from rlamort import domain
 from rlamort.config import Positive
 from rlamort.errors import UserError
 from rlamort.nets import mlp
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 
 CLOSE = 1e-12  # radians squared: below, the angle's derivative is not that of its definition, but finite
 
 
-class Sphere(Problem):
+class Sphere(Problem[dict[str, Tensor]]):
     """f(y; z, alpha) = -gamma log sum_i exp(-(d(y, z_i)^power / 2 + alpha_i) / gamma), d the angle between two points.
 
     Centres are uniform on the sphere, offsets uniform on [0, spread].
@@ -38,12 +38,11 @@ class Sphere(Problem):
                 raise UserError(f"Sphere.{name}={given}: {'1 or 2' if name == 'power' else 'at least 1'} is needed")
         self.components, self.power, self.gamma, self.spread = components, power, gamma, spread
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> dict[str, Tensor]:
         z = torch.nn.functional.normalize(torch.randn(count, self.components, 3), dim=-1)
         return {"z": z, "alpha": self.spread * torch.rand(count, self.components)}
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
-        assert isinstance(x, dict)
+    def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         parts = self.distance(y[:, None], x["z"]) ** self.power / 2 + x["alpha"]  # (B, m)
         return -self.gamma * (-parts / self.gamma).logsumexp(-1)
 

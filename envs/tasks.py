@@ -11,10 +11,10 @@ from torch import Tensor
 from rlamort.config import Count, Widths
 from rlamort.domain import Weights
 from rlamort.nets import mlp
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 
 
-class Sinusoids(Problem):
+class Sinusoids(Problem[dict[str, Tensor]]):
     """Regression on sine waves from few samples (Finn et al., 2017, section 5.1).
 
     A task is a sin(t - phase) with an amplitude a in [0.1, 5] and a phase in [0, pi], t in [-5, 5]. Solvers use its support
@@ -44,15 +44,14 @@ class Sinusoids(Problem):
             "query_inputs": inputs[:, s:], "query_targets": targets[:, s:],
         }  # fmt: skip
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
+    def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         return self.error(y, x, "query")
 
-    def support(self, y: Tensor, x: X) -> Tensor:
+    def support(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         return self.error(y, x, "support")
 
-    def error(self, y: Tensor, x: X, which: str) -> Tensor:
+    def error(self, y: Tensor, x: dict[str, Tensor], which: str) -> Tensor:
         """The mean squared error (B,) on the support or the query set."""
-        assert isinstance(x, dict)
         assert isinstance(self.domain, Weights)
         found = self.domain.apply(y, x[f"{which}_inputs"])
         return (found - x[f"{which}_targets"]).square().mean((1, 2))

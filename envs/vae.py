@@ -19,7 +19,7 @@ from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.nets import mlp
 from rlamort.objective import Metrics, Objective, Soft, Temperature
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 from rlamort.solve.classical import Adam, Unconstrained
 from rlamort.update import Update
 
@@ -182,7 +182,7 @@ class Gaps(NamedTuple):
         return self.log_likelihood - self.best
 
 
-class VAE(Problem):
+class VAE(Problem[Tensor]):
     """f(lam; x) = -ELBO = E_q[-log p(x | z)] + KL(q(z; lam) | N(0, I)); the decoder is learned together with the encoder.
 
     Args:
@@ -250,8 +250,7 @@ class VAE(Problem):
         order = torch.randperm(len(images), device=images.device)
         return images[order[torch.arange(count, device=images.device) % len(images)]]
 
-    def cost(self, lam: Tensor, x: X) -> Tensor:
-        assert isinstance(x, Tensor)
+    def cost(self, lam: Tensor, x: Tensor) -> Tensor:
         return self.f(lam, x)
 
     def network(self, hidden: Sequence[int], candidates: int) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlamort.critic import Critic
 from rlamort.domain import Density
 from rlamort.errors import UserError
-from rlamort.problem import Problem, X
+from rlamort.problem import Parts, Problem
 
 Metrics = dict[str, Tensor]
 Decode = Callable[[Tensor, Tensor], Tensor]  # z (B, m), x (B, d) -> y (B, n)
@@ -210,7 +210,7 @@ class Support(Objective):
         return _mapped(self.problem, y, self.problem.layout.seen.unpack(x))
 
 
-def _mapped(problem: Problem, y: Tensor, x: X) -> Tensor:
+def _mapped(problem: Problem, y: Tensor, x: Parts) -> Tensor:
     mapped = problem.map(y, x)
     if mapped is None:
         raise UserError(f"oracle.map: {type(problem).__name__} defines no `map`, which this update needs")

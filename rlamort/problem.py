@@ -7,19 +7,23 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on; torch needs it too
 
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 
-X = Tensor | dict[str, Tensor]  # contexts as the user has them: leading axis B
+Parts = Tensor | dict[str, Tensor]  # contexts as the user has them: leading axis B
+X = TypeVar("X", bound=Parts, default=Any)  # which of the two
 
 
-class Problem(nn.Module):
+class Problem(nn.Module, Generic[X]):
     """argmin_{y in Y} f(y; x) for x ~ p(x) (Amos, Tutorial on amortized optimization, eq. 1).
+
+    `Problem[Tensor]` and `Problem[dict[str, Tensor]]` say to a type checker what its contexts are; nothing else depends on it.
 
     Subclasses set `domain` and define `contexts` and `cost`; what is learned together with the solver (a decoder, an energy) is
     an ordinary parameter.
@@ -115,7 +119,7 @@ class Layout(NamedTuple):
     hidden: int = 0  # how many of the keys
 
     @classmethod
-    def of(cls, name: str, x: X, hidden: Sequence[str] = ()) -> Self:
+    def of(cls, name: str, x: Parts, hidden: Sequence[str] = ()) -> Self:
         """From two contexts of the problem class `name`.
 
         Raises:
@@ -150,7 +154,7 @@ class Layout(NamedTuple):
         """d."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    def pack(self, x: X) -> Tensor:
+    def pack(self, x: Parts) -> Tensor:
         """x -> (B, d), in the widest floating dtype among its parts."""
         parts = [x] if isinstance(x, Tensor) else [x[key] for key in self.keys or ()]
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
@@ -159,7 +163,7 @@ class Layout(NamedTuple):
         flat = [part.reshape(len(part), -1).to(dtype) for part in parts]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
-    def unpack(self, row: Tensor) -> X:
+    def unpack(self, row: Tensor) -> Parts:
         """(B, d) -> x. Floating parts keep the row's dtype."""
         if self.keys is None and self.dtypes[0].is_floating_point:  # the usual case, at every update
             return row if len(self.shapes[0]) == 1 else row.reshape(len(row), *self.shapes[0])

@@ -443,7 +443,7 @@ def test_an_agent_can_be_drawn_without_taking_memory(method):
     assert {tensor.device.type for tensor in drawn.state_dict().values()} == {"meta"}
 
 
-@pytest.mark.parametrize("fields", [{"hidden": [10**6, 10**6]}, {"hidden": [10**6] * 6, "critics": 10**6}])
+@pytest.mark.parametrize("fields", [{"hidden": [10**6, 10**6]}, {"hidden": [10**6] * 6, "critic.members": 10**6}])
 def test_networks_that_no_memory_holds_are_refused_before_they_are_made(fields):
     with pytest.raises(ra.UserError, match=r"sac: networks of these sizes take .* smaller ones are needed"):
         ra.SAC("Pendulum-v1", **fields)

@@ -667,3 +667,12 @@ def test_an_expert_is_a_model_of_one_iterate():
 def test_what_cannot_be_is_said(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+@pytest.mark.parametrize("contexts", [0, D + 1])
+def test_a_recurrent_step_of_another_size_is_named(contexts):
+    """As it is where the size of what is distributed is taken for that of the parameters which iterate."""
+    density, x = Gaussian(N), torch.randn(2, D)
+    model = Unroll(Full(nn.Linear(D, 2 * N), density.parameters), Recurrent(N, 8, contexts), 2, density.parameters)
+    with pytest.raises(UserError, match=r"update.dim.*iterates have 6 numbers, contexts 4.*density\.parameters\.dim"):
+        model(x, Soft(Bowl(), density, Temperature(1.0)).oracle(x))

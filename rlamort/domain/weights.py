@@ -24,6 +24,8 @@ class Weights(Domain):
         UserError: it has no parameters, or it has buffers, which a vector of parameters does not hold.
     """
 
+    template: nn.Module
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         if not isinstance(module, nn.Module) or not any(True for _ in module.parameters()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rlamort.errors import UserError
 from rlamort.objective import Cost
-from rlamort.problem import Problem, X
+from rlamort.problem import Parts, Problem
 from rlamort.solve.classical import within
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
@@ -73,7 +73,7 @@ class Trial:
         v = torch.randn(self.count, self.problem.domain.inputs, device=self.device)
         return Sample(x, v, self.problem.domain.project(v))
 
-    def rows(self, x: X) -> Tensor:
+    def rows(self, x: Parts) -> Tensor:
         return self.problem.layout.pack(x).to(self.device, torch.get_default_dtype())
 
     def value(self, y: Tensor, x: Tensor) -> Tensor:
@@ -148,15 +148,15 @@ class Scale(NamedTuple):
     floor: float  # relative to the values
 
 
-def parts(x: X) -> list[Tensor]:
+def parts(x: Parts) -> list[Tensor]:
     return [part for _, part in named(x)]
 
 
-def named(x: X) -> list[tuple[str, Tensor]]:
+def named(x: Parts) -> list[tuple[str, Tensor]]:
     return [("x", x)] if isinstance(x, Tensor) else [(f"x[{key!r}]", part) for key, part in x.items()]
 
 
-def kept(method: Callable[..., Any], y: Tensor | None, x: X) -> tuple[Any, Outcome | None]:
+def kept(method: Callable[..., Any], y: Tensor | None, x: Parts) -> tuple[Any, Outcome | None]:
     """What a method of the problem gives for copies of y and x, and what is wrong if it changes them."""
     x = x.clone() if isinstance(x, Tensor) else {key: part.clone() for key, part in x.items()}
     given = ([] if y is None else [("y", y.clone())]) + named(x)

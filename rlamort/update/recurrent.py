@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import Carry
 from rlamort.config import Count, Positive
+from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.update.base import Update
 
@@ -139,11 +140,16 @@ class Recurrent(Update):
     ) -> None:
         super().__init__()
         self.encoding = encoding or LogSign()
-        self.contexts = contexts
+        self.dim, self.contexts = dim, contexts
         self.cell = cell(dim + self.encoding.size(dim) + contexts, hidden)
         self.head = head(hidden, dim)
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
+        if (y.shape[-1], x.shape[-1] if self.contexts else 0) != (self.dim, self.contexts):
+            raise UserError(
+                f"update.dim, contexts: {self.dim}, {self.contexts} given; iterates have {y.shape[-1]} numbers, contexts "
+                f"{x.shape[-1]}: of a density its parameters iterate, density.parameters.dim of them"
+            )
         return self.cell.start(y)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:

@@ -16,7 +16,7 @@ from rlamort.measure.fit import HELD_OUT, SEED, amortize
 from rlamort.measure.report import table
 from rlamort.measure.verdict import Measured, Verdict, at_least
 from rlamort.model import Model
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 from rlamort.score import interval
 from rlamort.solve.solver import Solver
 
@@ -49,22 +49,20 @@ CONTESTANTS = {  # iterates differs from objective only where there are some
 }
 
 
-class Portfolio(Problem):
+class Portfolio(Problem[dict[str, Tensor]]):
     """The most of gain'y - risk'y^2, y on the simplex of twenty assets."""
 
     domain = Simplex(20)
     convex = True
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> dict[str, Tensor]:
         return {"gain": torch.randn(count, 20), "risk": 0.2 + torch.rand(count, 20)}
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
-        assert isinstance(x, dict)
+    def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         return (x["risk"] * y.square() - x["gain"] * y).sum(-1)
 
-    def solution(self, x: X) -> Tensor:
+    def solution(self, x: dict[str, Tensor]) -> Tensor:
         """y_i = max(0, gain_i - nu) / (2 risk_i), the multiplier nu so that they sum to 1: it is that of the k best assets."""
-        assert isinstance(x, dict)
         gain, order = x["gain"].sort(dim=-1, descending=True)
         weight = 0.5 / x["risk"].gather(-1, order)
         nu = ((gain * weight).cumsum(-1) - 1) / weight.cumsum(-1)  # (B, n), of the k best for every k
@@ -72,7 +70,7 @@ class Portfolio(Problem):
         return (x["gain"] - nu.gather(-1, k)).clamp_min(0) * 0.5 / x["risk"]
 
 
-class Crates(Problem):
+class Crates(Problem[dict[str, Tensor]]):
     """Goods that are bought by the crate: what y asks for is rounded, so that the cost has no slope anywhere.
 
     A crate of a good costs its price, and a crate's worth of demand that is not met costs 1.
@@ -80,17 +78,15 @@ class Crates(Problem):
 
     domain = Box([0.0] * 6, [8.0] * 6)
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> dict[str, Tensor]:
         return {"demand": 6 * torch.rand(count, 6), "price": 0.1 + 0.8 * torch.rand(count, 6)}
 
-    def cost(self, y: Tensor, x: X) -> Tensor:
-        assert isinstance(x, dict)
+    def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         crates = y.round()
         return (x["price"] * crates + (x["demand"] - crates).clamp_min(0)).sum(-1)
 
-    def solution(self, x: X) -> Tensor:
+    def solution(self, x: dict[str, Tensor]) -> Tensor:
         """As many as the demand fills, and another where the rest of the demand is worth its price."""
-        assert isinstance(x, dict)
         whole = x["demand"].floor()
         return whole + (x["demand"] - whole > x["price"])
 

@@ -7,23 +7,22 @@ import torch
 from rlamort.domain import Simplex
 from rlamort.measure.fit import HELD_OUT, SEED, amortize
 from rlamort.measure.verdict import Measured, at_least, at_most
-from rlamort.problem import Problem, X
+from rlamort.problem import Problem
 
 TOLERANCE = 1e-4
 MANY = 10_000
 
 
-class Portfolio(Problem):
+class Portfolio(Problem[torch.Tensor]):
     """The most of x'y at a price of |y|^2 / 2, y on the simplex; y* is the point of the simplex nearest to x."""
 
     domain = Simplex(20)
     convex = True
 
-    def contexts(self, count: int) -> X:
+    def contexts(self, count: int) -> torch.Tensor:
         return torch.randn(count, 20)
 
-    def cost(self, y: torch.Tensor, x: X) -> torch.Tensor:
-        assert isinstance(x, torch.Tensor)
+    def cost(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return -(x * y).sum(-1) + 0.5 * y.square().sum(-1)
 
 
