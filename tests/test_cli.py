@@ -131,7 +131,7 @@ def test_what_was_learned_is_kept_when_the_environment_fails(tmp_path):
     assert re.search(r"rlamort: env my_module:LateNaN, step \d+: reset holds nan; finite", done.stderr)
     assert (tmp_path / "run" / "agent" / "agent.safetensors").exists()
     done = rlamort("train", "td3", "env=my_module:LateRaises", "steps=5000", *QUICK, cwd=tmp_path, code=3)
-    assert "RuntimeError: the robot fell apart; that is failure 11, and max_env_faults=10 are forgiven" in done.stderr
+    assert "RuntimeError: the robot fell apart; that is failure 11, and max_env_faults=10 are allowed" in done.stderr
 
 
 def test_baselines_are_one_override_away(tmp_path):

@@ -148,9 +148,9 @@ def test_the_same_environment_is_refused_for_both():
     for training, evaluation in ((env, env), (env, TimeLimit(env, 3)), (vector, vector), (vector, vector.envs[1])):
         with pytest.raises(ra.UserError, match="eval_env: it is the environment that is trained in"):
             ra.TD3(training, eval_env=evaluation, **SMALL)
-    with pytest.raises(ra.UserError, match="the function gave the same environment twice"):
+    with pytest.raises(ra.UserError, match="the function returned the same environment twice"):
         ra.TD3(lambda: env, **SMALL)
-    with pytest.raises(ra.UserError, match="two rows of the vector environment are the same environment"):
+    with pytest.raises(ra.UserError, match="the same environment is twice in the vector environment"):
         ra.TD3(SyncVectorEnv([lambda: env] * 2), **SMALL)
 
 
