@@ -485,7 +485,7 @@ def test_nothing_is_written_over_unasked(run, tmp_path):
     ):
         out = "kept" if command[0] == "amortize" else "curves.png"
         said = rlamort(*command, "--out", out, cwd=tmp_path, code=2).stderr
-        assert said == f"rlamort: --out {out}: it exists already; --force writes over it\n"
+        assert said == f"rlamort: --out {out}: it exists already; --force overwrites it\n"
         other = "curves.png" if command[0] == "amortize" else "kept"
         assert f"--out {other}: it is a f" in rlamort(*command, "--out", other, cwd=tmp_path, code=2).stderr
     assert (tmp_path / "curves.png").read_text() == "mine"

@@ -117,5 +117,5 @@ def test_divergence_stops_with_a_report_and_the_last_good_agent(tmp_path):
     assert kept is not None
     assert "return" in rlamort("eval", "run", "--episodes", 1, cwd=tmp_path).stdout
     again = rlamort("train", "td3", *common, "dir=again", "on_nan=retry", "learning_rate=0.01", cwd=tmp_path, code=3)
-    assert "once more from the newest checkpoint, with learning_rate=0.005" in again.stdout
+    assert "retrying from the newest checkpoint, with learning_rate=0.005" in again.stdout
     assert np.isfinite(kept.state["clock"]["env_step"])
