@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlamort.config import KIND, Run, Seed, Size, check_names, convert, fields_of, methods, read_row, short_name
+from rlamort.config import KIND, Run, Seed, Size, as_call, check_names, convert, fields_of, methods, read_row, short_name
 from rlamort.errors import UserError, nearest
 from rlamort.host.command import Parser, free, guarded, out_option, say, warn
 
@@ -71,20 +71,12 @@ def list_methods(arguments: list[str]) -> None:
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
-        parts = [f"{key} = {_named(row[key])}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
+        parts = [f"{key} = {as_call(row[key])}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
         if parts:
             print(f"{'':<10} {' · '.join(parts)}")
     print(
         "\nenv = any Gymnasium id (HalfCheetah-v5, Pendulum-v1, ...) or module:Class, a rlamort.Problem included, from here too"
     )
-
-
-def _named(value: Any) -> str:
-    """A part of a row as a call: its kind, with nested parts as arguments."""
-    if not isinstance(value, dict):
-        return str(value)
-    inner = [_named(one) for key, one in value.items() if key != KIND and isinstance(one, str | dict)]
-    return f"{value.get(KIND, '')}({', '.join(inner)})" if inner else str(value.get(KIND, ""))
 
 
 def train(arguments: list[str]) -> None:

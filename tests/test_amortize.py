@@ -320,7 +320,7 @@ def test_comparing_says_what_it_does_and_does_what_was_asked(capsys, monkeypatch
 def test_reporting_says_what_it_does(capsys, monkeypatch):
     monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
     report(Known, ["full"], **QUICK)
-    told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and solvers beside them"]
+    told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and classical solvers"]
     assert capsys.readouterr().out.splitlines() == told
 
 

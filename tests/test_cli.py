@@ -424,7 +424,7 @@ def test_runs_evaluated_at_different_steps_are_interpolated_where_all_are_known(
 def test_runs_without_a_common_step_are_drawn_each(tmp_path):
     one, other = made_run(tmp_path / "a", {100: 0.0}), made_run(tmp_path / "b", {200: 10.0, 300: 30.0}, seed=1)
     ((none, *each),) = drawn([one, other])
-    assert none == ("td3: 2 runs, evaluated at steps of which no mean can be taken", [], [])
+    assert none == ("td3: 2 runs, evaluated at steps without a common range", [], [])
     assert [(steps, values) for _, steps, values in each] == [([100], [0.0]), ([200, 300], [10.0, 30.0])]
 
 
@@ -433,7 +433,7 @@ def test_runs_at_equal_steps_are_a_mean_and_nothing_else(tmp_path):
     assert drawn([*runs, runs[0]]) == [[("td3: mean of 3 runs, 95 %", [100, 200], [1.0, 11.0])]]  # one given twice counts once
     empty = made_run(tmp_path / "empty", {}, seed=9)
     (empty / "metrics.jsonl").unlink()
-    with pytest.warns(UserWarning, match="empty: it is left out, since it has recorded no evaluation yet"):
+    with pytest.warns(UserWarning, match="empty: it is left out, since it has no evaluation yet"):
         assert len(drawn([*runs, empty])[0]) == 1
     with pytest.raises(UserError, match="no evaluation has been recorded yet"):
         plot([empty], tmp_path / "curves.png")

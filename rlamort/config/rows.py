@@ -108,6 +108,15 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def as_call(value: Any) -> str:
+    """A part of a row as a call: its kind, with nested parts as arguments."""
+    if not isinstance(value, dict):
+        return str(value)
+    calls = (as_call(one) for key, one in value.items() if key != KIND and isinstance(one, str | dict))
+    inner = [call for call in calls if call]  # a mapping of numbers alone has no name
+    return f"{value.get(KIND, '')}({', '.join(inner)})" if inner else str(value.get(KIND, ""))
+
+
 def config_of(run: Path) -> dict[str, Any]:
     """The resolved configuration of a run directory.
 
