@@ -3,6 +3,7 @@
 x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a context
 """
 
+import contextlib
 import copy
 import functools
 import math
@@ -176,15 +177,22 @@ class Layout(NamedTuple):
 
 
 def draw(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
-    """x ~ p(x) (count, d) as rows, on `device`; from torch's generator."""
-    x = problem.layout.pack(problem.contexts(count))
+    """x ~ p(x) (count, d) as vectors, drawn on `device`; from torch's generator."""
+    with drawing_on(device):
+        x = problem.layout.pack(problem.contexts(count))
     return x if device is None else x.to(device)
 
 
 def unseen(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:
     """As `draw`, of what is held out."""
-    x = problem.layout.pack(problem.held_out(count))
+    with drawing_on(device):
+        x = problem.layout.pack(problem.held_out(count))
     return x if device is None else x.to(device)
+
+
+def drawing_on(device: torch.device | None) -> contextlib.AbstractContextManager[object]:
+    """While it holds, tensors that a problem makes without saying where are on `device`, beside its parameters."""
+    return contextlib.nullcontext() if device is None or device.type == "cpu" else device
 
 
 Drawn = Callable[[Problem, int, torch.device | None], Tensor]  # x (count, d) as rows

@@ -513,3 +513,18 @@ def test_contexts_are_in_the_dtype_of_networks(device):
     generator = np.random.default_rng(0)
     assert draw(Wide(), 2).dtype == torch.float64
     assert contexts(Wide(), 2, device, generator).dtype == torch.float32
+
+
+def test_contexts_are_drawn_where_the_problem_is():
+    """What a class makes without saying where is on the device, as its buffers are: meta stands for a GPU."""
+    places = []
+
+    class Placed(Wide):
+        def contexts(self, count):
+            x = torch.randn(count, 2)
+            places.append(x.device.type)
+            return x
+
+    assert draw(Placed(), 3, torch.device("meta")).device.type == "meta"
+    assert places[-1] == "meta"
+    assert draw(Placed(), 3, torch.device("cpu")).device.type == places[-1] == "cpu"
