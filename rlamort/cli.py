@@ -226,7 +226,7 @@ def plot_runs(arguments: list[str]) -> None:
 
 def check_problem(arguments: list[str]) -> None:
     """`rlamort check PROBLEM`."""
-    parser = Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
+    parser = Parser("check", "Check a problem before anything is trained on it; exits with 1 if a check fails.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     given = parser.parse_args(arguments)
     from rlamort.env.one_step import problem_of
@@ -240,7 +240,7 @@ def check_problem(arguments: list[str]) -> None:
 
 def amortize_problem(arguments: list[str]) -> None:
     """`rlamort amortize PROBLEM key=value ...`."""
-    parser = Parser("amortize", "Train solvers for a problem, and hold them against its reference.")
+    parser = Parser("amortize", "Train solvers for a problem, and compare them with its reference.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)

@@ -158,22 +158,22 @@ class Decoded(Objective):
 
 
 class Unknown(Objective):
-    """What nobody can be asked about: models that solve in one pass need nothing else."""
+    """An objective without value or gradient, for models that make no queries."""
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        raise UserError("oracle.value: this objective has no value to ask for; an update that asks for its map is needed")
+        raise UserError("oracle.value: this objective has no value; an update that uses its map is needed")
 
 
 def nothing(x: Tensor) -> Oracle:
-    """An oracle for contexts x (B, d) that answers nothing."""
+    """An oracle for contexts x (B, d) without value or gradient."""
     return Oracle(Unknown(), x)
 
 
 class Cost(Objective):
-    """f of a user's problem, on contexts as rows; what models ask is its `support`, on what it does not hide of them.
+    """f of a user's problem, on contexts as vectors; its oracle is of the problem's `support`, without hidden parts.
 
     Args:
-        problem: what defines it.
+        problem: the user's problem.
     """
 
     def __init__(self, problem: Problem) -> None:

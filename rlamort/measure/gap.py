@@ -152,13 +152,13 @@ class Gap(NamedTuple):
 
     @classmethod
     def of(cls, gap: np.ndarray, zero: float, episode: np.ndarray) -> "Gap":
-        """From each state's gap (S,), the zero action's mean gap, and the episode in which each state was met (S,)."""
+        """From each state's gap (S,), the zero action's mean gap, and the episode of each state (S,)."""
         share = float(gap.mean()) / zero if zero > 0 else float("nan")
         return cls(by_episode(gap, episode), float(np.quantile(gap, 0.99)), float(gap.max()), share)
 
 
 def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> Interval:
-    """Mean of `values` (S,), with a 95 % percentile interval over draws of whole episodes; NaN bounds where there is one."""
+    """Mean of `values` (S,), with a 95 % percentile interval of a bootstrap over episodes; NaN bounds for a single one."""
     mean, groups = float(values.mean()), [values[episode == e] for e in np.unique(episode)]
     if len(groups) < 2:
         return Interval(mean, float("nan"), float("nan"))
@@ -179,17 +179,17 @@ def gap(
     acting: int = 5,
     patience: int = PATIENCE,
 ) -> Report:
-    """How far a trained policy is from the best action in each state, by its critic's account and by the environment's.
+    """The difference between a trained policy and the best action in each state, by its critic and in rollouts.
 
     Args:
-        run: the folder of a run, or `sb3:model.zip`.
-        env: where it plays; None takes the one that it was trained on.
-        episodes: episodes that it plays, without exploration and from seeds of their own, to meet states.
-        states: how many of these are measured in the critic.
-        resimulated: how many of those are played on from in the environment.
-        horizon: steps for which they are played on, counting the first.
-        acting: episodes that the policy, the refined policy and the reference play; 0 leaves that out.
-        patience: iterations within which a solver that is timed has to be as good as is asked for.
+        run: a run directory, or `sb3:model.zip`.
+        env: the environment; None takes the training environment.
+        episodes: episodes without exploration, with their own seeds, from which states are taken.
+        states: number of states that are measured by the critic.
+        resimulated: number of those that rollouts start from.
+        horizon: length of a rollout in steps.
+        acting: episodes with the policy, the refined policy and a search; 0 for none.
+        patience: most iterations of a timed solver.
 
     Raises:
         UserError: there is no such run, it has no critic of actions, or its environment is not known.
@@ -209,7 +209,7 @@ def gap(
         critic = in_critic(problem, place.policy, chosen, patience)
         data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
         lines = [
-            f"{run} in {name_of(place.given)}: {len(chosen.x)} states met in {episodes} episodes, without exploration",
+            f"{run} in {name_of(place.given)}: {len(chosen.x)} states of {episodes} episodes, without exploration",
             "", "In its own critic", *critic.lines,
         ]  # fmt: skip
         if resimulated:
@@ -227,14 +227,14 @@ def gap(
 
 
 def _spread(episode: np.ndarray, count: int) -> np.ndarray:
-    """Indices of about `count` states, as many of each episode, at random and in order."""
+    """Indices of about `count` states, equally many of each episode, at random, sorted."""
     made, groups = np.random.default_rng(0), [np.flatnonzero(episode == e) for e in np.unique(episode)]
     each = max(1, count // len(groups))
     return np.concatenate([np.sort(made.choice(group, min(each, len(group)), replace=False)) for group in groups])
 
 
 class InCritic(NamedTuple):
-    """Actions and what the critic says of them."""
+    """Actions and their costs by the critic."""
 
     lines: list[str]
     data: dict[str, Any]
@@ -244,10 +244,10 @@ class InCritic(NamedTuple):
 
 @torch.no_grad()
 def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int = PATIENCE) -> InCritic:
-    """The gap of `policy` in the critic of `problem` on the states met, and what it takes a solver to be as good."""
+    """The gap of `policy` by the critic of `problem` on visited states, and the time of solvers to match it."""
     f, domain, x = Cost(problem), problem.domain, met.x
     y = policy(x).detach()
-    blind = best_found(f, domain, x)  # does not know the policy, so it may be worse than it
+    blind = best_found(f, domain, x)  # it does not start from the policy's actions, so it may be worse
     actions = {
         "policy": y,
         "refined": refine(f, x, y, REFINEMENTS),
@@ -293,11 +293,11 @@ def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int 
 
 
 def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarray, horizon: int, discount: float) -> Report:
-    """The same actions in the environment: each is played in states that it is put back to, and the policy goes on from there.
+    """The same actions in the environment: rollouts from restored states, which begin with an action and follow the policy.
 
     Args:
-        place: where.
-        critic: the actions, and what the critic says of them.
+        place: opens environments.
+        critic: the actions, and their costs by the critic.
         met: the states in which they were found.
         part: indices of those that are re-simulated.
         horizon: steps, counting the first.
@@ -321,7 +321,7 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         rows.append([title, _bounds(promise), _bounds(gain), f"{100 * better:.0f} %"])
         data[name] = {"promised": promise._asdict(), "gained": gain._asdict(), "better": better}
     lines = [
-        f"{len(part)} states, put back ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
+        f"{len(part)} restored states ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
         *table(
             ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
         ),

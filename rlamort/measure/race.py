@@ -99,7 +99,7 @@ class Race(NamedTuple):
         return verdicts
 
     def report(self, kept: Kept) -> list[str]:
-        """A table of the contenders that have run from all seeds: medians over them, the fastest to each target in bold."""
+        """A table of the contenders with stored runs for all seeds: medians, with the fastest to each target in bold."""
         done = self.whole(kept)
         if not done:
             return []
@@ -108,7 +108,7 @@ class Race(NamedTuple):
             "",
             f"{self.steps:,} steps, seeds {self.seeds}, all with `{' '.join(self.overrides)}`; medians over seeds.",
             f"Seconds are of training, without evaluations, until the first evaluation, one every {self.every:,} steps, at or",
-            "above the return; inf says that none was. Compiling counts in the run that does it; what was compiled is kept for",
+            "above the return; inf means none. Compilation counts in the run that does it; compiled code is cached for",
             "later runs.",
             "",
         ]

@@ -202,7 +202,7 @@ def table(results: Path) -> str:
     lines = [
         TITLE,
         "",
-        "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
+        "Written by `rlamort reproduce`, from the data beside it, with command and versions of every run. A return is",
         "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",
         "area the mean over the run's evaluations. A threshold against a baseline is that baseline's own result with the same",
         "settings and seeds, on the same versions. A claim is reported, without a threshold, if its own run computed a bound",
