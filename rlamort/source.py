@@ -53,6 +53,7 @@ class Collected(NamedTuple):
     x: Tensor  # (N, d) the contexts acted on
     transitions: int  # how many
     episodes: list[Episode]  # that ended in this round
+    over: np.ndarray  # (N,) bool: the context that waits now belongs to another episode
 
 
 class Replay:
@@ -124,7 +125,7 @@ class Replay:
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
         transitions = int(np.count_nonzero(step.valid))
         self.collected += transitions
-        return Collected(x, transitions, self.env.episodes())
+        return Collected(x, transitions, self.env.episodes(), step.over)
 
     def add(
         self,
@@ -318,7 +319,7 @@ class Fresh:
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
         """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
         self.collected += 1
-        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [])
+        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
 
     def sample(self, count: int) -> Contexts:
         """x ~ p(x) (count, d)."""

@@ -27,6 +27,11 @@ class Step(NamedTuple):
     truncated: np.ndarray  # (B,) bool: only the clock ran out, the future has a value
     valid: np.ndarray  # (B,) bool: False where the row was merely reset (NEXT_STEP autoreset): no transition
 
+    @property
+    def over(self) -> np.ndarray:
+        """(B,) bool: what follows belongs to another episode; also where a forgiven fault has ended one."""
+        return self.terminated | self.truncated | ~self.valid
+
 
 class Episode(NamedTuple):
     """One finished episode: undiscounted return, and length in steps."""
@@ -146,6 +151,7 @@ class Spec(NamedTuple):
     high: list[float]
     problem: Problem | None = None  # the known objective behind it, where it has one
     declared: tuple[Space, Space] | None = None  # of observations and of actions, where they are not just rows of numbers
+    equations: Callable[..., Any] | None = None  # of its dynamics, where they are known: see `rlamort.env.known`
 
     @classmethod
     def of(cls, observation: Space, action: Space) -> Self:
