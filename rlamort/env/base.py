@@ -30,7 +30,8 @@ class Step(NamedTuple):
     @property
     def over(self) -> np.ndarray:
         """(B,) bool: what follows belongs to another episode; also where a forgiven fault has ended one."""
-        return self.terminated | self.truncated | ~self.valid
+        over: np.ndarray = self.terminated | self.truncated | ~self.valid
+        return over
 
 
 class Episode(NamedTuple):

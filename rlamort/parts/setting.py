@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     problem: Problem | None = None
     contexts: Tensor | None = None  # of it (S, d), whole
     own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # makes the problem's own network over this domain
+    previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
 
     @classmethod
     def of(cls, problem: Problem, hidden: Widths) -> Self:
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 
     def over(self, domain: Domain) -> Self:
         """For another space of solutions, of which the problem's own network knows nothing."""
-        return self._replace(domain=domain, own=None)
+        return self._replace(domain=domain, own=None, previous=False)
 
     @property
     def f(self) -> Cost:
