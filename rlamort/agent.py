@@ -115,12 +115,14 @@ class Agent(nn.Module):
     Attributes:
         model: y_theta, where it has one.
         improve_every: calls of `evaluate` for one of `improve`.
+        fit_every: environment steps between calls of `fit`; 0 never calls it.
         of_environment: whether it is made of more than the sizes and bounds of its environment, so that loading one opens that.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
     model: Model
     improve_every: int = 1
+    fit_every: int = 0
     of_environment: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
@@ -165,6 +167,10 @@ class Agent(nn.Module):
     def improve(self, batch: Any) -> Metrics:
         """Amortize f: train y_theta on it."""
         raise NotImplementedError
+
+    def fit(self, source: Any) -> Metrics:
+        """Learn from all that a source has collected, which may take long and is never captured; detached 0-d tensors."""
+        return {}
 
     def update(self, batch: Batch | Contexts, improve: bool) -> Metrics:
         """One whole update on a raw batch: what is compiled, where something is."""

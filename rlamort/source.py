@@ -169,7 +169,17 @@ class Replay:
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement. It reads tensors alone, so that a graph can hold it."""
-        base, slot = self._draw(count)
+        return self._from(*self._draw(count))
+
+    def everything(self) -> Batch:
+        """All transitions that are stored, oldest first, environment by environment."""
+        counts = torch.from_numpy(self.size).to(self.device)
+        base = torch.repeat_interleave(torch.arange(self.rows, device=self.device) * self.slots, counts)
+        first = torch.repeat_interleave(torch.from_numpy(self.first).to(self.device) - (counts.cumsum(0) - counts), counts)
+        return self._from(base, self.starts[base + (first + torch.arange(len(base), device=self.device)) % self.slots].long())
+
+    def _from(self, base: Tensor, slot: Tensor) -> Batch:
+        """The transitions that begin at slots (B,) of the rows that begin at `base` (B,)."""
         start = base + slot
         reward, end, length = self.reward[start], slot, torch.ones_like(slot)
         for k in range(1, self.n_step):

@@ -1,4 +1,4 @@
-"""The loop: collect, evaluate, improve, score. No method is named here."""
+"""The loop: collect, fit, evaluate, improve, score. No method is named here."""
 
 import math
 import time
@@ -171,6 +171,8 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         player.begin(met.over)
         agent.observe(met.x)
         clock.episodes += met.episodes
+        if crosses(before, clock.env_step, agent.fit_every):
+            clock.metrics |= agent.fit(source)
         if source.collected > schedule.update_after:
             due = range(clock.updates + 1, clock.updates + schedule.utd * met.transitions + 1)
             improves = [number % agent.improve_every == 0 for number in due]
@@ -189,8 +191,8 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
 
 
 def crosses(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time."""
-    return before // every < after // every
+    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time. None of 0 does."""
+    return every > 0 and before // every < after // every
 
 
 def finite(clock: Clock) -> Values:

@@ -6,7 +6,7 @@ and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 """
 
 from rlamort.parts.critics import Critics
-from rlamort.parts.dynamics import Dynamics, Known, Own
+from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own
 from rlamort.parts.losses import Accelerated, Iterates, Label, Loss, Objective, Regress, Smoothed, Solution, Teacher
 from rlamort.parts.models import (
     Choice,
@@ -47,7 +47,7 @@ from rlamort.parts.updates import (
 )  # fmt: skip
 
 __all__ = [
-    "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "FirstOrder", "Fista",
+    "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "FirstOrder", "Fista",
     "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Latent", "Lbfgs",
     "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Own",
     "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Smoothed", "Solution",
