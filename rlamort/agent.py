@@ -1,4 +1,7 @@
-"""The agent's contract, and the one way in which anything learns. B batch · d = x_dim · n = dim of an action"""
+"""The agent's contract, who plays it, and the one way in which anything learns.
+
+B batch · N environments side by side · d = x_dim · n = dim of an action · h carry, what an agent remembers of each environment
+"""
 
 import itertools
 from collections.abc import Iterable
@@ -8,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlamort.adjoint import Carry
 from rlamort.domain import Domain
 from rlamort.env import Spec
+from rlamort.model import Model
 from rlamort.nets import Normaliser, Unnormalised
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Contexts
@@ -101,16 +106,24 @@ class Agent(nn.Module):
     `evaluate` and `improve` take a batch of fixed shape and give detached 0-d tensors; nothing in them reads a value back
     to Python, so that a whole update can be captured. They draw from torch's global generator.
 
+    One without a memory defines `act`; one that remembers something from step to step defines `start` and `play` instead.
+
     Args:
         spec: sizes and action bounds.
         normalise: whether observations are normalised by running statistics.
 
     Attributes:
+        model: y_theta, where it has one.
         improve_every: calls of `evaluate` for one of `improve`.
+        fit_every: environment steps between calls of `fit`; 0 never calls it.
+        of_environment: whether it is made of more than the sizes and bounds of its environment, so that loading one opens that.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
+    model: Model
     improve_every: int = 1
+    fit_every: int = 0
+    of_environment: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()
@@ -128,9 +141,24 @@ class Agent(nn.Module):
         """Where its tensors live."""
         return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
+    @property
+    def acting(self) -> Model:
+        """The model that plays: the one that is trained, unless a planner does."""
+        return self.model
+
+    def start(self, count: int) -> Carry:
+        """What is remembered of `count` environments whose episodes begin: tensors (count, ...); none without a memory."""
+        return ()
+
+    def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
+        """As `act`, with what is remembered of each environment, h, before and after. It is a function: h stays as it is."""
+        if type(self).act is Agent.act:
+            raise NotImplementedError(f"{type(self).__name__}: it defines neither act nor play")
+        return self.act(x, explore), h
+
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        """x (B, d), as the environment gives it -> y (B, n) in Y; called without gradients."""
-        raise NotImplementedError
+        """x (B, d), as the environment gives it -> y (B, n) in Y, where episodes begin; called without gradients."""
+        return self.play(x, self.start(len(x)), explore)[0]
 
     def evaluate(self, batch: Any) -> Metrics:
         """Learn f."""
@@ -139,6 +167,10 @@ class Agent(nn.Module):
     def improve(self, batch: Any) -> Metrics:
         """Amortize f: train y_theta on it."""
         raise NotImplementedError
+
+    def fit(self, source: Any) -> Metrics:
+        """Learn from all that a source has collected, which may take long and is never captured; detached 0-d tensors."""
+        return {}
 
     def update(self, batch: Batch | Contexts, improve: bool) -> Metrics:
         """One whole update on a raw batch: what is compiled, where something is."""
@@ -166,17 +198,62 @@ class Agent(nn.Module):
 
         Args:
             observation: one observation in the shape of its space, or flat, or a batch of them along the first axis.
-            state: passed through; agents here keep none.
-            episode_start: likewise.
+            state: what the call before returned; None where all episodes begin.
+            episode_start: (B,) or one bool: where an episode begins, so that nothing is remembered; None where none does.
             deterministic: the policy's median action, instead of an exploring one.
 
         Returns:
-            Action in the shape and dtype of the action space, or a batch of them, and `state`.
+            Action in the shape and dtype of the action space, or a batch of them, and what the agent remembers: a tuple of
+            arrays (B, ...), with B = 1 for one observation; of an agent without a memory, `state`.
 
         Raises:
-            ValueError: the observation has another shape than the agent was trained on.
+            ValueError: the observation has another shape than the agent was trained on, or `state` another than the agent's.
         """
         rows, batched = self.spec.observation.rows(observation, "observation")
         x = torch.from_numpy(rows).to(self.device)
-        actions = self.units.decode(self.act(x, explore=not deterministic).numpy(force=True))
-        return (actions if batched else actions[0, ...]), state  # an array also where it has no axes
+        player = Player(self, len(x))
+        if player.h and state is not None:
+            given = (torch.from_numpy(np.array(part)).to(self.device) for part in state)
+            player = Player(self, len(x), tuple(given))
+            player.begin(np.broadcast_to(np.array(False if episode_start is None else episode_start, dtype=bool), len(x)))
+        actions = self.units.decode(player(x, explore=not deterministic).numpy(force=True))
+        kept = tuple(part.numpy(force=True) for part in player.h) if player.h else state
+        return (actions if batched else actions[0, ...]), kept  # an array also where it has no axes
+
+
+class Player:
+    """An agent at play in environments side by side: keeps what it remembers of each.
+
+    Args:
+        agent: who plays.
+        count: N.
+        h: what it remembers of them; None where all episodes begin.
+
+    Raises:
+        ValueError: h has not the shapes of what this agent remembers.
+    """
+
+    def __init__(self, agent: Agent, count: int, h: Carry | None = None) -> None:
+        self.agent, self.count = agent, count
+        start = agent.start(count)
+        self.h = start if h is None else h
+        ours, theirs = ([tuple(part.shape) for part in carry] for carry in (start, self.h))
+        if ours != theirs:
+            raise ValueError(f"state: the agent remembers tensors of shapes {_listed(ours)}; {_listed(theirs)} given")
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, explore: bool) -> Tensor:
+        """x (N, d) -> y (N, n)."""
+        y, self.h = self.agent.play(x, self.h, explore)
+        return y
+
+    def begin(self, begins: np.ndarray) -> None:
+        """Forget all about the environments in which an episode begins, (N,) bool; of the others nothing changes."""
+        if self.h and begins.any():
+            where = torch.from_numpy(np.array(begins)).to(self.h[0].device)
+            fresh = zip(self.agent.start(self.count), self.h, strict=True)
+            self.h = tuple(torch.where(where.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in fresh)
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes)) or "none"

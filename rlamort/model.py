@@ -158,6 +158,21 @@ class Start(Model):
         return self.domain.project(self.v.expand(len(x), -1))[None]
 
 
+class Previous(Model):
+    """The solution that stands at the end of the context, K = 0: where the step before left off.
+
+    Args:
+        domain: Y.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        super().__init__()
+        self.domain = domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return x[None, :, -self.domain.dim :]
+
+
 class Guarded(Model):
     """A solver that is trained without safeguards, and predicts with them.
 

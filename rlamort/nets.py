@@ -99,7 +99,7 @@ class Ensemble(nn.Module):
 
     Args:
         members: E.
-        inputs: coordinates of what all of them are given.
+        inputs: coordinates of what each is given.
         hidden: widths; each layer is linear, then `norm`, then ReLU.
         outputs: coordinates of what each gives.
         norm: (members, width) -> module that takes hidden units (members, B, width) and how many members they are of.
@@ -122,10 +122,13 @@ class Ensemble(nn.Module):
         self.norms = nn.ModuleList(norm(members, width) for width in hidden)
 
     def forward(self, h: Tensor, members: int | None = None) -> Tensor:
-        """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed."""
+        """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed.
+
+        Where h is (members, B, inputs), each member has an input of its own.
+        """
         members = members or self.members
         first, *others = self.layers
-        h = first(h.expand(members, *h.shape), members)
+        h = first(h if h.ndim == 3 else h.expand(members, *h.shape), members)
         for norm, layer in zip(self.norms, others, strict=True):
             h = layer(norm(h, members).relu(), members)
         return h

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from rlamort.agent import Agent
+from rlamort.agent import Agent, Player
 from rlamort.env import Env
 from rlamort.host.randomness import Randomness
 
@@ -88,13 +88,14 @@ def score(agent: Agent, env: Env, seed: int = SEED, episodes: int | None = None)
 
 def _play(agent: Agent, env: Env, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """One episode in each of the first `count` rows: returns and lengths (count,)."""
-    x = env.reset(seed)
+    x, player = env.reset(seed), Player(agent, env.count)
     total, length, running = np.zeros(env.count), np.zeros(env.count, dtype=np.int64), np.arange(env.count) < count
     while running.any():
-        step = env.step(agent.act(x, explore=False))
+        step = env.step(player(x, explore=False))
         total += running * step.reward.numpy(force=True)
         length += running
-        running &= step.valid & ~(step.terminated | step.truncated)  # a forgiven fault ends an episode as well
+        running &= ~step.over
+        player.begin(step.over)
         x = env.x
     env.episodes()
     return total[:count], length[:count]

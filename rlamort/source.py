@@ -53,6 +53,7 @@ class Collected(NamedTuple):
     x: Tensor  # (N, d) the contexts acted on
     transitions: int  # how many
     episodes: list[Episode]  # that ended in this round
+    over: np.ndarray  # (N,) bool: the context that waits now belongs to another episode
 
 
 class Replay:
@@ -124,7 +125,7 @@ class Replay:
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
         transitions = int(np.count_nonzero(step.valid))
         self.collected += transitions
-        return Collected(x, transitions, self.env.episodes())
+        return Collected(x, transitions, self.env.episodes(), step.over)
 
     def add(
         self,
@@ -168,7 +169,17 @@ class Replay:
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement. It reads tensors alone, so that a graph can hold it."""
-        base, slot = self._draw(count)
+        return self._from(*self._draw(count))
+
+    def everything(self) -> Batch:
+        """All transitions that are stored, oldest first, environment by environment."""
+        counts = torch.from_numpy(self.size).to(self.device)
+        base = torch.repeat_interleave(torch.arange(self.rows, device=self.device) * self.slots, counts)
+        first = torch.repeat_interleave(torch.from_numpy(self.first).to(self.device) - (counts.cumsum(0) - counts), counts)
+        return self._from(base, self.starts[base + (first + torch.arange(len(base), device=self.device)) % self.slots].long())
+
+    def _from(self, base: Tensor, slot: Tensor) -> Batch:
+        """The transitions that begin at slots (B,) of the rows that begin at `base` (B,)."""
         start = base + slot
         reward, end, length = self.reward[start], slot, torch.ones_like(slot)
         for k in range(1, self.n_step):
@@ -318,7 +329,7 @@ class Fresh:
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
         """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
         self.collected += 1
-        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [])
+        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
 
     def sample(self, count: int) -> Contexts:
         """x ~ p(x) (count, d)."""

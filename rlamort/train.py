@@ -1,4 +1,4 @@
-"""The loop: collect, evaluate, improve, score. No method is named here."""
+"""The loop: collect, fit, evaluate, improve, score. No method is named here."""
 
 import math
 import time
@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from rlamort.agent import Agent
+from rlamort.adjoint import Carry
+from rlamort.agent import Agent, Player
 from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
@@ -43,6 +44,7 @@ class Clock:
     metrics: Metrics = field(default_factory=dict)  # of the latest update
     episodes: list[Episode] = field(default_factory=list)  # that ended since the latest record
     y: torch.Tensor | None = None  # what the agent has already chosen to do next
+    h: Carry | None = None  # what it remembers then of each environment; None where all episodes begin
 
 
 class Source(Protocol):
@@ -57,7 +59,9 @@ class Source(Protocol):
     def sample(self, count: int) -> Batch | Contexts: ...
 
 
-Updates = Callable[[Sequence[bool], torch.Tensor | None], tuple[Metrics, torch.Tensor | None]]  # see rlamort.run.capture
+Updates = Callable[
+    [Sequence[bool], torch.Tensor | None, Carry], tuple[Metrics, torch.Tensor | None, Carry]
+]  # see rlamort.run.capture
 Scorer = Callable[[Agent], Score]
 
 
@@ -154,26 +158,28 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
     """
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds
+    player = Player(agent, source.env.count, clock.h)
 
     def choose() -> torch.Tensor:
         if source.collected < schedule.warmup_steps:
             return source.env.domain.uniform(source.env.count)
-        if clock.y is not None:
-            return clock.y
-        with torch.no_grad():
-            return agent.act(source.env.x, explore=True)
+        return player(source.env.x, explore=True) if clock.y is None else clock.y
 
     while clock.env_step < until:
         met = source.collect(choose)
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
+        player.begin(met.over)
         agent.observe(met.x)
         clock.episodes += met.episodes
+        if crosses(before, clock.env_step, agent.fit_every):
+            clock.metrics |= agent.fit(source)
         if source.collected > schedule.update_after:
             due = range(clock.updates + 1, clock.updates + schedule.utd * met.transitions + 1)
-            fresh, clock.y = updates([number % agent.improve_every == 0 for number in due], source.waiting)
+            improves = [number % agent.improve_every == 0 for number in due]
+            fresh, clock.y, player.h = updates(improves, source.waiting, player.h)
             clock.metrics |= fresh
             clock.updates += len(due)
-        clock.seconds = time.perf_counter() - started
+        clock.h, clock.seconds = player.h, time.perf_counter() - started
         journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
             journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock, journal.pace))
@@ -185,8 +191,8 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
 
 
 def crosses(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time."""
-    return before // every < after // every
+    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time. None of 0 does."""
+    return every > 0 and before // every < after // every
 
 
 def finite(clock: Clock) -> Values:

@@ -43,9 +43,9 @@ def test_a_hundred_captured_updates_are_the_eager_ones(name, ring):
         round_of = [eager.agent.improve_every == 1 or step % 2 == 1]
         ring.collect(lambda: ring.env.domain.uniform(2))  # the ring moves on under the graph
         torch.manual_seed(step)
-        expected, y = eager(round_of, ring.env.x)
+        expected, y, _ = eager(round_of, ring.env.x)
         torch.manual_seed(step)
-        got, y_captured = captured(round_of, ring.env.x)
+        got, y_captured, _ = captured(round_of, ring.env.x)
         assert set(got) == set(expected)
         for key, value in expected.items():
             torch.testing.assert_close(got[key], value, rtol=2e-3, atol=2e-4, msg=f"{key} at update {step}")
@@ -129,8 +129,8 @@ def test_a_graph_that_computes_something_else_is_not_used(ring):
     eager, captured = pair("sac", ring)
     honest = Eager(captured.agent, captured.sample)
 
-    def sabotaged(improves, x):
-        found = honest(improves, x)
+    def sabotaged(improves, x, h):
+        found = honest(improves, x, h)
         with torch.no_grad():
             captured.agent.critic.ensemble.layers[0].weight.mul_(1.1)
         return found

@@ -85,7 +85,7 @@ TRAININGS = [
     {"model": "choice"},
     {"model": "latent"},
     {"model": "full", "loss": "regress"},
-    {"model": "full", "loss": "es", "pairs": 2},
+    {"model": "full", "loss": {"kind": "es", "pairs": 2}},
     {"model": "recurrent", "loss": "iterates"},
     {"model": "full", "loss": "rl", "warmup_steps": 4},
 ]

@@ -90,8 +90,8 @@ def resetting(round_of, fresh, every, start=0):
     counted = [start]
     made = Resets(round_of, round_of.agent, fresh, every, lambda: counted[0])
 
-    def call(improves, x):
-        found = made(improves, x)
+    def call(improves, x, h=()):
+        found = made(improves, x, h)
         counted[0] += len(improves)
         return found
 
@@ -114,7 +114,7 @@ def test_a_reset_is_the_start_again_in_the_same_memory(name, spec, device):
 
     met = []
 
-    def idle(improves, x):
+    def idle(improves, x, h):
         met.append(copy.deepcopy(agent.state_dict()))
         return {}, None
 

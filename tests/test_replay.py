@@ -15,7 +15,7 @@ from rlamort.domain import unit_box
 from rlamort.env import Spec
 from rlamort.env.make import open_env
 from rlamort.errors import UserError
-from rlamort.source import Replay, bytes_per_frame
+from rlamort.source import Batch, Replay, bytes_per_frame
 
 DISCOUNT = 0.9
 
@@ -110,7 +110,9 @@ def test_ring_equals_reference(rows, slots, n_step, events):
     assert len(ring) == len(expected)
     if not expected:
         return
-    batch = ring.sample(40 * len(expected))
+    batch = ring.everything()
+    assert sorted(batch.x[:, 0].tolist()) == sorted(expected)
+    batch = Batch(*map(torch.cat, zip(batch, ring.sample(40 * len(expected)), strict=True)))
     seen = set()
     for i in range(len(batch.x)):
         key = int(batch.x[i, 0])

@@ -28,7 +28,7 @@ class Clocked:
         self.agent, self.seconds, self.now, self.threads = agent, seconds, 100.0, []
         monkeypatch.setattr(sharing.time, "perf_counter", lambda: self.now)
 
-    def __call__(self, improves, x):
+    def __call__(self, improves, x, h):
         self.threads.append(torch.get_num_threads())
         self.now += self.seconds(self.now, torch.get_num_threads())
         with torch.no_grad():
@@ -86,8 +86,8 @@ def test_where_threads_change_numbers_there_is_no_choice(agent, monkeypatch):
     clocked = Clocked(agent, lambda now, threads: 0.1 / threads**4, monkeypatch)
     plain = clocked.__call__
 
-    def differing(improves, x):
-        found = plain(improves, x)
+    def differing(improves, x, h):
+        found = plain(improves, x, h)
         with torch.no_grad():
             agent.model.net[0].bias.add_(torch.get_num_threads() * 1e-3)
         return found
@@ -104,8 +104,8 @@ def test_what_only_some_rounds_train_is_compared_too(agent, monkeypatch):
     """A policy that is trained every other round, and never in those after which it is time to choose."""
     clocked = Clocked(agent, lambda now, threads: 0.1 / threads**4, monkeypatch)
 
-    def differing(improves, x):
-        found = clocked(improves, x)
+    def differing(improves, x, h):
+        found = clocked(improves, x, h)
         with torch.no_grad():
             agent.model.net[0].bias.add_(any(improves) * torch.get_num_threads() * 1e-3)
         return found

@@ -27,6 +27,12 @@ class Step(NamedTuple):
     truncated: np.ndarray  # (B,) bool: a time limit; the successor bootstraps
     valid: np.ndarray  # (B,) bool: False for a reset without a transition (NEXT_STEP autoreset), or a fault
 
+    @property
+    def over(self) -> np.ndarray:
+        """(B,) bool: what follows belongs to another episode; also where a forgiven fault has ended one."""
+        over: np.ndarray = self.terminated | self.truncated | ~self.valid
+        return over
+
 
 class Episode(NamedTuple):
     """One finished episode: undiscounted return, and length in steps."""
@@ -146,6 +152,7 @@ class Spec(NamedTuple):
     high: list[float]
     problem: Problem | None = None  # of a problem's environment, with the known objective
     declared: tuple[Space, Space] | None = None  # of observations and of actions, unless they are plain vectors
+    equations: Callable[..., Any] | None = None  # of its dynamics, where they are known: see `rlamort.env.known`
 
     @classmethod
     def of(cls, observation: Space, action: Space) -> Self:

@@ -141,7 +141,7 @@ def profile(algorithm: str = "sac", env: str = "HalfCheetah-v5", updates: int = 
     every = learner.agent.improve_every
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded, learner.training():
         for number in range(1, updates + 1):
-            learner.updates([number % every == 0], learner.source.env.x)  # type: ignore[misc]
+            learner.updates([number % every == 0], learner.source.env.x, ())  # type: ignore[misc]
     groups = dict.fromkeys(("matrix products", "elementwise kernels", "random numbers", "guards", "launching the rest"), 0.0)
     for event in recorded.key_averages():
         groups[_group(event.key)] += event.self_cpu_time_total / updates
@@ -221,7 +221,7 @@ def _update_rate(size: dict[str, int], seconds: float) -> float:
     count, start = 0, time.perf_counter()
     with learner.training():
         while time.perf_counter() - start < seconds:
-            learner.updates([True], learner.source.env.x)  # type: ignore[misc]
+            learner.updates([True], learner.source.env.x, ())  # type: ignore[misc]
             count += 1
     rate = count / (time.perf_counter() - start)
     learner.close()

@@ -39,7 +39,7 @@ def updates_of(library: str, model: Any) -> Callable[[int], Any]:
         every = model.agent.improve_every
         with model.training():
             for number in range(1, count + 1):
-                model.updates([number % every == 0], model.source.env.x)
+                model.updates([number % every == 0], model.source.env.x, ())
 
     return update
 

@@ -47,8 +47,9 @@ def film(learner: "Learner", out: Path) -> float:
         writer: Any
         with published_file(out) as partial, imageio.get_writer(partial, "FFMPEG", "I", **codec) as writer:
             writer.append_data(_captioned(playing, first, f"step 0   return {total:.1f}"))
+            state = None
             for step in range(1, (learner.config.run.max_episode_steps or PATIENCE) + 1):
-                action, _ = learner.agent.predict(observation, deterministic=True)
+                action, state = learner.agent.predict(observation, state, deterministic=True)
                 observation, reward, terminated, truncated, _ = playing.step(action)
                 total += float(reward)
                 frame = playing.render()

@@ -8,6 +8,7 @@ from torch import nn
 from rlamort import model as models
 from rlamort.config import Fixed, NonNegative, Part, Positive, Size, Whole, Widths
 from rlamort.domain import Euclid
+from rlamort.errors import UserError
 from rlamort.nets import Concatenated, Zeros, mlp
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
@@ -67,6 +68,16 @@ class Start(Model):
 
     def __call__(self, setting: Setting) -> models.Model:
         return models.Start(setting.domain)
+
+
+@dataclass(frozen=True)
+class Previous(Model):
+    """The plan of the step before, moved on by one action: where a planner begins that starts warm."""
+
+    def __call__(self, setting: Setting) -> models.Model:
+        if not setting.previous:
+            raise UserError("model: previous begins where the step before ended, which only planners in Y itself remember")
+        return models.Previous(setting.domain)
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,7 @@ class InChart(Model):
     inner: Model = Unroll(keep_best=True)
 
     def __call__(self, setting: Setting) -> models.Model:
-        chart = setting._replace(domain=Euclid(setting.domain.inputs))
+        chart = setting._replace(domain=Euclid(setting.domain.inputs), previous=False)
         return models.Latent(models.itself, self.inner(chart), setting.domain)
 
 
@@ -224,6 +235,7 @@ Model.presets = {
     "middle": Middle(),
     "prior": Middle(),
     "start": Start(),
+    "previous": Previous(),
     "psd": Unroll(PsdEncoder(), Ista(), 16),
     "lista": Unroll(Middle(), Lista(), 16),
     "lista_cp": Unroll(Middle(), ListaCp(), 16),

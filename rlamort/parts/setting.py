@@ -26,6 +26,7 @@ class Setting(NamedTuple):
     problem: Problem | None = None
     contexts: Tensor | None = None  # a sample of the problem's (S, d), hidden parts included
     own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # builds the problem's own network over this domain
+    previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
 
     @classmethod
     def of(cls, problem: Problem, hidden: Widths) -> Self:
@@ -37,7 +38,7 @@ class Setting(NamedTuple):
 
     def over(self, domain: Domain) -> Self:
         """The setting of another domain, which the problem's own network does not predict."""
-        return self._replace(domain=domain, own=None)
+        return self._replace(domain=domain, own=None, previous=False)
 
     @property
     def f(self) -> Cost:

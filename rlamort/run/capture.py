@@ -1,7 +1,8 @@
 """Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim
 
 A round is what follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and
-then exploring actions for the contexts x (N, d) that stand now, where somebody acts (x is not None).
+then exploring actions for the contexts x (N, d) that stand now, where somebody acts (x is not None); h is what the agent
+remembers of the environments, before and after that.
 """
 
 import copy
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rlamort.adjoint import Carry
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
 from rlamort.run.track import say
@@ -25,6 +27,7 @@ class Round(NamedTuple):
 
     metrics: Metrics  # of the latest updates
     y: Tensor | None  # (N, n) in [-1, 1]^n; None where nobody acts
+    h: Carry = ()  # (N, ...) each
 
 
 class Eager:
@@ -38,11 +41,11 @@ class Eager:
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.agent, self.sample = agent, sample
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         metrics: Metrics = {}
         for improve in improves:
             metrics |= self.agent.update(self.sample(), improve)
-        return Round(metrics, _next(self.agent, x))
+        return Round(metrics, *_next(self.agent, x, h))
 
 
 class Compiled:
@@ -68,61 +71,65 @@ class Compiled:
         }
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
+        if len(improves) == 1:  # the usual round, all of it one graph
+            return Round(*self.graph(improves[0], x, h))
         metrics: Metrics = {}
-        y = None
-        for improve in improves:  # the usual round has one, and then all of it is one graph
-            fresh, y = self.graph(improve, x if len(improves) == 1 else None)
-            metrics |= fresh
-        return Round(metrics, _next(self.agent, x) if y is None else y)
+        for improve in improves:
+            metrics |= self.graph(improve, None, ())[0]
+        return Round(metrics, *_next(self.agent, x, h))
 
-    def _update(self, improve: bool, x: Tensor | None) -> tuple[Metrics, Tensor | None]:
-        return self.agent.update(self.sample(), improve), _next(self.agent, x)
+    def _update(self, improve: bool, x: Tensor | None, h: Carry) -> tuple[Metrics, Tensor | None, Carry]:
+        return self.agent.update(self.sample(), improve), *_next(self.agent, x, h)
 
 
-def _next(agent: Agent, x: Tensor | None) -> Tensor | None:
-    """What the agent does next."""
+def _next(agent: Agent, x: Tensor | None, h: Carry) -> tuple[Tensor | None, Carry]:
+    """What the agent does next, and what it remembers then."""
     with torch.no_grad():
-        return None if x is None else agent.act(x, explore=True)
+        return (None, h) if x is None else agent.play(x, h, explore=True)
 
 
 class CudaGraph:
     """A whole round as one CUDA graph for each pattern of `improves`: nothing of it is launched by Python.
 
-    Parameters, replay and random state are where the graph found them; x is copied into a buffer of its own.
+    Parameters, replay and random state are where the graph found them; x and h are copied into buffers of their own.
     """
 
     beginning = "recording updates as a CUDA graph ..."
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.eager = Eager(agent, sample)
-        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Tensor | None, Round]] = {}
+        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Carry, Round]] = {}
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         pattern = tuple(improves)
         if pattern not in self.graphs:
-            self.graphs[pattern] = self._record(pattern, x)
-        graph, buffer, found = self.graphs[pattern]
-        if buffer is not None and x is not None:
-            buffer.copy_(x)
+            self.graphs[pattern] = self._record(pattern, x, h)
+        graph, buffers, found = self.graphs[pattern]
+        if x is not None:
+            for buffer, given in zip(buffers, (x, *h), strict=True):
+                buffer.copy_(given)
         graph.replay()
         y = None if found.y is None else found.y.clone()
-        return Round({name: value.clone() for name, value in found.metrics.items()}, y)
+        metrics = {name: value.clone() for name, value in found.metrics.items()}
+        return Round(metrics, y, h if x is None else tuple(part.clone() for part in found.h))
 
-    def _record(self, pattern: tuple[bool, ...], x: Tensor | None) -> tuple[torch.cuda.CUDAGraph, Tensor | None, Round]:
-        buffer, before = None if x is None else x.clone(), AgentSnapshot(self.eager.agent)
+    def _record(self, pattern: tuple[bool, ...], x: Tensor | None, h: Carry) -> tuple[torch.cuda.CUDAGraph, Carry, Round]:
+        before = AgentSnapshot(self.eager.agent)
+        buffers = () if x is None else tuple(given.clone() for given in (x, *h))
+        asked, kept = (buffers[0], buffers[1:]) if buffers else (None, ())
         device = self.eager.agent.device
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
             for _ in range(3):
-                self.eager(pattern, buffer)
+                self.eager(pattern, asked, kept)
         torch.cuda.current_stream(device).wait_stream(aside)
         before.restore()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = self.eager(pattern, buffer)
-        return graph, buffer, found
+            found = self.eager(pattern, asked, kept)
+        return graph, buffers, found
 
 
 class AgentSnapshot:
@@ -160,18 +167,18 @@ class Captured:
         self.agent, self.sample = agent, sample
         kind = CudaGraph if agent.device.type == "cuda" else Compiled
         self.beginning = kind.beginning
-        self.rounds: Callable[[Sequence[bool], Tensor | None], Round] = kind(agent, sample)
+        self.rounds: Callable[[Sequence[bool], Tensor | None, Carry], Round] = kind(agent, sample)
         self.proved: set[tuple[bool, ...]] = set()
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
-            return self.rounds(improves, x)
+            return self.rounds(improves, x, h)
         say.get()(self.beginning)
         before, twin = AgentSnapshot(self.agent), copy.deepcopy(self.agent)
-        expected = named(Eager(twin, self.sample)(improves, x), twin)
+        expected = named(Eager(twin, self.sample)(improves, x, h), twin)
         before.restore()
         try:
-            found = self.rounds(improves, x)
+            found = self.rounds(improves, x, h)
             ours = named(found, self.agent)
             differing = [name for name in expected if not close(ours[name], expected[name])]
             if not differing:
@@ -183,12 +190,13 @@ class Captured:
         warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
         before.restore()
         self.rounds = Eager(self.agent, self.sample)
-        return self.rounds(improves, x)
+        return self.rounds(improves, x, h)
 
 
 def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
     """All that a round gives or changes."""
-    return {**found.metrics, **agent.state_dict(), **({} if found.y is None else {"y": found.y})}
+    acted = {} if found.y is None else {"y": found.y, **{f"h[{i}]": part for i, part in enumerate(found.h)}}
+    return {**found.metrics, **agent.state_dict(), **acted}
 
 
 def close(one: Tensor, other: Tensor) -> bool:

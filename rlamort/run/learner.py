@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 
-from rlamort.agent import Agent
+from rlamort.agent import Agent, Player
 from rlamort.config import Config, defaults, fields, locate, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
@@ -178,7 +178,7 @@ class Learner:
         if reset_num_timesteps and self.clock.env_step and durable is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
-            self.clock = Clock(updates=self.clock.updates, y=self.clock.y)
+            self.clock = Clock(updates=self.clock.updates, y=self.clock.y, h=self.clock.h)
         schedule = Schedule(
             total_timesteps, run.warmup_steps, run.warmup_steps if run.update_after is None else run.update_after,
             run.utd, run.batch_size, run.eval_every, run.log_every,
@@ -263,6 +263,7 @@ class Learner:
             "clock": {
                 "env_step": clock.env_step, "updates": clock.updates, "seconds": clock.seconds, "scored": clock.scored,
                 "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes], "y": clock.y,
+                "h": clock.h,
             },
             "source": self.source.state(),
             **self.randomness.current(),
@@ -280,6 +281,9 @@ class Learner:
         exact: bool = self.source.restore(state["source"], frames)
         if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now
             self.clock.y = clock["y"].to(self.device)
+        if exact and clock.get("h") is not None:  # older checkpoints have none
+            self.clock.h = tuple(part.to(self.device) for part in clock["h"])
+            Player(self.agent, self.source.env.count, self.clock.h)  # says where it does not fit
         self.randomness.states = {name: state[name] for name in ("torch", "numpy", "python")}
         self._compiled = state["compiled"]
         self.threads = state["threads"]
@@ -343,6 +347,7 @@ class Learner:
             values = modern(read_row(method), revived(saved.facts["values"]))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec, posed = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
+            posed = posed or locate(read_row(method)["agent"]).of_environment
             unnamed, statistics = dict(saved.facts.get("unnamed", {})), revived(saved.facts.get("statistics"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
@@ -352,7 +357,7 @@ class Learner:
         learner = cls.unbuilt(resolve(method, {**values, **rows, "dir": None}), env, eval_env, unnamed)
         learner.environments.saved = statistics
         learner.environments.require_second(must=False)
-        if not posed:  # a problem cannot be read from a file: it is opened
+        if not posed:  # neither a problem nor equations can be read from a file: they are opened
             saved.require_fit(lambda: learner._drawn(spec))
         learner.build(learner.source.env.spec if posed else spec)
         saved.fill(learner.agent)

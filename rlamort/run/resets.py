@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from rlamort.adjoint import Carry
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
 from rlamort.train import Updates, crosses
@@ -26,10 +27,10 @@ class Resets:
     def __init__(self, updates: Updates, agent: Agent, fresh: Callable[[], Agent], every: int, done: Callable[[], int]) -> None:
         self.updates, self.agent, self.fresh, self.every, self.done = updates, agent, fresh, every, done
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> tuple[Metrics, Tensor | None]:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> tuple[Metrics, Tensor | None, Carry]:
         done = self.done()
         if crosses(done, done + len(improves), self.every):
             drawn = self.fresh()
             drawn.normaliser = self.agent.normaliser
             self.agent.load_state_dict(drawn.state_dict())
-        return self.updates(improves, x)
+        return self.updates(improves, x, h)

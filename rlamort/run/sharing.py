@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rlamort.adjoint import Carry
 from rlamort.agent import Agent
 from rlamort.run.capture import AgentSnapshot, Round, named
 from rlamort.run.track import say
@@ -42,22 +43,22 @@ class Sharing:
         self._trying, self._longest, self._wait, self._next = False, torch.inf, AGAIN, 0.0
         self._timed, self._windows, self._seconds = 0, 0, 0.0
 
-    def __call__(self, improves: Sequence[bool], x: Tensor | None) -> Round:
+    def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if torch.get_num_threads() != self.now:  # as when learning begins again
             torch.set_num_threads(self.now)
         self._whole = max(self._whole, improves, key=sum)
         started = time.perf_counter()
-        found = self.updates(improves, x)
+        found = self.updates(improves, x, h)
         self._seconds += time.perf_counter() - started
         self._timed += 1
         if self._timed >= (TRIAL if self._trying else WINDOW) or self._seconds > self._longest:
             mean, self._timed, self._seconds = self._seconds / self._timed, 0, 0.0
             self._windows += 1
             if self._windows > 1 and self.same is not False:  # the first may have been compiling
-                self._choose(mean, x)
+                self._choose(mean, x, h)
         return Round(*found)
 
-    def _choose(self, mean: float, x: Tensor | None) -> None:
+    def _choose(self, mean: float, x: Tensor | None, h: Carry) -> None:
         """Choose the number of threads of the next rounds by the duration of the last ones."""
         self.mean[self.now], now = mean, time.perf_counter()
         if self._trying:
@@ -75,7 +76,7 @@ class Sharing:
             self.usual = min(self.usual, mean)
         slow = self.now == self.threads and mean > SLOW * self.usual and now > self._next - self._wait + AGAIN / 4
         if now > self._next or slow:
-            self.same = self._compared(x) if self.same is None else self.same
+            self.same = self._compared(x, h) if self.same is None else self.same
             if self.same:
                 self._trying, self._longest = True, LONG * TRIAL * mean
                 self._take(1 if self.now == self.threads else self.threads)
@@ -84,12 +85,12 @@ class Sharing:
         torch.set_num_threads(threads)
         self.now = threads
 
-    def _compared(self, x: Tensor | None) -> bool:
+    def _compared(self, x: Tensor | None, h: Carry) -> bool:
         """Whether a round from the present state gives the same bits on all threads as on one; restores the state."""
         before, results = AgentSnapshot(self.agent), []
         for threads in (self.threads, 1):
             self._take(threads)
-            found = named(Round(*self.updates(self._whole, x)), self.agent)
+            found = named(Round(*self.updates(self._whole, x, h)), self.agent)
             results.append({name: tensor.clone() for name, tensor in found.items()})
             before.restore()
         self._take(self.threads)

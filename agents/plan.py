@@ -1,0 +1,108 @@
+"""Model predictive control: at every step a plan is made through the dynamics, and its first action is played.
+
+f = minus the return of a plan · Y = box^H · p(x) = states met in play · y_theta = any model, such as steps of the
+cross-entropy method from the plan before · L = none: nothing is amortized. With an ensemble that learns the dynamics it is PETS
+(Chua et al., 2018, algorithm 1), as configs/method/pets.yaml says. H actions in a plan · n = dim of an action
+"""
+
+import torch
+from torch import Tensor
+
+from rlamort import parts
+from rlamort.adjoint import Carry
+from rlamort.agent import Adam, Agent, descend
+from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
+from rlamort.domain import unit_box
+from rlamort.dynamics import Ensemble, Trajectory
+from rlamort.env import Spec
+from rlamort.errors import UserError
+from rlamort.objective import Metrics
+from rlamort.source import Batch, Replay
+
+
+class MPC(Agent):
+    """A planner. It remembers its plan, moved on by one action of which the last is repeated: its model may begin there.
+
+    Args:
+        spec: sizes, action bounds, and the equations of the environment, where they are known.
+        model: makes the plan. Its context is the state and the plan before, where init=previous begins.
+        dynamics: what follows an action; own takes the environment's equations, ensemble learns from what is played.
+        horizon: actions in a plan.
+        hidden: widths of the hidden layers of networks that do not say otherwise.
+        discount: per step.
+        fit_every: environment steps between fits of dynamics that are learned, to all transitions; 0 where they are known.
+        fit_epochs: passes over the transitions in a fit.
+        fit_batch_size: transitions in each of its steps, for every member of an ensemble drawn by itself.
+        learning_rate: Adam's step size there.
+    """
+
+    of_environment = True
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        model: parts.Model = parts.Unroll(parts.Previous(), parts.Cem(sigma=0.5), keep_best=True),
+        dynamics: parts.Dynamics = parts.Own(),
+        horizon: Fixed[Size] = 20,
+        hidden: Fixed[Widths] = (128, 128),
+        discount: Fraction = 0.99,
+        fit_every: Whole = 0,
+        fit_epochs: Size = 20,
+        fit_batch_size: Size = 64,
+        learning_rate: Positive = 1e-3,
+    ) -> None:
+        super().__init__(spec, normalise=False)
+        self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
+        self.dynamics = dynamics(spec, hidden)
+        if isinstance(self.dynamics, Ensemble) != bool(fit_every):
+            kind, needed = type(self.dynamics).__name__, "1 or more" if fit_every == 0 else "0"
+            raise UserError(f"fit_every={fit_every}: with dynamics={kind} {needed} is needed")
+        self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
+        self.f = Trajectory(self.dynamics, horizon, discount)
+        self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, previous=True))
+        self.adam = Adam(self.dynamics.parameters(), learning_rate)
+
+    def start(self, count: int) -> Carry:
+        return (torch.zeros(count, self.plans.dim, device=self.device),)
+
+    def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
+        plan = self.acting(torch.cat([x, *h], -1), self.f.oracle(x))  # (N, H n)
+        return plan[:, : self.n], (torch.cat([plan[:, self.n :], plan[:, -self.n :]], -1),)
+
+    def fit(self, source: Replay) -> Metrics:
+        assert isinstance(self.dynamics, Ensemble), "or fit_every is 0"
+        return fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
+
+    def evaluate(self, batch: Batch) -> Metrics:
+        return {}  # f is known, or learned in fits
+
+    def improve(self, batch: Batch) -> Metrics:
+        return {}
+
+
+def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
+    """Train each member on a bootstrap of its own, drawn from `batch` with replacement (Chua et al., 2018, section 4).
+
+    Args:
+        ensemble: what learns.
+        adam: of its parameters.
+        batch: one-step transitions, on which inputs and targets are standardised as well.
+        epochs: passes over each member's bootstrap.
+        batch_size: of each step.
+
+    Returns:
+        The loss of a member in the last pass.
+    """
+    pairs = ensemble.pairs(batch.x, batch.y, batch.x_next, batch.reward)  # (B, .)
+    ensemble.standardise(pairs)
+    drawn = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
+    losses: list[Tensor] = []
+    for _ in range(epochs):
+        order = torch.rand_like(drawn, dtype=pairs.dtype).argsort(-1)
+        losses = []
+        for index in torch.split(drawn.gather(-1, order), batch_size, -1):
+            loss = ensemble.loss(pairs[index])  # of (E, batch, .)
+            descend(loss, ensemble.parameters(), adam)
+            losses.append(loss.detach() / ensemble.members)
+    return {"dynamics/loss": torch.stack(losses).mean()}

@@ -1,0 +1,29 @@
+"""Environments whose equations are known, in torch, so that planners can look ahead in them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit
+from torch import Tensor
+
+from rlamort.config import locate
+from rlamort.env.snapshot import layers
+
+Equations = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # see `rlamort.dynamics.Known`
+# what gives the equations of an environment of the class
+HOMES = {"gymnasium.envs.classic_control.pendulum.PendulumEnv": "rlamort.envs.pendulum.dynamics"}
+TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit)
+
+
+def equations_of(env: Any) -> Equations | None:
+    """Those of an environment: its own method `dynamics`, or what is known of its class here.
+
+    None where there is neither, or where a wrapper may change what it observes, is given or is rewarded with.
+    """
+    *around, inner = layers(env)
+    if not all(isinstance(layer, TRANSPARENT) for layer in around):
+        return None
+    own, home = getattr(inner, "dynamics", None), HOMES.get(f"{type(inner).__module__}.{type(inner).__qualname__}")
+    found = own if callable(own) else locate(home)(inner) if home else None
+    # a function, which copies of an agent share: a method would bring its environment into each of them
+    return None if found is None else lambda x, u: found(x, u)

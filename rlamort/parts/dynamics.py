@@ -1,0 +1,81 @@
+"""Dynamics, as parts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlamort import dynamics as made
+from rlamort.config import Fixed, Part, Size, Widths
+from rlamort.domain import Box
+from rlamort.env import Spec
+from rlamort.env.imports import module_of
+from rlamort.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dynamics(Part):
+    """What follows an action."""
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        """Of an environment; `hidden` are widths of networks that do not say otherwise."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Own(Dynamics):
+    """The environment's own equations, where they are known."""
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        if spec.equations is None:
+            raise UserError(
+                "dynamics=own: the equations of this environment are not known, or a wrapper changes what they are about. "
+                "Those of Pendulum-v1 are; give one of your own a method dynamics(x, u) -> (x_next, reward, continues), in "
+                "torch, or name such a function: dynamics=Known dynamics.step=module:function"
+            )
+        return _checked(made.Known(spec.equations, Box(spec.low, spec.high), "own"), spec)
+
+
+@dataclass(frozen=True)
+class Known(Dynamics):
+    """Equations that are written down.
+
+    Args:
+        step: module:function, of x (B, d) and u (B, n), in the environment's units and in torch, to x_next (B, d), reward (B,)
+            and continues (B,), which is 0 where the task ends and else 1.
+    """
+
+    step: str = ""
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        module, _, name = self.step.partition(":")
+        found = getattr(module_of(self.step, "dynamics.step"), name, None) if module and name else None
+        if not callable(found):
+            raise UserError(f"dynamics.step={self.step}: there is no such function; module:function is needed")
+        return _checked(made.Known(found, Box(spec.low, spec.high), self.step), spec)
+
+
+@dataclass(frozen=True)
+class Ensemble(Dynamics):
+    """An ensemble of networks that learn from what is played.
+
+    Args:
+        members: how many.
+        likelihood: normal predicts variances as well, by which errors are weighed (Chua et al., 2018); squared does not.
+        hidden: widths of the hidden layers; null takes the method's.
+    """
+
+    members: Fixed[Size] = 5
+    likelihood: Fixed[Literal["normal", "squared"]] = "normal"
+    hidden: Fixed[Widths | None] = None
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        widths = hidden if self.hidden is None else self.hidden
+        likelihood = made.Normal if self.likelihood == "normal" else made.Squared
+        return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood)
+
+
+def _checked(known: made.Known, spec: Spec) -> made.Known:
+    known.require(spec.x_dim)
+    return known
+
+
+Dynamics.presets = {"own": Own(), "ensemble": Ensemble()}
