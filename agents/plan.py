@@ -1,7 +1,7 @@
-"""Model predictive control: at every step a plan is made through the dynamics, and its first action is played.
+"""Model predictive control: at every step a plan is optimised through the dynamics, and its first action is taken.
 
-f = minus the return of a plan · Y = box^H · p(x) = states met in play · y_theta = any model, such as steps of the
-cross-entropy method from the plan before · L = none: nothing is amortized. With an ensemble that learns the dynamics it is PETS
+f = minus the return of a plan · Y = box^H · p(x) = visited states · y_theta = any model, such as steps of the
+cross-entropy method from the previous plan · L = none: nothing is amortized. With a learned ensemble of dynamics it is PETS
 (Chua et al., 2018, algorithm 1), as configs/method/pets.yaml says. H actions in a plan · n = dim of an action
 """
 
@@ -21,19 +21,19 @@ from rlamort.source import Batch, Replay
 
 
 class MPC(Agent):
-    """A planner. It remembers its plan, moved on by one action of which the last is repeated: its model may begin there.
+    """A planner. Its state is the previous plan, shifted by one action with the last repeated, for a warm start.
 
     Args:
-        spec: sizes, action bounds, and the equations of the environment, where they are known.
-        model: makes the plan. Its context is the state and the plan before, where init=previous begins.
-        dynamics: what follows an action; own takes the environment's equations, ensemble learns from what is played.
+        spec: sizes, action bounds, and the environment's equations, if they are known.
+        model: of the plan. Its context is the state and the previous plan, from which init=previous starts.
+        dynamics: the transition model; own takes the environment's equations, ensemble is learned from transitions.
         horizon: actions in a plan.
-        hidden: widths of the hidden layers of networks that do not say otherwise.
+        hidden: widths of hidden layers, unless a part sets its own.
         discount: per step.
-        fit_every: environment steps between fits of dynamics that are learned, to all transitions; 0 where they are known.
-        fit_epochs: passes over the transitions in a fit.
-        fit_batch_size: transitions in each of its steps, for every member of an ensemble drawn by itself.
-        learning_rate: Adam's step size there.
+        fit_every: environment steps between fits of learned dynamics to all transitions; 0 for known dynamics.
+        fit_epochs: epochs in a fit.
+        fit_batch_size: transitions in a step of a fit, sampled independently for every member of an ensemble.
+        learning_rate: Adam's step size in fits.
     """
 
     of_environment = True

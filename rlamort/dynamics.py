@@ -1,4 +1,4 @@
-"""What follows an action, (x, y) -> (x_next, reward, continues), and plans through it as solutions of an objective.
+"""Transition models, (x, y) -> (x_next, reward, continues), and plans through them as solutions of an objective.
 
 x context (B, d) · y action (B, n) in [-1, 1]^n · H actions in a plan (B, H n) · E members of an ensemble
 """
@@ -16,7 +16,7 @@ from rlamort.objective import Metrics, Objective
 
 
 class Moved(NamedTuple):
-    """What follows an action."""
+    """The results of an action."""
 
     x_next: Tensor  # (B, d)
     reward: Tensor  # (B,) for it
@@ -24,19 +24,19 @@ class Moved(NamedTuple):
 
 
 class Dynamics(nn.Module):
-    """(x (B, d), y (B, n)) -> what follows; no item depends on another."""
+    """A transition model: (x (B, d), y (B, n)) -> results; items are independent."""
 
     def forward(self, x: Tensor, y: Tensor) -> Moved:
         raise NotImplementedError
 
     def futures(self, x: Tensor, y: Tensor) -> Moved:
-        """As `forward`; where members disagree, what each says (E, B, .), from x (B, d) or from one of its own (E, B, d)."""
+        """As `forward`, per member of an ensemble (E, B, .), from x (B, d) or from one per member (E, B, d)."""
         moved: Moved = self(x, y)
         return moved
 
 
 class Known(Dynamics):
-    """Dynamics that somebody has written down, in torch and differentiable where derivatives are asked for.
+    """Known dynamics, written in torch, and differentiable if gradients are needed.
 
     Args:
         step: x (B, d), u (B, n) -> x_next (B, d), reward (B,), continues (B,); u in the environment's own units.
@@ -52,7 +52,7 @@ class Known(Dynamics):
         return Moved(*self.step(x, self.actions.decode(y)))
 
     def require(self, x_dim: int) -> None:
-        """Raises UserError where the step does not take contexts of `x_dim` numbers, or gives other shapes than it should."""
+        """Raises UserError if the step does not take contexts of `x_dim` numbers, or returns other shapes than needed."""
         x, y = torch.zeros(2, x_dim), torch.zeros(2, self.actions.dim)
         try:
             given: list[Any] = [tuple(part.shape) for part in self(x, y)]
@@ -66,7 +66,7 @@ class Known(Dynamics):
 
 
 class Squared(nn.Module):
-    """An ensemble's errors, squared: each member predicts the mean."""
+    """The squared error of an ensemble, whose members predict means."""
 
     outputs = 1  # numbers for each coordinate
 
@@ -146,7 +146,7 @@ class Ensemble(Dynamics):
         return Moved(x + change[..., :-1], reward, torch.ones_like(reward))
 
     def loss(self, pairs: Tensor) -> Tensor:
-        """Pairs (E, B, inputs + d + 1), as `pairs` gives them, for each member its own -> the sum of the members' losses."""
+        """Pairs (E, B, inputs + d + 1) of `pairs`, for each member its own -> the sum of the members' losses."""
         given, target = torch.split(pairs, [self.inputs, self.x_dim + 1], -1)
         scaled = (target - self.shifts[self.inputs :]) / self.scales[self.inputs :]
         losses: Tensor = self.likelihood(self._outputs(given), scaled)  # (E,)
@@ -154,12 +154,12 @@ class Ensemble(Dynamics):
 
     @staticmethod
     def pairs(x: Tensor, y: Tensor, x_next: Tensor, reward: Tensor) -> Tensor:
-        """Transitions of shapes (B, .) as what is given and what is predicted, side by side: (B, d + n + d + 1)."""
+        """Transitions of shapes (B, .) as inputs and targets, concatenated: (B, d + n + d + 1)."""
         return torch.cat([x, y, x_next - x, reward[:, None]], -1)
 
     @torch.no_grad()
     def standardise(self, pairs: Tensor) -> None:
-        """Take the mean and the spread of pairs (B, .) for those of inputs and targets."""
+        """Set the mean and standard deviation of inputs and targets to those of pairs (B, .)."""
         spread = pairs.std(0, correction=0)
         self.shifts.copy_(pairs.mean(0))
         self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
@@ -198,5 +198,5 @@ class Trajectory(Objective):
 
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:
-    """Their product; nothing where the weight is 0, since what follows an end may be anything, NaN included."""
+    """Their product; 0 where the weight is 0, since values after a terminal state are arbitrary, and may be NaN."""
     return torch.where(weight > 0, weight * value, torch.zeros_like(value))

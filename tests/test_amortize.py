@@ -144,7 +144,7 @@ def test_a_training_that_diverges_gives_no_solver():
     fields = QUICK | {"steps": 300, "learning_rate": 1e-2}
     with pytest.raises(Diverged, match=r"model\..* is no longer finite"):
         ra.amortize(Corners, model="semi", **fields)
-    solver = ra.amortize(Corners, model="semi", adjoint="first_order", **fields)  # as `rlamort check` says
+    solver = ra.amortize(Corners, model={"kind": "semi", "adjoint": "first_order"}, **fields)  # as `rlamort check` says
     x = Corners().contexts(50)
     assert (solver.predict(x) - x).abs().max() < 0.1
 

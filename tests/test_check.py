@@ -67,7 +67,7 @@ def test_what_is_optional_is_absent_and_does_not_count(device):
     absent = {line.what for line in report.lines if line.verdict == "absent"}
     assert absent == {"solution", "residual", "map", "convex"}
     assert all(fits(report).values())
-    assert "best that reference solvers find" in str(report)
+    assert "the best of reference solvers" in str(report)
 
 
 def test_checking_moves_nothing_and_is_the_same_again():

@@ -146,7 +146,7 @@ def test_episodes_are_the_same_however_many_are_played_side_by_side():
 def test_the_same_environment_is_refused_for_both():
     env, vector = Pay(), SyncVectorEnv([Pay] * 2)
     for training, evaluation in ((env, env), (env, TimeLimit(env, 3)), (vector, vector), (vector, vector.envs[1])):
-        with pytest.raises(ra.UserError, match="eval_env: it is the environment that is trained in"):
+        with pytest.raises(ra.UserError, match="eval_env: it is the training environment"):
             ra.TD3(training, eval_env=evaluation, **SMALL)
     with pytest.raises(ra.UserError, match="the function returned the same environment twice"):
         ra.TD3(lambda: env, **SMALL)
@@ -324,7 +324,7 @@ def test_a_class_of_a_script_says_when_the_run_starts_that_no_command_finds_it(t
     rlamort = Path(sys.executable).parent / "rlamort"
     refused = subprocess.run([rlamort, "resume", "run"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "give env=" in refused.stderr
+    assert "pass env=" in refused.stderr
     (tmp_path / "mine.py").write_text((tmp_path / "script.py").read_text().partition("ra.TD3(")[0])
     command = [rlamort, "resume", "run", "env=mine:Mine", "steps=60", "video=false"]
     resumed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

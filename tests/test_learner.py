@@ -418,7 +418,7 @@ def test_help_shows_every_field():
         "Soft actor-critic",
         "temperature: initial alpha",
         "hidden: widths",
-        "seed: of all that is random",
+        "seed: of all randomness",
         "learning_rate",
     ):
         assert text in said, text

@@ -474,14 +474,14 @@ def test_what_a_constructor_does_wrong_is_named_wherever_it_is_used(kind, messag
 
 
 def test_contexts_of_another_number_are_named():
-    with pytest.raises(UserError, match=r"Short.contexts\(8\): 3 are given"):
+    with pytest.raises(UserError, match=r"Short.contexts\(8\): 3 are returned"):
         OneStep(Short(), 8, CPU).reset(0)
 
 
 def test_a_cost_that_is_no_number_is_a_fault_that_names_the_class(device):
     env = OneStep(Holes(), 16, device)
     env.reset(0)
-    with pytest.raises(Fault, match=r"Holes, step 0, row .*: its cost is nan; a finite number is needed; that is failure 1"):
+    with pytest.raises(Fault, match=r"Holes, step 0, item .*: its cost is nan; a finite number is needed; that is failure 1"):
         env.step(env.domain.nearest(env.x))
 
 

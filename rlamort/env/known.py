@@ -1,4 +1,4 @@
-"""Environments whose equations are known, in torch, so that planners can look ahead in them."""
+"""Environments with known equations in torch, for planners."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeL
 
 
 def equations_of(env: Any) -> Equations | None:
-    """Those of an environment: its own method `dynamics`, or what is known of its class here.
+    """The equations of an environment: its own method `dynamics`, or those of its class here.
 
     None where there is neither, or where a wrapper may change what it observes, is given or is rewarded with.
     """

@@ -13,16 +13,16 @@ from rlamort.errors import UserError
 
 @dataclass(frozen=True)
 class Dynamics(Part):
-    """What follows an action."""
+    """A transition model."""
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
-        """Of an environment; `hidden` are widths of networks that do not say otherwise."""
+        """The dynamics of an environment; `hidden` are widths of hidden layers, unless the part sets its own."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Own(Dynamics):
-    """The environment's own equations, where they are known."""
+    """The environment's own equations, if they are known."""
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.equations is None:
@@ -36,7 +36,7 @@ class Own(Dynamics):
 
 @dataclass(frozen=True)
 class Known(Dynamics):
-    """Equations that are written down.
+    """Equations written by the user.
 
     Args:
         step: module:function, of x (B, d) and u (B, n), in the environment's units and in torch, to x_next (B, d), reward (B,)
@@ -55,11 +55,11 @@ class Known(Dynamics):
 
 @dataclass(frozen=True)
 class Ensemble(Dynamics):
-    """An ensemble of networks that learn from what is played.
+    """An ensemble of networks, learned from transitions.
 
     Args:
-        members: how many.
-        likelihood: normal predicts variances as well, by which errors are weighed (Chua et al., 2018); squared does not.
+        members: size of the ensemble.
+        likelihood: normal predicts variances, too (Chua et al., 2018); squared predicts means alone.
         hidden: widths of the hidden layers; null takes the method's.
     """
 

@@ -72,11 +72,11 @@ class Start(Model):
 
 @dataclass(frozen=True)
 class Previous(Model):
-    """The plan of the step before, moved on by one action: where a planner begins that starts warm."""
+    """The previous plan, shifted by one action: a planner's warm start."""
 
     def __call__(self, setting: Setting) -> models.Model:
         if not setting.previous:
-            raise UserError("model: previous begins where the step before ended, which only planners in Y itself remember")
+            raise UserError("model: previous starts from the previous plan, which only planners in Y itself have")
         return models.Previous(setting.domain)
 
 
