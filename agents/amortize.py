@@ -1,4 +1,4 @@
-"""Amortization of an objective that is known, or learned together with its solver (Amos, Tutorial on amortized optimization).
+"""Amortization of a known objective, or of one with parameters that are trained jointly (Amos, 2023, tutorial).
 
 f = the cost · Y = its domain · p(x) = its contexts · y_theta = any model · L = any loss.
 """
@@ -21,15 +21,15 @@ class Amortize(Agent):
 
     Args:
         spec: of the problem's environment.
-        model: full predicts; choice makes several predictions, and keeps the one of lowest cost; semi refines the prediction by
-            gradient steps of learned size; recurrent by learned steps; latent by gradient steps in a space that is decoded;
-            psd, lista, lista_cp, alista and slista are solvers of the lasso, unfolded.
-        loss: objective scores the answer; iterates every iterate on the way; regress its distance to the reference solution;
-            truth every iterate's distance to a code that is known; es the answer to a cost without gradients. What `rlamort
-            amortize` calls rl is TD3 on the problem as an environment.
-        hidden: widths of the hidden layers, of the problem's own network where it has one.
+        model: full, one forward pass; choice, the cheapest of several; semi, a forward pass refined by gradient steps of
+            learned size; recurrent, refined by steps of a recurrent network; latent, gradient steps in a latent space; psd,
+            lista, lista_cp, alista and slista, unfolded solvers of the lasso.
+        loss: objective, the cost of the prediction; iterates, the cost of every iterate; regress, the distance to the reference
+            solution; truth, the distance of every iterate to the true code; es, the smoothed cost by evolution strategies, for
+            costs without gradients. `rlamort amortize` also has rl, which is TD3 on the problem as an environment.
+        hidden: widths of hidden layers, also of the problem's own network.
         learning_rate: Adam's step size.
-        decay_updates: updates over which it falls to zero along a cosine; null keeps it.
+        decay_updates: updates over which the step size falls to zero along a cosine; null keeps it constant.
     """
 
     renamed = MappingProxyType({
@@ -52,13 +52,13 @@ class Amortize(Agent):
     ) -> None:
         super().__init__(spec, normalise=False)
         if spec.problem is None:
-            raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed to amortize one")
+            raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed")
         self.problem, self.f = spec.problem, Cost(spec.problem)
         setting = parts.Setting.of(spec.problem, hidden)
         chosen = model.settled(setting)
         self.chosen = {"model": chosen}
         self.model, self.loss = chosen(setting), loss(setting)
-        # what `improve` trains: the model, and the problem's own parameters, where it has some to learn
+        # what `improve` trains: the model, and the problem's own trainable parameters
         self.owned = [p for p in (*self.model.parameters(), *self.problem.parameters()) if p.requires_grad]
         self.adam = Adam(self.owned, learning_rate, horizon=decay_updates)
 

@@ -1,7 +1,7 @@
 """SAC: soft actor-critic with automatic temperature (Haarnoja et al., 2018b, algorithm 1).
 
-f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = any model · L = any loss. With steps of a recurrent
-network after a prediction, trained over all of them, it is IAPO (Marino et al., 2021), as configs/method/iapo.yaml says.
+f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = any model · L = any loss. With recurrent steps from
+the prior and the loss over all iterates it is IAPO (Marino et al., 2021), as configs/method/iapo.yaml says.
 """
 
 from types import MappingProxyType
@@ -27,19 +27,19 @@ class SAC(Agent):
 
     Args:
         spec: sizes and action bounds.
-        model: of the policy: what predicts the parameters of its density.
-        loss: that trains the policy.
+        model: of the policy; it predicts the parameters of its density.
+        loss: of the policy.
         critic: the ensemble of Q functions.
-        hidden: widths of the hidden layers of networks that do not say otherwise.
+        hidden: widths of hidden layers, unless a part sets its own.
         learning_rate: Adam's step size for the policy and the temperature.
         critic_learning_rate: the critics'; null takes learning_rate.
         discount: per step.
-        tau: share of the online critics that their targets take over at every update.
+        tau: Polyak averaging: weight of the online critics in every update of their targets.
         pessimism: beta in mean - beta std over the ensemble; 1 over two critics is their minimum.
-        temperature: initial alpha, the price of a nat of entropy.
-        target_entropy: what the temperature steers the policy's entropy to, in nats on [-1, 1]^n; null takes -n.
+        temperature: initial alpha, the weight of the entropy bonus, per nat.
+        target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes -n.
         normalise: normalise observations by running statistics.
-        matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
+        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with either.
     """
 
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})

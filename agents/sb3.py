@@ -1,4 +1,4 @@
-"""Stable-Baselines3 itself, under the same commands, evaluation and run directory: the baseline is one override away."""
+"""Stable-Baselines3 with the same commands, evaluation and run directory, as a baseline."""
 
 import functools
 import time
@@ -25,22 +25,22 @@ from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, sum
 
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
-    """The spaces of an environment and nothing else, to build a policy from."""
+    """An environment with spaces only, from which Stable-Baselines3 builds a policy."""
 
     def __init__(self, spec: Spec) -> None:
         self.observation_space, self.action_space = spec.observation.box(), spec.action.box()
 
 
 class SB3(Agent):
-    """A policy that Stable-Baselines3 trains. What is None is left to its default.
+    """A policy trained by Stable-Baselines3. None takes its default.
 
     Args:
         spec: sizes and action bounds.
-        algorithm: which of its algorithms.
-        learning_rate: its learning_rate.
-        discount: its gamma.
-        tau: its tau (SAC, TD3, DDPG).
-        hidden: its net_arch.
+        algorithm: the algorithm.
+        learning_rate: SB3's learning_rate.
+        discount: SB3's gamma.
+        tau: SB3's tau (SAC, TD3, DDPG).
+        hidden: SB3's net_arch.
         exploration_noise: standard deviation of Gaussian action noise (TD3, DDPG), in units of half the action range.
     """
 
@@ -71,11 +71,11 @@ class SB3(Agent):
         self.take(self.build(DummyVecEnv([lambda: _Shape(spec)]), torch.device("cpu"), small))
 
     def build(self, env: VecEnv, device: torch.device, more: dict[str, Any]) -> Any:
-        """The algorithm's own object on `env`."""
+        """The algorithm's object on `env`."""
         return getattr(stable_baselines3, self.algorithm)("MlpPolicy", env, device=device, **self.keywords, **more)
 
     def take(self, model: Any) -> None:
-        """Act by that model's policy from now on, and save it."""
+        """Use that model's policy from now on, for acting and saving."""
         self.policy = model.policy
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
@@ -85,11 +85,11 @@ class SB3(Agent):
 
 
 class SB3Source:
-    """p(x) is Stable-Baselines3's own affair; this says where it plays and how much it stores.
+    """The environment and replay size of Stable-Baselines3, which collects its own data.
 
     Args:
-        env: where it plays.
-        buffer_size: transitions that its replay buffer holds (SAC, TD3).
+        env: the training environments.
+        buffer_size: capacity of its replay buffer, in transitions (SAC, TD3).
     """
 
     resumable = False
@@ -99,7 +99,7 @@ class SB3Source:
         self.model: Any = None
 
     def vec_env(self) -> VecEnv:
-        """The same environments, as Stable-Baselines3 wants them; in worker processes, others like them."""
+        """The same environments as a VecEnv of Stable-Baselines3; with worker processes, new ones of the same kind."""
         ours = self.env.ours
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
@@ -108,14 +108,14 @@ class SB3Source:
             return DummyVecEnv([functools.partial(Monitor, row.env) for row in rows])
         if self.env.statistics() is not None:
             warnings.warn(
-                f"env={self.env.name}: wrappers in worker processes of Stable-Baselines3 keep statistics that evaluations and "
-                f"saved agents cannot have; vectorization=sync keeps them here",
+                f"env={self.env.name}: running statistics of wrappers in Stable-Baselines3's worker processes are not visible "
+                f"to evaluations and saved agents; use vectorization=sync",
                 stacklevel=2,
             )
         return SubprocVecEnv([lambda: Monitor(ours.make())] * self.env.count)
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
-        """Cadence and seed, in its words."""
+        """Schedule and seed as its keywords."""
         seed = int(torch.randint(2**31, ()))  # from the run's own stream
         if algorithm == "PPO":
             return {"seed": seed, "batch_size": schedule.batch_size}
@@ -158,10 +158,10 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
 
 
 def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
-    """Stable-Baselines3's own `learn`, followed; arguments as in `rlamort.train.train`.
+    """Stable-Baselines3's own `learn`, with a callback that records; arguments as in `rlamort.train.train`.
 
     Raises:
-        UserError: something is asked for that it does not have.
+        UserError: a setting that it does not support.
     """
     if schedule.update_after != schedule.warmup_steps:
         raise UserError(

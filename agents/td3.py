@@ -23,24 +23,24 @@ from rlamort.source import Batch
 
 
 class TD3(Agent):
-    """A deterministic policy on the max-Q problem of the first of two critics, which learn from the lower of the two.
+    """A deterministic policy on the max-Q problem of the first critic; targets are the minimum of two (clipped double Q).
 
     Args:
         spec: sizes and action bounds.
         model: of the policy.
-        loss: that trains the policy.
-        critic: the ensemble of Q functions; targets are its minimum where it has two.
-        hidden: widths of the hidden layers of networks that do not say otherwise.
+        loss: of the policy.
+        critic: the ensemble of Q functions; targets are the minimum of two.
+        hidden: widths of hidden layers, unless a part sets its own.
         learning_rate: Adam's step size for the policy.
         critic_learning_rate: the critics'; null takes learning_rate.
         discount: per step.
-        tau: share of the online network that a target takes over whenever targets move.
-        exploration_noise: standard deviation of the noise on actions in play, in units of half the action range.
-        smoothing_noise: standard deviation of the noise on target actions, in the same units, drawn per sample.
+        tau: Polyak averaging: weight of the online network in every update of a target.
+        exploration_noise: standard deviation of exploration noise, in units of half the action range.
+        smoothing_noise: standard deviation of the noise on target actions (target policy smoothing), in the same units.
         smoothing_clip: bound of that noise.
-        actor_delay: updates of the critics for one of policy and targets.
+        actor_delay: critic updates per update of policy and targets.
         normalise: normalise observations by running statistics.
-        matmul: what the networks' matrix products are computed in; weights, losses and optimisers are float32 with either.
+        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with either.
     """
 
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})

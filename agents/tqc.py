@@ -18,18 +18,18 @@ from rlamort.source import Batch
 
 
 class TQC(Agent):
-    """A stochastic policy on the soft max-Q problem of distributional critics, whose targets leave out the highest quantiles.
+    """A stochastic policy on the soft max-Q problem of quantile critics, with the highest quantiles truncated in targets.
 
     Args:
         spec: sizes and action bounds.
-        model: of the policy: what predicts the parameters of its density.
-        loss: that trains the policy.
-        critic: the ensemble of critics, each of which gives quantiles of the return.
-        dropped: quantiles left out of the target, for each critic.
-        hidden: widths of the hidden layers of networks that do not say otherwise.
-        learning_rate: Adam's step size, of all.
+        model: of the policy; it predicts the parameters of its density.
+        loss: of the policy.
+        critic: the ensemble of critics, with quantiles of the return as outputs.
+        dropped: quantiles per critic that are dropped from the pooled target.
+        hidden: widths of hidden layers, unless a part sets its own.
+        learning_rate: Adam's step size, for policy, critics and temperature.
         discount: per step.
-        tau: share of the online critics that their targets take over at every update.
+        tau: Polyak averaging: weight of the online critics in every update of their targets.
         normalise: normalise observations by running statistics.
     """
 

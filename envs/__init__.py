@@ -1,7 +1,7 @@
 """Environments and problems.
 
-Importing this package registers every problem of this folder that needs no argument with Gymnasium, as `rlamort/NAME-v0`: from
-then on `gymnasium.make` and `gymnasium.make_vec` know them. Their modules are imported when one is made.
+Importing this package registers every problem of this folder whose constructor needs no argument with Gymnasium, as
+`rlamort/NAME-v0`, for `gymnasium.make` and `gymnasium.make_vec`. Its module is imported when it is made.
 """
 
 import ast
@@ -12,7 +12,7 @@ import gymnasium
 
 def _register() -> None:
     for file in sorted(Path(__file__).parent.glob("*.py")):
-        # by text: importing every problem, to find out which there are, would bring in all that any of them needs
+        # from the source text: importing every problem would import all of their dependencies
         text = file.read_text(encoding="utf-8")
         for kind in ast.parse(text).body if "(Problem" in text else ():
             if isinstance(kind, ast.ClassDef) and "Problem" in map(_named, kind.bases) and _able(kind):

@@ -19,14 +19,14 @@ RADIUS = 0.03  # of the links, in metres
 
 
 class Arm(Problem[Tensor]):
-    """f(y; x) = |hand(y) - x|^2 + comfort mean_i (y_i / limit_i)^2, the hand's squared distance with a dislike of bent joints.
+    """f(y; x) = |hand(y) - x|^2 + comfort mean_i (y_i / limit_i)^2, the squared distance with a penalty on bent joints.
 
-    The base turns about the vertical, and every link bends in the vertical plane that the turn has chosen. Targets are where
-    the hand is at joint angles uniform within their limits, so that each can be reached.
+    The base turns about the vertical, and every link bends in the vertical plane of that turn. Targets are the hand's positions
+    at joint angles uniform within their limits, so that each is reachable.
 
     Args:
         lengths: of the links, in metres, from the base outwards.
-        comfort: in square metres: what a posture with every joint at its limit adds to the cost.
+        comfort: weight of the penalty in square metres, which is the penalty with every joint at its limit.
 
     Raises:
         UserError: there is no link, or a length or comfort is not positive.
@@ -55,12 +55,12 @@ class Arm(Problem[Tensor]):
         return (self.hand(y) - x).square().sum(-1) + self.comfort * (y / self.limit).square().mean(-1)
 
     def residual(self, y: Tensor, x: Tensor) -> Tensor:
-        """Metres between the hand and the target, of which comfort keeps some hundredths of a millimetre."""
+        """The distance between hand and target in metres; comfort shifts the optimum by hundredths of a millimetre."""
         distance: Tensor = torch.linalg.vector_norm(self.hand(y) - x, dim=-1)
         return distance
 
     def hand(self, y: Tensor) -> Tensor:
-        """y (B, n) -> where the hand is (B, 3), in metres; z points up."""
+        """y (B, n) -> position of the hand (B, 3), in metres; z points up."""
         turn, slope = y[:, :1], y[:, 1:].cumsum(-1)  # of each link against the horizontal
         reach = (self.lengths * slope.cos()).sum(-1, keepdim=True)
         height = (self.lengths * slope.sin()).sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Images that problems learn from. Pixels are in [0, 1] · N images of h x w"""
+"""Image data sets. Pixels are in [0, 1] · N images of h x w"""
 
 import gzip
 import hashlib
@@ -28,21 +28,21 @@ CHECKSUMS = {  # SHA-256 of MNIST's files, as several projects that fetch them p
 
 
 class Images(NamedTuple):
-    """What is learned from, and what is held out."""
+    """Training and held-out images."""
 
     train: Tensor  # (N, h, w)
     test: Tensor  # (M, h, w)
 
 
 def load(data: str) -> Images:
-    """Images by name or place.
+    """Load images by name or path.
 
     Args:
         data: digits, the 8 x 8 ones of scikit-learn; mnist, downloaded once; an .npz file with train_x and test_x, (N, h, w)
             bytes or numbers in [0, 1]; or a folder with the IDX files of MNIST or Fashion-MNIST, gzipped or not.
 
     Raises:
-        UserError: nothing is there, it is damaged, or it holds no images in [0, 1] of one size.
+        UserError: there is no such file, it is damaged, or its images are not in [0, 1] or of one size.
     """
     path = Path(data).expanduser()
     if data == "digits":
@@ -62,20 +62,20 @@ def load(data: str) -> Images:
 
 
 def cache() -> Path:
-    """Where downloads are kept."""
+    """The folder of downloads."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlamort"
 
 
 def download(base: str, checksums: dict[str, str], folder: Path | None = None) -> Path:
-    """Files of `base` that are not kept yet, gzipped there and here; the folder in which all of them are.
+    """Download the gzipped files of `base` that are not cached yet; returns their folder.
 
     Args:
-        base: URL that the names follow.
+        base: URL prefix of the file names.
         checksums: SHA-256 of each, by name without .gz.
-        folder: where they are kept; None takes one in the user's cache.
+        folder: the destination; None takes one in the user's cache.
 
     Raises:
-        UserError: they cannot be fetched, or are not what they should be. Nothing that differs is kept.
+        UserError: a download fails, or its checksum differs, in which case it is discarded.
     """
     folder = folder or cache() / "mnist"
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _require_size(archive: ZipFile, name: str) -> None:
-    """Raises ValueError where an array would take more than it may, or more than its header's own file holds."""
+    """Raises ValueError if an array exceeds the size limit, or the size of the file that its header is in."""
     held = archive.getinfo(name).file_size  # as declared; reading more than that is an error
     if held > LARGEST:
         raise ValueError(f"{name} would unpack to {held} bytes; {LARGEST} are allowed")

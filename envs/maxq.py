@@ -1,4 +1,4 @@
-"""Max-Q: the problem that a policy amortizes, argmin_y -Q(x, y) over the states that it visits, with the critic frozen.
+"""Max-Q: the problem that a policy amortizes, argmin_y -Q(x, y) over the states that it visits, with a frozen critic.
 
 x state (B, d), as the environment gives it · y action (B, n) in [-1, 1]^n · f = -(mean Q - beta std Q) · N states visited
 """
@@ -19,17 +19,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Visited(NamedTuple):
-    """States met in play, in the order of time within each episode."""
+    """States visited in rollouts, in the order of time within each episode."""
 
     x: Tensor  # (N, d)
-    episode: np.ndarray  # (N,) which of them
+    episode: np.ndarray  # (N,) index of the episode
     time: np.ndarray  # (N,) steps since its reset
 
     def split(self, held_out: int) -> tuple[Self, Self]:
-        """What all but the last `held_out` episodes met, and what those did: neighbours in time never stand on both sides.
+        """The states of all but the last `held_out` episodes, and of those: split by episode, as states in one are correlated.
 
         Raises:
-            UserError: nothing would be left on one side.
+            UserError: one side would be empty.
         """
         episodes = int(self.episode.max()) + 1
         if not 0 < held_out < episodes:
@@ -38,13 +38,13 @@ class Visited(NamedTuple):
         return self.at(~late), self.at(late)
 
     def at(self, which: np.ndarray) -> Self:
-        """Those of a mask, or of indices."""
+        """The states of a mask, or of indices."""
         return type(self)(self.x[torch.from_numpy(which).to(self.x.device)], self.episode[which], self.time[which])
 
 
 @torch.no_grad()
 def visit(policy: Policy, env: Env, seed: int) -> Visited:
-    """One episode in each row of `env`, from seeds seed, seed + 1, ...: every state in which `policy` acted."""
+    """Roll out one episode in each environment, from seeds seed, seed + 1, ...: every state in which `policy` acted."""
     x, running = env.reset(seed), np.ones(env.count, dtype=bool)
     met, rows, times, time = [], [], [], 0
     while running.any():
@@ -63,18 +63,18 @@ def visit(policy: Policy, env: Env, seed: int) -> Visited:
 
 
 class MaxQProblem(Problem[Tensor]):
-    """f(y; x) = -(mean_i Q_i - beta std_i Q_i)(x, y) on [-1, 1]^n, as the actor of `agent` meets it (tutorial, eq. 3).
+    """f(y; x) = -(mean_i Q_i - beta std_i Q_i)(x, y) on [-1, 1]^n, the objective of the actor of `agent` (tutorial, eq. 3).
 
-    Ensemble members, pessimism and normalisation are those of the agent's own objective; of a soft one, the part that is a
-    function of the action. The critic is a copy whose numbers are buffers: it follows the problem to a device and into
-    float64, and is no parameter that would be trained together with a solver.
+    Ensemble members, pessimism and normalisation are those of the agent's own objective; of a soft one, the term that is a
+    function of the action. The critic is a copy with buffers instead of parameters, so it moves with the problem and is not
+    trained with a solver.
 
     Args:
-        agent: a trained one, with `f` (a `MaxQ`, or a `Soft` over one) and `normaliser`.
-        states: (N, d), where contexts are drawn from.
+        agent: a trained agent, with `f` (a `MaxQ`, or a `Soft` over one) and `normaliser`.
+        states: (N, d), from which contexts are drawn.
 
     Raises:
-        UserError: the agent has no critic of actions, or the states are another environment's.
+        UserError: the agent has no critic of actions, or the states have another size.
     """
 
     states: Tensor
@@ -97,7 +97,7 @@ class MaxQProblem(Problem[Tensor]):
 
 
 def action_cost(agent: Any) -> MaxQ:
-    """What the actor of `agent` minimises, as far as it is a function of the action.
+    """The objective of the actor of `agent` as a function of the action.
 
     Raises:
         UserError: it has no critic of actions.
@@ -110,7 +110,7 @@ def action_cost(agent: Any) -> MaxQ:
 
 
 def frozen(module: M) -> M:
-    """A copy in which every parameter is a buffer."""
+    """A copy with every parameter turned into a buffer."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         for name, value in list(part.named_parameters(recurse=False)):

@@ -1,4 +1,4 @@
-"""Sparse coding: the lasso on patches of natural images, and the recovery of codes that are known.
+"""Sparse coding: the lasso on patches of natural images, and the recovery of known sparse codes.
 
 x signal (B, M) · y code (B, N) · A dictionary (M, N) of columns of unit length · alpha weight of |y|_1
 """
@@ -19,10 +19,10 @@ from rlamort.objective import nothing
 from rlamort.problem import Parts, Problem
 from rlamort.update.sparse import Fista, GradientRestart, Ista
 
-HELD_OUT = 0.2  # share of each image, at its right, that no training context comes from
-FLOOR = 3.16 / 255  # contrast that patches are divided by is at least about this, or noise of flat skies would be all there is
+HELD_OUT = 0.2  # fraction of each image, on its right, that is held out
+FLOOR = 3.16 / 255  # least contrast by which patches are divided, so that noise in flat regions is not amplified
 DIM = 0.1  # likewise, after whitening
-SAMPLE = 10_000  # patches that a dictionary is learned from
+SAMPLE = 10_000  # patches for dictionary learning
 PRECISION = 1e-7  # duality gap, relative to f, of a solution
 LIMIT, CHECK_EVERY = 5_000, 25  # iterations
 
@@ -34,9 +34,9 @@ class Lasso(Problem[Tensor]):
         alpha: weight of |y|_1.
         side: of a patch; M = side^2.
         atoms: N.
-        whitening: variance (of 1) below which a principal direction is not amplified; 0 leaves patches as they are.
+        whitening: regularisation of the whitening, relative to a variance of 1; 0 for none.
         dictionary: A (side^2, N), whose columns are scaled to unit length; by default it is learned from patches (Mairal et
-            al., 2009), the same at every call.
+            al., 2009), deterministically.
 
     Raises:
         UserError: one of them is out of range, or a column is zero.
@@ -69,7 +69,7 @@ class Lasso(Problem[Tensor]):
         return self.patches.draw(count, 0, 1 - HELD_OUT)
 
     def held_out(self, count: int) -> Tensor:
-        """x (count, M) from parts of the images that training does not see."""
+        """x (count, M) from the held-out parts of the images."""
         return self.patches.draw(count, 1 - HELD_OUT, 1)
 
     def cost(self, y: Tensor, x: Tensor) -> Tensor:
@@ -88,15 +88,15 @@ class Lasso(Problem[Tensor]):
 
 
 class SparseRecovery(Problem[dict[str, Tensor]]):
-    """The lasso of x = A y + noise, with y Bernoulli-Gaussian: can the code be had back from fewer numbers than it has?
+    """The lasso of x = A y + noise with Bernoulli-Gaussian codes y: compressed sensing, with fewer measurements than atoms.
 
-    Contexts hold the codes too, for scores and for training by them; they are hidden from models, which would read the answer.
+    Contexts are {signals, codes}; the true codes are hidden from models, for supervised losses and scores.
 
     Args:
         measurements: M.
         atoms: N.
-        density: probability that a coordinate of y is not zero; then it is N(0, 1).
-        noise: standard deviation of what is added to x.
+        density: probability that a coordinate of y is nonzero; then it is N(0, 1).
+        noise: standard deviation of the noise on x.
         alpha: weight of |y|_1.
         seed: of A, which is Gaussian with columns of unit length.
 
@@ -131,7 +131,7 @@ class SparseRecovery(Problem[dict[str, Tensor]]):
         self.domain = Euclid(atoms)
 
     def contexts(self, count: int) -> dict[str, Tensor]:
-        """Signals (count, M), and the codes (count, N) that made them; from torch's generator."""
+        """Signals (count, M) and their true codes (count, N); from torch's generator."""
         a = self.ista.dictionary
         y = torch.randn(count, a.shape[1]).to(a) * (torch.rand(count, a.shape[1]) < self.density).to(a)
         return {"signals": y @ a.mT + self.noise * torch.randn(count, len(a)).to(a), "codes": y}
@@ -157,17 +157,17 @@ def nmse(y: Tensor, truth: Tensor) -> Tensor:
 
 
 class Patches:
-    """Squares of scikit-learn's two photographs, in grey, of mean 0, divided by their contrast, and whitened if that is asked.
+    """Patches of scikit-learn's two photographs, in grey, with mean 0 and normalised contrast, optionally whitened.
 
-    Whitening is x -> (C + whitening)^(-1/2) x with the covariance C of training patches (Olshausen and Field, 1996, whiten
-    likewise), and then division by the contrast again.
+    Whitening is x -> (C + whitening)^(-1/2) x with the covariance C of training patches (as in Olshausen and Field, 1996), and
+    then contrast normalisation again.
 
     Args:
-        side: of a square.
-        whitening: what is added to eigenvalues of C; 0 is none.
+        side: of a square patch.
+        whitening: added to the eigenvalues of C; 0 for no whitening.
 
     Raises:
-        UserError: no such square fits into what is held out, or whitening is negative.
+        UserError: no such patch fits into the held-out part, or whitening is negative.
     """
 
     def __init__(self, side: int, whitening: float) -> None:
@@ -186,7 +186,7 @@ class Patches:
             self.filter = (vectors * (values + whitening).rsqrt()) @ vectors.mT
 
     def draw(self, count: int, left: float, right: float) -> Tensor:
-        """(count, side^2) from between two shares of the images' width; from torch's generator."""
+        """Patches (count, side^2) from between two fractions of the images' width; from torch's generator."""
         images, height, width = self.images.shape
         begin, end = (round(share * width) for share in (left, right))
         at = torch.arange(self.side)
@@ -201,7 +201,7 @@ class Patches:
 
 
 def contrast(x: Tensor, floor: float) -> Tensor:
-    """x (B, M) over its root mean square, with `floor` added in quadrature."""
+    """x (B, M) divided by its root mean square, with `floor` added in quadrature."""
     return x / (x.square().mean(-1, keepdim=True) + floor**2).sqrt()
 
 
@@ -215,7 +215,7 @@ def photographs() -> Tensor:
 
 @functools.cache
 def learned(side: int, atoms: int, whitening: float) -> Tensor:
-    """A dictionary (side^2, atoms) of patches, learned at alpha = 1; torch's generator stays as it is."""
+    """A dictionary (side^2, atoms) of patches, learned at alpha = 1; torch's generator state is unchanged."""
     from sklearn.decomposition import MiniBatchDictionaryLearning
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -228,7 +228,7 @@ def learned(side: int, atoms: int, whitening: float) -> Tensor:
 
 
 def unit(dictionary: Tensor) -> Tensor:
-    """With columns of unit length; those that are zero stay so."""
+    """The dictionary with columns of unit length; zero columns stay zero."""
     norm = torch.linalg.vector_norm(dictionary, dim=0)
     return dictionary / torch.where(norm > 0, norm, 1)
 
@@ -237,7 +237,7 @@ def unit(dictionary: Tensor) -> Tensor:
 def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
     """The lasso's solution (B, N) for x (B, M), from y (B, N) or zero, by FISTA with restarts, in float64.
 
-    An item is finished when its duality gap is at most 1e-7 of f, so its answer does not depend on how long others take.
+    An item stops when its duality gap is at most 1e-7 of f, so its solution does not depend on the batch.
     """
     exact = copy.deepcopy(ista).double()
     found = x.new_zeros(len(x), ista.dictionary.shape[1]) if y is None else y.clone()

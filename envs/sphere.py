@@ -24,9 +24,9 @@ class Sphere(Problem[dict[str, Tensor]]):
 
     Args:
         components: m.
-        power: of the distance: 2 makes every part c-convex, 1 is what the tutorial's text has.
-        gamma: temperature of the minimum, which lies up to gamma log m below the least part.
-        spread: of the offsets.
+        power: exponent of the distance: 2 makes every component c-convex, 1 is the formula in the tutorial's text.
+        gamma: temperature of the soft minimum, which is up to gamma log m below the smallest component.
+        spread: upper bound of the offsets.
     """
 
     domain = domain.Sphere(3)
@@ -51,28 +51,28 @@ class Sphere(Problem[dict[str, Tensor]]):
 
     @staticmethod
     def distance(y: Tensor, z: Tensor) -> Tensor:
-        """(..., 3), (..., 3) -> angle (...,). By its tangent, since arccos has no derivative where it is 0 or pi."""
+        """(..., 3), (..., 3) -> angle (...,), by atan2, since arccos has no derivative at 0 and pi."""
         sine = (torch.linalg.cross(y.expand_as(z), z).square().sum(-1) + CLOSE).sqrt()
         return torch.atan2(sine, (y * z).sum(-1))
 
 
 class Equivariant(nn.Module):
-    """v_k = z_k + sum_i w_ki z_i for candidate k: weights see offsets and inner products of centres, by rising offset.
+    """v_k = z_k + sum_i w_ki z_i for candidate k; weights are a function of offsets and inner products, sorted by offset.
 
-    So a rotation, a reflection, or another order of the components of a context does to the prediction what it does to the
-    minimum (Villar et al., 2021, proposition 4).
+    So predictions are equivariant to rotations and reflections and invariant to permutations of the components (Villar et al.,
+    2021, proposition 4).
 
     Args:
-        problem: whose contexts it reads.
+        problem: the problem, for the layout of its contexts.
         hidden: widths of the hidden layers.
-        candidates: how many v for a context.
+        candidates: predictions v per context.
     """
 
     def __init__(self, problem: Sphere, hidden: Sequence[int], candidates: int) -> None:
         super().__init__()
         m = problem.components
         self.shape = (candidates, m)
-        self.begin = nn.Parameter(torch.eye(m).repeat(-(-candidates // m), 1)[:candidates])  # each at a centre of its own
+        self.begin = nn.Parameter(torch.eye(m).repeat(-(-candidates // m), 1)[:candidates])  # each starts at another centre
         self.layout = problem.layout
         self.pairs = torch.triu_indices(m, m, offset=1).tolist()
         self.weigh = mlp(m * (m + 1) // 2, hidden, candidates * m)

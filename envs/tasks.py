@@ -1,4 +1,4 @@
-"""Meta-learning: the solution of a task is a network that fits it.
+"""Meta-learning: the solution of a task is a network fitted to it.
 
 B tasks · S samples of a task · y parameters of a network (B, p)
 """
@@ -17,13 +17,13 @@ from rlamort.problem import Problem
 class Sinusoids(Problem[dict[str, Tensor]]):
     """Regression on sine waves from few samples (Finn et al., 2017, section 5.1).
 
-    A task is a sin(t - phase) with an amplitude a in [0.1, 5] and a phase in [0, pi], t in [-5, 5]. Solvers see the samples of
-    its support set; what is scored is the error on its query set, which is hidden.
+    A task is a sin(t - phase) with an amplitude a in [0.1, 5] and a phase in [0, pi], t in [-5, 5]. Solvers use its support
+    set; the cost is the error on its query set, which is hidden.
 
     Args:
         shots: samples of the support set.
         queries: samples of the query set.
-        hidden_widths: of the network that is fitted.
+        hidden_widths: hidden layers of the fitted network.
     """
 
     hidden = ("query_inputs", "query_targets")

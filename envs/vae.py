@@ -23,12 +23,12 @@ from rlamort.problem import Problem
 from rlamort.solve.classical import Adam, Unconstrained
 from rlamort.update import Update
 
-ROWS = 2_048  # decoded at once where there is a choice: few enough for a processor's cache
+ROWS = 2_048  # latents decoded at once: few enough for a processor's cache
 T = TypeVar("T")
 
 
 class Bernoulli(nn.Module):
-    """log p(x | z) of binary pixels, of which a decoder gives the logits."""
+    """log p(x | z) of binary pixels; the decoder outputs logits."""
 
     def forward(self, logits: Tensor, x: Tensor) -> Tensor:
         """(B, pixels) each -> (B,), summed over pixels."""
@@ -39,15 +39,15 @@ class Bernoulli(nn.Module):
         return logits.sigmoid()
 
     def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Intensities in [0, 1] as probabilities -> binary pixels, drawn anew at every call (Burda et al., 2016, 5.1)."""
+        """Intensities in [0, 1] as probabilities -> binary pixels, sampled at every call (Burda et al., 2016, 5.1)."""
         return torch.bernoulli(images, generator=generator)
 
 
 class Normal(nn.Module):
-    """log p(x | z) of intensities with one learned noise level for all pixels; a decoder gives their means.
+    """log p(x | z) of intensities with one learned noise level for all pixels; the decoder outputs means.
 
     Args:
-        std: before training.
+        std: initial standard deviation.
     """
 
     def __init__(self, std: Positive = 0.2) -> None:
@@ -55,7 +55,7 @@ class Normal(nn.Module):
         self.log_std = nn.Parameter(torch.tensor(math.log(std)))
 
     def forward(self, mean: Tensor, x: Tensor) -> Tensor:
-        """(B, pixels) each -> (B,), summed over pixels; a density, so that it may be above 0."""
+        """(B, pixels) each -> (B,), summed over pixels; a log-density, which may be positive."""
         scaled = (x - mean) * (-self.log_std).exp()
         return (-0.5 * scaled.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
@@ -64,7 +64,7 @@ class Normal(nn.Module):
         return mean
 
     def pixels(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Intensities of 256 levels, spread over the width of a level, without which no density would be bounded."""
+        """Uniformly dequantised intensities of 256 levels, without which the likelihood is unbounded."""
         spread = torch.rand(images.shape, generator=generator, dtype=images.dtype, device=images.device)
         return (images * 255 + spread) / 256
 
@@ -96,9 +96,9 @@ class Convolutional(nn.Module):
 
 
 class Relative(Gaussian):
-    """q, its log-density taken relative to the prior N(0, I) and in closed form: E log q(z) / p(z) = KL(q | p) for every draw.
+    """q, with the closed form KL(q | N(0, I)) in place of each draw's log q(z) / p(z).
 
-    `Soft` over it has the same mean as over `Gaussian` with -log p(z) in the cost, without that term's noise
+    `Soft` over it has the same mean as over `Gaussian` with -log p(z) in the cost, and less variance
     (Kingma and Welling, 2014, eq. 10).
     """
 
@@ -107,7 +107,7 @@ class Relative(Gaussian):
 
 
 class FixedNoise(Relative):
-    """`Relative` whose draws do not change: row i meets row i mod S of some noise, so that a solver sees one function.
+    """`Relative` with fixed noise: item i has noise i mod S, so that f is deterministic (common random numbers).
 
     Args:
         noise: (S, m).
@@ -136,7 +136,7 @@ class Reconstruction(Objective):
 
 
 class Joint(Reconstruction):
-    """f(z; x) = -log p(x, z), the prior N(0, I) included: over `Gaussian`, Soft is -ELBO draw by draw."""
+    """f(z; x) = -log p(x, z), with the prior N(0, I): over `Gaussian`, Soft is the single-sample -ELBO."""
 
     def report(self, z: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
         prior = 0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
@@ -147,7 +147,7 @@ class Averaged(Objective):
     """The mean of a stochastic f over several draws.
 
     Args:
-        f: draws at every call, a draw a row.
+        f: a stochastic objective, with one draw per item.
         draws: S.
     """
 
@@ -155,7 +155,7 @@ class Averaged(Objective):
         self.f, self.draws = f, draws
 
     def each(self, lam: Tensor, x: Tensor) -> Tensor:
-        """(B, S), a draw each."""
+        """The cost of each draw, (B, S)."""
         repeated = self.f(lam.repeat_interleave(self.draws, 0), x.repeat_interleave(self.draws, 0))
         return repeated.view(len(lam), self.draws)
 
@@ -164,7 +164,7 @@ class Averaged(Objective):
 
 
 class Gaps(NamedTuple):
-    """What inference loses on each image, in nats (Cremer, Li and Duvenaud, 2018, eqs. 4-6)."""
+    """Inference gaps of each image, in nats (Cremer, Li and Duvenaud, 2018, eqs. 4-6)."""
 
     elbo: Tensor  # (B,) of the encoder
     best: Tensor  # (B,) of the best lam found
@@ -173,12 +173,12 @@ class Gaps(NamedTuple):
 
     @property
     def amortization(self) -> Tensor:
-        """(B,): what the encoder loses against the best member of its family."""
+        """The amortization gap (B,), between the best member of the family and the encoder."""
         return self.best - self.elbo
 
     @property
     def approximation(self) -> Tensor:
-        """(B,): what the family loses against the true posterior, as far as the bound of log p(x) is tight."""
+        """The approximation gap (B,), between log p(x), up to the tightness of its bound, and the family's best."""
         return self.log_likelihood - self.best
 
 
@@ -190,15 +190,15 @@ class VAE(Problem[Tensor]):
         latent: m.
         hidden: widths of the decoder's hidden layers, or the channels of its two maps.
         decoder: mlp, conv, or a network (B, m) -> (B, pixels).
-        likelihood: bernoulli, whose contexts are binarised anew at every draw; gaussian; or one of the user's, as `Normal`.
-        warp: size of the random affine maps that vary training images; 1 is half the image.
-        draws: of z for an evaluation of the cost.
+        likelihood: bernoulli, with dynamic binarisation of contexts; gaussian; or one of the user's, as `Normal`.
+        warp: size of random affine augmentations of training images; 1 is half the image.
+        draws: of z per evaluation of the cost.
 
     Raises:
-        UserError: the data cannot be had, or a name is unknown.
+        UserError: the data cannot be loaded, or a name is unknown.
 
     Attributes:
-        test_images: (N, pixels), which `contexts` never gives; their binarisation is fixed.
+        test_images: held-out images (N, pixels), with fixed binarisation.
     """
 
     train_images: Tensor
@@ -245,7 +245,7 @@ class VAE(Problem[Tensor]):
         return self.likelihood.pixels(chosen.flatten(1))
 
     def held_out(self, count: int) -> Tensor:
-        """x (count, pixels) of images that `contexts` never gives; each comes again only where there are fewer than `count`."""
+        """x (count, pixels) of held-out images, without repetition up to their number."""
         images = self.test_images
         order = torch.randperm(len(images), device=images.device)
         return images[order[torch.arange(count, device=images.device) % len(images)]]
@@ -257,7 +257,7 @@ class VAE(Problem[Tensor]):
         return mlp(self.test_images.shape[1], hidden, candidates * self.domain.inputs)  # pixels are on one scale already
 
     def freeze(self) -> Self:
-        """Hold decoder and likelihood, so that all that is trained from here on minimises one and the same f."""
+        """Freeze decoder and likelihood, so that later training minimises a fixed f."""
         return self.requires_grad_(False)
 
     def mean(self, z: Tensor) -> Tensor:
@@ -265,12 +265,12 @@ class VAE(Problem[Tensor]):
         return self.likelihood.mean(self.decoder(z))
 
     def bound(self, noise: Tensor) -> Averaged:
-        """-ELBO with draws that do not change: the same noise (S, m) for every image and every call."""
+        """-ELBO with fixed noise (S, m), common to all images and calls."""
         return Averaged(Soft(Reconstruction(self), FixedNoise(noise), self.alpha), len(noise))
 
     @torch.no_grad()
     def elbo(self, lam: Tensor, x: Tensor, samples: Count = 64) -> Tensor:
-        """lam (B, 2 m), x (B, pixels) -> the bound (B,) in nats; all images meet the same draws, of torch's generator."""
+        """lam (B, 2 m), x (B, pixels) -> the ELBO (B,) in nats; all images share the noise, from torch's generator."""
         noise = torch.randn(samples, self.latent, dtype=lam.dtype, device=lam.device)
         parts = torch.split(noise, max(1, ROWS // len(lam)))
         return -torch.stack([self.bound(part)(lam, x) * len(part) for part in parts]).sum(0) / samples
@@ -285,13 +285,13 @@ class VAE(Problem[Tensor]):
 
     @torch.no_grad()
     def optimum(self, x: Tensor, starts: Sequence[Tensor], samples: Count = 64, steps: Count = 100) -> Tensor:
-        """lam* (B, 2 m): per image the best that Adam finds from every start, under draws of noise common to all images.
+        """lam* (B, 2 m): per image the best of Adam from every start, with noise common to all images.
 
         Args:
             x: (B, pixels).
-            starts: (B, 2 m) each, such as the prior and an encoder's answer; none of them is ever better than lam*.
-            samples: S, of the common noise, which is that of a seed of its own.
-            steps: of Adam, its rate falling.
+            starts: (B, 2 m) each, such as the prior and an encoder's prediction; lam* is never worse than any of them.
+            samples: S, draws of the common noise, which has its own seed.
+            steps: of Adam, with a decreasing step size.
         """
         noise = torch.randn(samples, self.latent, generator=torch.Generator().manual_seed(0)).to(x)
         f, found = self.bound(noise), []
@@ -311,15 +311,15 @@ class VAE(Problem[Tensor]):
     ) -> Gaps:
         """The amortization and the approximation gap of an encoder on images x (B, pixels).
 
-        lam* is the best of two starts, prior and encoder, under 64 draws; it and the encoder are scored under other draws, the
-        same for both.
+        lam* is the best of two starts, prior and encoder, with 64 draws; it and the encoder are scored with other draws,
+        common to both.
 
         Args:
             encoder: a full model, or one that needs no oracle.
             x: images.
-            samples: draws that the bounds are means of, and weights of the importance-weighted one.
+            samples: draws for the bounds, also for the importance-weighted one.
             steps: of Adam, from each start.
-            best: lam* (B, 2 m), where it is known.
+            best: lam* (B, 2 m), if it is known.
         """
         lam = encoder(x)
         best = self.optimum(x, [torch.zeros_like(lam), lam], steps=steps) if best is None else best
@@ -344,7 +344,7 @@ def _two(hidden: Sequence[int]) -> tuple[int, int]:
 
 
 def warped(images: Tensor, size: float) -> Tensor:
-    """Images (B, 1, h, w) under random affine maps, each of its own: the identity plus uniform numbers in [-size, size]."""
+    """Images (B, 1, h, w) under independent random affine maps: the identity plus uniform numbers in [-size, size]."""
     change = size * (2 * torch.rand(len(images), 2, 3, dtype=images.dtype, device=images.device) - 1)
     maps = torch.eye(2, 3, dtype=images.dtype, device=images.device) + change
     grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlamort.errors import Fault, UserError
 
-# Threads that wait for each other keep their cores busy for a while, by default for as long as another process may need to let
-# go of one: beside it training all but stands still. So they wait less long; GNU's OpenMP reads this when torch is imported.
+# Threads spin while they wait for each other, by default about as long as a scheduler's time slice, so training nearly stops
+# on a busy machine. This shortens the spinning; GNU's OpenMP reads it when torch is imported.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
     os.environ["GOMP_SPINCOUNT"] = "3000"
 

@@ -1,6 +1,6 @@
-"""How a loss differentiates through a solver, apart from which solver it is.
+"""How a loss differentiates through a solver, independently of the solver.
 
-y solution (B, n) · h carry: a solver's memory, tensors with leading axis B · g map of a step, y -> y · K steps
+y solution (B, n) · h carry: a solver's state, tensors with leading axis B · g map of a step, y -> y · K steps
 
 K gradient steps under `Unrolled` are MAML, under `FirstOrder` FOMAML, under `Implicit(ConjugateGradients())` with shrinkage
 iMAML; `Truncated` is truncated backpropagation through time, `Implicit(Neumann())` a DEQ's derivative and `OneStep` JFB's.
@@ -36,7 +36,7 @@ class Step(NamedTuple):
         return self._replace(oracle=self.oracle.first_order())
 
     def run(self, y: Tensor, h: Carry, steps: int) -> tuple[list[Tensor], Carry]:
-        """`steps` of them: the iterates after y, oldest first, and the last carry."""
+        """Take `steps` steps: the iterates after y, oldest first, and the last carry."""
         path = []
         for _ in range(steps):
             y, h = self(y, h)
@@ -45,7 +45,7 @@ class Step(NamedTuple):
 
 
 class Adjoint:
-    """What runs K steps and decides which graph they leave behind. Without gradients they all run the same steps."""
+    """Runs K steps and determines their autograd graph. Without gradients all adjoints run the same steps."""
 
     def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
         """y (B, n) -> (K + 1, B, n), oldest first, y itself included."""
@@ -67,13 +67,13 @@ class FirstOrder(Adjoint):
 
 
 class Truncated(Adjoint):
-    """Through at most `steps` steps back from each iterate.
+    """Truncated backpropagation, through at most `steps` steps back from each iterate.
 
-    The path is cut into windows of that length, counted from the end, so that the last iterate always sees a whole one; the
-    first window, which may be shorter, reaches where the solver started.
+    The iterates are cut into windows of that length, counted from the end, so that the last iterate has a whole one; the
+    first window, which may be shorter, includes the start.
 
     Args:
-        steps: length of a window; with K or more nothing is cut.
+        steps: length of a window; with K or more nothing is truncated.
     """
 
     def __init__(self, steps: Count) -> None:
@@ -107,10 +107,10 @@ class OneStep(Adjoint):
 
 
 class Equation:
-    """What a solution satisfies, r(y) = 0, and how to solve with its derivative: one of the two that `Implicit` takes."""
+    """An equation that a solution satisfies, r(y) = 0, and a linear solver for its adjoint; for `Implicit`."""
 
     def residual(self, step: Step, y: Tensor, h: Carry) -> Tensor:
-        """r (B, n), with a graph to y and to all else that r depends on."""
+        """r (B, n), with a graph to y and to everything else that r depends on."""
         raise NotImplementedError
 
     def solve(self, step: Step, y: Tensor, residual: Tensor, adjoint: Linear, gradient: Tensor) -> Tensor:
@@ -121,12 +121,12 @@ class Equation:
 class Implicit(Adjoint):
     """By the implicit function theorem at the last iterate, memory constant in K (tutorial, section 2.2.2; Bai et al., 2019).
 
-    Right as far as the last iterate solves its equation. A solution does not depend on where the solver started, so no gradient
-    goes there, unless shrinkage ties it to the start (Rajeswaran et al., 2019, lemma 1). The iterates between the first and the
-    last are constants.
+    Its error is that of the last iterate as a solution. A solution does not depend on the starting point, which gets no
+    gradient unless shrinkage ties the solution to it (Rajeswaran et al., 2019, lemma 1). The iterates between the first and
+    the last are constants.
 
     Args:
-        equation: what the last iterate satisfies, and how the linear system is solved.
+        equation: the equation of the last iterate, with a solver for its linear system.
     """
 
     def __init__(self, equation: Equation) -> None:
@@ -168,14 +168,14 @@ class _Root(torch.autograd.Function):
 
 
 class ConjugateGradients(Equation):
-    """grad f(y) = 0, solved with f's Hessian by conjugate gradients, in its products alone.
+    """grad f(y) = 0, solved by conjugate gradients on Hessian-vector products.
 
-    On the boundary of Y both the equation and the system are those of the face on which y lies, found from the derivative of
-    the Euclidean projection at y - grad f(y). That is exact for the faces of a polyhedron (box, orthant, simplex); on curved
-    boundaries take `Neumann`. An item whose curvature is not positive keeps what it has.
+    On the boundary of Y the equation and the system are restricted to the active face, from the derivative of
+    the Euclidean projection at y - grad f(y). That is exact for the faces of a polyhedron (box, orthant, simplex); for curved
+    boundaries use `Neumann`. An item stops at a direction whose curvature is not positive.
 
     Args:
-        iterations: products with the Hessian; n suffice in exact arithmetic.
+        iterations: Hessian-vector products; n suffice in exact arithmetic.
         damping: added to the Hessian.
     """
 
@@ -210,13 +210,13 @@ class ConjugateGradients(Equation):
 
 
 class Neumann(Equation):
-    """y = g(y), where g is one step of the solver with its carry held, solved by as many terms of sum_i (dg/dy)^i.
+    """y = g(y), where g is one step of the solver with its carry fixed, solved by the truncated series sum_i (dg/dy)^i.
 
-    It converges as fast as the solver does, and holds on every domain, whatever its boundary. With 0 iterations it is
+    It converges as fast as the solver does, and is valid on every domain, whatever its boundary. With 0 iterations it is
     `OneStep` at the last iterate.
 
     Args:
-        iterations: products with g's Jacobian.
+        iterations: vector products with g's Jacobian.
     """
 
     def __init__(self, iterations: Whole = 50) -> None:

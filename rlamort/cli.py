@@ -1,4 +1,4 @@
-"""The commands: what a user types, and the messages that answer."""
+"""The command line."""
 
 import argparse
 import importlib.metadata
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlamort.config import KIND, Run, Seed, Size, check_names, convert, fields_of, methods, read_row, short_name
+from rlamort.config import KIND, Run, Seed, Size, as_call, check_names, convert, fields_of, methods, read_row, short_name
 from rlamort.errors import UserError, nearest
 from rlamort.host.command import Parser, free, guarded, out_option, say, warn
 
@@ -25,16 +25,16 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort list                                        methods, and the problem that each amortizes
   rlamort train METHOD env=ENV [key=value ...]        train; -m seed=0,1,2 runs several
   rlamort train METHOD --help                         every key, its meaning and default
-  rlamort resume RUN [key=value ...]                  go on with a run that was stopped, or make it longer
-  rlamort push RUN [wandb_project=... ...]            send its records to Weights & Biases afterwards
-  rlamort eval RUN [--episodes N]                     play evaluation episodes with a trained agent
-  rlamort video RUN                                   film an episode
+  rlamort resume RUN [key=value ...]                  continue a run that was stopped, or make it longer
+  rlamort push RUN [wandb_project=... ...]            upload its records to Weights & Biases afterwards
+  rlamort eval RUN [--episodes N]                     evaluate a trained agent
+  rlamort video RUN                                   record a video of an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
-  rlamort check PROBLEM                               look a problem over: shapes, derivatives, batches; what fits it
-  rlamort amortize PROBLEM [model=full,semi ...]      train solvers for it; gap, speed-up and break-even beside the reference
+  rlamort check PROBLEM                               test a problem: shapes, derivatives, batches; which models and losses fit
+  rlamort amortize PROBLEM [model=full,semi ...]      train solvers for it; gap, speed-up and break-even against the reference
   rlamort compare PROBLEM|RUN [loss=objective,es ...] same network, contexts and budget under several losses or models
-  rlamort gap RUN|sb3:FILE.zip [env=ENV]              how far a policy is from the best action: by its critic, and re-simulated
-  rlamort bench [NAME] [--out FILE]                   training speed beside SB3 and sbx; profile, scaling, checkpoint, tracking
+  rlamort gap RUN|sb3:FILE.zip [env=ENV]              how far a policy is from the best action: by its critic, and in rollouts
+  rlamort bench [NAME] [--out FILE]                   training speed against SB3, sbx; profile, scaling, checkpoint, tracking
   rlamort reproduce [METHOD]                          measure a method's claims on this machine; alone, lists them
   rlamort COMMAND --help                              what a command takes; rlamort --version
 
@@ -43,8 +43,8 @@ RUN is a run directory, the last line that `train` prints. PROBLEM is module:Cla
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Exit codes: 0; 1, a claim failed; 2, what was asked cannot be done; 3, an environment or agent failed;
-    4, storage did; 75, stopped and saved; 130, interrupted twice. RLAMORT_TRACEBACK=1 shows where an error came from."""
+    """The command line. Exit codes: 0; 1, a claim failed; 2, an invalid request; 3, an environment or agent failed; 4, storage
+    failed; 75, stopped and saved; 130, interrupted twice. RLAMORT_TRACEBACK=1 shows where an error came from."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
@@ -71,7 +71,7 @@ def list_methods(arguments: list[str]) -> None:
     rows = [(name, read_row(name)) for name in methods()]
     for name, row in rows:
         print(f"{name:<10} {row['about']}")
-        parts = [f"{key} = {_named(row[key])}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
+        parts = [f"{key} = {as_call(row[key])}" for key in ("f", "Y", "p(x)", "model", "loss") if key in row]
         if parts:
             print(f"{'':<10} {' · '.join(parts)}")
     print(
@@ -79,16 +79,8 @@ def list_methods(arguments: list[str]) -> None:
     )
 
 
-def _named(value: Any) -> str:
-    """A part of a row as a call: its kind, and the parts that it is made of."""
-    if not isinstance(value, dict):
-        return str(value)
-    inner = [_named(one) for key, one in value.items() if key != KIND and isinstance(one, str | dict)]
-    return f"{value.get(KIND, '')}({', '.join(inner)})" if inner else str(value.get(KIND, ""))
-
-
 def train(arguments: list[str]) -> None:
-    """`rlamort train METHOD key=value ...`: checks every key, then hands over to Hydra, which may run it several times."""
+    """`rlamort train METHOD key=value ...`: checks every key, then runs Hydra, which may launch several runs."""
     from rlamort.run.help import method_help, train_help
 
     given = [argument for argument in arguments if argument not in ("-h", "--help")]
@@ -119,20 +111,20 @@ def train(arguments: list[str]) -> None:
 
 
 def _unused(path: Path) -> Path:
-    """The first of NAME, NAME-2, NAME-3 and so on that is not there."""
+    """The first of NAME, NAME-2, NAME-3 and so on that does not exist."""
     names = itertools.chain([path], (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2)))
     return next(one for one in names if not one.exists())
 
 
 def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
-    parser = Parser("resume", "Go on with a run from its newest checkpoint.")
+    parser = Parser("resume", "Continue a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument(
         "changes",
         nargs="*",
-        help="key=value: what is to differ from now on, e.g. steps=200_000, or env=module:Class for a run whose "
-        "environment no name makes again",
+        help="key=value: settings to change, e.g. steps=200_000, or env=module:Class for a run whose environment cannot be "
+        "constructed by name",
     )
     _method_option(parser)
     given = parser.parse_args(arguments)
@@ -152,10 +144,10 @@ def _leave_behind(learner: "Learner", path: Path) -> None:
 
 def push(arguments: list[str]) -> None:
     """`rlamort push RUN key=value ...`."""
-    parser = Parser("push", "Send what a run has recorded to Weights & Biases: what is missing there, or all of it anew.")
+    parser = Parser("push", "Upload the records of a run to Weights & Biases: those missing there, or all as a new run.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: the wandb_ keys, e.g. wandb_project=mine, and track_timeout")
-    parser.add_argument("--new", action="store_true", help="as a new run over there")
+    parser.add_argument("--new", action="store_true", help="as a new run there")
     given = parser.parse_args(arguments)
     changes, known = _values(given.changes), fields_of(Run)
     check_names(changes, [name for name in known if name.startswith("wandb_") or name == "track_timeout"])
@@ -165,7 +157,7 @@ def push(arguments: list[str]) -> None:
 
 
 def _values(arguments: list[str]) -> dict[str, Any]:
-    """key=value, several of them, for commands that do not go through Hydra."""
+    """Overrides as values, for commands that do not use Hydra."""
     from rlamort.run.overrides import values
 
     return values(arguments, {name: field.type for name, field in fields_of(Run).items()})
@@ -173,9 +165,9 @@ def _values(arguments: list[str]) -> dict[str, Any]:
 
 def evaluate(arguments: list[str]) -> None:
     """`rlamort eval RUN`."""
-    parser = Parser("eval", "Play evaluation episodes: fixed seeds, deterministic actions.")
+    parser = Parser("eval", "Evaluate an agent: episodes with fixed seeds and deterministic actions.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--episodes", help="how many (default: as in training)")
+    parser.add_argument("--episodes", help="number of episodes (default: as in training)")
     _places_option(parser)
     _method_option(parser)
     given = parser.parse_args(arguments)
@@ -199,7 +191,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def video(arguments: list[str]) -> None:
     """`rlamort video RUN`."""
-    parser = Parser("video", "Film one evaluation episode.")
+    parser = Parser("video", "Record a video of one evaluation episode.")
     parser.add_argument("run", type=Path, help="run directory")
     _places_option(parser)
     _method_option(parser)
@@ -234,7 +226,7 @@ def plot_runs(arguments: list[str]) -> None:
 
 def check_problem(arguments: list[str]) -> None:
     """`rlamort check PROBLEM`."""
-    parser = Parser("check", "Look a problem over before anything is trained on it; exits with 1 when something is wrong.")
+    parser = Parser("check", "Check a problem before anything is trained on it; exits with 1 if a check fails.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     given = parser.parse_args(arguments)
     from rlamort.env.one_step import problem_of
@@ -248,7 +240,7 @@ def check_problem(arguments: list[str]) -> None:
 
 def amortize_problem(arguments: list[str]) -> None:
     """`rlamort amortize PROBLEM key=value ...`."""
-    parser = Parser("amortize", "Train solvers for a problem, and hold them against its reference.")
+    parser = Parser("amortize", "Train solvers for a problem, and compare them with its reference.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)
@@ -266,10 +258,10 @@ def amortize_problem(arguments: list[str]) -> None:
 
 def compare_losses(arguments: list[str]) -> None:
     """`rlamort compare PROBLEM|RUN key=value ...`."""
-    parser = Parser("compare", "The same network, contexts and budget under several models or losses, the objective frozen.")
+    parser = Parser("compare", "Compare models or losses with the same network, contexts and budget, and a frozen objective.")
     parser.add_argument("target", help="module:Class or a registered id; or a run or sb3:FILE.zip, for its critic")
     parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
-    out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file for the data, as JSON")
     given = parser.parse_args(arguments)
     out = free(given)
     from rlamort.measure.fit import compare
@@ -281,7 +273,7 @@ def compare_losses(arguments: list[str]) -> None:
 
 
 def _target(given: str, fields: dict[str, Any]) -> Any:
-    """A problem, or those of a run's critic, which plays in the `env` of the fields: contexts to train on, and held out."""
+    """A problem, or the max-Q problems of a run's critic in the `env` of the fields: for training, and held out."""
     if not given.startswith("sb3:") and not (Path(given) / "config.yaml").is_file():
         return given
     from rlamort.measure.gap import max_q
@@ -290,7 +282,7 @@ def _target(given: str, fields: dict[str, Any]) -> Any:
 
 
 def _kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
-    """Which models or losses are typed, taken out of the fields; keys of theirs stay in them."""
+    """The names of models or losses, removed from the fields; their keys stay there."""
     given = fields.pop(key, default)
     if isinstance(given, dict):
         kinds = given.pop(KIND, default)
@@ -300,7 +292,7 @@ def _kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
 
 
 def _names(given: Any) -> list[str]:
-    """`a,b`, `[a,b]` or one value, as users of the shell and of Hydra write lists."""
+    """A list written as `a,b`, `[a,b]` or one value."""
     return [str(one) for one in given] if isinstance(given, list) else str(given).split(",")
 
 
@@ -315,12 +307,12 @@ def _tell(report: Any, out: Path | None) -> None:
 
 def policy_gap(arguments: list[str]) -> None:
     """`rlamort gap RUN|sb3:FILE.zip`."""
-    parser = Parser("gap", "The amortization gap of a trained policy: in its own critic, and re-simulated.")
+    parser = Parser("gap", "The amortization gap of a trained policy: by its own critic, and in rollouts.")
     parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
     parser.add_argument(
         "keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting, patience"
     )
-    out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file for the data, as JSON")
     given = parser.parse_args(arguments)
     out, fields = free(given), _values(given.keys)
     check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
@@ -335,7 +327,7 @@ def reproduce_row(arguments: list[str]) -> None:
     parser = Parser("reproduce", about)
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
-    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="where measurements are kept and looked up")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of measurements")
     given = parser.parse_args(arguments)
     if given.row is not None and given.all:
         raise UserError(f"reproduce {given.row} --all: either a row or --all is needed")
@@ -352,12 +344,12 @@ def reproduce_row(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """`rlamort bench [NAME] [ALGORITHM]`."""
-    parser = Parser("bench", "Measure rlamort itself on this machine, which should be idle.")
+    parser = Parser("bench", "Measure the speed of rlamort on this machine, which should be idle.")
     names = ["speed", "profile", "scaling", "checkpoint", "tracking"]
-    about = "speed, the default: beside Stable-Baselines3 and, where SBX_PYTHON names an interpreter that has it, sbx"
+    about = "speed, the default: against Stable-Baselines3 and, if SBX_PYTHON names an interpreter that has it, sbx"
     parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
     parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
-    out_option(parser, "a file that takes the data, as JSON")
+    out_option(parser, "a file for the data, as JSON")
     given = parser.parse_args(arguments)
     out = free(given)
     if given.algorithm and given.name not in ("speed", "profile"):
@@ -368,7 +360,7 @@ def bench(arguments: list[str]) -> None:
 
 
 def _places_option(parser: argparse.ArgumentParser) -> None:
-    about = "env=..., eval_env=...: where it plays, for a run whose environment no name makes again"
+    about = "env=..., eval_env=...: the environment, for a run whose environment cannot be constructed by name"
     parser.add_argument("places", nargs="*", help=about)
 
 
@@ -379,7 +371,7 @@ def _places(given: list[str]) -> dict[str, Any]:
 
 
 def _method_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", help="the YAML file of a method of your own, with which the run was trained")
+    parser.add_argument("--method", help="the YAML file of your own method, with which the run was trained")
 
 
 COMMANDS: dict[str, Callable[[list[str]], Any]] = {

@@ -21,7 +21,7 @@ class Critic(nn.Module):
         members: E.
         norm: between a hidden layer's product and its ReLU, as `rlamort.nets.Ensemble` takes it.
         arithmetic: of the products.
-        outputs: numbers that each member gives, such as quantiles of the return; its Q is their mean.
+        outputs: outputs of each member, such as quantiles of the return; its Q is their mean.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class Critic(nn.Module):
         self.ensemble = Ensemble(members, x_dim + y_dim, hidden, outputs, norm, arithmetic)
 
     def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
-        """x (B, d), y (B, n) -> Q (members, B); `members` None asks for all."""
+        """x (B, d), y (B, n) -> Q (members, B); None takes all members."""
         q = self.atoms(x, y, members)
         return q.squeeze(-1) if self.outputs == 1 else q.mean(-1)
 
     def atoms(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
-        """x (B, d), y (B, n) -> all that each member gives (members, B, outputs)."""
+        """x (B, d), y (B, n) -> all outputs of each member (members, B, outputs)."""
         q: Tensor = self.ensemble(torch.cat([x, y], dim=-1), members)
         return q
 
 
 @torch.no_grad()
 def polyak(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """target <- (1 - tau) target + tau source, parameter by parameter, in one call."""
+    """target <- (1 - tau) target + tau source, for all parameters in one fused call."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
 
 

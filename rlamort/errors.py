@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something asked for cannot be done as it was asked: names the field, what was given and what is allowed."""
+    """An invalid request: names the field, its value and what is allowed."""
 
     exit_code = 2
 
 
 class Fault(RuntimeError):  # noqa: N818  # as in fault injection
-    """An environment or an agent misbehaved while it ran: names it, the step, and what it did."""
+    """An environment or an agent failed at runtime: names it, the step, and the failure."""
 
     exit_code = 3
 
@@ -21,13 +21,13 @@ class Diverged(Fault):
 
 
 class Preempted(Exception):  # noqa: N818  # an end, not an error
-    """The run was asked to stop, and has saved itself."""
+    """The run was stopped by a signal, after a checkpoint."""
 
     exit_code = 75  # EX_TEMPFAIL: what schedulers take as "start it again"
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The sentence that follows an unknown name: its neighbours among the allowed ones, or all when none is near."""
+    """The hint after an unknown name: close matches among the allowed names, or all of them."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.6)
     if not near:  # HalfCheeta -> HalfCheetah-v5: compare without versions and case as well

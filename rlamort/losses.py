@@ -1,8 +1,8 @@
-"""L, the losses that train a model, and targets that critics regress on.
+"""L, the losses that train a model, and the critics' regression targets.
 
 B batch · K iterations · x context (B, d) · y solution (B, n) · f cost (B,)
 
-A loss is `(model, f, batch) -> (scalar, metrics)`; what it needs beside these it is made with.
+A loss is `(model, f, batch) -> (scalar, metrics)`; everything else it needs is passed to its constructor.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ Teacher = Callable[[Tensor], Tensor]  # whole contexts (B, d) -> y* (B, n)
 
 
 class Posed(Protocol):
-    """A batch of contexts (B, d), whatever else it holds."""
+    """A batch with contexts x (B, d)."""
 
     @property
     def x(self) -> Tensor: ...
 
 
 class Loss(Protocol):
-    """What `descend` descends."""
+    """A loss for `descend`: its value, 0-d, and detached metrics."""
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]: ...
 
@@ -35,8 +35,8 @@ class Loss(Protocol):
 def objective(model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
     """L_obj = mean_B f(y_theta(x); x), the objective-based loss (tutorial, eq. 6).
 
-    Where contexts come from parameters phi, batch.x carries their graph: descending this loss in phi is learning p(x; phi)
-    through the value of the problem (tutorial, eq. 29).
+    Where contexts are a function of parameters phi, batch.x has their graph: minimising this loss in phi learns p(x; phi)
+    through the optimal value (tutorial, eq. 29).
     """
     cost, metrics = f.report(model(f.seen(batch.x), f.oracle(batch.x)), batch.x)
     loss = cost.mean()
@@ -52,7 +52,7 @@ class Regress:
     """L_reg = mean_B sum_k w_k distance(y_k(x), y*(x)), the regression-based loss (tutorial, eq. 5; Chen et al., 2018, eq. 17).
 
     Args:
-        teacher: x (B, d) -> y* (B, n): a solver, an expert, labels. It is asked, never trained.
+        teacher: x (B, d) -> y* (B, n): a solver, an expert, labels. It is not trained.
         distance: between two solutions, (B,).
         decay: w_k is proportional to decay^(K - k): 0 scores the last iterate alone.
     """
@@ -73,7 +73,7 @@ class OverIterates:
     """L_Sigma = mean_B sum_k w_k f(y_k; x), over a model's iterates (tutorial, section 2.3; Andrychowicz et al., 2016, eq. 3).
 
     Args:
-        decay: w_k is proportional to decay^(K - k): 1 weighs all alike, 0 is the objective of the last alone.
+        decay: w_k is proportional to decay^(K - k): 1 weighs all equally, 0 is the objective of the last alone.
     """
 
     def __init__(self, decay: float = 1.0) -> None:
@@ -87,7 +87,7 @@ class OverIterates:
 
 
 def weighed(values: Tensor, decay: float) -> Tensor:
-    """The mean of values (K + 1,) of iterates, oldest first, with weights proportional to decay^(K - k)."""
+    """The weighted mean of iterates' values (K + 1,), oldest first, with weights proportional to decay^(K - k)."""
     weights = decay ** torch.arange(len(values) - 1, -1, -1, device=values.device, dtype=values.dtype)
     return (weights * values).sum() / weights.sum()
 
@@ -95,13 +95,13 @@ def weighed(values: Tensor, decay: float) -> Tensor:
 class Smoothed:
     """The objective-based loss of a cost without gradients, by antithetic evolution strategies (tutorial, eq. 15).
 
-    The gradient is that of the smoothed cost E_e f(y + sigma e; x), e ~ N(0, 1), with respect to y
-    (Nesterov and Spokoiny, 2017); it reaches theta by the chain rule. The loss's value is f at the prediction itself.
+    The gradient with respect to y is that of the smoothed cost E_e f(y + sigma e; x), e ~ N(0, 1)
+    (Nesterov and Spokoiny, 2017), and theta's follows by the chain rule. The loss's value is f at the prediction itself.
 
     Args:
-        sigma: width of the smoothing, in the units of y.
-        pairs: how many e and -e.
-        nearest: takes what is evaluated back to Y.
+        sigma: standard deviation of the smoothing, in the units of y.
+        pairs: number of antithetic pairs e and -e.
+        nearest: projects evaluation points onto Y.
     """
 
     def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor], Tensor] = lambda y: y) -> None:
@@ -122,7 +122,7 @@ class Smoothed:
 
 
 class Downstream:
-    """mean_B g(y_theta(x), x), what solutions are used for; descended in phi, it learns p(x; phi) by them (tutorial, eq. 30).
+    """mean_B g(y_theta(x), x), a downstream loss of solutions; minimised in phi, it learns p(x; phi) (tutorial, eq. 30).
 
     Args:
         g: y (B, n), x (B, d) -> (B,).
@@ -140,7 +140,7 @@ def quantile_huber(q: Tensor, target: Tensor) -> Tensor:
     """The Huber loss of quantile regression, at threshold 1 (Dabney et al., 2018, eq. 10; Kuznetsov et al., 2020, eq. 12).
 
     Args:
-        q: (E, B, M), of E critics the quantiles at (2 m - 1) / (2 M).
+        q: (E, B, M), quantiles of E critics at the levels (2 m - 1) / (2 M).
         target: (B, K), samples of the return.
 
     Returns:
@@ -159,7 +159,7 @@ def td_target(batch: Batch, value_next: Tensor) -> Tensor:
 
     Args:
         batch: of B transitions.
-        value_next: V(x_next) (B,), or several numbers for each transition (B, M), such as quantiles.
+        value_next: V(x_next) (B,), or several values per transition (B, M), such as quantiles.
 
     Returns:
         Of the shape of `value_next`.
@@ -167,5 +167,5 @@ def td_target(batch: Batch, value_next: Tensor) -> Tensor:
     reward, discount, ended = (
         one.view(-1, *[1] * (value_next.ndim - 1)) for one in (batch.reward, batch.discount, batch.terminated)
     )
-    # where, not a product: the value of a state after the end may be anything, NaN included
+    # where, not a product: the value of a terminal state is arbitrary, and may be NaN
     return reward + discount * torch.where(ended, torch.zeros_like(value_next), value_next)

@@ -17,10 +17,10 @@ from rlamort.update import Update
 
 
 class Model(nn.Module):
-    """y_theta : X -> Y. Calling it gives the last of its iterates."""
+    """y_theta : X -> Y. Calling it returns its last iterate."""
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        """x (B, d) -> (K + 1, B, n), oldest first; `oracle` is what the model may ask about f(.; x) on the way."""
+        """x (B, d) -> iterates (K + 1, B, n), oldest first; `oracle` answers queries about f(.; x)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
@@ -44,14 +44,14 @@ class Full(Model):
 
 
 class Choice(Model):
-    """Several predictions, of which each item keeps the one with the lowest cost: for minima that jump as x moves.
+    """Several predictions, of which each item keeps the cheapest: for solutions that are discontinuous in x.
 
-    A single network averages over such a jump, or keeps to one side; here every network may keep to its own, and losses reach
-    the chosen one alone (Guzman-Rivera, Batra and Kohli, 2012).
+    A single network averages over a discontinuity, or stays on one side; here each candidate may represent one branch, and
+    losses train the selected one alone (multiple choice learning; Guzman-Rivera, Batra and Kohli, 2012).
 
     Args:
         net: (B, d) -> (B, candidates * domain.inputs).
-        candidates: how many.
+        candidates: number of predictions.
         domain: Y.
     """
 
@@ -68,19 +68,18 @@ class Choice(Model):
 
 
 class Unroll(Model):
-    """Semi-amortized: K steps of a solver from where another model says (tutorial, section 2.2.2).
+    """Semi-amortized: K steps of a solver from another model's prediction (tutorial, section 2.2.2).
 
-    It also works where no gradients are recorded, and then leaves no graph. An item's answer does not depend on the others.
+    It also works inside no_grad, without a graph. Items are independent.
 
     Args:
-        init: the first iterate, the last one of this model.
+        init: the model that predicts the first iterate.
         update: a step of the solver.
-        steps: K; 0 gives init.
-        domain: Y, to which every step's result is taken by Euclidean projection.
+        steps: K; 0 returns init's prediction.
+        domain: Y, onto which each step's result is projected.
         adjoint: how losses differentiate through the steps.
-        shrinkage: strength of strength / 2 |y - y_0|^2, which the solver sees added to f (tutorial, eq. 14).
-        keep_best: whether each iterate is the one of lowest f so far, so that none is worse than where the steps began; f must
-            give the same value twice then.
+        shrinkage: weight of weight / 2 |y - y_0|^2, which is added to the solver's objective (tutorial, eq. 14).
+        keep_best: whether each iterate is the best so far, so that none is worse than the start; f must be deterministic.
     """
 
     def __init__(
@@ -111,18 +110,18 @@ class Unroll(Model):
 
 
 def best_so_far(path: Tensor, oracle: Oracle) -> Tensor:
-    """Iterates (K + 1, B, n), oldest first -> the best of each and all before it, for every item by itself."""
+    """Iterates (K + 1, B, n), oldest first -> the best iterate so far at every step, per item."""
     with torch.no_grad():
         best = oracle.values(path).nan_to_num(torch.inf).cummin(0).indices  # (K + 1, B)
     return path.gather(0, best[..., None].expand_as(path))
 
 
 class Latent(Model):
-    """Solves in another space, y = project(decode(z, x)) (tutorial, section 2.2.2; Amos and Yarats, 2020, section 4).
+    """A model in a latent space, y = project(decode(z, x)) (tutorial, section 2.2.2; Amos and Yarats, 2020, section 4).
 
     Args:
         decode: z (B, m), x (B, d) -> v (B, domain.inputs).
-        inner: the model over z, which asks f through `decode`.
+        inner: the model over z, whose oracle is that of f composed with `decode`.
         domain: Y.
     """
 
@@ -148,7 +147,7 @@ class Start(Model):
     """A learned point of Y, the same for every context, K = 0: what MAML learns (Finn et al., 2017).
 
     Args:
-        domain: Y, which says where it begins.
+        domain: Y, with the initial value.
     """
 
     def __init__(self, domain: Domain) -> None:
@@ -175,11 +174,11 @@ class Previous(Model):
 
 
 class Guarded(Model):
-    """A solver that is trained as it is, and answers with safeguards.
+    """A solver that is trained without safeguards, and predicts with them.
 
     Args:
-        trained: what losses differentiate through.
-        acting: what answers where no gradients are recorded; it shares the parameters.
+        trained: the model that losses differentiate through.
+        acting: the model that predicts inside no_grad, with the same parameters.
     """
 
     def __init__(self, trained: Model, acting: Model) -> None:
@@ -191,11 +190,11 @@ class Guarded(Model):
 
 
 class Expert(Model):
-    """What is known already, as a model of one iterate: a solution in closed form, a classical solver, demonstrations.
+    """A function as a model with one iterate: a solution in closed form, a classical solver, demonstrations.
 
     Args:
-        field: x (B, d) -> y (B, n), or None where it does not know.
-        name: of the field, for messages.
+        field: x (B, d) -> y (B, n), or None where no solution is known.
+        name: of the function, for messages.
     """
 
     def __init__(self, field: Callable[[Tensor], Tensor | None], name: str = "the expert") -> None:

@@ -17,22 +17,22 @@ from rlamort.problem import Parts, Problem
 
 Metrics = dict[str, Tensor]
 Decode = Callable[[Tensor, Tensor], Tensor]  # z (B, m), x (B, d) -> y (B, n)
-FLOATS = 2**25  # how many numbers, of y and x together, are given to a cost at once
+FLOATS = 2**25  # numbers in y and x together in one evaluation of a cost
 
 
 class Objective:
-    """f : Y x X -> R^B. An objective owns nothing that learns; whoever calls `descend` says what moves."""
+    """f : Y x X -> R^B. An objective owns no parameters; the caller of `descend` selects what is trained."""
 
     def seen(self, x: Tensor) -> Tensor:
         """The part of contexts x (B, d) that models may read: all of it, unless a problem hides some."""
         return x
 
     def oracle(self, x: Tensor) -> "Oracle":
-        """What a model may ask while it solves for x (B, d); that need not be what the loss scores."""
+        """The oracle that a model queries for x (B, d); it need not be of the objective that the loss scores."""
         return Oracle(self, self.seen(x))
 
     def settled(self, x: Tensor) -> "Oracle":
-        """As `oracle`, but the same each time: what an agent asks that plays deterministically."""
+        """As `oracle`, without noise: for deterministic actions."""
         return self.oracle(x)
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Objective:
         return self.report(y, x)[0]
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        """f(y; x) (B,), and what is worth knowing of it as detached 0-d tensors."""
+        """f(y; x) (B,), and metrics as detached 0-d tensors."""
         raise NotImplementedError
 
     def map(self, y: Tensor, x: Tensor) -> Tensor:
@@ -49,14 +49,14 @@ class Objective:
 
 
 class Oracle:
-    """What a semi-amortized model may ask about f(.; x) while it solves: its value, its gradient, a fixed-point map.
+    """Queries of a semi-amortized model about f(.; x): its value, its gradient, a fixed-point map.
 
-    It is deterministic: the same y has the same value however often it is asked, unless f itself draws.
+    It is deterministic: the same y has the same value at every query, unless f itself is random.
 
     Args:
         f: the objective.
-        x: contexts (B, d); what f holds for each of them besides, such as the noise of a draw, follows in further columns.
-        second_order: whether gradients carry a graph where gradients are recorded, so that losses differentiate through them.
+        x: contexts (B, d); further data of f per context, such as the noise of a draw, are in further columns.
+        second_order: whether gradients have a graph where autograd is on, so that losses differentiate through them.
     """
 
     def __init__(self, f: Objective, x: Tensor, second_order: bool = True) -> None:
@@ -67,7 +67,7 @@ class Oracle:
         return self.f(y, self.x)
 
     def values(self, ys: Tensor) -> Tensor:
-        """ys (S, B, n), several y for each context -> (S, B): f on (S B, n), as much of it at once as memory bears."""
+        """ys (S, B, n), several y per context -> (S, B): f on (S B, n), in chunks of bounded memory."""
         many = max(1, FLOATS // max(1, len(self.x) * (self.x.shape[-1] + ys.shape[-1])))
         return torch.cat([self._side_by_side(part) for part in torch.split(ys, many)])
 
@@ -76,7 +76,7 @@ class Oracle:
         return self.f(ys.flatten(0, 1), x).view(ys.shape[:2])
 
     def grad(self, y: Tensor) -> Tensor:
-        """y (B, n) -> df/dy (B, n), also inside no_grad; per item, whatever the batch."""
+        """y (B, n) -> df/dy (B, n), per item, also inside no_grad."""
         graph = torch.is_grad_enabled() and self.second_order
         with torch.enable_grad():
             at = y if graph and y.requires_grad else y.detach().requires_grad_()
@@ -88,16 +88,16 @@ class Oracle:
         return self.f.map(y, self.x)
 
     def first_order(self) -> "Oracle":
-        """The same, with gradients that carry no graph."""
+        """The same oracle, with gradients that have no graph."""
         return Oracle(self.f, self.x, second_order=False)
 
     def tethered(self, anchor: Tensor, strength: float) -> "Oracle":
-        """That of f(y; x) + strength / 2 |y - anchor|^2 with anchor (B, n), which has no map (tutorial, eq. 14)."""
+        """The oracle of f(y; x) + strength / 2 |y - anchor|^2 with anchor (B, n), which has no map (tutorial, eq. 14)."""
         held = torch.cat([self.x, anchor], dim=-1)
         return Oracle(Tethered(self.f, anchor.shape[-1], strength), held, self.second_order)
 
     def through(self, decode: Decode, d: int) -> "Oracle":
-        """That of f(decode(z, x); x) over z (B, m), which has no map; `d` columns of what the oracle holds are x."""
+        """The oracle of f(decode(z, x); x) over z (B, m), which has no map; the first `d` columns of its contexts are x."""
         return Oracle(Decoded(self.f, decode, d), self.x, self.second_order)
 
 
@@ -158,22 +158,22 @@ class Decoded(Objective):
 
 
 class Unknown(Objective):
-    """What nobody can be asked about: models that solve in one pass need nothing else."""
+    """An objective without value or gradient, for models that make no queries."""
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        raise UserError("oracle.value: this objective has no value to ask for; an update that asks for its map is needed")
+        raise UserError("oracle.value: this objective has no value; an update that uses its map is needed")
 
 
 def nothing(x: Tensor) -> Oracle:
-    """An oracle for contexts x (B, d) that answers nothing."""
+    """An oracle for contexts x (B, d) without value or gradient."""
     return Oracle(Unknown(), x)
 
 
 class Cost(Objective):
-    """f of a user's problem, on contexts as rows; what models ask is its `support`, on what it does not hide of them.
+    """f of a user's problem, on contexts as vectors; its oracle is of the problem's `support`, without hidden parts.
 
     Args:
-        problem: what defines it.
+        problem: the user's problem.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -193,10 +193,10 @@ class Cost(Objective):
 
 
 class Support(Objective):
-    """What models may ask of a user's problem: its `support`, on contexts without what it hides.
+    """The objective that models query: a problem's `support`, on contexts without their hidden parts.
 
     Args:
-        problem: what defines it.
+        problem: the user's problem.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -213,7 +213,7 @@ class Support(Objective):
 def _mapped(problem: Problem, y: Tensor, x: Parts) -> Tensor:
     mapped = problem.map(y, x)
     if mapped is None:
-        raise UserError(f"oracle.map: {type(problem).__name__} defines no `map`, which this update asks for")
+        raise UserError(f"oracle.map: {type(problem).__name__} defines no `map`, which this update needs")
     return _narrowed(mapped, y)
 
 
@@ -227,7 +227,7 @@ def _checked(cost: Tensor, y: Tensor, what: str) -> Tensor:
 
 
 def _narrowed(given: Tensor, y: Tensor) -> Tensor:
-    """In y's dtype where that is the narrower one, as it is where a user computes with NumPy's numbers."""
+    """In y's dtype if that is the narrower one, as with a user's float64 computations."""
     return given.to(y.dtype) if torch.promote_types(given.dtype, y.dtype) != y.dtype else given
 
 
@@ -239,7 +239,7 @@ class MaxQ(Objective):
     Args:
         critic: Q_1..Q_E.
         beta: pessimism.
-        members: how many of the ensemble, from the first, take part; None for all.
+        members: how many members of the ensemble, from the first, are used; None for all.
     """
 
     def __init__(self, critic: Critic, beta: float = 1.0, members: int | None = None) -> None:
@@ -251,10 +251,10 @@ class MaxQ(Objective):
 
 
 class Temperature(nn.Module):
-    """alpha > 0, held as its logarithm so that no gradient step can make it negative.
+    """alpha > 0, parametrised by its logarithm.
 
     Args:
-        alpha: initial value; 0 is allowed, and then it stays.
+        alpha: initial value; 0 is allowed, and is constant.
     """
 
     def __init__(self, alpha: float) -> None:
@@ -274,7 +274,7 @@ class Soft(Objective):
     Args:
         f: the objective of a single solution.
         density: q.
-        alpha: temperature; what is passed is shared, not copied.
+        alpha: temperature, shared, not copied.
     """
 
     def __init__(self, f: Objective, density: Density, alpha: Temperature) -> None:
@@ -284,11 +284,11 @@ class Soft(Objective):
         return self.f.seen(x)
 
     def oracle(self, x: Tensor) -> Oracle:
-        """Over lam; it holds one draw for each context, so that a solver meets one function."""
+        """Over lam, with one fixed noise vector per context (common random numbers), so that it is deterministic."""
         return Deferred(lambda: self._held(x, self.density.noise(x.new_empty(len(x), self.density.parameters.dim))))
 
     def settled(self, x: Tensor) -> Oracle:
-        """Of f at the median, which is the draw without noise."""
+        """Of f at the median, which is the draw with zero noise."""
         return self._held(x, x.new_zeros(len(x), self.density.dim))
 
     def _held(self, x: Tensor, noise: Tensor) -> Oracle:
@@ -298,12 +298,12 @@ class Soft(Objective):
     def report(self, lam: Tensor, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Metrics]:
         y, logq = self.density.sample(lam, noise)
         cost, metrics = self.f.report(y, x)
-        # the temperature is a price here, not a variable: whoever minimises f must not move it
+        # the temperature is a constant of f: minimising f must not change it
         return cost + self.alpha().detach() * logq, metrics | {"entropy": -logq.detach().mean()}
 
 
 class Drawn(Objective):
-    """A soft objective whose draw is held, over contexts (x | noise).
+    """A soft objective with fixed noise, over contexts (x | noise).
 
     Args:
         soft: the objective.

@@ -320,7 +320,7 @@ def test_comparing_says_what_it_does_and_does_what_was_asked(capsys, monkeypatch
 def test_reporting_says_what_it_does(capsys, monkeypatch):
     monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
     report(Known, ["full"], **QUICK)
-    told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and solvers beside them"]
+    told = ["training: full", "solving: 20 contexts held out, for the reference", "timing: full, and classical solvers"]
     assert capsys.readouterr().out.splitlines() == told
 
 
@@ -340,7 +340,7 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
         assert pairs(["full", "semi"], ["rl"]) == [("full", "rl")]
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
-    with pytest.raises(UserError, match=r"loss=regress: Outside\.solution gives points .* outside Simplex; points in it"):
+    with pytest.raises(UserError, match=r"loss=regress: Outside\.solution returns points .* outside Simplex; points in it"):
         ra.amortize(Outside, loss="regress")
     with pytest.raises(UserError, match=r"objective: it does not fit Steps: .*gradient"):
         report(Steps, ["full"])

@@ -404,7 +404,7 @@ BROKEN = [
     (Ordered, "cost, batch independence", "another order of the batch gives other costs"),
     (WrongGradient, "cost, gradient", "it agrees with finite differences in 0 of 24 directions"),
     (NanGradient, "cost, gradient", "it holds nan; finite numbers are needed"),
-    (ChangesX, "cost, in place", "it changes x in place, which its caller goes on with; clone it first, x.clone()"),
+    (ChangesX, "cost, in place", "it changes x in place, which its caller uses later; clone it first, x.clone()"),
     (ChangesY, "cost, in place", "it changes y in place"),
     (ChangesPart, "cost, in place", "it changes x['kind'] in place"),
     (ChangesInSolution, "solution", "it changes x in place"),
@@ -421,7 +421,7 @@ BROKEN = [
     (RaisesSolution, "solution", "it raised ZeroDivisionError: division by zero"),
     (SolutionShape, "solution", "shape (6, 3) is returned; (6, 4) is needed"),
     (Outside, "solution", "outside Simplex; a point in it is needed"),
-    (Worse, "solution", "was found by a few tries; a minimiser is needed"),
+    (Worse, "solution", "was found in a few trials; a minimiser is needed"),
     (ResidualShape, "residual", "shape (6, 1) is returned; (6,) is needed"),
     (Negative, "residual", "it must not be negative"),
     (NotZero, "residual", "at `solution`"),
@@ -522,7 +522,7 @@ def test_kinks_pass_and_a_missing_second_derivative_is_a_warning():
     report = check(FirstOrder())
     line = verdict(report, "cost, second derivative")
     assert line.verdict == "warn"
-    assert "semi-amortized models need adjoint=first_order" in line.detail
+    assert "semi-amortized models need model.adjoint=first_order" in line.detail
     assert report.ok
     assert "adjoint=first_order" in next(fit.why for fit in report.models if fit.name == "semi")
 
@@ -534,10 +534,10 @@ def test_where_derivatives_break_is_looked_for_and_said():
     assert verdict(report, "cost, gradient").verdict == "pass"
     line = verdict(report, "cost, second derivative")
     assert line.verdict == "warn"
-    assert "it is not finite at corners of Y, the border of Y, y = x['corner']; semi-amortized models need" in line.detail
+    assert "it is not finite at corners of Y, the boundary of Y, y = x['corner']; semi-amortized models need" in line.detail
     assert "adjoint=first_order" in next(fit.why for fit in report.models if fit.name == "semi")
     told = verdict(check(Sound()), "cost, finite").detail
-    assert all(where in told for where in ("nearest to 0", "corners of Y", "the border of Y", "nearest to x", "`solution`"))
+    assert all(where in told for where in ("nearest to 0", "corners of Y", "the boundary of Y", "nearest to x", "`solution`"))
 
 
 def test_an_infinite_border_is_no_failure_and_says_who_suffers():

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,8 +73,15 @@ def test_the_table_says_what_is_missing(tmp_path):
     text = table(tmp_path)
     assert "**FAIL**" in text  # 950 is not reached
     assert "Over these 2 studies" in text
-    assert "| `ddpg` | -Q | box | replay | Full | objective | **[3 of 4 hold](#ddpg)** |" in text
-    assert "| `td3` | -Q, of the first critic | box | replay | Full | objective | [not measured yet](#td3) |" in text
+    assert "| `ddpg` | -Q | box | replay | full | objective | **[3 of 4 hold](#ddpg)** |" in text
+    assert "| `td3` | -Q, of the first critic | box | replay | full | objective | [not measured yet](#td3) |" in text
+
+
+def test_what_is_stored_is_found_by_the_present_names():
+    results = Path(__file__).parent.parent / "docs" / "results"
+    for row in rows():
+        assert not [entry.claim() for entry in entries(row) if entry.waiting(reproduce._kept(row, results))]
+    assert (results / "README.md").read_text() == table(results)
 
 
 RACE = {

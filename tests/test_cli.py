@@ -131,7 +131,7 @@ def test_what_was_learned_is_kept_when_the_environment_fails(tmp_path):
     assert re.search(r"rlamort: env my_module:LateNaN, step \d+: reset holds nan; finite", done.stderr)
     assert (tmp_path / "run" / "agent" / "agent.safetensors").exists()
     done = rlamort("train", "td3", "env=my_module:LateRaises", "steps=5000", *QUICK, cwd=tmp_path, code=3)
-    assert "RuntimeError: the robot fell apart; that is failure 11, and max_env_faults=10 are forgiven" in done.stderr
+    assert "RuntimeError: the robot fell apart; that is failure 11, and max_env_faults=10 are allowed" in done.stderr
 
 
 def test_baselines_are_one_override_away(tmp_path):
@@ -424,7 +424,7 @@ def test_runs_evaluated_at_different_steps_are_interpolated_where_all_are_known(
 def test_runs_without_a_common_step_are_drawn_each(tmp_path):
     one, other = made_run(tmp_path / "a", {100: 0.0}), made_run(tmp_path / "b", {200: 10.0, 300: 30.0}, seed=1)
     ((none, *each),) = drawn([one, other])
-    assert none == ("td3: 2 runs, evaluated at steps of which no mean can be taken", [], [])
+    assert none == ("td3: 2 runs, evaluated at steps without a common range", [], [])
     assert [(steps, values) for _, steps, values in each] == [([100], [0.0]), ([200, 300], [10.0, 30.0])]
 
 
@@ -433,7 +433,7 @@ def test_runs_at_equal_steps_are_a_mean_and_nothing_else(tmp_path):
     assert drawn([*runs, runs[0]]) == [[("td3: mean of 3 runs, 95 %", [100, 200], [1.0, 11.0])]]  # one given twice counts once
     empty = made_run(tmp_path / "empty", {}, seed=9)
     (empty / "metrics.jsonl").unlink()
-    with pytest.warns(UserWarning, match="empty: it is left out, since it has recorded no evaluation yet"):
+    with pytest.warns(UserWarning, match="empty: it is left out, since it has no evaluation yet"):
         assert len(drawn([*runs, empty])[0]) == 1
     with pytest.raises(UserError, match="no evaluation has been recorded yet"):
         plot([empty], tmp_path / "curves.png")
@@ -485,7 +485,7 @@ def test_nothing_is_written_over_unasked(run, tmp_path):
     ):
         out = "kept" if command[0] == "amortize" else "curves.png"
         said = rlamort(*command, "--out", out, cwd=tmp_path, code=2).stderr
-        assert said == f"rlamort: --out {out}: it exists already; --force writes over it\n"
+        assert said == f"rlamort: --out {out}: it exists already; --force overwrites it\n"
         other = "curves.png" if command[0] == "amortize" else "kept"
         assert f"--out {other}: it is a f" in rlamort(*command, "--out", other, cwd=tmp_path, code=2).stderr
     assert (tmp_path / "curves.png").read_text() == "mine"

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from test_cli import QUICK, rlamort
 
 from rlamort.cli import COMMANDS
+from rlamort.config import methods
 
 ROOT = Path(__file__).parent.parent
 README, CONTRIBUTING, DESIGN = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "docs/design.md"))
@@ -43,23 +45,46 @@ def test_readme_commands_exist():
     assert named == set(COMMANDS)
 
 
+def file_in(text, name):
+    """The block of a document that begins with `# NAME`."""
+    (block,) = re.findall(rf"^```\w+\n(# {re.escape(name)}\n.*?)^```", text, re.S | re.M)
+    return block
+
+
 def test_contributing_method_trains_from_two_files(tmp_path):
-    (code,), (row,) = (blocks(CONTRIBUTING, language) for language in ("python", "yaml"))
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "averaged.py").write_text(code)
-    (folder / "averaged.yaml").write_text(row)
-    common = [o for o in QUICK if not o.startswith("hidden")]
+    for name in ("averaged.py", "averaged.yaml"):
+        (folder / name).write_text(file_in(CONTRIBUTING, name))
     done = rlamort(
-        "train", "mine/averaged.yaml", "env=Pendulum-v1", "steps=120", "critics=3", "video=false", *common, cwd=tmp_path
+        "train", "mine/averaged.yaml", "env=Pendulum-v1", "steps=120", "critic.members=3", "video=false", *QUICK, cwd=tmp_path
     )
     run = done.stdout.splitlines()[-1]
     assert run.startswith("runs/averaged-Pendulum-v1-s0")
     assert "averaged on Pendulum-v1" in rlamort("eval", run, "--method", "mine/averaged.yaml", cwd=tmp_path).stdout
     assert "name its file yourself" in rlamort("eval", run, cwd=tmp_path, code=2).stderr
-    assert "critics=5" in rlamort("train", "mine/averaged.yaml", "--help", cwd=tmp_path).stdout
-    failed = rlamort("train", "mine/averaged.yaml", "env=Pendulum-v1", "critic=3", cwd=tmp_path, code=2)
-    assert "Did you mean critics" in failed.stderr
+    assert "critic.members=5" in rlamort("train", "mine/averaged.yaml", "--help", cwd=tmp_path).stdout
+    failed = rlamort("train", "mine/averaged.yaml", "env=Pendulum-v1", "critics=3", cwd=tmp_path, code=2)
+    assert "Did you mean critic" in failed.stderr
+
+
+def test_contributing_shows_iapo_as_it_is():
+    comment, row = file_in(CONTRIBUTING, "iapo.yaml").split("\n", 1)
+    assert row == (ROOT / "configs" / "method" / f"{comment.removeprefix('# ')}").read_text()
+
+
+def test_contributing_part_is_trained_by_its_command(tmp_path):
+    for name in ("signs.py", "signs.yaml"):
+        (tmp_path / name).write_text(file_in(CONTRIBUTING, name))
+    (command,) = re.findall(r"^rlamort (train ./signs.yaml .*)$", CONTRIBUTING, re.M)
+    run = rlamort(*command.split(), "steps=4", "eval_episodes=4", cwd=tmp_path).stdout.splitlines()[-1]
+    update = yaml.safe_load((tmp_path / run / "config.yaml").read_text())["model"]["update"]
+    assert update == {"kind": "signs.Signs", "rate": 0.02}
+
+
+def test_readme_lists_every_method():
+    listed = re.search(r"^## Methods\n(.*?)^## ", README, re.S | re.M)[1]
+    assert set(re.findall(r"`([\w/]+)`", listed)) >= set(methods())
 
 
 def test_design_names_every_module_in_its_room():

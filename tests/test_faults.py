@@ -54,7 +54,7 @@ def test_beyond_the_limit_the_run_ends_with_what_was_raised():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with pytest.raises(
-            Fault, match="RuntimeError: the robot fell apart; that is failure 3, and max_env_faults=2 are forgiven"
+            Fault, match="RuntimeError: the robot fell apart; that is failure 3, and max_env_faults=2 are allowed"
         ):
             play()
     assert len(said) == 2
@@ -67,7 +67,7 @@ def test_a_lost_worker_is_replaced_and_training_goes_on(how, tmp_path):
         odd_envs.Dies, env_kwargs=kwargs, num_envs=2, vectorization="async", env_timeout=3.0, **SMALL
     )  # fmt: skip
     reason = "died" if how == "dies" else "took more than 3 s"
-    with pytest.warns(UserWarning, match=rf"row 0, 1: a worker process {reason}; a new episode begins"):
+    with pytest.warns(UserWarning, match=rf"index 0, 1: a worker process {reason}; a new episode begins"):
         agent.learn(400)
     agent.close()
     assert agent.clock.env_step == 400
@@ -117,5 +117,5 @@ def test_divergence_stops_with_a_report_and_the_last_good_agent(tmp_path):
     assert kept is not None
     assert "return" in rlamort("eval", "run", "--episodes", 1, cwd=tmp_path).stdout
     again = rlamort("train", "td3", *common, "dir=again", "on_nan=retry", "learning_rate=0.01", cwd=tmp_path, code=3)
-    assert "once more from the newest checkpoint, with learning_rate=0.005" in again.stdout
+    assert "retrying from the newest checkpoint, with learning_rate=0.005" in again.stdout
     assert np.isfinite(kept.state["clock"]["env_step"])

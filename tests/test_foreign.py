@@ -51,7 +51,7 @@ def test_its_critics_and_targets_come_along(algorithm, tmp_path):
 def test_it_can_learn_on(tmp_path):
     saved("SAC", tmp_path / "model.zip")
     agent = ra.load(f"sb3:{tmp_path / 'model.zip'}")
-    with pytest.raises(ra.UserError, match="loaded without one; give load an env"):
+    with pytest.raises(ra.UserError, match="loaded without one; pass one to load"):
         agent.learn(10)
     agent = ra.load(f"sb3:{tmp_path / 'model.zip'}", env="Pendulum-v1")
     with pytest.warns(UserWarning, match=r"learn\(50\): the agent is as it was loaded"):

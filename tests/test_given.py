@@ -97,9 +97,9 @@ def test_what_is_given_is_loaded_and_resumed(how, tmp_path, recwarn):
     assert len(said) == unnamed
     if unnamed:
         assert said[0].startswith("env: ")
-        with pytest.raises(ra.UserError, match=r"env: .*, so it cannot be made again by name; give env=\.\.\."):
+        with pytest.raises(ra.UserError, match=r"env: .*, so it cannot be constructed by name; pass env=\.\.\."):
             ra.load(tmp_path / "run").score(1)
-        with pytest.raises(ra.UserError, match="so it cannot be made again by name"):
+        with pytest.raises(ra.UserError, match="so it cannot be constructed by name"):
             resume(tmp_path / "run")
     again = FIVE[how]()[0] if unnamed else None
     if how == "function of a keyword":
@@ -148,9 +148,9 @@ def test_the_same_environment_is_refused_for_both():
     for training, evaluation in ((env, env), (env, TimeLimit(env, 3)), (vector, vector), (vector, vector.envs[1])):
         with pytest.raises(ra.UserError, match="eval_env: it is the environment that is trained in"):
             ra.TD3(training, eval_env=evaluation, **SMALL)
-    with pytest.raises(ra.UserError, match="the function gave the same environment twice"):
+    with pytest.raises(ra.UserError, match="the function returned the same environment twice"):
         ra.TD3(lambda: env, **SMALL)
-    with pytest.raises(ra.UserError, match="two rows of the vector environment are the same environment"):
+    with pytest.raises(ra.UserError, match="the same environment is twice in the vector environment"):
         ra.TD3(SyncVectorEnv([lambda: env] * 2), **SMALL)
 
 
@@ -281,7 +281,7 @@ def test_keywords_that_no_file_holds_are_said_before_training(tmp_path):
     with pytest.warns(UserWarning, match=r"env: env is a function|env_kwargs\.wage: a function is given, which no file holds"):
         agent = ra.TD3(env, env_kwargs={"wage": lambda: 2.0}, dir=str(tmp_path / "run"), **SMALL).learn(40)
     agent.close()
-    with pytest.raises(ra.UserError, match="cannot be made again by name"):
+    with pytest.raises(ra.UserError, match="cannot be constructed by name"):
         resume(tmp_path / "run")
     with pytest.raises(ra.UserError, match=r"reset_options\.f: a function is given; numbers, text"):
         ra.TD3(Pay, reset_options={"f": lambda: 1}, **SMALL)

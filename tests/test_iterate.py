@@ -303,7 +303,7 @@ def test_an_iterate_that_explodes_ends_alone(device):
     env.reset(0)
     u = torch.zeros(3 * N, 1, device=device)
     u[N : 2 * N] = 1
-    with pytest.warns(UserWarning, match="QP, step 0, row 1: its iterate is no longer finite"):
+    with pytest.warns(UserWarning, match="QP, step 0, item 1: its iterate is no longer finite"):
         step = env.step(u)
     assert step.valid.reshape(3, N).tolist() == [[True] * N, [False] * N, [True] * N]
     assert step.x_next.isfinite().all()

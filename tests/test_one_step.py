@@ -389,7 +389,7 @@ def test_a_problem_has_neither_workers_nor_a_clock():
         open_problem(Portfolio, vectorization="async")
     with pytest.raises(UserError, match="max_episode_steps=7"):
         open_problem(Portfolio, max_episode_steps=7)
-    with pytest.raises(UserError, match="has 3 rows; one is needed"):
+    with pytest.raises(UserError, match="has a count of 3; 1 is needed"):
         NativeEnv(OneStep(Portfolio(), 3, CPU))
 
 

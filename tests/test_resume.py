@@ -234,7 +234,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, uninterrupted, tmp
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, (output, errors)
-    assert re.search(r"stopped at step \d+; `rlamort resume run` goes on from there", output)
+    assert re.search(r"stopped at step \d+; `rlamort resume run` continues from there", output)
     assert "Traceback" not in errors
     done = rlamort("resume", "run", cwd=tmp_path)
     assert re.search(r"run: resumed at step \d+ \(exact\)", done.stdout)
@@ -458,7 +458,7 @@ def test_a_full_disk_leaves_a_gap_in_the_records_and_says_so(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (records.size() + 5, hard))
-        with pytest.warns(UserWarning, match="File too large; training goes on without its records"):
+        with pytest.warns(UserWarning, match="File too large; training continues without its records"):
             records.record(2, {"a": 2.0})
         records.record(3, {"a": 3.0})  # warnings are errors here, so a second one would fail
     finally:

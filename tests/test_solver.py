@@ -279,7 +279,7 @@ def test_a_projection_that_lies_leads_no_reference_out_of_y():
     assert problem.domain.violation(found.y).max() == 0
     assert (found.cost - Cost(problem)(torch.ones_like(x), x)).max() < 0.02
     (said,) = [message for message in found.messages if message.startswith("projected gradient:")]
-    assert re.fullmatch(r"projected gradient: \d+ of its points lie outside Lying, and were left out", said)
+    assert re.fullmatch(r"projected gradient: \d+ of its points lie outside Lying, and are excluded", said)
     assert (found.cost <= Cost(problem)(torch.full_like(x, 0.75), x)).all()
 
 
@@ -288,13 +288,13 @@ def test_nothing_that_is_given_is_taken_from_outside_y():
     f = Cost(problem)
     outside = best_found(f, problem.domain, x, starts=2, extra=torch.full_like(x, 9.0), searches=[SIGMOID])
     assert problem.domain.violation(outside.y).max() == 0
-    assert "the predictions: 20 of its points lie outside Lying, and were left out" in outside.messages
+    assert "the predictions: 20 of its points lie outside Lying, and are excluded" in outside.messages
     told = LedTold()
     wrong = x[:, 0] > 1.5
     found = best_found(f, told.domain, x, starts=2, solution=solution_of(told), searches=[SIGMOID])
     assert told.domain.violation(found.y).max() == 0
     assert found.label == f"solution; best found for {int(wrong.sum())} of 20"
-    assert f"Led.solution: {int(wrong.sum())} of its points lie outside Lying, and were left out" in found.messages
+    assert f"Led.solution: {int(wrong.sum())} of its points lie outside Lying, and are excluded" in found.messages
     assert (found.y[~wrong] == 1).all()
 
 
@@ -639,7 +639,7 @@ def test_an_export_equals_eager(tmp_path):
 def test_a_semi_amortized_model_cannot_be_exported(tmp_path):
     solver = made(Portfolio)
     solver.model = Unroll(solver.model, Gradient(0.5), 2, solver.problem.domain)
-    with pytest.raises(UserError, match="a Unroll model asks the cost for gradients"):
+    with pytest.raises(UserError, match="a Unroll model evaluates the cost or its gradients"):
         solver.export(tmp_path / "portfolio.pt2")
 
 

@@ -360,7 +360,7 @@ def spec_of(problem):
     ("make", "fields", "message"),
     [
         (Plain, {}, "Plain: it has no `ista`"),
-        (small, {"loss": "truth"}, "loss.teacher.key=codes: it is not among what Lasso hides: none"),
+        (small, {"loss": "truth"}, "loss.teacher.key=codes: it is not a hidden key of Lasso: none"),
         (small, {"model": {"kind": "psd", "update": {"kind": "momentum", "update": "ista"}}}, "Ista learns nothing"),
         (small, {"model.steps": 0}, "layers: 0"),
         (small, {"layers": 4}, "layers: there is no such key. It is model.steps now"),

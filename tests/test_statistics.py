@@ -146,7 +146,7 @@ def test_statistics_survive_a_lost_worker(tmp_path):
 
 
 def test_what_cannot_be_carried_is_said_with_the_remedy():
-    with pytest.warns(UserWarning, match="wrappers in its worker processes may keep statistics, .*normalise=true"):
+    with pytest.warns(UserWarning, match="wrappers in its worker processes are not visible to .*normalise=true"):
         agent = ra.TD3(AsyncVectorEnv([normalised] * 2), **FIELDS)
     agent.close()
     with pytest.raises(ra.UserError, match="it has 0 wrappers NormalizeObservation, and the one that was trained in 1"):

@@ -219,8 +219,8 @@ def test_what_did_not_come_through_is_sent_by_push_and_nothing_twice(recorder, t
     rlamort("train", *COMMON, "track=wandb", cwd=tmp_path)
     recorder.refuses = True
     said = rlamort("resume", "run", "steps=600", "track_timeout=3", cwd=tmp_path).stderr
-    assert "waiting up to 3 s for wandb to take the last records; Ctrl-C goes on without" in said
-    assert "it has not taken all records" in said
+    assert "waiting up to 3 s for wandb to upload the last records; Ctrl-C skips that" in said
+    assert "not all records are uploaded" in said
     assert 0 < len(arrived(recorder)) < len(scalars(tmp_path / "run"))
     recorder.refuses = False
     assert rlamort("push", "run", cwd=tmp_path).stdout == "run: all records are sent\n"
@@ -248,14 +248,14 @@ def test_ctrl_c_ends_the_wait_and_leaves_no_process(tmp_path, monkeypatch):
     command = [RLAMORT, "train", *COMMON, "steps=60", "track=wandb", "track_timeout=300"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         said = process.stderr.readline()
-        assert said.startswith("waiting up to 300 s for wandb to take the last records; Ctrl-C goes on without")
+        assert said.startswith("waiting up to 300 s for wandb to upload the last records; Ctrl-C skips that")
         family, until = [], time.monotonic() + 60
         while len(family) < 2 and time.monotonic() < until:  # the mirror, and its client's own process
             family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        assert "it has not taken all records" in process.stderr.read()
+        assert "not all records are uploaded" in process.stderr.read()
         assert process.stdout.read().splitlines()[-1] == "run"
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
@@ -304,7 +304,7 @@ def test_a_backend_that_fails_costs_one_warning_and_no_record(kind, tmp_path, mo
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
         agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track="wandb", **fields_given)
         agent.learn(200)
-        with pytest.warns(UserWarning, match=r"it has not taken all records .*`rlamort push .*` sends them") as said:
+        with pytest.warns(UserWarning, match=r"not all records are uploaded .*`rlamort push .*` sends them") as said:
             agent.close()
     assert len(said) == 1
     assert [r["env_step"] for r in read_records(tmp_path / "run") if "eval/return" in r] == [60, 120, 180, 200]

@@ -1,4 +1,4 @@
-"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
+"""Fields: the settings of a run, each declared once, in the signature and docstring of the constructor that takes it.
 
 A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
 the constructors that the row names; their types, ranges, defaults and help are read from there.
@@ -30,6 +30,7 @@ from rlamort.config.fields import (
 from rlamort.config.parts import KIND, Part
 from rlamort.config.rows import (
     Config,
+    as_call,
     check_names,
     config_of,
     defaults,
@@ -49,7 +50,7 @@ from rlamort.config.run import Run, Tracked
 
 __all__ = [
     "FIXED", "FREE", "KIND", "Config", "Count", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part", "Positive",
-    "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "check_names", "config_of", "convert", "defaults",
-    "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening", "part_of", "read_row",
-    "renamed", "resolve", "settled", "short_name", "takes_text",
+    "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of", "convert",
+    "defaults", "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening", "part_of",
+    "read_row", "renamed", "resolve", "settled", "short_name", "takes_text",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Fields: what may be said of a constructor, read from its signature and docstring."""
+"""Fields: the keywords of a constructor, with types, ranges, defaults and help from its signature and docstring."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ from rlamort.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from low to high, both allowed; `above` and `below` leave the ends out."""
+    """Numbers from low to high, inclusive; `above` and `below` exclude the ends."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -40,7 +40,7 @@ class Range:
 
 @dataclass(frozen=True)
 class AtMost:
-    """More than anybody means, and less than what overflows: said only to those who exceed it."""
+    """An upper limit against overflow, mentioned only if it is exceeded."""
 
     high: int
 
@@ -51,10 +51,10 @@ class AtMost:
         return ""
 
 
-Count = Annotated[int, Range(1), AtMost(2**53)]  # what a double counts to
+Count = Annotated[int, Range(1), AtMost(2**53)]  # integers that a double represents
 Whole = Annotated[int, Range(0), AtMost(2**53)]
-Size = Annotated[int, Range(1), AtMost(10**6)]  # of what lies in memory, or is done in one step of the loop
-Seed = Annotated[int, Range(0, 2**31 - 1)]  # what C's int holds, and with a row's number added numpy.random.seed (2**32 - 1)
+Size = Annotated[int, Range(1), AtMost(10**6)]  # of arrays, or of work in one step of the loop
+Seed = Annotated[int, Range(0, 2**31 - 1)]  # C's int; with an environment's index added, below numpy.random.seed's 2**32
 Seconds = Annotated[float, Range(0, above=True), AtMost(10**6)]  # the kernel waits for 2**31 milliseconds at most
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
@@ -63,9 +63,9 @@ Fraction = Annotated[float, Range(0, 1)]
 
 @dataclass(frozen=True)
 class Mark:
-    """What a resume may do with a field; said where the field is declared.
+    """Whether a field may change on resume; part of its type where it is declared.
 
-    A field without a mark may be changed, which changes what is learned from there on, and is said.
+    A field without a mark may change on resume, which affects what is learned from there on, and is reported.
     """
 
     name: str
@@ -80,13 +80,13 @@ class Mark:
 FREE = Mark("free")
 FIXED = Mark("fixed")
 T = TypeVar("T")
-Free = Annotated[T, FREE]  # may change on a resume: it changes nothing that is learned
-Fixed = Annotated[T, FIXED]  # may not: it fixes the shapes of what is learned, or makes another run
+Free = Annotated[T, FREE]  # may change on resume: it does not affect what is learned
+Fixed = Annotated[T, FIXED]  # may not: it fixes shapes of parameters, or makes another run
 Widths = tuple[Size, ...]
 
 
 class Field(NamedTuple):
-    """One key: where it is declared, what it may be, and what it means."""
+    """One key: its type, default, help, and the constructor that declares it."""
 
     name: str
     type: Any
@@ -96,12 +96,12 @@ class Field(NamedTuple):
 
     @property
     def mark(self) -> Mark | None:
-        """What a resume may do with it."""
+        """Its mark for resumes; None without one."""
         return next((one for one in _annotations(self.type) if isinstance(one, Mark)), None)
 
 
 def fields_of(target: Callable[..., Any]) -> dict[str, Field]:
-    """The keyword fields of a class or function, with the help that its docstring's Args section gives."""
+    """The keyword fields of a class or function, with help from the Args section of its docstring."""
     function = target.__init__ if inspect.isclass(target) else target
     hints = typing.get_type_hints(function, include_extras=True)
     help_of = _arguments(inspect.getdoc(target) or "")
@@ -119,7 +119,7 @@ def _arguments(doc: str) -> dict[str, str]:
 
 
 def describe(kind: Any) -> str:
-    """What a field may be, in words."""
+    """A field's type, in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and issubclass(kind, Part):
         return f"{', '.join(kind.presets)}; or a class of rlamort.parts" if kind.presets else "keys of its own"
@@ -137,41 +137,41 @@ def describe(kind: Any) -> str:
 
 
 def takes_text(kind: Any) -> bool:
-    """Whether any text is a value of the type."""
+    """Whether the type allows any text."""
     kind = bare(kind)
     return kind is str or (typing.get_origin(kind) in (typing.Union, types.UnionType) and str in typing.get_args(kind))
 
 
 def element_of(kind: Any) -> Any:
-    """The type of the items, where a list may be a value of the type; None where it may not."""
+    """The type of the items if the type allows lists, else None."""
     kind = bare(kind)
     lists = (one for one in (kind, *typing.get_args(kind)) if typing.get_origin(one) is tuple)
     return next((typing.get_args(one)[0] for one in lists), None)
 
 
 def bare(kind: Any) -> Any:
-    """The type without its ranges and marks."""
+    """The type without ranges and marks."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def part_of(kind: Any) -> type[Part] | None:
-    """The base of the parts that a type allows, None where it allows none."""
+    """The base of the parts that a type allows; None if it allows none."""
     kind = bare(kind)
     options = (kind, *typing.get_args(kind))
     return next((one for one in options if isinstance(one, type) and issubclass(one, Part)), None)
 
 
 def convert(name: str, value: Any, kind: Any, current: Any = None) -> Any:
-    """`value` as the field's type.
+    """`value` converted to the field's type.
 
     Args:
         name: of the field.
-        value: what is given.
+        value: the new value.
         kind: the field's type.
-        current: what the field holds without it, whose fields a mapping changes.
+        current: the present value, which is changed by a mapping without a `kind`.
 
     Raises:
-        UserError: it is not one, or is out of range.
+        UserError: it has another type, or is out of range.
     """
     base = part_of(kind)
     if base is not None and not (value is None and type(None) in typing.get_args(bare(kind))):
@@ -204,7 +204,7 @@ def _part(name: str, value: Any, base: type[Part], current: Part | None) -> Part
 
 
 def _with(name: str, part: Part, changes: dict[str, Any], base: type[Part]) -> Part:
-    """A part with some of its fields changed, each checked."""
+    """A part with some fields changed, each checked."""
     known = fields_of(type(part))
     for key in changes:
         if key not in known:
@@ -218,7 +218,7 @@ def _with(name: str, part: Part, changes: dict[str, Any], base: type[Part]) -> P
 
 
 def _reachable(base: type[Part], seen: tuple[type[Part], ...] = ()) -> list[type[Part]]:
-    """The kinds of a base, and those of the bases that their fields are typed with."""
+    """The kinds of a base, and, recursively, of the bases of their fields."""
     found = [kind for kind in base.kinds() if kind not in seen]
     for kind in list(found):
         for field in fields_of(kind).values():
@@ -229,12 +229,12 @@ def _reachable(base: type[Part], seen: tuple[type[Part], ...] = ()) -> list[type
 
 
 def _annotations(kind: Any) -> Iterable[Any]:
-    """What is said of a type, or of the parts of one that allows several."""
+    """The annotations of a type and of its arguments."""
     return itertools.chain(getattr(kind, "__metadata__", ()), *map(_annotations, typing.get_args(kind)))
 
 
 def _example(value: Any, element: Any) -> str:
-    """What a list of such items may hold: the value, if that is what is wrong with it."""
+    """An example of a list of such items: of the value itself, if only the brackets are missing."""
     try:
         _convert(value or None, element)
     except (TypeError, ValueError, OverflowError):

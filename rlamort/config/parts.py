@@ -1,8 +1,8 @@
-"""Parts: constructors that a field chooses by name, each with fields of its own, as deep as they nest.
+"""Parts: constructors that a field chooses by name, each with fields of its own, nested.
 
-A part is a frozen dataclass: its fields are what a user may say of it, read from signature and docstring like those of an
-agent, and calling it builds what it names. A value of such a field is a part; the name of a preset or of a class; or a mapping
-of fields, whose `kind` is such a name and is otherwise what the field holds by default.
+A part is a frozen dataclass: its fields are read from signature and docstring like those of an agent, and calling it builds
+the object that it describes. The value of such a field is a part, the name of a preset or class, or a mapping of fields whose
+`kind` is such a name; without a `kind` the mapping changes the field's default.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ class Part:
     """The base of all parts. A base that a field may be typed with sets `presets`.
 
     Attributes:
-        presets: names of parts that are ready made.
+        presets: parts by name.
     """
 
     presets: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def names(cls) -> list[str]:
-        """What may be chosen: presets, and classes by name."""
+        """The names that may be chosen: of presets, and of classes."""
         return [*cls.presets, *(one.__name__ for one in cls.kinds() if one.__name__ not in cls.presets)]
 
     @classmethod
     def kinds(cls) -> list[type[Self]]:
-        """The classes that may be chosen: those derived from it, or itself where it is one."""
+        """The classes that may be chosen: those derived from it, or itself if there are none."""
         derived = cls.__subclasses__()
         return derived or [cls]
 
     @classmethod
     def named(cls, name: str, key: str) -> Self:
-        """The part of a name: a preset, a class of rlamort's, or `module.Class`.
+        """The part with a name: a preset, a class of rlamort, or `module.Class`.
 
         Raises:
             UserError: there is none; `key` is the field.
@@ -61,18 +61,18 @@ class Part:
         return found()  # type: ignore[no-any-return]
 
     def label(self) -> str:
-        """The shortest name of it: that of the preset which it equals, else its class."""
+        """Its shortest name: that of an equal preset, else of its class."""
         return next((name for name, one in self.presets.items() if one == self), type(self).__name__)
 
     def tree(self) -> dict[str, Any]:
-        """It as nested plain values, from which a field makes it again."""
+        """This part as nested plain values, from which a field rebuilds it."""
         home = type(self).__module__
         name = type(self).__name__ if home.startswith("rlamort.") else f"{home}.{type(self).__name__}"
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {KIND: name, **{key: plain(value) for key, value in values.items()}}
 
     def leaves(self, key: str) -> Iterator[tuple[str, Any]]:
-        """Every field, however deep, by its dotted name; a part's own name under its key."""
+        """Every field, recursively, by dotted name; the class of a part by its key."""
         yield key, type(self).__name__
         for field in dataclasses.fields(self):
             value, name = getattr(self, field.name), f"{key}.{field.name}"
@@ -83,13 +83,13 @@ class Part:
 
 
 def plain(value: Any) -> Any:
-    """Parts as trees and tuples as lists, anything else as it is."""
+    """Parts as trees, tuples as lists, other values unchanged."""
     if isinstance(value, Part):
         return value.tree()
     return list(value) if isinstance(value, tuple) else value
 
 
 def split(value: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The `kind` of a mapping, None where it has none, and its other keys."""
+    """The `kind` of a mapping, None without one, and its other keys."""
     rest = dict(value)
     return rest.pop(KIND, None), rest

@@ -1,8 +1,4 @@
-"""Fields: what a run can be told, each declared once, in the signature and docstring of what takes it.
-
-A method is a row, one YAML file that names its agent, its source and its loop. The keys of a run are those of `Run` and of
-the constructors that the row names; their types, ranges, defaults and help are read from there.
-"""
+"""Methods as rows: one YAML file each, which names an agent, a source and a loop, and the fields that those take."""
 
 import importlib
 import importlib.resources
@@ -21,55 +17,55 @@ from rlamort.errors import UserError, nearest
 
 
 class Config(NamedTuple):
-    """A method with every field settled."""
+    """A method with a value for every field."""
 
     method: str
     row: dict[str, Any]
     run: Run
-    values: dict[str, Any]  # every field, run's and method's, in the order of `fields`; parts are parts
+    values: dict[str, Any]  # every field, run's and method's, in the order of `fields`; parts as objects
 
     def keywords(self, target: Callable[..., Any]) -> dict[str, Any]:
-        """The part of the values that `target` takes."""
+        """The values that are keywords of `target`."""
         return {name: self.values[name] for name in fields_of(target)}
 
     def plain(self) -> dict[str, Any]:
-        """The values with parts as trees of names and numbers, as files hold them."""
+        """The values as they are stored in files, with parts as nested mappings."""
         return {name: value.tree() if isinstance(value, Part) else value for name, value in self.values.items()}
 
     def leaves(self) -> dict[str, Any]:
-        """Every value, those of parts under their dotted names."""
+        """Every value by name, the fields of parts by dotted names."""
         found: dict[str, Any] = {}
         for name, value in self.values.items():
             found.update(value.leaves(name) if isinstance(value, Part) else {name: value})
         return found
 
 
-# dotted paths that rows of a user's own may still hold
+# former dotted paths, which users' rows may still have
 MOVED = {
     "rlamort.envs.make.open_env": "rlamort.env.make.open_env",
     "rlamort.envs.one_step.open_problem": "rlamort.env.one_step.open_problem",
     "rlamort.agents.code.Code": "rlamort.agents.amortize.Amortize",
     "rlamort.agents.sb3.Own": "rlamort.agents.sb3.SB3Source",
 }
-# what every opener of environments is told by the run itself; its other keywords are fields
+# keywords of an opener of environments that the run itself passes; the others are fields
 OPENING = {"count", "env_kwargs", "vectorization", "max_episode_steps", "max_faults", "timeout", "reset_options", "device"}
-TARGETS = ("opens", "source", "agent", "train")  # who opens the environment, gives batches, learns, loops
-# A row also says what it is, as a tuple; whose claims it shares, where they have another name; fields that nobody may change.
+TARGETS = ("opens", "source", "agent", "train")  # opens the environment; provides batches; learns; loops
+# A row also has its tuple; the row whose claims it shares; fields that nobody may change.
 ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "settled", *TARGETS)
 
 
 def locate(path: str) -> Any:
-    """The object that a dotted path names. Raises UserError where there is none."""
+    """The object at a dotted path. Raises UserError if there is none."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         moved = f"; it is {MOVED[path]} now" if path in MOVED else ""
-        raise UserError(f"{path}: a method names this, and it cannot be imported: {error}{moved}") from error
+        raise UserError(f"{path}: it is named by a method, and cannot be imported: {error}{moved}") from error
 
 
 def short_name(method: str) -> str:
-    """What a method is called in file names and legends: a row's name, or that of the user's file."""
+    """A method's name in file names and legends: the row's, or that of the user's file."""
     return Path(method).stem if method.endswith((".yaml", ".yml")) else method
 
 
@@ -81,7 +77,7 @@ def methods() -> list[str]:
 
 
 def read_row(method: str) -> dict[str, Any]:
-    """The YAML of a method: a name in configs/method, or the path of a file of the user's own."""
+    """The YAML of a method: a name in configs/method, or the path of a user's file."""
     if method.endswith((".yaml", ".yml")):
         path = Path(method)
         if not path.is_file():
@@ -103,7 +99,7 @@ def read_row(method: str) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on `base`; mappings of parts are merged key by key, unless `over` chooses another kind."""
+    """`base` with the values of `over`; mappings of parts are merged key by key, unless `over` has a `kind`."""
     merged = {**base, **over}
     for key, value in over.items():
         before = base.get(key)
@@ -112,11 +108,20 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def as_call(value: Any) -> str:
+    """A part of a row as a call: its kind, with nested parts as arguments."""
+    if not isinstance(value, dict):
+        return str(value)
+    calls = (as_call(one) for key, one in value.items() if key != KIND and isinstance(one, str | dict))
+    inner = [call for call in calls if call]  # a mapping of numbers alone has no name
+    return f"{value.get(KIND, '')}({', '.join(inner)})" if inner else str(value.get(KIND, ""))
+
+
 def config_of(run: Path) -> dict[str, Any]:
     """The resolved configuration of a run directory.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a run directory.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -130,7 +135,7 @@ def config_of(run: Path) -> dict[str, Any]:
 def fields(row: dict[str, Any]) -> dict[str, Field]:
     """Every field of a method, the run's first; a name that two constructors share is one field.
 
-    Where a source says that fields of a run have another `meaning` with it, their help is that.
+    A source's `meaning` replaces the help of the fields that it lists.
     """
     source = locate(row["source"])
     gathered: dict[str, Field] = {}
@@ -148,17 +153,17 @@ def fields(row: dict[str, Any]) -> dict[str, Field]:
 
 
 def opening(config: Config) -> dict[str, Any]:
-    """The values that belong to the opener of environments itself."""
+    """The fields of the opener of environments, by name."""
     return {name: config.values[name] for name in fields_of(locate(config.row["opens"])) if name not in OPENING}
 
 
 def settled(row: dict[str, Any]) -> list[str]:
-    """The fields that nobody may change, since the row says so, or they do nothing with its source, which lists them."""
+    """The fields that nobody may change: those that the row lists, and those that have no effect with its source."""
     return [*row.get("settled", ()), *getattr(locate(row["source"]), "settled", ())]
 
 
 def defaults(row: dict[str, Any]) -> dict[str, Any]:
-    """What each field is when nobody says otherwise: the row's own choice, or that of the signature."""
+    """The default of each field: the row's, or the signature's."""
     known = fields(row)
     given = nested({key: value for key, value in row.items() if key not in ROW_KEYS or key in known})
     check_names(given, known)
@@ -175,7 +180,7 @@ def defaults(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_names(given: Iterable[str], known: Iterable[str], renamed: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Raises UserError for the first key that no field has; `renamed` says what those are called now that once were."""
+    """Raises UserError for the first unknown key; `renamed` maps former names to present ones."""
     known = list(known)
     for name in given:
         if name not in known:
@@ -184,13 +189,13 @@ def check_names(given: Iterable[str], known: Iterable[str], renamed: Mapping[str
 
 
 def renamed(row: dict[str, Any]) -> Mapping[str, str]:
-    """What keys that a method once had are called now."""
+    """The present names of a method's former keys."""
     names: Mapping[str, str] = getattr(locate(row["agent"]), "renamed", {})
     return names
 
 
 def nested(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys with dots as keys of mappings; the name of a part beside keys of it is its `kind`."""
+    """Dotted keys as nested mappings; the name of a part with further keys becomes its `kind`."""
     found: dict[str, Any] = {}
     for name, value in given.items():
         *parents, last = name.split(".")
@@ -208,15 +213,15 @@ def nested(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(method: str, given: dict[str, Any], base: dict[str, Any] | None = None) -> Config:
-    """A method with what was given, over the row's choices, over the signatures' defaults; every value checked.
+    """A method with overrides on the row's values on the signatures' defaults; every value is checked.
 
     Args:
-        method: a row's name, or the file of a user's own.
-        given: values by key; keys of parts have dots, or are nested.
-        base: the values that are changed; None takes the defaults.
+        method: a row's name, or the path of a user's file.
+        given: overrides by key; keys of parts are dotted or nested.
+        base: the values that are overridden; None takes the defaults.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type or out of range: names it, what was given, what is allowed.
+        UserError: an unknown key, or a value of the wrong type or out of range, with its name, value and what is allowed.
     """
     row = read_row(method)
     known, given = fields(row), nested(given)
@@ -232,7 +237,7 @@ def resolve(method: str, given: dict[str, Any], base: dict[str, Any] | None = No
 
 
 def marks(config: Config) -> dict[str, Mark | None]:
-    """What a resume may do with every value, by the names of `Config.leaves`; a part itself stays what it is."""
+    """The mark of every value, by the names of `Config.leaves`; a part's kind is fixed."""
     found: dict[str, Mark | None] = {}
     for name, field in fields(config.row).items():
         found |= _marks(name, field, config.values[name])

@@ -15,45 +15,45 @@ class Run:
     Args:
         env: Gymnasium id, or module:Class from the current folder or an installed package.
         env_kwargs: keywords of the environment's constructor, e.g. env_kwargs.ctrl_cost_weight=0.
-        eval_env: where it is evaluated, as env, without env_kwargs; null makes others like env.
+        eval_env: the evaluation environment, as env, without env_kwargs; null makes another like env.
         max_episode_steps: truncates longer episodes; null keeps the environment's own limit.
-        reset_options: the options that every reset of the environment is given, e.g. reset_options.level=2.
+        reset_options: options of every reset of the environment, e.g. reset_options.level=2.
         steps: environment steps to train for.
-        seed: of all that is random in training; row i of the environments has seed + i. Evaluation has its own.
-        device: where networks and data live; auto takes a GPU where there is one.
+        seed: of all randomness in training; environment i has seed + i. Evaluation has its own.
+        device: of networks and data; auto takes a GPU if there is one.
         dir: the run directory, which must not exist yet; null makes a new one under runs/.
-        num_envs: environments stepped side by side.
-        vectorization: sync steps them in this process, async in a worker process each, on one thread.
-        max_env_faults: steps that may raise, return NaN or lose a worker process; each ends its episode and is said.
-        env_timeout: seconds that worker processes may take over a step before they are replaced.
-        utd: updates per environment step.
-        reset_every: updates after which networks and optimisers begin anew, on the replay as it is (Nikishin et al., 2022);
-            0 never.
+        num_envs: number of environments stepped side by side.
+        vectorization: sync steps them in this process, async each in a worker process, on one thread.
+        max_env_faults: number of steps that may raise, return NaN or lose a worker process; each ends its episode with a
+            warning.
+        env_timeout: time limit of a step in worker processes, in seconds, after which they are replaced.
+        utd: updates per environment step (update-to-data ratio).
+        reset_every: updates between periodic network resets, which reinitialise networks and optimisers and keep the replay
+            (Nikishin et al., 2022); 0 for none.
         batch_size: transitions in an update.
-        warmup_steps: environment steps with uniformly random actions, before the agent acts.
+        warmup_steps: environment steps with uniformly random actions at the beginning.
         update_after: environment steps before the first update; null takes warmup_steps.
         eval_every: steps between evaluations.
         eval_episodes: episodes in an evaluation, each with its own fixed seed.
-        log_every: steps between records of what training measures.
-        compile: true captures sampling, update and action as one graph (5-60 s, then faster); auto does so from 15,000 updates
-            on. What was compiled is kept for later runs.
-        threads: CPU threads of torch; null takes its own choice, within the cores and the quota that the process has, and one
-            while that is faster, as it is where other processes use the same cores.
-        checkpoint_every: steps between checkpoints, from which `rlamort resume` goes on.
-        keep_checkpoints: how many of the newest stay.
-        resume: auto goes on with the run in `dir` where there is one, for machines that may be taken away.
-        on_nan: what follows when learning diverges; stop ends the run, retry goes back to the newest checkpoint once, with half
-            the learning rate.
-        track: where else records go; none, wandb, tensorboard, or a list of them. Rows appear there at checkpoints.
-        track_timeout: seconds that the end of a run waits for them to arrive there; what did not, `rlamort push` sends later.
+        log_every: steps between records of training metrics.
+        compile: true compiles sampling, update and action as one graph (5-60 s, then faster); auto does so for runs of at least
+            15,000 updates. Compiled code is cached for later runs.
+        threads: CPU threads of torch; null takes torch's default within the process's cores and quota, and one thread while
+            that is faster, as on a busy machine.
+        checkpoint_every: steps between checkpoints, from which `rlamort resume` continues.
+        keep_checkpoints: number of newest checkpoints that are kept.
+        resume: auto continues the run in `dir` if there is one, for preemptible machines.
+        on_nan: on divergence, stop ends the run, retry returns to the newest checkpoint once, with half the learning rate.
+        track: also logs to none, wandb, tensorboard, or a list of them. Records are uploaded at checkpoints.
+        track_timeout: seconds to wait for uploads at the end of a run; `rlamort push` sends the rest later.
         wandb_project: Weights & Biases project.
         wandb_entity: user or team there; null takes the account's default.
-        wandb_group: runs that are shown together; null gives the runs of one -m a group of their own.
+        wandb_group: group of the run; null makes one for the runs of one -m.
         wandb_tags: labels.
         wandb_notes: free text.
         wandb_mode: online, offline (files that `wandb sync` sends later), or disabled.
-        wandb_artifacts: how many checkpoints, the first ones, have their agents uploaded as artifacts.
-        video: whether a video of one episode is made at the end.
+        wandb_artifacts: number of checkpoints, from the first, whose agents are uploaded as artifacts.
+        video: whether to record a video of one episode at the end.
     """
 
     env: Fixed[str | None] = None

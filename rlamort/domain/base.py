@@ -2,7 +2,7 @@
 
 y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, inputs) · logq log-density (B,)
 
-No item's answer depends on its neighbours: what iterates does so a fixed number of times, each item on its own.
+Items of a batch are independent: iterative projections run a fixed number of iterations, per item.
 """
 
 import operator
@@ -20,14 +20,14 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 class Domain(nn.Module):
-    """Y: `dim` coordinates, reached from `inputs` unconstrained numbers by a differentiable projection.
+    """Y: `dim` coordinates, parametrised by `inputs` unconstrained numbers through a differentiable projection.
 
     Amos, Tutorial on amortized optimization, section 5.1.2.
 
     Attributes:
         dim: n.
         inputs: unconstrained numbers that `project` takes.
-        reach: how far out, in v, an action at the border of [-1, 1]^inputs lies.
+        reach: the value in v that `act` maps an action of 1 to.
     """
 
     dim: int
@@ -35,30 +35,30 @@ class Domain(nn.Module):
     reach: float = 3.0
 
     def project(self, v: Tensor) -> Tensor:
-        """v (B, inputs) -> y (B, dim) in Y; for a density, lam (B, inputs) within its bounds."""
+        """v (B, inputs) -> y (B, dim) in Y."""
         raise NotImplementedError
 
     def nearest(self, y: Tensor) -> Tensor:
         """y (B, dim) -> argmin_{s in Y} |s - y| (B, dim), the Euclidean projection; differentiable almost everywhere.
 
-        However large y is: the result is in Y to rounding, and as near as any other point to that of y's largest number.
+        At every scale of y: the result is in Y to rounding, and nearest to within the rounding of y's largest entry.
         """
         raise NotImplementedError
 
     def violation(self, y: Tensor) -> Tensor:
-        """y (B, dim) -> (B,) >= 0, how far it is from Y: 0 in Y, and nowhere else.
+        """y (B, dim) -> constraint violation (B,) >= 0, which is 0 exactly in Y.
 
-        It decides what may be an answer, so it should not trust `nearest`, as this default does, the distance to it. Domains
-        here measure the conditions that define Y: it is the distance to Y, or, where Y is an intersection of sets, the largest
-        of the distances to each, which is no more.
+        It decides feasibility, so it should not rely on `nearest`, as this default does, which is the distance to it. Domains
+        here measure the conditions that define Y: the distance to Y, or, for an intersection of sets, the largest of the
+        distances to each, which is a lower bound of it.
         """
         return norm_of(y - self.nearest(y))
 
     def linear(self, g: Tensor) -> Tensor:
-        """g (B, dim) -> argmin_{s in Y} <g, s> (B, dim), a corner of Y, without a derivative.
+        """g (B, dim) -> argmin_{s in Y} <g, s> (B, dim), a vertex of Y; not differentiable.
 
         Raises:
-            UserError: Y is unbounded, so that nothing attains the minimum.
+            UserError: Y is unbounded, so the minimum is not attained.
         """
         raise UserError(f"{type(self).__name__}.linear: this set is unbounded; a bounded one (Box, Simplex, ...) is needed")
 
@@ -67,11 +67,11 @@ class Domain(nn.Module):
         return self.project(self.reach * u)
 
     def initial(self) -> Tensor:
-        """Where a learned point of Y begins, v (inputs,): the middle."""
+        """The initial value of a learned point of Y, v (inputs,): the middle."""
         return torch.zeros(self.inputs)
 
     def uniform(self, count: int) -> Tensor:
-        """(count, dim): what `act` makes of uniform actions, which in a box is uniform over Y; from torch's generator."""
+        """Points of Y (count, dim), `act` of uniform actions, which is uniform in a box; drawn from torch's generator."""
         device = next(self.buffers(), torch.empty(0)).device
         return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
 
@@ -89,12 +89,12 @@ def number(field: str, given: Any) -> float:
 
 
 def magnitude(v: Tensor) -> Tensor:
-    """v (B, n) -> (B, 1) > 0: its largest absolute value, by which it is divided before it is squared; detached."""
+    """v (B, n) -> (B, 1) > 0: its largest absolute value, a scale that keeps squares in range; detached."""
     return v.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
 
 
 def norm_of(v: Tensor) -> Tensor:
-    """v (B, n) -> |v| (B,), also where the squares would leave the range of floats."""
+    """v (B, n) -> |v| (B,), without overflow or underflow of the squares."""
     size = magnitude(v)
     length: Tensor = size[..., 0] * torch.linalg.vector_norm(v / size, dim=-1)
     return length

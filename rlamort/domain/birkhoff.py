@@ -9,10 +9,10 @@ from rlamort.domain.base import Domain, as_matrix, at_least_one, norm_of
 
 
 class Birkhoff(Domain):
-    """Doubly stochastic matrices, flattened row by row, reached by Sinkhorn's iteration on exp(v).
+    """Doubly stochastic matrices, flattened row by row; `project` is Sinkhorn's iteration on exp(v).
 
-    What the iterations leave undone is mended by the rounding of Altschuler, Weed and Rigollet (2017, algorithm 2), so that
-    y is in Y after any number of them.
+    The remaining violation is removed by the rounding of Altschuler, Weed and Rigollet (2017, algorithm 2), so that y is in Y
+    after any number of iterations.
 
     Args:
         size: rows of the matrix; dim is size^2.
@@ -38,11 +38,11 @@ class Birkhoff(Domain):
         return _doubly_stochastic(log.exp()).flatten(-2)
 
     def nearest(self, y: Tensor) -> Tensor:
-        """Newton's method on the dual: Y = max(V + a 1' + 1 b', 0) (Li, Sun and Toh, 2020), in stages, V's scale growing.
+        """Newton's method on the dual: Y = max(V + a 1' + 1 b', 0) (Li, Sun and Toh, 2020), in stages of growing scale of V.
 
-        For large V the multipliers are so large that the sums in Y are lost in their rounding. So V begins within [-1, 0],
-        what a stage finds is taken into V, which changes no projection, and only then V is doubled, up to nine times. Beyond
-        the scale 1 / eps, projections move less than they do by the rounding of V.
+        For large V the multipliers are so large that the sums in Y are lost to rounding. So V starts scaled to [-1, 0]; each
+        stage adds its multipliers to V, which does not change the projection, and then doubles V up to nine times. Beyond a
+        scale of 1 / eps the projection changes less than by the rounding of V.
         """
         matrix, eps = as_matrix(y, self.size), torch.finfo(y.dtype).eps
         last = math.ceil(math.log2(self.size / eps))
@@ -82,7 +82,7 @@ class Birkhoff(Domain):
 
 
 def _doubly_stochastic(y: Tensor) -> Tensor:
-    """y (B, m, m) >= 0 -> rows and columns above 1 scaled down to it, and what is missing spread by its margins."""
+    """y (B, m, m) >= 0 -> sums above 1 scaled down, and the deficit added in proportion to its marginals."""
     y = y / y.sum(-1, keepdim=True).clamp(min=1)
     y = y / y.sum(-2, keepdim=True).clamp(min=1)
     rows, columns = (1 - y.sum(-1, keepdim=True)).relu(), (1 - y.sum(-2, keepdim=True)).relu()
@@ -90,7 +90,7 @@ def _doubly_stochastic(y: Tensor) -> Tensor:
 
 
 def _dual_newton(z: Tensor) -> tuple[Tensor, Tensor]:
-    """z = V + a 1' + 1 b' (B, m, m) -> how far the sums of max(z, 0) are off (B, 2m), and the step of a 1' + 1 b' (B, m, m)."""
+    """z = V + a 1' + 1 b' (B, m, m) -> residual of the sums of max(z, 0) (B, 2m), and Newton's step of z (B, m, m)."""
     y, m = z.relu(), z.shape[-1]
     off = torch.cat([y.sum(-1), y.sum(-2)], dim=-1) - 1
     with torch.no_grad():
@@ -105,10 +105,10 @@ def _dual_newton(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _line_search(z: Tensor, step: Tensor) -> Tensor:
-    """The length (B,) in [0, 2] at which sum max(z + length step, 0)^2 / 2 - sum(a + b) is least: exact, from its kinks.
+    """The step length (B,) in [0, 2] that minimises sum max(z + length step, 0)^2 / 2 - sum(a + b), exact from its kinks.
 
-    The slope of that function is piecewise linear; it is followed over its sorted kinks until it is no longer negative. Beyond
-    twice Newton's length it would only follow its rounding.
+    The derivative of that function is piecewise linear; the sorted kinks are traversed until it is no longer negative. Beyond
+    twice Newton's length only rounding is left.
     """
     m = z.shape[-1]
     z, step = z.flatten(-2), step.flatten(-2)

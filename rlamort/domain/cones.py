@@ -11,7 +11,7 @@ from rlamort.domain.base import Domain, as_matrix, at_least_one, magnitude, norm
 
 
 class SecondOrderCone(Domain):
-    """{y = (z, t) : |z| <= t}, t the last coordinate, reached by its Euclidean projection (Parikh and Boyd, 2014, 6.3.2).
+    """{y = (z, t) : |z| <= t}, t the last coordinate; `project` is Euclidean (Parikh and Boyd, 2014, 6.3.2).
 
     Args:
         dim: n, t included.
@@ -45,9 +45,9 @@ class SecondOrderCone(Domain):
 
 
 class PSD(Domain):
-    """Symmetric positive semidefinite matrices, flattened row by row, reached by clipping eigenvalues at 0.
+    """Symmetric positive semidefinite matrices, flattened row by row; `project` clips eigenvalues of the symmetric part.
 
-    That is the Euclidean projection; of a matrix that is not symmetric, the symmetric part is taken.
+    That is the Euclidean projection.
 
     Args:
         size: rows of the matrix; dim is size^2.
@@ -76,8 +76,8 @@ class PSD(Domain):
 class _ClipEigenvalues(torch.autograd.Function):
     """A symmetric (B, m, m) -> Q max(w, 0) Q' with A = Q w Q'.
 
-    eigh's own derivative divides by differences of eigenvalues. That of a matrix function needs divided differences alone,
-    which stay finite for repeated ones (Higham, Functions of matrices, theorem 3.11).
+    The derivative of eigh divides by differences of eigenvalues. That of a matrix function needs only divided differences,
+    which are finite for repeated ones (Higham, Functions of matrices, theorem 3.11).
     """
 
     @staticmethod
@@ -118,7 +118,7 @@ class _ClipSlope(torch.autograd.Function):
 
 
 def _finite_or_zero(a: Tensor) -> Tensor:
-    """a (B, m, m), 0 for those that are not finite: a decomposition fails for the batch where it fails for one."""
+    """a (B, m, m) with non-finite matrices replaced by 0, since a decomposition that fails for one fails for the batch."""
     return torch.where(a.isfinite().all(-1, keepdim=True).all(-2, keepdim=True), a, 0.0)
 
 
@@ -137,10 +137,10 @@ def _clip_differences(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class ExponentialCone(Domain):
-    """The closure of {(r, s, t) : s > 0, s exp(r / s) <= t}, reached by its Euclidean projection.
+    """The closure of {(r, s, t) : s > 0, s exp(r / s) <= t}; `project` is Euclidean.
 
-    Off the easy cases, v is a point of a ray of the cone's boundary plus one of the ray of the polar cone that is normal to
-    it. Both rays are known by one number rho, the root of a function that rises (Friberg, 2023, Projection onto the
+    Apart from the closed-form cases, v is a point on a ray of the cone's boundary plus a point on the normal ray of the polar
+    cone. Both rays are determined by one number rho, the root of an increasing function (Friberg, 2023, Projection onto the
     exponential cone: a univariate root-finding problem).
     """
 
@@ -174,14 +174,14 @@ class ExponentialCone(Domain):
 
 
 def _raised(y: Tensor) -> Tensor:
-    """y (B, 3) -> a point of the cone beyond doubt: of (r, s, t) with s > 0, t is raised to the boundary."""
+    """y (B, 3) -> a feasible point: of (r, s, t) with s > 0, t is raised to the boundary."""
     r, s, t = y.unbind(-1)
     boundary = torch.where(s > 0, s * (r / s).exp(), 0.0).clamp(max=torch.finfo(y.dtype).max / 4)
     return torch.stack([torch.where(s > 0, r, r.clamp(max=0)), s.relu(), torch.maximum(t, boundary)], dim=-1)
 
 
 def _exponential_ray(r: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(r, s, t), each (B,), neither in the cone, nor in its polar, nor over its flat face -> their projection.
+    """(r, s, t), each (B,), outside the cone, its polar and the region of its flat face -> their projection.
 
     (r, s, t) = a (rho, 1, e^rho) + b (1, 1 - rho, -e^-rho) with a, b > 0. The first two rows give a = A / q and b = B / q with
     A = (rho - 1) r + s, B = r - rho s, q = rho^2 - rho + 1; the third, times q, is what rho is the root of.

@@ -25,7 +25,7 @@ class Density:
     parameters: Domain
 
     def noise(self, lam: Tensor) -> Tensor:
-        """lam (B, parameters.dim) -> what one draw for each item is made of (B, n); from torch's generator."""
+        """lam (B, parameters.dim) -> standard noise (B, n) for one draw per item; from torch's generator."""
         raise NotImplementedError
 
     def sample(self, lam: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -33,16 +33,16 @@ class Density:
 
         Args:
             lam: parameters.
-            noise: (B, n), as `noise` gives it; None draws it.
+            noise: (B, n), as `noise` returns it; None draws it.
         """
         raise NotImplementedError
 
     def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The y (B, n) that `sample` gives, without its density."""
+        """The y (B, n) of `sample`, without its log-density."""
         return self.sample(lam, noise)[0]
 
     def median(self, lam: Tensor) -> Tensor:
-        """lam -> y (B, n): the coordinate-wise median, which is what a deterministic agent plays."""
+        """lam -> y (B, n): the coordinate-wise median, the action of a deterministic agent."""
         raise NotImplementedError
 
 
@@ -50,7 +50,7 @@ class MeanLogStd(Domain):
     """Parameters (mean | log_std) of a Gaussian, (B, 2 n): R^n and a box, to which `project` clamps log_std.
 
     Args:
-        dim: n, coordinates of what is distributed.
+        dim: n, coordinates of y.
         low: lower bound of log_std.
         high: upper bound of log_std.
     """

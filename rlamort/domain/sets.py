@@ -31,14 +31,14 @@ class Euclid(Domain):
 
 
 class Box(Domain):
-    """{y : low <= y <= high}, reached by tanh.
+    """{y : low <= y <= high}; `project` is tanh, scaled.
 
     Args:
         low: lower bounds, one per coordinate, finite: a list, a tensor or an array of numbers.
         high: upper bounds, each above its lower bound, finite.
 
     Raises:
-        UserError: bounds that are no numbers, of unequal number, beyond what float32 holds, or not in order.
+        UserError: bounds that are not numbers, differ in count, exceed float32's range, or are not in order.
     """
 
     scale: Tensor
@@ -91,14 +91,12 @@ class Box(Domain):
 
 
 def unit_box(dim: int) -> Box:
-    """[-1, 1]^dim: every action inside rlamort lives here; the units of an environment begin at its adapter."""
+    """[-1, 1]^dim, the domain of control actions inside rlamort; an environment's adapter converts to its units."""
     return Box([-1.0] * dim, [1.0] * dim)
 
 
 class Orthant(Domain):
-    """{y : y >= 0}, reached by softplus.
-
-    relu would leave a coordinate that once fell below zero without a gradient, and so there for good.
+    """{y : y >= 0}; `project` is softplus, since relu has no gradient for coordinates below zero.
 
     Args:
         dim: n.
@@ -119,7 +117,7 @@ class Orthant(Domain):
 
 
 class Simplex(Domain):
-    """{y : y >= 0, sum y = 1}, reached by softmax.
+    """{y : y >= 0, sum y = 1}; `project` is softmax.
 
     Args:
         dim: n.
@@ -143,7 +141,7 @@ class Simplex(Domain):
 
 
 class CappedSimplex(Domain):
-    """{y : 0 <= y <= 1, sum y = k}, a soft choice of k out of n, reached by the limited multi-label projection.
+    """{y : 0 <= y <= 1, sum y = k}, a soft choice of k out of n; `project` is the limited multi-label projection.
 
     `project` is argmin_{y in Y} -<v, y> - sum_i H(y_i), H the binary entropy in nats (Amos, Koltun and Kolter, 2019, eq. 3):
     y = sigmoid(v + nu), where nu makes the sum k.
@@ -202,10 +200,10 @@ class CappedSimplex(Domain):
 
 
 class Sphere(Domain):
-    """{y : |y| = 1}, reached by v / |v|; the origin, from which every point is as near, goes to the first axis.
+    """{y : |y| = 1}; `project` is v / |v|, and maps the origin, whose projection is not unique, to the first axis.
 
     Args:
-        dim: n, of the space around it: 3 for the globe.
+        dim: n, of the ambient space: 3 for S^2.
     """
 
     def __init__(self, dim: int) -> None:
@@ -231,10 +229,10 @@ class Sphere(Domain):
 
 
 class Product(Domain):
-    """Y_1 x Y_2 x ...: inputs and coordinates one after the other.
+    """Y_1 x Y_2 x ..., with inputs and coordinates concatenated.
 
     Args:
-        domains: the factors, in order; none of them a density.
+        domains: the factors, in order.
     """
 
     def __init__(self, domains: Iterable[Domain]) -> None:
@@ -287,7 +285,7 @@ def _kth_largest(v: Tensor, k: int) -> Tensor:
 def _waterfill(v: Tensor, k: float) -> Tensor:
     """v (B, n) -> argmin_{0 <= y <= 1, sum y = k} |y - v| (B, n): y = clamp(v - tau, 0, 1), by sorting.
 
-    As tau falls, coordinate i begins to fill at v_i and is full at v_i - 1; between two such kinks the sum is linear.
+    As tau decreases, coordinate i leaves 0 at v_i and reaches 1 at v_i - 1; between two such kinks the sum is linear.
     """
     # tau is within [-1, 0] then, so what is beyond [-1, 1] is empty or full; clamped, or v - 1 would be v where v is large
     v, n = (v - _kth_largest(v, math.ceil(k))).clamp(-1, 1), v.shape[-1]
@@ -307,5 +305,5 @@ def _waterfill(v: Tensor, k: float) -> Tensor:
 
 
 def _spilt(y: Tensor, k: float) -> Tensor:
-    """y (B, n) -> (B,): its distance to 0 <= y <= 1, or to sum y = k where that is larger."""
+    """y (B, n) -> (B,): the larger of its distances to 0 <= y <= 1 and to sum y = k."""
     return torch.maximum(norm_of(y - y.clamp(0, 1)), (y.sum(-1) - k).abs() / math.sqrt(y.shape[-1]))

@@ -15,13 +15,13 @@ from rlamort.errors import UserError
 
 
 class Weights(Domain):
-    """The parameters of a module, side by side in one vector: R^p.
+    """The parameters of a module as one vector: R^p.
 
     Args:
-        module: says what they are the parameters of; its own values are of no account.
+        module: the architecture; its own parameter values are not used.
 
     Raises:
-        UserError: it has no parameters, or buffers, whose values no vector of parameters would hold.
+        UserError: it has no parameters, or it has buffers, which a vector of parameters does not hold.
     """
 
     template: nn.Module
@@ -44,7 +44,7 @@ class Weights(Domain):
         return y
 
     def initial(self) -> Tensor:
-        """The parameters of the module, initialised anew (p,); from torch's generator."""
+        """Newly initialised parameters of the module (p,); from torch's generator."""
         fresh = copy.deepcopy(self.template)
         for part in fresh.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
@@ -52,11 +52,11 @@ class Weights(Domain):
         return self.ravel(fresh)
 
     def ravel(self, module: nn.Module) -> Tensor:
-        """The parameters of a module like the one given, as a vector (p,), detached."""
+        """The parameters of a module of the same architecture as a vector (p,), detached."""
         return torch.cat([p.detach().ravel() for p in module.parameters()])
 
     def apply(self, y: Tensor, inputs: Tensor) -> Tensor:  # type: ignore[override]
-        """What the network of each item makes of its inputs: y (B, p), inputs (B, S, ...) -> (B, S, ...)."""
+        """Each item's network on its inputs: y (B, p), inputs (B, S, ...) -> (B, S, ...)."""
 
         def call(row: Tensor, sample: Tensor) -> Tensor:
             parts = zip(self.shapes.items(), torch.split(row, self.sizes), strict=True)

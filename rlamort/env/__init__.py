@@ -1,4 +1,4 @@
-"""X with dynamics: what an agent acts in."""
+"""X with dynamics: environments."""
 
 from rlamort.env.base import Env, Episode, Policy, Solutions, Space, Spec, Step, Units
 

@@ -1,7 +1,7 @@
-"""A second environment like one that a user has made: to be evaluated in, and to step several.
+"""Further environments like a user's instance, for evaluation and for several side by side.
 
-It is a deep copy, or is made anew by the functions that made the first. Either is played beside others of its kind before it is
-used: it must answer as they do, and none may feel what another does.
+They are deep copies, or made by the functions that made the first. Before use they are stepped beside others of their kind:
+they must give the same results, and not affect each other.
 """
 
 import copy
@@ -21,18 +21,18 @@ from rlamort.errors import UserError
 
 STEPS = 8  # that two environments are compared over
 Player = gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]
-Play = list[tuple[bytes, ...]]  # the answers to a reset and to steps
+Play = list[tuple[bytes, ...]]  # the results of a reset and of steps
 
 
 class Copies:
-    """Copies of an environment as it is now, or, where it can no longer be copied, as it was when it was given.
+    """Copies of an environment in its present state, or, if it can no longer be copied, in its first state.
 
     Args:
-        env: the user's.
-        options: for every reset.
+        env: the user's environment.
+        options: of every reset.
 
     Raises:
-        UserError: it cannot be copied, or its copies are not independent of each other, or not like it.
+        UserError: it cannot be copied, or its copies are not independent, or differ from it.
     """
 
     def __init__(self, env: Player, options: dict[str, Any] | None = None) -> None:
@@ -45,7 +45,7 @@ class Copies:
             original = play([env.unwrapped], options) if rows else alone
             anew = play([_copied(self.first).unwrapped], options) if rows else alone
         if alone != again:
-            return  # it does not repeat itself, so there is nothing to compare by
+            return  # it is not deterministic, so comparisons are not possible
         if alone != beside:
             raise UserError("its copies are not independent: what is done in one shows in another")
         if original != anew:
@@ -54,7 +54,7 @@ class Copies:
             )
 
     def __call__(self) -> Any:
-        """A fresh one."""
+        """A new copy."""
         try:
             return _copied(self.env)
         except UserError:  # such as a window that has been opened since
@@ -62,7 +62,7 @@ class Copies:
 
 
 def _copied(env: Player) -> Any:
-    """A deep copy; of a vector environment with worker processes, one whose rows are made anew, in this process."""
+    """A deep copy; for a vector environment with worker processes, a new one of the same functions in this process."""
     base = env.unwrapped
     try:
         if isinstance(base, AsyncVectorEnv):
@@ -75,9 +75,9 @@ def _copied(env: Player) -> Any:
 
 
 def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
-    """What the first of several environments answers to a reset and a few steps, while the others play in turns with it.
+    """The results of the first of several environments in a reset and a few steps, interleaved with those of the others.
 
-    One that raises answers with that, and is played no further.
+    An exception is a result, and ends its environment's steps.
     """
     with preserved():
         seed_globals(0)
@@ -104,7 +104,7 @@ def _bytes(answer: tuple[Any, ...]) -> tuple[bytes, ...]:
 
 
 def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, Any]]) -> bool:
-    """Whether `make` gives an environment of the same wrappers with the same attributes, which plays the same; plays both."""
+    """Whether `make` makes an environment with the same wrappers, attributes and results; steps both."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -123,7 +123,7 @@ def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, An
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two trees of `rlamort.env.state` are."""
+    """Whether two trees of `rlamort.env.state` are equal."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""A `gymnasium.vector` environment as a batched `Env`, whatever its autoreset mode, and in spite of rows that fail."""
+"""The Gymnasium adapter: a `gymnasium.vector` environment of any autoreset mode as a batched `Env`, tolerant of faults."""
 
 import contextlib
 import multiprocessing
@@ -21,16 +21,16 @@ LARGEST = float(np.finfo(np.float32).max)
 class GymEnv(Env):
     """The adapter. The same episodes give the same transitions in every autoreset mode.
 
-    A row of ours that raises, or whose numbers are not finite, is reset; the step is no transition, and it is counted.
+    An environment of ours that raises, or returns non-finite numbers, is reset; that step is no transition, and is counted.
 
     Args:
         vector: a vector environment that declares its autoreset mode, or `VectorFactory`.
         name: for messages.
         spec: its sizes and bounds.
-        device: where x, rewards and actions live.
-        limit: steps after which an episode that has not ended is an error; None where a time limit is declared.
-        max_faults: how many failures of `VectorFactory` are forgiven.
-        timeout: seconds that worker processes may take over a step.
+        device: of x, rewards and actions.
+        limit: steps after which an unfinished episode is an error; None if a time limit is declared.
+        max_faults: number of tolerated failures of `VectorFactory`.
+        timeout: time limit of a step in worker processes, in seconds.
 
     Raises:
         UserError: a vector environment declares no autoreset mode.
@@ -155,7 +155,7 @@ class GymEnv(Env):
         return True
 
     def statistics(self) -> dict[str, Any] | None:
-        """What wrappers have learned: of a vector environment of another making, those around it, and those of each row."""
+        """Running statistics of wrappers: of each environment, and of a user's vector environment its own wrappers, too."""
         around, *rows = parts(self.vector)
         if self.ours:
             found = {"around": learned([]), "rows": self._call_rows("statistics")}
@@ -174,13 +174,13 @@ class GymEnv(Env):
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """While others of its kind play: what they share with it in this process is afterwards as it was."""
+        """A context in which others of its kind may be stepped; state shared with them is restored at its end."""
         row = next((inside[0] for inside in parts(self.vector)[1:]), None)
         with contextlib.nullcontext() if row is None else Everybodys(row).kept():
             yield
 
     def prove(self) -> None:
-        """Find out, by a copy that plays beside the first row for a while, whether a resume will be exact."""
+        """Test, by stepping a copy beside the first environment for a while, whether a resume is exact."""
         if self.ours:
             self._call_rows("prove")
 
@@ -197,13 +197,13 @@ class GymEnv(Env):
         return self.vector.step(action)
 
     def _call_rows(self, name: str, *arguments: Any) -> list[Any]:
-        """A method of every row's `Snapshot`."""
+        """Call a method of every environment's `Snapshot`."""
         assert isinstance(self.vector, LocalVectorEnv | AsyncVectorEnv)
         call = self.vector.call
         return list(self._call(lambda: call(name, *arguments)))
 
     def _lost(self, error: BaseException) -> Step:
-        """A worker process is gone, and its neighbours with it: all rows begin new episodes in new processes."""
+        """After a worker process was lost: start all of them again, with new episodes."""
         assert self.ours is not None
         slow = isinstance(error, multiprocessing.TimeoutError)
         self._forgive(self._every, f"a worker process {f'took more than {self.timeout:g} s' if slow else 'died'}")
@@ -219,9 +219,9 @@ class GymEnv(Env):
 
     def _forgive(self, broken: np.ndarray, reason: str) -> None:
         self.faults += 1
-        message = f"env {self.name}, step {self._steps}, row {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
+        message = f"env {self.name}, step {self._steps}, index {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
         if self.faults > self.max_faults:
-            raise Fault(f"{message}; that is failure {self.faults}, and max_env_faults={self.max_faults} are forgiven")
+            raise Fault(f"{message}; that is failure {self.faults}, and max_env_faults={self.max_faults} are allowed")
         warnings.warn(f"{message}; a new episode begins (failure {self.faults} of {self.max_faults} allowed)", stacklevel=2)
 
     def _reason(self, broken: np.ndarray, observation: Any, reward: Any, info: dict[str, Any]) -> str:
@@ -233,12 +233,12 @@ class GymEnv(Env):
         return f"its observation holds {_odd(observation[row])}"
 
     def _last(self, info: Any, row: int) -> Any:
-        """The observation with which a row's episode ended, of a vector environment that has reset it already."""
+        """The last observation of an episode, from a vector environment that has already reset (SAME_STEP)."""
         try:
             return info["final_obs"][row] if isinstance(info, dict) else info[row]["final_obs"]
         except (KeyError, IndexError, TypeError) as error:
             raise Fault(
-                f"env {self.name}, step {self._steps}: row {row} ended, and its info has no 'final_obs', which SAME_STEP needs"
+                f"env {self.name}, step {self._steps}: episode {row} ended, and info has no 'final_obs', which SAME_STEP needs"
             ) from error
 
     def _record(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> None:
@@ -254,11 +254,11 @@ class GymEnv(Env):
         if self.limit is not None and self._length.max() >= self.limit:
             raise Fault(
                 f"env {self.name}: an episode has not ended after {self.limit} steps, and it declares no limit; "
-                f"give max_episode_steps=N (longer episodes are then truncated)"
+                f"set max_episode_steps=N (longer episodes are then truncated)"
             )
 
     def _rows(self, observation: Any) -> np.ndarray:
-        """(B, ...) as the environment gave it -> (B, d) float32 in an array of our own."""
+        """(B, ...) as the environment returned it -> (B, d), copied to float32."""
         try:
             with np.errstate(over="ignore"):  # what float32 cannot hold is said by `_finite`
                 rows = np.array(observation, dtype=np.float32).reshape(len(observation), -1)
@@ -271,7 +271,7 @@ class GymEnv(Env):
         return rows
 
     def _finite(self, array: np.ndarray, what: str, given: Any) -> np.ndarray:
-        """`array`, which was made of what was `given`."""
+        """`array` if it is finite; messages show the original values `given`."""
         if not np.isfinite(array).all():
             raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(given)}")
         return array
@@ -280,7 +280,7 @@ class GymEnv(Env):
         return torch.from_numpy(array).to(self.device)
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        """What the environment answers; what it raises, as a fault that names it. A lost worker is the caller's affair."""
+        """The result of a call; exceptions become a Fault that names the environment, except for lost worker processes."""
         try:
             return function()
         except UserError:
@@ -293,7 +293,7 @@ class GymEnv(Env):
 
 
 def _odd(given: Any) -> str | None:
-    """What in an answer is no finite number in float32, and what is needed; None where all is well."""
+    """The first value that is not finite in float32, and what is needed; None if there is none."""
     values = np.asarray(given, dtype=np.float64).ravel()
     if len(odd := values[~np.isfinite(values)]):
         return f"{odd[0]}; finite numbers are needed"

@@ -1,4 +1,4 @@
-"""Classes that a user names as `module:Class`."""
+"""Import of classes by `module:Class`."""
 
 import ast
 import importlib
@@ -12,11 +12,11 @@ from rlamort.errors import UserError, nearest
 
 
 def module_of(path: str, field: str) -> Any:
-    """The module that `module:Class` names; the current folder counts.
+    """The module of `module:Class`; the current folder is searched.
 
     Args:
-        path: what the user gave.
-        field: what they gave it as, for messages.
+        path: `module:Class`.
+        field: the key that it is the value of, for messages.
 
     Raises:
         UserError: it cannot be imported.
@@ -31,10 +31,10 @@ def module_of(path: str, field: str) -> Any:
 
 
 def class_at(path: str, field: str, kinds: tuple[type, ...]) -> type[Any]:
-    """The class that `module:Class` names, which is derived from one of `kinds`.
+    """The class `module:Class`, derived from one of `kinds`.
 
     Raises:
-        UserError: there is none of that name, or it is something else.
+        UserError: there is none of that name, or it is not derived from them.
     """
     module_name, _, attribute = path.partition(":")
     module = module_of(path, field)
@@ -50,13 +50,13 @@ def class_at(path: str, field: str, kinds: tuple[type, ...]) -> type[Any]:
 
 
 def here(name: str, key: str = "") -> str:
-    """What to say to somebody who names a module of the current folder and no class in it; "" where there is no such file.
+    """A hint for a module of the current folder that is named without a class; "" if there is no such file.
 
-    The file is read, not run: it may be anything.
+    The file is parsed, not run.
 
     Args:
-        name: what the user gave, such as `thermo` or `my.thermo` or `thermo.py`.
-        key: what they gave it as, where that was key=value.
+        name: such as `thermo` or `my.thermo` or `thermo.py`.
+        key: the key that it is the value of, if any.
     """
     before = f"{key}=" if key else ""
     module = name.removesuffix(".py").replace(os.sep, ".")

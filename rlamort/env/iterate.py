@@ -1,7 +1,7 @@
 """A solver as an environment of many steps: the state is its iterate, the action the parameters of its next step.
 
-I instances side by side · m decisions in a step · B = I m rows · x context (I, d) · y iterate (I, n) · h carry
-· phi features (I, m, k), which are what an agent sees: (B, k) · u parameters in [-1, 1]: (B, a)
+I instances side by side · m decisions in a step · B = I m environments · x context (I, d) · y iterate (I, n) · h carry
+· phi features (I, m, k), the observations of an agent: (B, k) · u parameters in [-1, 1]: (B, a)
 """
 
 from collections.abc import Callable
@@ -27,27 +27,27 @@ def unsolved(y: Tensor, y_next: Tensor, remains: Tensor, oracle: Oracle) -> Tens
 
 
 def decrease(y: Tensor, y_next: Tensor, remains: Tensor, oracle: Oracle) -> Tensor:
-    """f(y) - f(y_next), (I,): the return is what an episode took off the cost."""
+    """f(y) - f(y_next), (I,), so that the return is the decrease of the cost in an episode."""
     return oracle.value(y) - oracle.value(y_next)
 
 
 class IterateEnv(Env):
-    """Rolling a policy in here is `Unroll(init, Controlled(policy, step), ...)`, iterate by iterate.
+    """A solver's iterations as an environment; a rollout has the iterates of `Unroll(init, Controlled(policy, step), ...)`.
 
-    Every decision of every instance is a row of its own, with its instance's reward and flags: row i m + j is decision j of
-    instance i. An episode terminates when the residual falls below `tol`, and is truncated after `horizon` steps. One whose
-    numbers are no longer finite is given up: its rows are no transitions, and it counts as a fault.
+    Every decision of every instance is an environment of its own, with its instance's reward and flags: environment i m + j is
+    decision j of instance i. An episode terminates when the residual falls below `tol`, and is truncated after `horizon` steps.
+    An instance with non-finite numbers is replaced: its step is no transition, and it counts as a fault.
 
     Args:
         problem: its class defines `residual`; it moves to `device`.
         step: the solver's step; it moves to `device`.
         init: x (I, d) -> the first iterate (I, n); a model.
-        horizon: steps after which an episode is given up.
-        tol: a residual below which an instance counts as solved.
+        horizon: steps after which an episode is truncated.
+        tol: the residual below which an instance is solved.
         reward: of a step: (y, y_next, whether it remains unsolved (I,), oracle) -> (I,).
         instances: I.
-        device: where tensors live.
-        max_faults: how many steps with numbers that are not finite are forgiven.
+        device: of tensors.
+        max_faults: number of tolerated steps with non-finite numbers.
 
     Raises:
         UserError: the problem defines no residual, or horizon is below 1.
@@ -91,7 +91,7 @@ class IterateEnv(Env):
         self._finished: list[Episode] = []
 
     def reset(self, seed: int) -> Tensor:
-        """Start every instance anew; they depend on the seed alone, all together."""
+        """Draw new instances, which depend on the seed and on their number."""
         self._generator = np.random.default_rng(seed)
         self._total[:], self._length[:] = 0, 0
         self._finished.clear()
@@ -134,7 +134,7 @@ class IterateEnv(Env):
         return Step(x_next, self.fold.shared(reward), terminated, truncated, valid)
 
     def episodes(self) -> list[Episode]:
-        """Of instances, not of rows."""
+        """Finished episodes, one per instance."""
         finished, self._finished = self._finished, []
         return finished
 
@@ -155,11 +155,11 @@ class IterateEnv(Env):
         return True
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to release."""
 
     @torch.no_grad()
     def _begin(self, count: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor]:
-        """New instances: contexts, first iterates, carries, features."""
+        """Draw new instances: contexts, first iterates, carries, features."""
         x = contexts(self.problem, count, self.device, self._generator)
         with blaming(self.name):
             seen, oracle = self.f.seen(x), self.f.oracle(x)

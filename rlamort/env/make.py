@@ -1,4 +1,4 @@
-"""From what a user calls an environment to one that has been checked: ids, `module:Class`, classes, instances."""
+"""Environments from ids, `module:Class`, classes, functions and instances, tested before use."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ from rlamort.env.vector import Factory, VectorFactory
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.problem import Problem
 
-PATIENCE = 10_000  # steps after which an episode of an environment that declares no limit counts as endless
+PATIENCE = 10_000  # steps after which an episode of an environment without a declared limit is an error
 
 
 def factory(
@@ -34,16 +34,16 @@ def factory(
     env_kwargs: dict[str, Any] | None = None,
     max_episode_steps: int | None = None,
 ) -> Factory:
-    """What makes one fresh environment of that kind, each time it is called.
+    """A function that makes a new environment of that kind at every call.
 
     Args:
-        env: Gymnasium id, `module:Class` (the current folder counts), a class or function that makes one, or an instance;
-            of a `Problem` its class or an instance, which become one-step environments.
+        env: Gymnasium id, `module:Class` (the current folder is searched), a class or function that makes one, or an instance;
+            or a `Problem` class or instance, as a one-step environment.
         env_kwargs: keywords of its constructor.
-        max_episode_steps: truncates longer episodes; None leaves the environment's own limit.
+        max_episode_steps: truncates longer episodes; None keeps the environment's own limit.
 
     Raises:
-        UserError: nothing of that name exists, or it cannot be made.
+        UserError: there is none of that name, or it cannot be made.
     """
     kwargs = dict(env_kwargs or {})
     if isinstance(env, gymnasium.Env):
@@ -81,7 +81,7 @@ def factory(
 
 
 def copies_of(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], options: dict[str, Any] | None = None) -> Copies:
-    """What makes others like an environment that is there already.
+    """A function that makes environments like an existing one.
 
     Raises:
         UserError: it cannot be copied.
@@ -96,7 +96,7 @@ def copies_of(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], options: 
 
 
 def limited(env: Any, name: str, max_episode_steps: int | None) -> Any:
-    """`env` with episodes of at most so many steps.
+    """`env` with a time limit.
 
     Raises:
         UserError: it truncates shorter ones itself.
@@ -119,7 +119,7 @@ def _refuse_kwargs(name: str, kwargs: dict[str, Any]) -> None:
 
 
 def _imported(path: str) -> type[Any] | None:
-    """The class that `module:Class` names; None when the second half is a Gymnasium id that importing registers."""
+    """The class `module:Class`; None if the second half is a Gymnasium id that importing the module registers."""
     module_of(path, "env")
     if path.partition(":")[2] in gymnasium.registry:
         return None
@@ -130,7 +130,7 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
     """Sizes and bounds for a continuous agent.
 
     Raises:
-        UserError: a space that a continuous agent cannot use, named with what to do.
+        UserError: a space that a continuous agent cannot use, with a remedy.
     """
     if not isinstance(action, BoxSpace) or np.dtype(action.dtype).kind != "f":
         raise UserError(f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here")
@@ -159,14 +159,14 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
 
 
 def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tuple[Spec, bool, gymnasium.Env[Any, Any]]:
-    """Make one environment, reset it and step it, so that what is wrong with it shows before any work starts.
+    """Make an environment, reset it and step it, so that errors appear before any work starts.
 
     Returns:
-        Its sizes and bounds, whether it declares a limit to the length of its episodes, and itself, closed.
+        Its sizes and bounds, whether it declares a time limit, and the closed environment.
 
     Raises:
-        UserError: it cannot be made, or its spaces do not fit.
-        Fault: it raises, or what it returns is not what it declares.
+        UserError: it cannot be made, or its spaces are not supported.
+        Fault: it raises, or returns other types, shapes or values than it declares.
     """
     try:
         env = make()
@@ -205,13 +205,13 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
 
 
 def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether its episodes are truncated after some number of steps."""
+    """Whether it has a time limit."""
     spec = spec_of_instance(env)
     return any(isinstance(layer, TimeLimit) for layer in layers(env)) or bool(spec and spec.max_episode_steps)
 
 
 def _hear_mujoco_once() -> None:
-    """In this process MuJoCo says each warning once; by itself it does at every opening, and keeps a file of them."""
+    """Print each of MuJoCo's warnings once per process, instead of at every construction and to a log file."""
     try:
         import mujoco
     except ImportError:  # Gymnasium says it better
@@ -247,21 +247,21 @@ def open_env(
     reset_options: dict[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> GymEnv:
-    """Check an environment of any accepted kind and give it as a batched `Env`.
+    """Test an environment of any accepted kind and return it as a batched `Env`.
 
     Args:
-        env: as in `factory`, or a `gymnasium.vector.VectorEnv`, which brings its own count.
-        count: rows.
+        env: as in `factory`, or a `gymnasium.vector.VectorEnv`, which has its own count.
+        count: number of environments side by side.
         env_kwargs: keywords of its constructor.
-        vectorization: "sync" (this process) or "async" (a worker process per row).
+        vectorization: "sync" (in this process) or "async" (a worker process each).
         max_episode_steps: truncates longer episodes.
-        max_faults: failures in steps that are forgiven.
-        timeout: seconds that worker processes may take over a step.
-        reset_options: given to every reset.
-        device: where tensors live; the CPU by default.
+        max_faults: number of tolerated failures in steps.
+        timeout: time limit of a step in worker processes, in seconds.
+        reset_options: options of every reset.
+        device: of tensors; the CPU by default.
 
     Raises:
-        UserError, Fault: see `probe`; or a keyword that a vector environment or an instance has no use for.
+        UserError, Fault: see `probe`; or a keyword that does not apply to a vector environment or an instance.
     """
     device, name = device or torch.device("cpu"), name_of(env)
     if isinstance(env, VectorEnv):
@@ -275,9 +275,7 @@ def open_env(
         spec = spec_of(name, env.single_observation_space, env.single_action_space)
         rows = getattr(env.unwrapped, "envs", [])
         if len({id(row.unwrapped) for row in rows}) < len(rows):
-            raise UserError(
-                f"env={name}: two rows of the vector environment are the same environment; each needs one of its own"
-            )
+            raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
         return GymEnv(env, name, spec._replace(equations=_common_equations(env, rows)), device)
     first = probed = None
     if isinstance(env, gymnasium.Env):
@@ -299,8 +297,8 @@ def open_env(
     rows = [row.unwrapped for row in getattr(opened.vector, "envs", ())]
     if len({id(row) for row in [*rows, probed]}) <= len(rows):
         raise UserError(
-            f"env={name}: the function gave the same environment twice; it must make a new one at every call, or the "
-            f"environment itself may be given"
+            f"env={name}: the function returned the same environment twice; it must make a new one at every call, or pass the "
+            f"environment itself"
         )
     return opened
 

@@ -1,4 +1,4 @@
-"""A native `Env` as Gymnasium's: the way back from gym.py. d = x_dim · n = dim of an action · B rows"""
+"""Native environments as Gymnasium environments. d = x_dim · n = dim of an action · B environments"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,23 +15,23 @@ from rlamort.domain import Box
 from rlamort.env import Env, Step
 from rlamort.errors import UserError
 
-LARGEST = float(np.finfo(np.float32).max)  # observations are finite, and checkers warn of a space that says otherwise
+LARGEST = float(np.finfo(np.float32).max)  # bounds of observations: Gymnasium's checker warns of infinite ones
 SEEDS = 2**31
 
 
 class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
-    """The rows of a native environment: observations (B, d) and actions.
+    """A native environment as a vector environment: observations (B, d) and actions.
 
-    Where Y is a box, actions are y (B, n) in Y itself; else they are u (B, inputs) in [-1, 1]^inputs, of which `env.domain.act`
-    makes y, since agents of other libraries act in boxes alone. With `solutions` they are y (B, n) always, as `predict` of an
-    amortized model gives them, and are taken to the nearest point of Y.
+    If Y is a box, actions are y (B, n) in Y; else they are u (B, inputs) in [-1, 1]^inputs, from which `env.domain.act`
+    computes y, since agents of other libraries act in boxes. With `solutions` they are always y (B, n), as from `predict` of an
+    amortized model, and are projected onto Y.
 
-    A row that ends gives its last observation in `info["final_obs"]`, and that of its next episode as the observation
-    (SAME_STEP autoreset): every step is a transition, and none of what happened is lost.
+    At the end of an episode its last observation is in `info["final_obs"]`, and the observation is the first one of the next
+    episode (SAME_STEP autoreset), so every step is a transition.
 
     Args:
-        env: what is adapted; it forgives no faults, since Gymnasium has no word for a row that was merely reset.
-        solutions: whether actions are points of Y also where Y is no box.
+        env: the native environment; it must tolerate no faults, since Gymnasium has no flag for a step without a transition.
+        solutions: whether actions are points of Y also if Y is not a box.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012  # as Gymnasium declares it
@@ -61,21 +61,21 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
 
 class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """The single row of a native environment, as `NativeVectorEnv`.
+    """A single native environment, as `NativeVectorEnv`.
 
     Args:
-        env: of one row.
+        env: with a count of 1.
         solutions: as there.
 
     Raises:
-        UserError: it has several.
+        UserError: its count is larger.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
 
     def __init__(self, env: Env, solutions: bool = False) -> None:
         if env.count != 1:
-            raise UserError(f"env {env.name}: it has {env.count} rows; one is needed here, or NativeVectorEnv for several")
+            raise UserError(f"env {env.name}: it has a count of {env.count}; 1 is needed here, or NativeVectorEnv for several")
         self.env = env
         self.observation_space, self.action_space, self._solution = _spaces(env, solutions)
         self._waiting = False  # the episode is over, and the first context of the next one is there already
@@ -101,7 +101,7 @@ Solution = Callable[[Tensor], Tensor]  # actions -> y
 
 
 def _spaces(env: Env, solutions: bool) -> tuple[BoxSpace, BoxSpace, Solution]:
-    """Of observations and of actions, and what makes solutions of the latter."""
+    """The spaces of observations and actions, and the map from actions to solutions."""
     observation, domain = BoxSpace(-LARGEST, LARGEST, (env.spec.x_dim,), np.float32), env.domain
     if isinstance(domain, Box):
         low, high = (bound.numpy(force=True).astype(np.float32) for bound in (domain.low, domain.high))

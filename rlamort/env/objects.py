@@ -1,4 +1,4 @@
-"""What Python objects hold: which of it may change and which is of no consequence, and by which names it is reached."""
+"""State of Python objects: what may change, what is constant, and the names of constants."""
 
 import collections
 import enum
@@ -29,14 +29,14 @@ HEAP_TYPE = 1 << 9  # of a class that is written in Python
 
 
 def constant(value: Any) -> bool:
-    """Whether nothing that an environment does changes `value` itself."""
+    """Whether `value` is constant for an environment."""
     if isinstance(value, (*CODE, *VALUES, *SILENT)) or type(value).__name__ in RENDERERS:
         return True
     return type(value).__module__.startswith((*DRAWING, "rlamort.run"))  # an environment may know who learns in it
 
 
 def name_of(value: Any) -> str:
-    """A constant's name, by which it is told from others in another process."""
+    """A constant's name, which identifies it in another process."""
     if isinstance(value, types.ModuleType):
         return value.__name__
     if isinstance(value, CODE):
@@ -45,7 +45,7 @@ def name_of(value: Any) -> str:
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """What an instance holds, slots among it; not what Gymnasium's wrappers have looked up about themselves."""
+    """The attributes of an instance, slots included, without the cached spec of Gymnasium's wrappers."""
     slots = [name for kind in type(value).__mro__ for name in _words(vars(kind).get("__slots__", ()))]
     held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
     own = getattr(value, "__dict__", {})

@@ -1,6 +1,6 @@
 """A `Problem` as an environment whose episodes are one step long: x ~ p(x), the action is y, the reward is -f(y; x).
 
-B rows, a context each · d numbers in a context · n = dim of y · u action in [-1, 1]^inputs
+B contexts side by side · d numbers in a context · n = dim of y · u action in [-1, 1]^inputs
 """
 
 import contextlib
@@ -22,24 +22,23 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost
 from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
 
-ENTRY = "rlamort.env.one_step:single"  # how Gymnasium's registry names what makes a problem's environment
+ENTRY = "rlamort.env.one_step:single"  # the entry point of problems in Gymnasium's registry
 
 
 class OneStep(Env):
     """`count` contexts side by side; `step` takes y in Y itself, and every step is an episode.
 
-    Contexts depend on the seed of `reset` alone, all rows together: row i is not that of another count. They are in torch's
-    default dtype, as networks are.
+    Contexts depend on the seed of `reset` and on `count`. They have torch's default dtype.
 
     Args:
-        problem: what is solved; it moves to `device`.
+        problem: the problem; it moves to `device`.
         count: B.
-        device: where x, y and rewards live.
-        max_faults: steps with costs that are no numbers which are forgiven; those rows are no transitions.
-        drawn: gives contexts: `draw`, or `unseen`.
+        device: of x, y and rewards.
+        max_faults: number of tolerated steps with non-finite costs; those items are no transitions.
+        drawn: draws contexts: `draw`, or `unseen`.
 
     Raises:
-        UserError: its contexts are no tensors, or of unequal count.
+        UserError: its contexts are not tensors, or of unequal count.
         Fault: its methods raise.
     """
 
@@ -65,13 +64,13 @@ class OneStep(Env):
         return x
 
     def _draw(self) -> Tensor:
-        """New contexts; what is hidden of them stays here."""
+        """Draw new contexts; their hidden parts are not in x."""
         self.posed = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
         self.x = self.f.seen(self.posed)
         return self.x
 
     def _odd_part(self, x: Tensor) -> str:
-        """Which part of contexts (B, d) holds what is no number."""
+        """The part of contexts (B, d) with non-finite numbers, for messages."""
         parts = self.problem.layout.unpack(x)
         named = parts.items() if isinstance(parts, dict) else ()
         key = next((f", {name}" for name, part in named if not part.isfinite().all()), "")
@@ -118,7 +117,7 @@ class OneStep(Env):
         return OneStep(self.problem, self.count, self.device, max_faults=self.faults.allowed, drawn=unseen)
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to release."""
 
     def _forgive(self, broken: np.ndarray, y: Tensor, x: Tensor, rewards: np.ndarray) -> None:
         at = torch.from_numpy(broken).to(self.device)
@@ -132,7 +131,7 @@ class OneStep(Env):
 
 @contextlib.contextmanager
 def stream(generator: np.random.Generator, device: torch.device) -> Iterator[None]:
-    """torch's generators as `generator` seeds them, and afterwards as they were."""
+    """A context with torch's generators seeded by `generator`; their state is restored at its end."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng([device] if on_gpu else []):
         seed = int(generator.integers(2**63))
@@ -144,43 +143,43 @@ def stream(generator: np.random.Generator, device: torch.device) -> Iterator[Non
 
 
 def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator, drawn: Drawn = draw) -> Tensor:
-    """x ~ p(x) (count, d) as rows in torch's default dtype, seeded by `generator`; torch's own generators stay as they are.
+    """x ~ p(x) (count, d) as vectors in torch's default dtype, seeded by `generator`; torch's generator state is unchanged.
 
     Raises:
-        UserError: another number of contexts came.
+        UserError: `contexts` returned another number of contexts.
         Fault: `contexts` raised.
     """
     name = type(problem).__name__
     with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
         x = presented(problem, count, device, drawn)
         if len(x) != count:
-            raise UserError(f"{name}.contexts({count}): {len(x)} are given; its leading axis must be the count")
+            raise UserError(f"{name}.contexts({count}): {len(x)} are returned; the leading axis must be the count")
     return x
 
 
 class Faults:
-    """Failures of a user's problem, forgiven up to a number.
+    """A count of failures of a user's problem, tolerated up to a limit.
 
     Args:
         name: of the problem's class.
-        allowed: how many.
+        allowed: the limit.
     """
 
     def __init__(self, name: str, allowed: int) -> None:
         self.name, self.allowed, self.count = name, allowed, 0
 
     def add(self, broken: np.ndarray, step: int, reason: str) -> None:
-        """Count one step in which the rows `broken` failed. Raises Fault where that is one too many."""
+        """Count a step in which the items `broken` failed. Raises Fault beyond the limit."""
         self.count += 1
-        message = f"{self.name}, step {step}, row {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
+        message = f"{self.name}, step {step}, item {', '.join(map(str, np.flatnonzero(broken)))}: {reason}"
         if self.count > self.allowed:
-            raise Fault(f"{message}; that is failure {self.count}, and max_env_faults={self.allowed} are forgiven")
+            raise Fault(f"{message}; that is failure {self.count}, and max_env_faults={self.allowed} are allowed")
         warnings.warn(f"{message}; new contexts follow (failure {self.count} of {self.allowed} allowed)", stacklevel=3)
 
 
 @contextlib.contextmanager
 def blaming(what: str) -> Iterator[None]:
-    """Says of what is raised inside that `what`, a method of the user's, raised it."""
+    """A context that turns exceptions of `what`, a user's method, into a Fault that names it."""
     try:
         yield
     except (Fault, UserError):
@@ -190,14 +189,14 @@ def blaming(what: str) -> Iterator[None]:
 
 
 def problem_of(problem: Problem | type[Problem] | str, kwargs: dict[str, Any] | None = None) -> Problem:
-    """The problem that a user means.
+    """A problem from an instance, class or name.
 
     Args:
-        problem: an instance, a class, `module:Class` (the current folder counts), or a registered id such as rlamort/Sphere-v0.
+        problem: an instance, a class, `module:Class` (the current folder is searched), or an id such as rlamort/Sphere-v0.
         kwargs: keywords of its constructor.
 
     Raises:
-        UserError: there is none of that name, or it cannot be made.
+        UserError: there is none of that name, or it cannot be constructed.
     """
     name = problem if isinstance(problem, str) else getattr(problem, "__name__", type(problem).__name__)
     try:
@@ -226,24 +225,24 @@ def open_problem(
     reset_options: dict[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> OneStep:
-    """Check a problem of any accepted kind by one step, and give it as a batched `Env`.
+    """Test a problem by one step, and return its environment.
 
-    The keywords are those of `rlamort.env.make.open_env`, so that either can stand where an environment is opened.
+    The keywords are those of `rlamort.env.make.open_env`, so that a row may name either.
 
     Args:
         problem: as in `problem_of`.
-        count: rows.
+        count: number of contexts side by side.
         env_kwargs: keywords of its constructor.
-        vectorization: "sync"; there are no workers.
-        max_episode_steps: None; there is no clock.
-        max_faults: steps with costs that are no numbers which are forgiven.
-        timeout: of workers, of which there are none.
-        reset_options: None; contexts are drawn, not asked for.
-        device: where tensors live; the CPU by default.
+        vectorization: "sync"; there are no worker processes.
+        max_episode_steps: None; an episode is one step.
+        max_faults: number of tolerated steps with non-finite costs.
+        timeout: has no effect without worker processes.
+        reset_options: None; contexts have no options.
+        device: of tensors; the CPU by default.
 
     Raises:
-        UserError: it cannot be made or opened like that, or its sizes do not fit.
-        Fault: its methods raise, or its costs are no numbers.
+        UserError: it cannot be constructed, a keyword does not apply, or its sizes do not match.
+        Fault: its methods raise, or its costs are not finite.
     """
     if vectorization != "sync":
         raise UserError(f"vectorization={vectorization}: a problem is solved in batches, without workers; allowed: sync")
@@ -262,13 +261,13 @@ def open_problem(
 
 
 def _try_support(env: OneStep, y: Tensor) -> None:
-    """Raises UserError where what solvers may ask reads what is hidden from them."""
+    """Raises UserError if `support` reads hidden parts."""
     with blaming(f"{env.name}.support"), stream(np.random.default_rng(0), env.device), torch.no_grad():
         try:
             env.f.oracle(env.posed).value(y)
         except KeyError as error:
             raise UserError(
-                f"{env.name}.support: its cost reads {error}, which is hidden; define `support(y, x)`, which solvers may ask"
+                f"{env.name}.support: its cost reads {error}, which is hidden; define `support(y, x)`, which solvers query"
             ) from error
 
 
@@ -283,13 +282,13 @@ def vector(problem: Problem | type[Problem] | str, num_envs: int = 1, **keywords
 
 
 def _opened(problem: Problem, count: int) -> OneStep:
-    """Where the problem lives already."""
+    """The environment on the problem's device."""
     first = next(itertools.chain(problem.parameters(), problem.buffers()), None)
     return OneStep(problem, count, torch.device("cpu") if first is None else first.device)
 
 
 def _made(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> Problem:
-    """What the constructor raises goes through: Gymnasium and Stable-Baselines3 look for its TypeError."""
+    """The problem; exceptions of its constructor propagate, since Gymnasium and Stable-Baselines3 catch its TypeError."""
     if isinstance(problem, Problem):
         if keywords:
             raise UserError(

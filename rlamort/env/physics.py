@@ -1,4 +1,4 @@
-"""MuJoCo's data and model as arrays, and back."""
+"""MuJoCo's data and model as arrays."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +9,8 @@ NOT_PHYSICS = ("tex_", "mesh_", "skin_", "bvh_", "oct_", "text_", "plugin")  # l
 
 
 def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of fixed size: beside the state proper they hold what the last step derived, which environments look at
-    before the next one derives it anew (Humanoid's centre of mass, Ant's body positions)."""
+    """Arrays of fixed size: the state and what the last step derived from it, which some environments read
+    before the next step computes it again (Humanoid's centre of mass, Ant's body positions)."""
     for name in dir(data):
         if name.startswith(("_", "efc_", "iefc_", "contact")):
             continue

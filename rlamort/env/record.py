@@ -1,4 +1,4 @@
-"""By which name a run finds its environment again."""
+"""The name by which a run's environment is constructed again."""
 
 import inspect
 import sys
@@ -16,16 +16,16 @@ from rlamort.problem import Problem
 
 
 class Recorded(NamedTuple):
-    """What is written of an environment."""
+    """The record of an environment."""
 
     name: str | None
     env_kwargs: dict[str, Any] | None
     max_episode_steps: int | None
-    unnamed: str = ""  # why another process cannot make it by that name; empty where it can
+    unnamed: str = ""  # why another process cannot construct it by that name; empty if it can
 
 
 def recorded(env: Any, env_kwargs: dict[str, Any] | None, max_episode_steps: int | None) -> Recorded:
-    """The name, keywords and limit by which `env`, in any form that is accepted, is made again, where there are such."""
+    """The name, keywords and time limit that construct an environment like `env`, of any accepted kind, if there are such."""
     told = (env_kwargs, max_episode_steps)
     if env is None or isinstance(env, str):
         return Recorded(env, *told)
@@ -43,7 +43,7 @@ def recorded(env: Any, env_kwargs: dict[str, Any] | None, max_episode_steps: int
 
 
 def path_of(kind: type) -> str:
-    """`module:Class`, where that finds the class in another process; else nothing."""
+    """`module:Class` if another process can import it; else an empty string."""
     module = sys.modules.get(kind.__module__)
     found = getattr(module, kind.__qualname__, None)
     return f"{kind.__module__}:{kind.__qualname__}" if found is kind and kind.__module__ != "__main__" else ""
@@ -55,7 +55,7 @@ def _nowhere(kind: type) -> str:
 
 
 def spec_of_instance(env: Any) -> EnvSpec | None:
-    """What Gymnasium knows of how it was made: nothing, where one of its wrappers cannot say."""
+    """Gymnasium's spec of an environment; None if it has none or a wrapper cannot serialise it."""
     try:
         spec = env.spec
     except (ValueError, AttributeError, TypeError):
@@ -109,7 +109,7 @@ def _of_rows(env: VectorEnv[Any, Any, Any]) -> Recorded:
 
 
 def name_of(env: Any) -> str:
-    """How messages call an environment."""
+    """An environment's name in messages."""
     if env is None or isinstance(env, str):
         return str(env)
     if isinstance(env, type) or not isinstance(env, gymnasium.Env | VectorEnv | Problem):

@@ -1,4 +1,4 @@
-"""What an action is worth, found out: the environment is put back into a saved state, the action is played, the policy goes on.
+"""Monte Carlo action values: from a saved state, a rollout that begins with the action and continues with the policy.
 
 x state (B, d) · y action (B, n) in [-1, 1]^n · S saved states · H horizon · gamma discount
 """
@@ -19,23 +19,23 @@ from rlamort.errors import UserError
 
 
 class Saved(NamedTuple):
-    """States to which an environment can be put back."""
+    """Saved states of an environment, which it can be restored to."""
 
     x: Tensor  # (S, d)
-    rows: list[Any]  # (S,) as `Snapshot.snapshot` gives them
-    episode: np.ndarray  # (S,) in which each was met
+    rows: list[Any]  # (S,) from `Snapshot.snapshot`
+    episode: np.ndarray  # (S,) index of the episode
     time: np.ndarray  # (S,) steps since its reset
-    y: Tensor  # (S, n) what the policy did there
-    reward: np.ndarray  # (S,) for it
-    x_next: Tensor  # (S, d) after it
+    y: Tensor  # (S, n) the policy's action
+    reward: np.ndarray  # (S,) its reward
+    x_next: Tensor  # (S, d) its successor
 
 
 @torch.no_grad()
 def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.ndarray) -> Saved:
-    """Play one episode in each row of `env`, from seeds seed, seed + 1, ..., and save the states (episode[i], time[i]).
+    """Roll out one episode in each environment, from seeds seed, seed + 1, ..., and save the states (episode[i], time[i]).
 
     Raises:
-        UserError: the environment holds something that cannot be saved, or is not of rlamort's making.
+        UserError: part of the environment's state cannot be saved, or it is a user's vector environment.
     """
     kept: dict[tuple[int, int], tuple[Tensor, Any, Tensor, float, Tensor]] = {}
     x = env.reset(seed)
@@ -61,21 +61,21 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
 
 
 def _unnumbered(tree: Any) -> Any:
-    """A tree of `rlamort.env.state` without the numbers of its objects, which count those of the whole environment."""
+    """A tree of `rlamort.env.state` without object numbers, which depend on the rest of the environment."""
     if isinstance(tree, dict):
         return {key: _unnumbered(one) for key, one in tree.items() if key not in ("object", "again")}
     return [_unnumbered(one) for one in tree] if isinstance(tree, list) else tree
 
 
 class EnvSimulator:
-    """The environment itself, a row for each saved state: exact for every environment that can give its state.
+    """Rollouts in the environment itself, one environment per saved state: exact for every environment with restorable state.
 
     Args:
-        env: S rows of the kind that the states were saved from.
+        env: S environments of the kind that the states were saved from.
         saved: the states.
 
     Raises:
-        UserError: put back into them, it does not answer the policy's own step as it did.
+        UserError: after restoring, the policy's step gives another result than before.
     """
 
     def __init__(self, env: GymEnv, saved: Saved) -> None:
@@ -103,7 +103,7 @@ class EnvSimulator:
 
     @torch.no_grad()
     def returns(self, y: Tensor, policy: Policy, horizon: int, discount: float) -> np.ndarray:
-        """sum_{t < H} gamma^t r_t (S,) of playing y (S, n) first and `policy` from then on; an episode's end ends its sum."""
+        """sum_{t < H} gamma^t r_t (S,) of rollouts that begin with y (S, n) and follow `policy`, within the episode."""
         env, total, running = self.env, np.zeros(len(y)), np.ones(len(y), dtype=bool)
         self._put_back()
         for t in range(horizon):
@@ -118,18 +118,18 @@ class EnvSimulator:
 
 
 class RolloutSimulator:
-    """`mujoco.rollout`: the physics of all rows in one threaded call, rewards and observations derived for all rows at once.
+    """Rollouts by `mujoco.rollout`: the physics of all states in one threaded call, with batched rewards and observations.
 
-    It follows the environment to the last bit over one step; after that, as its contact solver starts from slightly another
-    point, to solver tolerance, which chaotic motion amplifies over a hundred steps. A step costs about half of the
+    One step equals the environment's bit for bit; later steps agree to solver tolerance, since the contact solver is
+    warm-started differently, and chaotic motion amplifies that over a hundred steps. A step takes about half of the time of the
     environment's own on one thread.
 
     Args:
-        env: one row of the kind that the states were saved from.
+        env: one environment of the kind that the states were saved from.
         saved: the states.
 
     Raises:
-        UserError: it is not known how this environment's rewards derive from its physics, or they derive otherwise.
+        UserError: the rewards of this environment as a function of its physics are not known, or differ.
     """
 
     def __init__(self, env: GymEnv, saved: Saved) -> None:
@@ -156,7 +156,7 @@ class RolloutSimulator:
         self._compare()
 
     def _compare(self) -> None:
-        """From the first saved state, in which the environment is now, both take one step."""
+        """Compare one step of both from the first saved state."""
         y = torch.linspace(-0.5, 0.5, self.env.domain.dim, device=self.env.device)[None]
         ours, _, _ = self._advance(self.physics[:1], self.warm[:1], y)
         theirs = self.env.step(y)
@@ -175,7 +175,7 @@ class RolloutSimulator:
         self.rollout.close()  # ends its threads
 
     def _advance(self, at: np.ndarray, warm: np.ndarray, y: Tensor) -> tuple["Derived", np.ndarray, np.ndarray]:
-        """From states at (B, .) by actions y (B, n): what follows, and where the contact solver is to start from then."""
+        """One step from states at (B, .) with actions y (B, n): the results, next states, and next warm starts."""
         model, skip, position = self.base.model, self.base.frame_skip, slice(1, self.velocity.start)
         action = self.env.units.decode(y.numpy(force=True))
         control = np.repeat(action[:, None].astype(np.float64), skip, axis=1)
@@ -200,7 +200,7 @@ class RolloutSimulator:
 
 
 class Derived(NamedTuple):
-    """What an environment says of a step of its physics."""
+    """An environment's results as a function of a step of its physics."""
 
     x: np.ndarray  # (B, d)
     reward: np.ndarray  # (B,)
@@ -211,7 +211,7 @@ Derivation = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Der
 
 
 def half_cheetah(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
-    """HalfCheetah-v5: forward velocity less the square of the controls. Arrays (B, ...); `before` is qpos before the step."""
+    """HalfCheetah-v5: forward velocity minus squared controls. Arrays (B, ...); `before` is qpos before the step."""
     speed = (qpos[:, 0] - before[:, 0]) / env.dt
     reward = env._forward_reward_weight * speed - env._ctrl_cost_weight * np.square(action).sum(-1)
     hidden = int(env._exclude_current_positions_from_observation)
@@ -219,7 +219,7 @@ def half_cheetah(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarra
 
 
 def hopper(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
-    """Hopper-v5: as HalfCheetah-v5, with a reward for staying within its healthy ranges and an end outside them."""
+    """Hopper-v5: as HalfCheetah-v5, with a reward inside its healthy ranges and termination outside them."""
     moved = half_cheetah(env, before, qpos, qvel, action)
     (low, high), (low_z, high_z), (low_angle, high_angle) = (
         env._healthy_state_range, env._healthy_z_range, env._healthy_angle_range,
@@ -236,10 +236,10 @@ DERIVATIONS: dict[str, Derivation] = {"HalfCheetah-v5": half_cheetah, "Hopper-v5
 
 
 def derivation(env: GymEnv) -> Derivation:
-    """How an environment's rewards and observations derive from its physics.
+    """The function from physics to rewards and observations of an environment.
 
     Raises:
-        UserError: that is not known here.
+        UserError: it is not known here.
     """
     spec = _single(env).spec
     if spec is None or spec.id not in DERIVATIONS:
@@ -248,8 +248,8 @@ def derivation(env: GymEnv) -> Derivation:
 
 
 def _single(env: GymEnv) -> gymnasium.Env[Any, Any]:
-    """Its first row."""
+    """The first environment."""
     rows: list[gymnasium.Env[Any, Any]] = getattr(env.vector, "envs", [])
     if not rows:
-        raise UserError(f"env={env.name}: rows in this process are needed, not a vector environment of another making")
+        raise UserError(f"env={env.name}: environments in this process are needed, not a user's vector environment")
     return rows[0]

@@ -1,4 +1,4 @@
-"""An environment of rlamort's own making: it gives its whole state, survives exceptions, and proves that its state is whole."""
+"""The wrapper of environments that rlamort makes: it saves and restores their state, tests that, and tolerates exceptions."""
 
 import contextlib
 import random
@@ -13,26 +13,26 @@ from rlamort.env.objects import held_in, name_of
 from rlamort.env.state import Reader, Tree, Unlike, Writer
 from rlamort.errors import UserError
 
-FAULT = "fault"  # the key in info under which a step that raised says so
-TRIAL = 1_100  # steps and resets for which a copy plays beside the environment: more than most episodes have
-SETTLED = 5  # steps before that, so that its state is not the one that every new environment has
+FAULT = "fault"  # the key in info of a step that raised
+TRIAL = 1_100  # steps and resets for which a copy is stepped beside the environment: more than most episodes have
+SETTLED = 5  # steps before that, so that its state differs from that of a new environment
 LIBRARY = "gymnasium."
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """The outermost wrapper of an environment of ours.
+    """The outermost wrapper of an environment that rlamort makes.
 
-    A step that raises becomes one with a reward of NaN and the exception's text in info; the next reset is one of an
-    environment made anew, from a seed of its own. What its wrappers have learned outlives that.
+    A step that raises returns a reward of NaN and the exception's text in info; the next reset constructs a new environment,
+    with a new seed. Running statistics of its wrappers are kept.
 
     Args:
         make: makes the environment.
-        row: which of several it is.
-        options: for every reset.
-        env: the first one, where it is there already.
+        row: its index among several.
+        options: of every reset.
+        env: an existing instance as the first one.
 
     Attributes:
-        unproved: what a copy that was put into the same state did otherwise, if anything.
+        unproved: a difference between the environment and a copy restored to its state, if one was found.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             return nothing, float("nan"), False, True, {FAULT: f"{type(error).__name__}: {error}"}
 
     def _seed_all(self, seed: int) -> None:
-        """The spaces of every layer, which an environment may sample from, and the generators that nobody else here uses."""
+        """Seed the spaces of every layer, which an environment may sample from, and the global generators if it is alone."""
         for layer in layers(self.env):
             for space in (layer.action_space, layer.observation_space):
                 space.seed(seed)
@@ -88,7 +88,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             seed_globals(seed)
 
     def snapshot(self) -> dict[str, Tree]:
-        """Every layer's state, what all environments of its class share, and what of it could not be read or did not hold."""
+        """Every layer's state, state shared by its class, and what could not be read or was found to differ."""
         inside = layers(self.env)
         reader = Reader(inside)
         try:
@@ -101,7 +101,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         return {"own": own, "globals": everybodys, "unsaved": unsaved, "statistics": self.statistics(), **read}
 
     def restore(self, snapshots: list[dict[str, Tree]]) -> str:
-        """Put back what `snapshot` gave, of the list of all rows'; why not, where only a new episode can be begun."""
+        """Restore this environment's of all snapshots; the reason if only a new episode can be started, else ""."""
         state = snapshots[self.row]
         if "own" not in state:
             return "it was saved by an older rlamort"
@@ -131,15 +131,15 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         return ""
 
     def statistics(self) -> Tree:
-        """What its wrappers have learned."""
+        """Running statistics of its wrappers."""
         return learned(layers(self.env))
 
     def take(self, statistics: list[Tree], frozen: bool = False) -> None:
-        """Go on with what `statistics` gave, of the list of all rows'; `frozen` keeps it as it is from then on."""
+        """Restore this environment's of all `statistics`; `frozen` stops their updates."""
         learn(layers(self.env), statistics[self.row % len(statistics)], frozen)
 
     def prove(self) -> None:
-        """Soon, play a copy that is put into the same state beside it for a while, and note where it does otherwise."""
+        """Soon, step a copy restored to the same state beside it for a while, and note a difference."""
         self._until_proof = SETTLED
 
     def _prove(self) -> None:
@@ -164,7 +164,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             self._copy, self._trial = copied, TRIAL
 
     def _beside(self, play: Callable[[gymnasium.Env[Any, Any]], Any], seed: int | None = None) -> Any:
-        """What the environment answers; while its state is being proved, a copy must answer the same."""
+        """The environment's result; while its state is tested, also that of the copy, compared with it."""
         if self._copy is None:
             return play(self.env)
         copied = self._copy
@@ -204,7 +204,7 @@ def layers(env: Any) -> list[Any]:
 
 
 def learned(inside: Sequence[Any]) -> Tree:
-    """What wrappers have learned, by class; more of their state may come along, which no reset survives."""
+    """State of wrappers that may hold running statistics, by class."""
     reader = Reader(inside)
     found: dict[str, list[Tree]] = {}
     for layer in inside:
@@ -214,10 +214,10 @@ def learned(inside: Sequence[Any]) -> Tree:
 
 
 def learn(inside: Sequence[Any], statistics: Tree, frozen: bool) -> None:
-    """Put back what `learned` gave into wrappers of the same classes; `frozen` keeps it as it is from then on.
+    """Restore the state from `learned` to wrappers of the same classes; `frozen` stops their updates.
 
     Raises:
-        UserError: one of Gymnasium's wrappers that normalise is missing.
+        UserError: one of Gymnasium's normalising wrappers is missing.
     """
     writer = Writer(inside)
     for kind, trees in statistics["layers"].items():
@@ -236,12 +236,12 @@ def learn(inside: Sequence[Any], statistics: Tree, frozen: bool) -> None:
 
 
 def _learns(layer: Any) -> bool:
-    """Whether a wrapper may hold statistics: one of Gymnasium's says so, of others nothing is known."""
+    """Whether a wrapper may hold statistics: Gymnasium's normalising ones do, users' may."""
     return hasattr(layer, "update_running_mean") or not type(layer).__module__.startswith(LIBRARY)
 
 
 def differing(one: Sequence[Any], other: Sequence[Any]) -> str:
-    """What of two answers, of `reset` or `step`, is not the same; the info counts for nothing."""
+    """The first difference between two results of `reset` or `step`, apart from info; "" if there is none."""
     names = ("observation", "reward", "terminated flag", "truncated flag") if len(one) == 5 else ("first observation",)
     if len(one) != len(other):
         return names[0]
@@ -261,7 +261,7 @@ def _write_globals(state: Tree) -> None:
 
 
 def seed_globals(seed: int) -> None:
-    """Those of NumPy, Python and torch, which everything in a process shares."""
+    """Seed the global generators of NumPy, Python and torch."""
     np.random.seed(seed % 2**32)
     random.seed(seed)
     torch.manual_seed(seed)
@@ -269,7 +269,7 @@ def seed_globals(seed: int) -> None:
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """The generators of NumPy, Python and torch that everything in a process shares, afterwards as they were."""
+    """A context that restores the state of the global generators of NumPy, Python and torch at its end."""
     state = _read_globals()
     try:
         yield
@@ -278,10 +278,10 @@ def preserved() -> Iterator[None]:
 
 
 class Everybodys:
-    """What an environment shares with all others of its class in this process, and the generators that everything shares.
+    """State that an environment shares with others in this process: of its classes and modules, and the global generators.
 
     Args:
-        env: whose class, and what its code refers to, it is about.
+        env: the environment.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
@@ -293,12 +293,12 @@ class Everybodys:
         self.places = [(held, name) for _, held, name in reader.places()]
 
     def read(self) -> Tree:
-        """It as it is."""
+        """The present state."""
         reader = Reader(self.layers)
         return [_read_globals(), *(reader.read(held_in(held, name), name) for held, name in self.places)]
 
     def write(self, state: Tree) -> None:
-        """Put back what `read` gave."""
+        """Restore a state from `read`."""
         _write_globals(state[0])
         writer = Writer(self.layers) if self.places else None
         for (held, name), tree in zip(self.places, state[1:], strict=True):
@@ -308,7 +308,7 @@ class Everybodys:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Afterwards it is as it was."""
+        """A context that restores the state at its end."""
         state = self.read()
         try:
             yield

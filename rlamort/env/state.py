@@ -1,12 +1,11 @@
-"""The state of Python objects as plain values and arrays, and back into objects of the same make.
+"""Serialisation of the state of Python objects to plain values and arrays, and restoring it in objects of the same classes.
 
-What an environment holds is followed through containers, attributes, objects and other environments, to numbers, arrays, random
-generators and MuJoCo's data; beside it, what all environments of its class share: class attributes, module globals that its
-methods use, and what these close over. Classes, functions and modules are constants, of which the name is kept. What is none of
-these is named, so that nobody relies on it.
+The traversal follows containers, attributes, objects and nested environments, to numbers, arrays, random
+generators and MuJoCo's data; and shared state: class attributes, module globals that methods use, and their
+closures. Classes, functions and modules are constants, stored by name. Anything else is reported as unreadable.
 
 A tree consists of None, bools, numbers, text, arrays, tensors, lists of trees, and dicts of trees, so that a checkpoint can
-hold it. An object that is met again is written once.
+hold it. An object with several references is written once.
 """
 
 import contextlib
@@ -41,18 +40,18 @@ Tree = Any
 
 
 class Unlike(Exception):  # noqa: N818  # it says what the object is
-    """An object is built otherwise than the one whose state was read."""
+    """An object has another structure than the one whose state was read."""
 
 
 class Reader:
     """Reads the state of objects that may refer to each other.
 
     Args:
-        layers: objects that are read one by one; what refers to them is not followed there.
+        layers: objects that are read one by one; references to them are not followed.
 
     Attributes:
-        lost: what could not be read, and where it is held.
-        classes: of the user's, which were met, by name.
+        lost: descriptions of what could not be read.
+        classes: the user's classes that were found, by name.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -67,7 +66,7 @@ class Reader:
         return self._attributes(value, type(value).__qualname__)
 
     def shared(self) -> Tree:
-        """What the classes and functions met so far have in common with everything else in this process."""
+        """State of the classes and functions found so far, which is shared in this process."""
         trees: dict[str, Tree] = {}
         while fresh := {place: (held, name) for place, held, name in self.places() if place not in trees}:
             for place, (held, name) in fresh.items():  # what is found may lead to further classes
@@ -75,7 +74,7 @@ class Reader:
         return trees
 
     def places(self) -> Iterator[tuple[str, Any, str]]:
-        """What classes, modules, functions and closures of the user's hold that is data: a name, the holder, the key in it."""
+        """The data in the user's classes, modules, functions and closures: a name, the holder, the key in it."""
         for path, kind in list(self.classes.items()):
             for name, value in list(vars(kind).items()):
                 if not (name.startswith("__") or name == "_abc_impl" or hasattr(type(value), "__get__") or constant(value)):
@@ -93,7 +92,7 @@ class Reader:
                     yield f"closure {path}.{name}", cell, "cell_contents"
 
     def read(self, value: Any, where: str) -> Tree:
-        """What `value` holds; `where` says who holds it."""
+        """The tree of `value`; `where` is its path."""
         if type(value) in PLAIN:
             return value
         if isinstance(value, np.generic) and value.dtype.kind in "biuf":
@@ -149,7 +148,7 @@ class Reader:
         return self._give_up(value, where)
 
     def _extra(self, value: Any, where: str) -> dict[str, Tree]:
-        """What a container of a class of its own holds beside its items."""
+        """The attributes of a container of a user's class."""
         return self._attributes(value, where) if hasattr(value, "__dict__") else {}
 
     def _attributes(self, value: Any, where: str) -> dict[str, Tree]:
@@ -187,13 +186,13 @@ class Reader:
 
 
 class Writer:
-    """Puts a state back into objects of the same make, in place where something else may hold them too.
+    """Restores a state in objects of the same classes, in place, so that other references to them stay valid.
 
     Args:
-        layers: those of `Reader`, in the objects that are written to.
+        layers: those of `Reader`, of the objects that are written to.
 
     Raises:
-        Unlike: an object is built otherwise, or something in the tree cannot be made again.
+        Unlike: an object has another structure, or something in the tree cannot be constructed.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -205,17 +204,17 @@ class Writer:
         self._module = "" if "__main__" in ours or not layers else type(layers[-1]).__module__
 
     def _here(self, name: str) -> str:
-        """What is called by that name now: a script's classes may have moved into a module, which then was given."""
+        """The present name: a script's classes may have moved to a module."""
         return name.replace("__main__", self._module) if self._module else name
 
     def layer(self, tree: Tree, live: Any) -> None:
-        """Put back what `Reader.layer` gave."""
+        """Restore a tree of `Reader.layer`."""
         if self._here(tree["class"]) != name_of(type(live)):
             raise Unlike(f"a {name_of(type(live))} stands where there was a {tree['class']}")
         self._set_attributes(tree["attributes"], live)
 
     def shared(self, trees: Tree) -> None:
-        """Put back what `Reader.shared` gave."""
+        """Restore a tree of `Reader.shared`."""
         self.reader.shared()
         places = {place: (held, name) for place, held, name in self.reader.places()}
         for place, tree in trees.items():
@@ -224,7 +223,7 @@ class Writer:
             self.put_at(*places[self._here(place)], tree)
 
     def put_at(self, held: Any, name: str, tree: Tree) -> None:
-        """Put back what one of `Reader.places` held."""
+        """Restore the value of one of `Reader.places`."""
         live = held_in(held, name)
         value = self.put(tree, live)
         if value is not live and isinstance(held, dict):
@@ -233,7 +232,7 @@ class Writer:
             setattr(held, name, value)
 
     def what_fits(self, tree: Tree, live: Any) -> None:
-        """Put back those attributes of a layer that can be."""
+        """Restore those attributes of a layer that match."""
         now = attributes(live)
         for name, one in tree["attributes"].items():
             with contextlib.suppress(Unlike, KeyError):
@@ -241,7 +240,7 @@ class Writer:
                     object.__setattr__(live, name, value)
 
     def put(self, tree: Tree, live: Any) -> Any:
-        """The value that `tree` was read from; `live`, changed, where it can be that."""
+        """The value of `tree`: `live`, changed in place, where possible."""
         if type(tree) in PLAIN:
             return tree
         if "scalar" in tree:
@@ -290,7 +289,7 @@ class Writer:
         return filled
 
     def _like(self, tree: Tree, live: Any) -> Any:
-        """`live`, if it is of the tree's class, else an empty object of it."""
+        """`live` if it has the tree's class, else an empty object of that class."""
         if "class" not in tree:
             return live if isinstance(live, dict) else {}
         name = self._here(tree["class"])
@@ -302,7 +301,7 @@ class Writer:
         return cast(Any, kind).__new__(kind)
 
     def _named(self, name: str) -> Any:
-        """A class, function or member of an enumeration of the user's, from a module that the live objects use already."""
+        """A user's class, function or enumeration member, from a module that the live objects already use."""
         path, _, value = name.partition(" ")
         module, _, attribute = path.partition(":")
         if module in {kind.__module__ for kind in self.reader.classes.values()}:

@@ -1,4 +1,4 @@
-"""Several environments as one vector environment: stepped here, or each in a process of its own."""
+"""Vector environments: stepped in this process, or each in a worker process."""
 
 import contextlib
 import functools
@@ -22,12 +22,10 @@ LOST = (EOFError, ConnectionError, multiprocessing.TimeoutError)  # a worker pro
 
 
 class LocalVectorEnv(VectorEnv[Any, Any, Any]):
-    """Environments stepped one after another in this process.
-
-    `gymnasium.vector.SyncVectorEnv` does the same and more, at twice the cost of a small environment's step.
+    """Environments stepped in sequence in this process, with less overhead than `gymnasium.vector.SyncVectorEnv`.
 
     Args:
-        makers: make one environment each.
+        makers: functions that make one environment each.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  # as Gymnasium declares it
@@ -53,7 +51,7 @@ class LocalVectorEnv(VectorEnv[Any, Any, Any]):
         return self._observations, rewards, terminated, truncated, info
 
     def call(self, name: str, *arguments: Any) -> list[Any]:
-        """A method of every row, as `AsyncVectorEnv.call`."""
+        """Call a method of every environment, as `AsyncVectorEnv.call`."""
         return [getattr(env, name)(*arguments) for env in self.envs]
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -62,14 +60,14 @@ class LocalVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 class VectorFactory:
-    """Vector environments that are made here: reset on demand, able to give their state, and made again when they are lost.
+    """Makes vector environments of `Snapshot`s, without autoreset, again after worker processes are lost.
 
     Args:
         make: makes one environment.
-        count: rows.
-        vectorization: sync steps them in this process, async in a worker process each.
-        options: for every reset.
-        first: what the first row plays as long as it holds, where it is there already; worker processes take copies.
+        count: number of environments.
+        vectorization: sync steps them in this process, async each in a worker process.
+        options: of every reset.
+        first: an existing instance that is the first environment; worker processes use copies.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class VectorFactory:
 
 @contextlib.contextmanager
 def _main_left_out() -> Iterator[None]:
-    """Meanwhile, processes start without running the user's script again: what they need of it is sent to them by value."""
+    """A context in which processes start without importing the user's script; its objects are sent by value."""
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
@@ -126,7 +124,7 @@ def _main_left_out() -> Iterator[None]:
 
 
 def _in_worker(make: Callable[[], Snapshot], seed: int) -> Snapshot:
-    """A worker process computes on one thread: the others belong to the update. Its global generators are its row's."""
+    """Make the environment of a worker process, with one thread and seeded global generators."""
     torch.set_num_threads(1)
     if multiprocessing.parent_process() is None:
         return make()
@@ -137,7 +135,7 @@ def _in_worker(make: Callable[[], Snapshot], seed: int) -> Snapshot:
 
 
 def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
-    """End its worker processes without asking them, since one no longer answers."""
+    """Kill its worker processes, since one does not respond."""
     assert isinstance(vector, AsyncVectorEnv)
     for process in vector.processes:
         process.kill()
@@ -150,7 +148,7 @@ def abandon(vector: VectorEnv[Any, Any, Any]) -> None:
 
 
 def parts(vector: VectorEnv[Any, Any, Any]) -> list[list[Any]]:
-    """Of a vector environment of any making: its wrappers and itself, and the layers of each row that is in this process."""
+    """The layers of a vector environment, and those of each of its environments in this process."""
     around: list[Any] = [vector]
     while isinstance(around[-1], VectorWrapper):
         around.append(around[-1].env)

@@ -1,1 +1,1 @@
-"""What the process and its files share: cores, memory, generators, folders that appear whole."""
+"""The machine and its files: cores, memory, generator state, atomic writes."""

@@ -1,4 +1,4 @@
-"""What every command has: options, and errors that are said in one message and end it with their exit code."""
+"""Shared parts of all commands: options, and errors as one message with an exit code."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """The options of one command, before, between and after its other arguments; what is wrong with them is a `UserError`."""
+    """The options of one command, intermixed with its other arguments; errors are a `UserError`."""
 
     def __init__(self, name: str, about: str, **more: Any) -> None:
         super().__init__(prog=f"rlamort {name}", description=about, **more)
@@ -28,16 +28,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def out_option(parser: argparse.ArgumentParser, about: str) -> None:
-    """Take --out, and --force, which writes over what is there."""
+    """Add --out, and --force, which overwrites it."""
     parser.add_argument("--out", type=Path, help=about)
-    parser.add_argument("--force", action="store_true", help="write over what is there")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def free(given: argparse.Namespace, folder: bool = False) -> Path | None:
-    """What --out names, None where it names nothing.
+    """The path of --out, None without it.
 
     Raises:
-        UserError: something is there that would be lost, or no file can be there.
+        UserError: it exists and would be overwritten, or is of the wrong kind.
     """
     out: Path | None = given.out
     if out is None:
@@ -46,12 +46,12 @@ def free(given: argparse.Namespace, folder: bool = False) -> Path | None:
         there, needed = ("file", "folder") if folder else ("folder", "file")
         raise UserError(f"--out {out}: it is a {there}; a {needed} is needed")
     if out.exists() and not given.force and not (folder and not any(out.iterdir())):
-        raise UserError(f"--out {out}: it exists already; --force writes over it")
+        raise UserError(f"--out {out}: it exists already; --force overwrites it")
     return out
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """The exit code of `work`, with what went wrong said in one message."""
+    """Run `work` and return its exit code; errors are printed as one message."""
     try:
         work()
     except (UserError, Fault) as error:
@@ -67,12 +67,12 @@ def guarded(work: Callable[[], Any]) -> int:
             raise
         asked = re.search(r"allocate [\d.]+ \w+", str(error))
         what = f"could not {asked[0]}" if asked else str(error) or "nothing is left"
-        return say(UserError(f"memory: what is asked does not fit ({what}); smaller sizes may"), 2)
+        return say(UserError(f"memory: it does not suffice ({what}); smaller sizes may fit"), 2)
     return 0
 
 
 def warn(message: Warning | str, *where: Any, **more: Any) -> None:
-    """One line a warning: where in the code it was raised is not what a user needs."""
+    """Print a warning in one line, without its place in the code."""
     print(f"rlamort: warning: {message}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What this machine offers: cores, memory, devices, and who multiplies float32 matrices fastest."""
+"""The machine: cores, memory, devices, and the float32 GEMM backend."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ MATMUL = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # its setti
 
 
 def cores() -> int:
-    """Cores that this process may use: those of its affinity, and no more than its container's quota pays for."""
+    """Cores that this process may use, by its affinity and its container's quota."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
@@ -28,17 +28,17 @@ def cores() -> int:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that this machine, or its GPU, has in all."""
+    """Total memory of the machine, or of its GPU, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def drawn_without_memory(make: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
-    """The names and shapes of the tensors of what `make` builds; None where it cannot be built without their numbers.
+    """The `state_dict` of the module that `make` builds, on the meta device; None if it cannot be built there.
 
     Raises:
-        OverflowError: no machine could hold them.
+        OverflowError: its sizes exceed any memory.
     """
     try:
         with torch.device("meta"):
@@ -50,10 +50,10 @@ def drawn_without_memory(make: Callable[[], nn.Module]) -> dict[str, Tensor] | N
 
 
 def require_memory(what: str, make: Callable[[], nn.Module], device: torch.device) -> None:
-    """Find out how large `what` is before it is made.
+    """Compute the size of `what` before it is built.
 
     Raises:
-        UserError: its tensors alone are more than the memory of `device`.
+        UserError: its tensors alone exceed the memory of `device`.
     """
     has = memory(device)
     try:
@@ -68,7 +68,7 @@ def require_memory(what: str, make: Callable[[], nn.Module], device: torch.devic
 
 
 def device_of(name: str) -> torch.device:
-    """Raises UserError where it is asked for and absent."""
+    """The device of a name. Raises UserError if it is not available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -82,11 +82,11 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def fast_products() -> Iterator[None]:
-    """Meanwhile, float32 matrix products on the CPU are oneDNN's where MKL, which torch gives them to, is the slower one.
+    """A context with oneDNN as the float32 GEMM backend on CPUs where MKL, torch's default, is slower.
 
-    MKL leaves half of an AMD processor's AVX-512 unused; oneDNN, in the same torch, does not. The only way there is the
-    permission to round factors to bfloat16. oneDNN makes no use of it without AMX, and whether that holds here is tried out.
-    What a user has set is left alone.
+    MKL uses half of an AMD processor's AVX-512; oneDNN, in the same torch, all of it. Torch selects it only with the
+    permission to round factors to bfloat16, which oneDNN does not use without AMX; a test product verifies that here.
+    A user's own setting is kept.
     """
     wanted = MATMUL.fp32_precision == "none" and _favours_onednn()
     with _permission() if wanted else contextlib.nullcontext():
@@ -94,7 +94,7 @@ def fast_products() -> Iterator[None]:
 
 
 def products() -> str:
-    """Who computes a training's float32 matrix products on the CPU: oneDNN, torch's BLAS, or what a user has allowed."""
+    """The float32 GEMM backend of a training on the CPU: oneDNN, torch's BLAS, or the user's setting."""
     given = MATMUL.fp32_precision
     if given == "bf16":
         return "oneDNN" if _exact() else "oneDNN in bfloat16"
@@ -103,7 +103,7 @@ def products() -> str:
 
 @functools.cache
 def _favours_onednn() -> bool:
-    """By the kind of processor, not by a stopwatch: the same run takes the same way every time."""
+    """Whether to use oneDNN, by the processor's model and not by timing, so that runs are reproducible."""
     with_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if not (with_mkl and torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor_is_amd()):
         return False
@@ -113,7 +113,7 @@ def _favours_onednn() -> bool:
 
 @contextlib.contextmanager
 def _permission() -> Iterator[None]:
-    """What sends float32 products to oneDNN."""
+    """A context with torch's setting that selects oneDNN for float32 products."""
     before = MATMUL.fp32_precision
     MATMUL.fp32_precision = "bf16"
     try:
@@ -128,7 +128,7 @@ def _vendor_is_amd() -> bool:
 
 
 def _exact() -> bool:
-    """Whether products of matrices as large as an update's, plain and batched, have float32's precision now."""
+    """Whether products of the size of an update's, plain and batched, have float32's precision at present."""
     largest = 0.0
     for shape in ((256, 256), (2, 256, 256)):
         # entries that bfloat16's eight bits cannot hold, without drawing from anybody's random numbers
@@ -139,7 +139,7 @@ def _exact() -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a result depends on."""
+    """Versions of the packages that a result depends on, and the float32 GEMM backend."""
     found = {}
     for name in ("rlamort", "torch", "gymnasium", "mujoco", "numpy", "stable-baselines3"):
         try:

@@ -1,4 +1,4 @@
-"""Values that users give, as what JSON and YAML can hold, and back: arrays, NumPy's scalars and paths keep what they are."""
+"""Users' values as JSON and YAML, and back, with arrays, NumPy scalars, paths and tuples preserved."""
 
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,10 +9,10 @@ ARRAY, PATH, TUPLE = "(array)", "(path)", "(tuple)"  # keys that no keyword can 
 
 
 def plain(value: Any) -> Any:
-    """`value` of None, bools, numbers, text, arrays, paths, lists, tuples and dicts with text as keys, in words of JSON.
+    """`value` of None, bools, numbers, text, arrays, paths, lists, tuples and dicts with text as keys, as JSON values.
 
     Raises:
-        TypeError: it holds something else; the message says where.
+        TypeError: it contains another type; the message says where.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -39,7 +39,7 @@ def _at(where: str | int, value: Any) -> Any:
 
 
 def revived(value: Any) -> Any:
-    """What `plain` was given."""
+    """The value of which `plain` made these JSON values."""
     if isinstance(value, list):
         return [revived(one) for one in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, and never in place of something that rlamort did not write."""
+"""Atomic writes of folders and files, which never replace anything that rlamort did not write."""
 
 import contextlib
 import ctypes
@@ -15,15 +15,15 @@ EXCHANGE, HERE = 2, -100  # Linux's RENAME_EXCHANGE and AT_FDCWD
 
 @contextlib.contextmanager
 def published_folder(path: Path, names: Collection[str], ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` once the block has succeeded; until then, and if it fails, all stays.
+    """A temporary folder that atomically replaces `path` when the block succeeds; if it fails, `path` is unchanged.
 
     Args:
-        path: what is published; its parents are made.
+        path: the destination; its parents are created.
         names: of the files that such a folder may hold.
-        ours: whether a folder that holds nothing else was written by rlamort.
+        ours: whether a folder with such files was written by rlamort.
 
     Raises:
-        UserError: something that rlamort did not write is there, or the folder is the current one.
+        UserError: it holds files that rlamort did not write, or is the current folder.
     """
     _refuse_foreign(path, names, ours)
     path = path.resolve()  # of a link, what it points to
@@ -56,13 +56,13 @@ def _refuse_foreign(path: Path, names: Collection[str], ours: Callable[[Path], b
     odd = [file.name for file in held if file.name not in names or file.is_symlink() or not file.is_file()]
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise UserError(f"{path}: it holds {odd[0]}{more}, which rlamort did not save there; give a new or empty folder")
+        raise UserError(f"{path}: it holds {odd[0]}{more}, which rlamort did not save there; choose a new or empty folder")
     if held and not ours(path):
-        raise UserError(f"{path}: its {held[0].name} is not one that rlamort wrote; give a new or empty folder")
+        raise UserError(f"{path}: its {held[0].name} is not one that rlamort wrote; choose a new or empty folder")
 
 
 def _replace(path: Path, fresh: Path) -> Path:
-    """Put `fresh` in the place of the folder `path`, in one step on Linux, elsewhere in two; where the old one is then."""
+    """Replace the folder `path` by `fresh`, atomically on Linux, elsewhere in two steps; returns the path of the old one."""
     system = ctypes.CDLL(None, use_errno=True)
     if hasattr(system, "renameat2"):
         one, other = (ctypes.c_char_p(os.fsencode(folder)) for folder in (fresh, path))
@@ -79,7 +79,7 @@ def _replace(path: Path, fresh: Path) -> Path:
 
 
 def discard(folder: Path, names: Collection[str]) -> None:
-    """Remove a folder of rlamort's: the files of these names, and then the folder, unless something else is in it."""
+    """Remove the files of these names, and then the folder if it is empty."""
     if not folder.is_symlink():
         with contextlib.suppress(OSError):
             for name in names:
@@ -89,9 +89,9 @@ def discard(folder: Path, names: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def published_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that takes its place once the block has succeeded; if it fails, all stays.
+    """A temporary file that atomically replaces `path` when the block succeeds; if it fails, `path` is unchanged.
 
-    It ends as `path` does, since writers choose their format by that.
+    It has the same suffix, since writers choose their format by that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".tmp-{uuid.uuid4().hex}{path.suffix}")
@@ -103,7 +103,7 @@ def published_file(path: Path) -> Iterator[Path]:
 
 
 def sync(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Sync a folder's entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Where a run's random numbers come from."""
+"""A run's generator state."""
 
 import contextlib
 import random
@@ -10,14 +10,14 @@ import torch
 
 
 class Randomness:
-    """A stream of the global generators of torch, NumPy and Python that is a run's own.
+    """Isolates a run's state of the global generators of torch, NumPy and Python.
 
-    While the run is at work they are its stream, which environments and problems may draw from as well; before and after they
-    are what they would be without it. So a seed says all, and what runs beside a learner neither disturbs it nor is disturbed.
+    As a context it swaps the run's state in, from which environments and problems may draw, too, and restores the outer state
+    at its end. So a seed determines a run, and other code in the process neither affects it nor is affected.
 
     Args:
-        seed: of all of them.
-        device: of the run; a GPU has a generator of its own.
+        seed: of all generators.
+        device: of the run; a GPU has its own generator.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -47,7 +47,7 @@ class Randomness:
 
     @contextlib.contextmanager
     def of_torch(self) -> Iterator[None]:
-        """Of torch's alone, for an agent that acts."""
+        """A context with the run's state of torch's generators only, for acting."""
         if self.running:
             yield
             return
@@ -59,7 +59,7 @@ class Randomness:
                 self.states["torch"] = self._read_torch()
 
     def current(self) -> dict[str, Any]:
-        """Where the stream is now."""
+        """The run's present generator state."""
         return self._read() if self.running else self.states
 
     def _read(self) -> dict[str, Any]:

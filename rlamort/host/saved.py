@@ -1,4 +1,4 @@
-"""A saved agent on disk: its tensors as safetensors, everything else as JSON. Reading it runs no code that it brings."""
+"""Saved agents: tensors as safetensors, everything else as JSON. Reading them executes no code from the files."""
 
 import contextlib
 import json
@@ -24,20 +24,20 @@ LARGEST_JSON = 64 * 2**20  # bytes
 
 
 class Damaged(Exception):  # noqa: N818  # it says what the checkpoint is
-    """A checkpoint or an agent that must not be used, and why."""
+    """A checkpoint or an agent is damaged; the message says how."""
 
 
 class Saved(NamedTuple):
-    """A folder with an agent in it."""
+    """The folder of a saved agent."""
 
     path: Path
     facts: dict[str, Any]
 
     def require_fit(self, make: Callable[[], nn.Module]) -> None:
-        """Compare names and shapes with an agent that takes no memory, before one is made that does.
+        """Compare names and shapes with an agent on the meta device, before one is allocated.
 
         Raises:
-            UserError: the file is not one of these, or its tensors are another agent's.
+            UserError: the file cannot be read, or its tensors are another agent's.
         """
         try:
             own = drawn_without_memory(make)
@@ -48,7 +48,7 @@ class Saved(NamedTuple):
                 self._compare(tensors, own)
 
     def fill(self, agent: nn.Module) -> None:
-        """Copy the tensors into `agent`, after every name and shape has been compared.
+        """Copy the tensors into `agent`, after comparing all names and shapes.
 
         Raises:
             UserError: as `require_fit`.
@@ -80,18 +80,18 @@ class Saved(NamedTuple):
 
 
 def save_agent(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write an agent to the folder `path`, whole or not at all.
+    """Write an agent to the folder `path`, atomically.
 
     Raises:
-        UserError: the folder holds anything else than an agent that was saved there before.
-        OSError: it cannot be written; what was there is untouched.
+        UserError: the folder holds other files than a saved agent's.
+        OSError: it cannot be written; the previous content is unchanged.
     """
     with published_folder(path, AGENT, _holds_agent) as fresh:
         write_agent(fresh, tensors, facts)
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With a copy of each that shares its memory with one before it, which safetensors refuses to write."""
+    """The tensors with copies of those that share memory, which safetensors refuses to write."""
     taken: set[int] = set()
     found = {}
     for name, tensor in tensors.items():
@@ -109,7 +109,7 @@ def _holds_agent(folder: Path) -> bool:
 
 
 def open_saved(path: Path) -> Saved:
-    """Read what the folder `path` says of the agent in it.
+    """Open the folder of a saved agent.
 
     Raises:
         UserError: there is none, or a newer rlamort wrote it.
@@ -117,7 +117,7 @@ def open_saved(path: Path) -> Saved:
     if path.is_file():
         raise UserError(
             f"{path}: a file, of a foreign format; a saved agent is a folder with {FACTS} and {TENSORS}. "
-            f"What Stable-Baselines3 saved is read by rlamort.load('sb3:{path}')"
+            f"Files of Stable-Baselines3 are read by rlamort.load('sb3:{path}')"
         )
     if not (path / FACTS).is_file():
         raise UserError(f"{path}: no agent is saved there; a folder with {FACTS} and {TENSORS} is needed")

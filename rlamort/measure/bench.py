@@ -25,7 +25,7 @@ FRAMES = 1_000_000
 
 
 def checkpoint() -> Report:
-    """What a checkpoint costs late in a long run: SAC on HalfCheetah-v5 with a full buffer of 10^6 frames."""
+    """Time and size of a checkpoint late in a long run: SAC on HalfCheetah-v5 with a full buffer of 10^6 frames."""
     with tempfile.TemporaryDirectory() as folder:
         learner = learner_class("sac")("HalfCheetah-v5", dir=str(Path(folder) / "run"), buffer_size=FRAMES, warmup_steps=1)
         _fill(learner.source)
@@ -58,7 +58,7 @@ def checkpoint() -> Report:
 
 
 def _fill(ring: Replay) -> None:
-    """As if it had been filled by one endless episode."""
+    """Fill the replay as by one endless episode."""
     ring.x.normal_()
     ring.y.uniform_(-1, 1)
     ring.reward.normal_()
@@ -84,7 +84,7 @@ def _size(folder: Path) -> int:
 
 
 def tracking() -> Report:
-    """What it costs to be followed by a W&B server that takes connections and never answers: in turns with no tracking."""
+    """Overhead of tracking with a W&B server that accepts connections and never responds, interleaved with no tracking."""
     steps, rounds = 4_000, 3
     seconds: dict[str, list[float]] = {"none": [], "wandb": []}
     with tempfile.TemporaryDirectory() as folder, socket.socket() as silent:
@@ -102,12 +102,12 @@ def tracking() -> Report:
                 learner.learn(steps, reset_num_timesteps=False)
                 seconds[track].append(time.perf_counter() - start)
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # that it has not taken the records, which is the point
+                    warnings.simplefilter("ignore")  # that records are not uploaded, as intended
                     learner.close()
     ratios = [with_it / without for with_it, without in zip(seconds["wandb"], seconds["none"], strict=True)]
     lines = [
-        f"{steps:,} steps of SAC on HalfCheetah-v5, {rounds} rounds in turns, {torch.get_num_threads()} threads",
-        f"without tracking: {median(seconds['none']):.2f} s; followed by a server that hangs: {median(seconds['wandb']):.2f} s",
+        f"{steps:,} steps of SAC on HalfCheetah-v5, {rounds} interleaved rounds, {torch.get_num_threads()} threads",
+        f"without tracking: {median(seconds['none']):.2f} s; with a server that hangs: {median(seconds['wandb']):.2f} s",
         f"median ratio: {median(ratios):.3f}",
     ]
     return Report(lines, {"versions": versions(), "seconds": seconds, "ratios": ratios})

@@ -1,6 +1,6 @@
-"""What a user's problem gets right and wrong, before anything is trained on it; and which models and losses fit it.
+"""Checks of a user's problem before anything is trained on it, and the models and losses that fit it.
 
-x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)"""
+x context, as the user has it, and as vectors (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)"""
 
 import math
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Fit(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All of it; as text, what `rlamort check` prints."""
+    """The results of all checks; as text, the output of `rlamort check`."""
 
     name: str  # of the problem's class
     lines: list[Line]
@@ -47,10 +47,10 @@ class Report(NamedTuple):
 
 
 def check(problem: Problem, count: int = 6, seed: int = 0) -> Report:
-    """Try a problem's methods on a few contexts. What they raise becomes a line; nothing is trained, and nothing moves.
+    """Check a problem's methods on a few contexts. Exceptions become a line; nothing is trained, and generators are restored.
 
     Args:
-        problem: the user's; where its parameters are, it is tried.
+        problem: the user's, which is checked on its device.
         count: contexts per batch.
         seed: of what is drawn.
 
@@ -92,7 +92,7 @@ def _report(trial: Trial) -> Report:
 
 
 def _semi(trial: Trial, fit: Fit) -> Fit:
-    """What is said of semi-amortized steps, with the space in which they are taken, once some were."""
+    """The line of `semi`, with the space of its steps, from a trial."""
     x = presented(trial.problem, TRIED, trial.device)
     found = refinement(trial.f, trial.problem.domain, x)
     inside, chart = found.trials["solution"].cost, found.trials["chart"].cost
@@ -100,14 +100,14 @@ def _semi(trial: Trial, fit: Fit) -> Fit:
     if found.space == "solution":
         return Fit("semi", True, f"{steps}; they are taken in Y") if math.isfinite(inside) else fit
     why = (
-        f"{steps}; they are taken in the numbers that are projected to Y (space=chart): from the middle of Y {STEPS} steps "
-        f"there end at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
+        f"{steps}; they are taken in the unconstrained coordinates of Y (model.space=chart): {STEPS} steps from its middle "
+        f"end there at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
     )
     return Fit("semi", True, why)
 
 
 def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
-    """Models and losses, from what the checks said."""
+    """Models and losses, from the results of the checks."""
     broken = [what for what in ("domain", "contexts", "cost", "cost, in place", "cost, finite", "cost, batch independence")
               if verdicts.get(what, "fail") == "fail"]  # fmt: skip
     if broken:
@@ -118,20 +118,20 @@ def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
     steps = smooth and not walled and verdicts["cost, gradient"] == "pass"
     no_gradient = "the cost has no useful gradient"
     no_steps = "its steps may end where the cost or its gradient is infinite" if smooth else no_gradient
-    first_order = ", by adjoint=first_order" if verdicts["cost, second derivative"] == "warn" else ""
+    first_order = ", with model.adjoint=first_order" if verdicts["cost, second derivative"] == "warn" else ""
     solved = verdicts["solution"] == "pass"
     by = "" if smooth else ", trained by es, rl" + (" or regress" if solved else "")
-    taught = "on what 50 steps of L-BFGS find, as `solution` is no help" if smooth else f"no `solution`, and {no_gradient}"
-    values = "asks for values alone" + (", though a gradient is there" if smooth else "")
+    taught = "on 50 steps of L-BFGS, since `solution` cannot be used" if smooth else f"no `solution`, and {no_gradient}"
+    values = "needs values alone" + (", though a gradient is available" if smooth else "")
     models = [
         Fit("full", True, f"a network alone{by}"),
-        Fit("choice", True, f"several predictions, of which values tell the cheapest{by}"),
+        Fit("choice", True, f"the cheapest of several predictions, by values{by}"),
         Fit("semi", steps, f"gradient steps after a network{first_order}" if steps else no_steps),
         Fit("recurrent", steps, "learned steps on gradients after a network" if steps else no_steps),
         Fit("latent", smooth, f"gradient steps in a latent space{first_order}" if smooth else no_gradient),
     ]
     losses = [
-        Fit("objective", smooth, "the cost itself" if smooth else f"{no_gradient}; rl and es ask for values alone"),
+        Fit("objective", smooth, "the cost itself" if smooth else f"{no_gradient}; rl and es need values alone"),
         Fit("regress", solved or smooth, "on `solution`" if solved else taught),
         Fit("iterates", smooth, "the cost of every iterate" if smooth else no_gradient),
         Fit("rl", True, values),

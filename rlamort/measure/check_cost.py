@@ -1,4 +1,4 @@
-"""Whether a problem's cost is one: shapes, values, independence of a batch's items, derivatives."""
+"""Checks of a problem's cost: shapes, values, batch independence, derivatives."""
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ def cost(trial: Trial) -> Outcome:
 
 
 def in_place(trial: Trial) -> Outcome:
-    """Whether it leaves y and x as they are."""
+    """Whether it modifies y or x in place."""
     x, _, y = trial.sample()
-    return kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1] or ("pass", "it leaves y and x as they are")
+    return kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1] or ("pass", "it does not modify y or x")
 
 
 def finite(trial: Trial) -> Outcome:
-    """Values at points where functions tend to break."""
+    """Values at points where functions tend to fail."""
     x, v, _ = trial.sample()
     for scale in (0.0, 1.0, 3.0):
         cost = trial.value(trial.problem.domain.project(scale * v), x)
@@ -45,7 +45,7 @@ def finite(trial: Trial) -> Outcome:
 
 
 def independent(trial: Trial) -> Outcome:
-    """Whether an item's cost is its own."""
+    """Whether an item's cost is independent of the others."""
     x, _, y = trial.sample()
     y.requires_grad_()
     cost = trial.value(y, x)
@@ -84,7 +84,7 @@ def gradient(trial: Trial) -> Outcome:
     if slope is None:
         return (
             "absent",
-            "y does not reach it by differentiable steps: something detaches, rounds, compares, or leaves torch",
+            "it is not differentiable in y: something detaches, rounds, compares, or leaves torch",
         )
     if not slope.isfinite().all():
         return "fail", f"it holds {float(slope[~slope.isfinite()][0])}; finite numbers are needed"
@@ -121,7 +121,7 @@ def gradient(trial: Trial) -> Outcome:
 def curvature(trial: Trial) -> Outcome:
     """The second derivative along a direction, against finite differences."""
     if not trial.passed("cost, gradient", "warn"):
-        return "absent", "there is no first derivative to go by"
+        return "absent", "there is no first derivative"
     x, v, _ = trial.sample()
     twin, x, v, size, tol, floor = trial.widened(x, v)
     y = twin.problem.domain.project(v).detach().requires_grad_()
@@ -130,7 +130,7 @@ def curvature(trial: Trial) -> Outcome:
     def slope(y: Tensor, graph: bool) -> Tensor:
         return torch.autograd.grad(twin.value(y, x).sum(), y, create_graph=graph)[0]
 
-    advice = "semi-amortized models need adjoint=first_order"
+    advice = "semi-amortized models need model.adjoint=first_order"
     try:
         first = slope(y, graph=True)
         along = (first * direction).sum()
@@ -143,7 +143,7 @@ def curvature(trial: Trial) -> Outcome:
     largest = torch.maximum(second.norm(dim=-1), difference.norm(dim=-1))
     agreed = (second - difference).norm(dim=-1) <= tol * largest + floor * first.norm(dim=-1).clamp_min(1)
     if agreed.double().mean() < 0.8:  # a few may lie at kinks
-        return "warn", f"it is not that of finite differences, so some step hides it from autograd; {advice}"
+        return "warn", f"it differs from finite differences, so some step is not differentiable; {advice}"
     x, _, _ = trial.sample()
     broken = [where for where, y in trial.special(x) if not trial.derivatives(y, x)[1].isfinite().all()]
     if broken:

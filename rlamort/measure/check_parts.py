@@ -1,4 +1,4 @@
-"""Whether the parts of a problem beside its cost are what they say: domain, contexts, solution, residual, map, convexity."""
+"""Checks of the parts of a problem beside its cost: domain, contexts, solution, residual, map, convexity."""
 
 import contextlib
 import copy
@@ -14,7 +14,7 @@ from rlamort.solve.classical import within
 
 
 def domain(trial: Trial) -> Outcome:
-    """Y: whether its maps give points of it."""
+    """Y: whether its maps return points of it."""
     domain = getattr(trial.problem, "domain", None)
     if not isinstance(domain, Domain):
         given = "nothing" if domain is None else f"a {type(domain).__name__}"
@@ -62,7 +62,7 @@ def contexts(trial: Trial) -> Outcome:
 
 
 def reproducible(trial: Trial) -> Outcome:
-    """Whether a seed settles what is drawn."""
+    """Whether a seed determines the contexts."""
     drawn = []
     for seed in (trial.seed, trial.seed, trial.seed + 1):
         torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def reproducible(trial: Trial) -> Outcome:
 
 
 def devices(trial: Trial) -> Outcome:
-    """Whether all of the problem moves."""
+    """Whether all tensors of the problem move to another device."""
     plain = [
         name
         for holder in (vars(trial.problem), vars(type(trial.problem)))
@@ -94,17 +94,17 @@ def devices(trial: Trial) -> Outcome:
         held = ", ".join(plain)
         return (
             "warn",
-            f"{held} would stay behind when the problem moves to a GPU; trial.register_buffer(name, tensor) takes it",
+            f"{held} would stay behind when the problem moves to a GPU; use self.register_buffer(name, tensor)",
         )
     return "pass", f"all that it holds is on {trial.device}, and would move to a GPU"
 
 
 def solution(trial: Trial) -> Outcome:
-    """Whether it lies in Y, and nothing better is found."""
+    """Whether it is in Y, and no better point is found."""
     x, v, _ = trial.sample()
     best, changed = kept(trial.problem.solution, None, trial.problem.layout.unpack(x))
     if best is None:
-        return "absent", "it is not defined; the best that reference solvers find stands in for it"
+        return "absent", "it is not defined; the best of reference solvers is used instead"
     domain = trial.problem.domain
     if (wrong := changed or trial.misshapen(best, (trial.count, domain.dim))) is not None:
         return wrong
@@ -126,7 +126,7 @@ def solution(trial: Trial) -> Outcome:
         found = float(values[:, i].nan_to_num(float("inf")).min())
         return (
             "fail",
-            f"item {i} costs {float(cost[i]):.6g}, and {found:.6g} was found by a few tries; a minimiser is needed",
+            f"item {i} costs {float(cost[i]):.6g}, and {found:.6g} was found in a few trials; a minimiser is needed",
         )
     return "pass", f"in {type(domain).__name__}, and better than {len(candidates)} other points"
 
@@ -159,7 +159,7 @@ def map(trial: Trial) -> Outcome:
     user_x = trial.problem.layout.unpack(x)
     mapped, changed = kept(trial.problem.map, y, user_x)
     if mapped is None:
-        return "absent", "it is not defined; updates that ask for a fixed-point map (Anderson) do not fit"
+        return "absent", "it is not defined; updates that need a fixed-point map (Anderson) do not fit"
     if (wrong := changed or trial.misshapen(mapped, tuple(y.shape))) is not None:
         return wrong
     best = trial.problem.solution(user_x) if trial.passed("solution") else None

@@ -1,6 +1,6 @@
-"""From a user's problem to a solver, and how good, how fast and how safe it is.
+"""From a user's problem to a solver, with its quality, speed and certificates.
 
-x contexts as rows (B, d) · y solution (B, n) · f cost (B,)
+x contexts as vectors (B, d) · y solution (B, n) · f cost (B,)
 """
 
 import copy
@@ -35,14 +35,14 @@ from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, b
 from rlamort.solve.solver import Solver
 from rlamort.update import Lbfgs
 
-HELD_OUT = 1_000  # contexts that no training has seen, on which all are measured
+HELD_OUT = 1_000  # held-out contexts, on which all are measured
 SEED = 1_000_000  # of those contexts
 CERTIFIED = 1e-4  # the tolerance at which the report solves with a certificate
 Given = Problem | type[Problem] | str
 
 
 class Acting(Model):
-    """A policy that reinforcement learning trained, as a model of solutions: y = domain.act(policy(x)).
+    """A policy of reinforcement learning as a model of solutions: y = domain.act(policy(x)).
 
     Args:
         agent: the policy; its actions lie in [-1, 1]^inputs.
@@ -58,20 +58,20 @@ class Acting(Model):
 
 
 def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **fields: Any) -> Solver:
-    """Train a model of a problem's solutions, as `rlamort train amortize` does, and give it as a solver.
+    """Train a model of a problem's solutions, as `rlamort train amortize` does, and return it as a solver.
 
     Args:
         problem: an instance or class derived from `rlamort.Problem`, `module:Class`, or a registered id.
         loss: objective, regress, iterates or es (see `rlamort train amortize --help`), a mapping with a `kind` and keys of its
-            own, or a part of `rlamort.parts`; or rl: TD3 on the problem as an environment, which asks nothing of the cost but
-            its value.
-        steps: updates, over which the learning rate falls to zero unless `decay_updates` says otherwise.
+            own, or a part of `rlamort.parts`; or rl: TD3 on the problem as an environment, which needs only values of the
+            cost.
+        steps: updates, over which the learning rate falls to zero unless `decay_updates` is set.
         fields: keys of `rlamort train amortize --help` (of `rlamort train td3 --help` with loss=rl), checked by name; keys of
             parts nested, such as `model={"kind": "semi", "steps": 8}`.
 
     Raises:
-        UserError: the problem, a key or a value does not fit; before any work starts.
-        Diverged: what was trained is no longer finite.
+        UserError: the problem, a key or a value is invalid; before any work starts.
+        Diverged: a trained parameter is not finite.
     """
     posed, asked = problem_of(problem), {"steps": steps, **fields}
     if isinstance(loss, str) and loss not in (known := (*Loss.names(), "rl")) and "." not in loss:
@@ -107,10 +107,10 @@ def _model_of(learner: Learner) -> Model:
 
 
 def load_solver(folder: str | Path, problem: Given) -> Solver:
-    """What `Solver.save` wrote. The problem is given again, since nothing that a file names is imported.
+    """Load what `Solver.save` wrote. The problem is an argument, since files never cause imports.
 
     Raises:
-        UserError: nothing is saved there, or it does not fit the problem.
+        UserError: no solver is saved there, or it does not fit the problem.
     """
     posed = problem_of(problem)
 
@@ -130,17 +130,17 @@ def report(
     out: Path | None = None,
     **fields: Any,
 ) -> Report:
-    """Train every model by every loss that fits, and hold each against the reference on contexts of its own.
+    """Train every model with every loss that fits, and compare each with the reference on held-out contexts.
 
     Args:
-        problem: as `amortize` takes it.
+        problem: as for `amortize`.
         models: of MODELS.
         losses: of LOSSES.
-        out: a folder for the solvers, two plots and the data; None keeps nothing.
-        fields: as `amortize` takes them.
+        out: a folder for the solvers, two plots and the data; None writes nothing.
+        fields: as for `amortize`.
 
     Raises:
-        UserError: something is wrong with the problem, or a name is unknown; before any work starts.
+        UserError: the problem fails a check, or a name is unknown; before any work starts.
     """
     chosen, fields = pairs(models, losses), nested(fields)
     _require_keys(models, losses, fields)
@@ -148,7 +148,7 @@ def report(
     looked = check(posed)
     if not looked.ok:
         wrong = [f"{line.what}: {line.detail}" for line in looked.lines if line.verdict == "fail"]
-        raise UserError("\n  ".join([f"{looked.name}: it is not yet a problem that can be solved by learning", *wrong]))
+        raise UserError("\n  ".join([f"{looked.name}: it cannot be amortized yet", *wrong]))
     for fit in (*looked.models, *looked.losses):
         if fit.name in (*models, *losses) and not fit.fits:
             raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
@@ -161,10 +161,10 @@ def report(
 
 
 def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]:
-    """Every model with every loss; of rl, which trains a policy, with full alone, and what is left out is said.
+    """Every model with every loss; rl, which trains a policy, with full alone, and a warning for the others.
 
     Raises:
-        UserError: a name is unknown, or nothing is left.
+        UserError: a name is unknown, or no pair remains.
     """
     for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
         for name in names:
@@ -184,7 +184,7 @@ BASES: dict[str, type[Part]] = {"model": ModelPart, "loss": Loss}
 
 
 def _asked(model: str, loss: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields for one of several models and losses: each with those of the keys that it has."""
+    """The fields for one of several models and losses, with the keys that it has."""
     chosen: dict[str, Any] = {name: value for name, value in fields.items() if name not in BASES}
     for name, kind in (("model", model), ("loss", loss)):
         keys = _keys(name, kind, fields)
@@ -199,7 +199,7 @@ def _keys(name: str, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_keys(models: Sequence[str], losses: Sequence[str], fields: dict[str, Any]) -> None:
-    """Raises UserError for a key of a part that none of several has."""
+    """Raises UserError for a key that none of the parts has."""
     for name, kinds in (("model", models), ("loss", losses)):
         for key, value in fields.get(name, {}).items():
             if not any(key in _keys(name, kind, fields) for kind in kinds):
@@ -207,7 +207,7 @@ def _require_keys(models: Sequence[str], losses: Sequence[str], fields: dict[str
 
 
 def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
-    """The table of solvers on contexts that no training has seen, what certifying costs, and the plots."""
+    """The table of solvers on held-out contexts, the time of certification, and the plots."""
     first = next(iter(solvers.values()))
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
@@ -217,7 +217,7 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
         reference = first.reference(x, y=best)
-        print(f"timing: {', '.join(solvers)}, and solvers beside them", flush=True)
+        print(f"timing: {', '.join(solvers)}, and classical solvers", flush=True)
         rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
     agreed = "" if reference.label == "solution" else f"; {reference.agreement:.0%} of its starts agree"
@@ -253,7 +253,7 @@ def _certified(name: str, solver: Solver, x: Tensor) -> str:
 
 
 class Curve(NamedTuple):
-    """Mean gap after iterations, and after seconds, of one solver on one batch."""
+    """Mean gap by iterations and by seconds, of one solver on one batch."""
 
     name: str
     gap: list[float]
@@ -292,17 +292,17 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     **fields: Any,
 ) -> Report:
-    """The same network, contexts and budget under several models or losses: mean gap on held-out contexts, over seeds.
+    """Compare models or losses with the same network, contexts and budget: mean gap on held-out contexts, over seeds.
 
-    The objective is frozen: a problem's own parameters stay as they are, so that all minimise the same f.
+    The objective is frozen: the problem's own parameters are not trained, so that all minimise the same f.
 
     Args:
-        problem: as `amortize` takes it; or a pair, of which the second gives the held-out contexts.
+        problem: as for `amortize`; or a pair, the second of which draws the held-out contexts.
         models: of MODELS.
-        losses: of LOSSES; None takes objective, and regress for a problem that knows its `solution`: elsewhere its teacher
-            would have to solve every batch.
+        losses: of LOSSES; None takes objective, and regress for a problem with a `solution`; otherwise a teacher would have to
+            solve every batch.
         seeds: of the trainings.
-        fields: as `amortize` takes them.
+        fields: as for `amortize`.
 
     Raises:
         UserError: a name is unknown; before any work starts.

@@ -1,4 +1,4 @@
-"""The amortization gap of a trained policy: in its own critic, and re-simulated in its environment. `rlamort gap RUN`.
+"""The amortization gap of a trained policy: by its own critic, and in rollouts. `rlamort gap RUN`.
 
 x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · gap = f(policy) - f(best), in units of Q: discounted return · S states
 """
@@ -28,16 +28,16 @@ from rlamort.run.restore import load
 from rlamort.score import Interval, interval, score
 from rlamort.solve.classical import Reference, best_found, extended
 
-SEED = 2_000_000  # of the episodes whose states are measured: no evaluation's, and no training's
-TRAINING = 3_000_000  # of the episodes whose states an amortizer may train on
+SEED = 2_000_000  # of the measured episodes, distinct from those of evaluations and training
+TRAINING = 3_000_000  # of the episodes whose states are for training
 REFINEMENTS = 5
 LENGTHS = [2.0**-i for i in range(12)]  # of a refinement step along its largest coordinate; the box is 2 wide
-STARTS, ITERATIONS = 8, 20  # of the search by which the reference acts: it must answer at every step of an episode
-NOTABLE = 1e-3  # of the zero action's gap: below lies rounding
+STARTS, ITERATIONS = 8, 20  # of the search at every step of an episode
+NOTABLE = 1e-3  # relative to the zero action's gap: smaller gaps are rounding
 
 
 class _Theirs(nn.Module):
-    """Stable-Baselines3's critics, asked as ours are."""
+    """Stable-Baselines3's critics with the interface of `Critic`."""
 
     def __init__(self, critic: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Theirs(nn.Module):
 
 
 def _measured(learner: Learner) -> Any:
-    """What `MaxQProblem` asks of an agent; a run that Stable-Baselines3 trained brings its critics in its policy.
+    """An object with the attributes that `MaxQProblem` reads, also for runs of Stable-Baselines3.
 
     Raises:
         UserError: it has no critic of actions.
@@ -65,13 +65,13 @@ def _measured(learner: Learner) -> Any:
 
 
 def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tuple[MaxQProblem, MaxQProblem]:
-    """The max-Q problem of a run, twice: over states to train on, and over those of held-out episodes.
+    """The max-Q problem of a run over states for training, and over those of held-out episodes.
 
     Args:
-        run: the folder of a run, or `sb3:model.zip`.
-        env: where its policy plays; None takes the one that it was trained on.
-        episodes: how many it plays.
-        held_out: how many of these are kept from training.
+        run: a run directory, or `sb3:model.zip`.
+        env: the environment; None takes the training environment.
+        episodes: number of episodes.
+        held_out: how many of these are held out.
 
     Raises:
         UserError: there is no such run, it has no critic of actions, or its environment is not known.
@@ -86,14 +86,14 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
 
 
 class _Place:
-    """Where a learner's policy plays, with as many rows as are asked for; what was opened is closed at the end."""
+    """Opens environments for a learner's policy, and closes them at the end."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner, self.given = learner, learner.environments.find("env")
         if self.given is None:
-            raise UserError("env: this agent was loaded without one; give the one that it is to be played in")
+            raise UserError("env: this agent was loaded without one; pass one")
         if isinstance(self.given, VectorEnv):
-            raise UserError("env: as many rows as there are states are needed; give a single environment, not a vector")
+            raise UserError("env: as many environments as there are states are needed; pass a single one, not a vector")
         self.opened: list[GymEnv] = []
 
     def __enter__(self) -> "_Place":
@@ -111,15 +111,15 @@ class _Place:
 
     @torch.no_grad()
     def policy(self, x: Tensor) -> Tensor:
-        """The action that is played when nothing is explored."""
+        """The action without exploration."""
         return self.learner.agent.act(x, explore=False)
 
 
 @torch.no_grad()
 def refine(f: Objective, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """`steps` projected gradient steps on [-1, 1]^n from y (B, n), each of the best of several lengths, or none: f never rises.
+    """`steps` projected gradient steps on [-1, 1]^n from y (B, n) with the best of several step sizes, or none.
 
-    An item's steps are its own: gradients are scaled by their largest coordinate, and every item chooses its length.
+    So f never increases. Gradients are scaled by their largest coordinate, and step sizes are per item.
     """
     oracle, items, many = f.oracle(x), torch.arange(len(y), device=y.device), x.repeat(len(LENGTHS) + 1, 1)
     for _ in range(steps):
@@ -132,7 +132,7 @@ def refine(f: Objective, x: Tensor, y: Tensor, steps: int) -> Tensor:
 
 
 def search(f: Objective, x: Tensor, y: Tensor, starts: int = STARTS, steps: int = ITERATIONS) -> Tensor:
-    """The best (B, n) that `refine` finds from y (B, n), the zero action, and points that are always the same."""
+    """The best (B, n) of `refine` from y (B, n), the zero action, and fixed points."""
     generator = torch.Generator().manual_seed(0)
     points = torch.rand(starts - 2, y.shape[1], generator=generator, dtype=torch.float64).to(y) * 2 - 1
     first = torch.stack([y, torch.zeros_like(y), *(point.expand_as(y) for point in points)])  # (starts, B, n)
@@ -145,20 +145,20 @@ def search(f: Objective, x: Tensor, y: Tensor, starts: int = STARTS, steps: int 
 class Gap(NamedTuple):
     """f(y) - f(best) over states, in units of Q."""
 
-    mean: Interval  # bounds from draws of whole episodes, whose states resemble each other
+    mean: Interval  # bounds by a bootstrap over whole episodes, since states in one are correlated
     p99: float
     largest: float
-    share: float  # of what the best action gains over the zero action
+    share: float  # relative to the gap of the zero action
 
     @classmethod
     def of(cls, gap: np.ndarray, zero: float, episode: np.ndarray) -> "Gap":
-        """From each state's gap (S,), the zero action's mean gap, and the episode in which each state was met (S,)."""
+        """From each state's gap (S,), the zero action's mean gap, and the episode of each state (S,)."""
         share = float(gap.mean()) / zero if zero > 0 else float("nan")
         return cls(by_episode(gap, episode), float(np.quantile(gap, 0.99)), float(gap.max()), share)
 
 
 def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> Interval:
-    """Mean of `values` (S,), with a 95 % percentile interval over draws of whole episodes; NaN bounds where there is one."""
+    """Mean of `values` (S,), with a 95 % percentile interval of a bootstrap over episodes; NaN bounds for a single one."""
     mean, groups = float(values.mean()), [values[episode == e] for e in np.unique(episode)]
     if len(groups) < 2:
         return Interval(mean, float("nan"), float("nan"))
@@ -179,17 +179,17 @@ def gap(
     acting: int = 5,
     patience: int = PATIENCE,
 ) -> Report:
-    """How far a trained policy is from the best action in each state, by its critic's account and by the environment's.
+    """The difference between a trained policy and the best action in each state, by its critic and in rollouts.
 
     Args:
-        run: the folder of a run, or `sb3:model.zip`.
-        env: where it plays; None takes the one that it was trained on.
-        episodes: episodes that it plays, without exploration and from seeds of their own, to meet states.
-        states: how many of these are measured in the critic.
-        resimulated: how many of those are played on from in the environment.
-        horizon: steps for which they are played on, counting the first.
-        acting: episodes that the policy, the refined policy and the reference play; 0 leaves that out.
-        patience: iterations within which a solver that is timed has to be as good as is asked for.
+        run: a run directory, or `sb3:model.zip`.
+        env: the environment; None takes the training environment.
+        episodes: episodes without exploration, with their own seeds, from which states are taken.
+        states: number of states that are measured by the critic.
+        resimulated: number of those that rollouts start from.
+        horizon: length of a rollout in steps.
+        acting: episodes with the policy, the refined policy and a search; 0 for none.
+        patience: most iterations of a timed solver.
 
     Raises:
         UserError: there is no such run, it has no critic of actions, or its environment is not known.
@@ -209,7 +209,7 @@ def gap(
         critic = in_critic(problem, place.policy, chosen, patience)
         data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
         lines = [
-            f"{run} in {name_of(place.given)}: {len(chosen.x)} states met in {episodes} episodes, without exploration",
+            f"{run} in {name_of(place.given)}: {len(chosen.x)} states of {episodes} episodes, without exploration",
             "", "In its own critic", *critic.lines,
         ]  # fmt: skip
         if resimulated:
@@ -227,14 +227,14 @@ def gap(
 
 
 def _spread(episode: np.ndarray, count: int) -> np.ndarray:
-    """Indices of about `count` states, as many of each episode, at random and in order."""
+    """Indices of about `count` states, equally many of each episode, at random, sorted."""
     made, groups = np.random.default_rng(0), [np.flatnonzero(episode == e) for e in np.unique(episode)]
     each = max(1, count // len(groups))
     return np.concatenate([np.sort(made.choice(group, min(each, len(group)), replace=False)) for group in groups])
 
 
 class InCritic(NamedTuple):
-    """Actions and what the critic says of them."""
+    """Actions and their costs by the critic."""
 
     lines: list[str]
     data: dict[str, Any]
@@ -244,10 +244,10 @@ class InCritic(NamedTuple):
 
 @torch.no_grad()
 def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int = PATIENCE) -> InCritic:
-    """The gap of `policy` in the critic of `problem` on the states met, and what it takes a solver to be as good."""
+    """The gap of `policy` by the critic of `problem` on visited states, and the time of solvers to match it."""
     f, domain, x = Cost(problem), problem.domain, met.x
     y = policy(x).detach()
-    blind = best_found(f, domain, x)  # does not know the policy, so it may be worse than it
+    blind = best_found(f, domain, x)  # it does not start from the policy's actions, so it may be worse
     actions = {
         "policy": y,
         "refined": refine(f, x, y, REFINEMENTS),
@@ -293,11 +293,11 @@ def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int 
 
 
 def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarray, horizon: int, discount: float) -> Report:
-    """The same actions in the environment: each is played in states that it is put back to, and the policy goes on from there.
+    """The same actions in the environment: rollouts from restored states, which begin with an action and follow the policy.
 
     Args:
-        place: where.
-        critic: the actions, and what the critic says of them.
+        place: opens environments.
+        critic: the actions, and their costs by the critic.
         met: the states in which they were found.
         part: indices of those that are re-simulated.
         horizon: steps, counting the first.
@@ -321,7 +321,7 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         rows.append([title, _bounds(promise), _bounds(gain), f"{100 * better:.0f} %"])
         data[name] = {"promised": promise._asdict(), "gained": gain._asdict(), "better": better}
     lines = [
-        f"{len(part)} states, put back ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
+        f"{len(part)} restored states ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
         *table(
             ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
         ),
@@ -333,7 +333,7 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
 def _played(
     place: _Place, saved: Saved, actions: dict[str, Tensor], horizon: int, discount: float
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Returns of each set of actions, and what simulated them: `mujoco.rollout` where it is known to be the same."""
+    """Returns of each set of actions, and the simulator: `mujoco.rollout` where it is equivalent."""
     try:
         rolled = RolloutSimulator(place.open(1), saved)
     except UserError:
@@ -344,7 +344,7 @@ def _played(
 
 
 class _Acting(Agent):
-    """A policy as `score` plays it."""
+    """A policy as an agent, for `score`."""
 
     def __init__(self, spec: Spec, policy: Policy) -> None:
         super().__init__(spec, normalise=False)
@@ -355,7 +355,7 @@ class _Acting(Agent):
 
 
 def in_play(problem: MaxQProblem, place: _Place, episodes: int) -> Report:
-    """Returns of whole episodes, from the same seeds, when every action is the policy's, refined, or searched for."""
+    """Returns of whole episodes with the same seeds, with the policy's actions, refined ones, and those of a search."""
     f, env = Cost(problem), place.open(episodes)
     players: dict[str, Policy] = {
         "policy": place.policy,

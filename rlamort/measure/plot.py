@@ -18,14 +18,14 @@ AXES = {"return": "evaluation return", "mean cost": "mean cost (lower is better)
 
 
 class Curve(NamedTuple):
-    """What a run recorded, by environment step."""
+    """A run's records, by environment step."""
 
     evaluations: dict[int, Evaluation]
-    training: dict[int, float]  # returns while it explored
+    training: dict[int, float]  # returns with exploration
 
     @classmethod
     def of(cls, run: Path) -> "Curve":
-        """That of a run directory."""
+        """From a run directory."""
         records = [(int(record["env_step"]), record) for record in read_records(run)]  # type: ignore[arg-type]
         found = {step: evaluation for step, record in records if (evaluation := Evaluation.of(record)) is not None}
         return cls(found, {step: float(record["train/return"]) for step, record in records if "train/return" in record})  # type: ignore[arg-type]
@@ -37,16 +37,16 @@ class Curve(NamedTuple):
 def plot(runs: Sequence[Path], out: Path) -> Path:
     """Draw evaluations against environment steps: a panel per environment, a line per method and settings.
 
-    Runs that differ in their seeds, and in what changes nothing that is learned, are one line: their mean with a 95 % Student
-    interval. A single run has the 95 % interval over its evaluation's episodes instead, which says nothing of another
-    seed, and its returns in training as a thin line. Problems have their mean cost where environments have a return.
+    Runs that differ only in seeds, and in settings that do not affect learning, are one line: their mean with a 95 % Student
+    interval. A single run has the 95 % interval over its evaluation's episodes instead, which does not cover other
+    seeds, and its training returns as a thin line. Problems have their mean cost instead of a return.
 
     Args:
-        runs: run directories; one that has recorded no evaluation is left out, with a warning.
-        out: the image, of any kind that matplotlib writes.
+        runs: run directories; one without an evaluation is left out, with a warning.
+        out: the image, of any format that matplotlib writes.
 
     Raises:
-        UserError: a folder is not a run, no run has an evaluation yet, or nothing writes such a file.
+        UserError: a folder is not a run directory, no run has an evaluation yet, or the format is not supported.
     """
     import matplotlib as mpl
 
@@ -64,7 +64,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
         if curve.evaluations:
             panels[str(configs[run]["env"]), next(iter(curve.evaluations.values())).name][name].append(curve)
         elif len(configs) > 1:
-            warnings.warn(f"{run}: it is left out, since it has recorded no evaluation yet", stacklevel=2)
+            warnings.warn(f"{run}: it is left out, since it has no evaluation yet", stacklevel=2)
     if not panels:
         raise UserError(f"{', '.join(map(str, runs))}: no evaluation has been recorded yet")
     figure.set_size_inches(6.4 * len(panels), 4.2)
@@ -91,7 +91,7 @@ def _leaves(tree: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]
 
 
 def _names(configs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
-    """What a run's line is called: its method, and the settings in which runs of that method on that environment differ."""
+    """A run's legend: its method, and the settings in which runs of that method on that environment differ."""
     shared = {"seed", "row", *(field.name for field in fields_of(Run).values() if field.mark is FREE)}
     told = {
         run: {key: value for key, value in _leaves(config) if key.split(".")[0] not in shared}
@@ -118,7 +118,7 @@ def _alone(axes: Any, curve: Curve, name: str) -> None:
 
 
 def _shade(axes: Any, steps: Sequence[int], low: Sequence[float], high: Sequence[float], color: str, label: str | None) -> None:
-    """What lies between bounds; of a single step that is a stroke."""
+    """Fill between bounds; a vertical line for a single step."""
     if len(steps) == 1:
         axes.vlines(steps, low, high, color=color, alpha=0.4, linewidth=3, label=label)
     else:
@@ -128,8 +128,8 @@ def _shade(axes: Any, steps: Sequence[int], low: Sequence[float], high: Sequence
 def band(axes: Any, curves: Sequence[dict[int, float]], name: str) -> None:
     """A line for the mean of several runs, env_step -> value, with its 95 % Student interval.
 
-    Runs whose steps differ are interpolated linearly, each between its own points, onto all steps within the range that every
-    run covers; the legend says so, and each is drawn thin beside the mean. Where there is no such range, that is all.
+    Runs with different steps are interpolated linearly onto all steps within their common range; the legend says so, and each
+    run is drawn as a thin line, too. Without a common range there is no mean.
     """
     low, high = max(min(one) for one in curves), min(max(one) for one in curves)
     steps = sorted({step for one in curves for step in one if low <= step <= high})
@@ -138,7 +138,7 @@ def band(axes: Any, curves: Sequence[dict[int, float]], name: str) -> None:
     apart = any(sorted(one) != steps for one in curves)
     label = name if len(curves) == 1 else f"{name}: mean of {len(curves)} runs, 95 %" + (", interpolated" if apart else "")
     if not steps:
-        label = f"{name}: {len(curves)} runs, evaluated at steps of which no mean can be taken"
+        label = f"{name}: {len(curves)} runs, evaluated at steps without a common range"
     (line,) = axes.plot(steps, [m.mean for m in means], marker="o", markersize=3, label=label)
     if len(curves) > 1:
         _shade(axes, steps, [m.low for m in means], [m.high for m in means], line.get_color(), None)
@@ -148,7 +148,7 @@ def band(axes: Any, curves: Sequence[dict[int, float]], name: str) -> None:
 
 
 def draw_gaps(curves: Sequence[Any], gaps: dict[str, list[float]], out: Path) -> Path:
-    """Mean gap against iterations and against seconds, and how gaps are spread over contexts, into `out`/gaps.png.
+    """Mean gap against iterations and seconds, and the distribution of gaps over contexts, into `out`/gaps.png.
 
     Args:
         curves: with a `name`, and a list of `gap` after as many `seconds`.

@@ -1,4 +1,4 @@
-"""Races: who reaches a return first, in wall-clock."""
+"""Races: wall-clock time to a return."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,10 +12,10 @@ from rlamort.measure.verdict import Verdict, at_most
 
 
 class Race(NamedTuple):
-    """Train each of `race`, contender -> row and overrides of its own, in turns, and see when it reaches the `targets`.
+    """Train each of `race`, contender -> row and overrides, interleaved, and measure the time to the `targets`.
 
-    The claims are that `ours` reaches the first target in at most `limit` of the seconds that `baseline` takes, and that the
-    first at the last target is not `baseline`.
+    The claims are that `ours` reaches the first target in at most `limit` of the baseline's seconds, and that the
+    first to reach the last target is not the baseline.
     """
 
     row: str
@@ -24,21 +24,21 @@ class Race(NamedTuple):
     steps: int
     seeds: list[int]
     targets: list[float]  # returns
-    every: int  # steps between evaluations, which is how finely the moment of reaching a target is known
+    every: int  # steps between evaluations, the resolution of the time to a target
     ours: str
     baseline: str
     limit: float
     overrides: Sequence[str] = ()
 
     def claim(self) -> str:
-        """What is claimed, in a line."""
+        """The claim in one line."""
         first = f"{self.ours} returns {self.targets[0]:g} in {self.limit:g} of {self.baseline}'s seconds"
         of = f"{len(self.race)} contenders, {len(self.seeds)} seed{'' if len(self.seeds) == 1 else 's'}"
         last = f"who first returns {self.targets[-1]:g} is not {self.baseline}"
         return f"{self.env}, {self.steps:,} steps, {of}: {first}, and {last}"
 
     def command(self, contender: str, seed: int) -> list[str]:
-        """What a user types for one of its runs, after `rlamort`. Training seconds are logged where it is evaluated."""
+        """The command of one of its runs, after `rlamort`. Training seconds are logged at evaluations."""
         row, *own = self.race[contender]
         every = [f"eval_every={self.every}", f"log_every={self.every}"]
         return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *every, *self.overrides, *own]
@@ -47,20 +47,20 @@ class Race(NamedTuple):
         return " ".join(["rlamort", *self.command(contender, seed)])
 
     def tasks(self) -> list[Task]:
-        """All its runs, in turns."""
+        """All its runs, interleaved."""
         return [training(self.command(contender, seed)) for seed in self.seeds for contender in self.race]
 
     def due(self, kept: Kept) -> list[Task]:
-        """Runs that are not kept yet."""
+        """Runs without a stored result."""
         return [task for task in self.tasks() if task.key not in kept]
 
     def waiting(self, kept: Kept) -> str:
-        """What is still to be measured, if anything."""
+        """A line about missing measurements, or ""."""
         left = len(self.due(kept))
         return f"{self.env}, {self.steps:,} steps, {len(self.race)} contenders: {left} runs to go" if left else ""
 
     def whole(self, kept: Kept) -> list[str]:
-        """Contenders that have run from every seed."""
+        """Contenders with stored runs for every seed."""
         return [one for one in self.race if all(self.key(one, seed) in kept for seed in self.seeds)]
 
     def reached(self, contender: str, target: float, measure: str, kept: Kept) -> np.ndarray:
@@ -99,7 +99,7 @@ class Race(NamedTuple):
         return verdicts
 
     def report(self, kept: Kept) -> list[str]:
-        """A table of the contenders that have run from all seeds: medians over them, the fastest to each target in bold."""
+        """A table of the contenders with stored runs for all seeds: medians, with the fastest to each target in bold."""
         done = self.whole(kept)
         if not done:
             return []
@@ -108,7 +108,7 @@ class Race(NamedTuple):
             "",
             f"{self.steps:,} steps, seeds {self.seeds}, all with `{' '.join(self.overrides)}`; medians over seeds.",
             f"Seconds are of training, without evaluations, until the first evaluation, one every {self.every:,} steps, at or",
-            "above the return; inf says that none was. Compiling counts in the run that does it; what was compiled is kept for",
+            "above the return; inf means none. Compilation counts in the run that does it; compiled code is cached for",
             "later runs.",
             "",
         ]
@@ -126,7 +126,7 @@ class Race(NamedTuple):
         return lines
 
     def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
-        """What draws returns against training seconds, a line a run."""
+        """A function that draws returns against training seconds, one line per run."""
         done = self.whole(kept)
 
         def draw(axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""What a measurement has to say: lines for a terminal, data for a file."""
+"""Reports of measurements: lines for a terminal, data for a file."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ class Report(NamedTuple):
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown, with columns that line up."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     cells = [head, ["-" * width for width in widths], *rows]
     return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]

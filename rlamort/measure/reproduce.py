@@ -1,8 +1,8 @@
-"""Claims as commands: what a row claims is measured here, kept, and judged, and a table of all rows is written.
+"""Claims as commands: a row's claims are measured, stored and judged, and a table of all rows is written.
 
-A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and what is claimed: a return that each
+A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with settings of its own, and returns that they must reach, the sooner in wall-clock the better. Or it names a function of
+each with its own settings, and returns to reach in the least wall-clock time. Or it names a function of
 `rlamort.measure.claims` that measures something else.
 """
 
@@ -20,7 +20,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlamort.config import locate, methods, read_row
+from rlamort.config import as_call, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
@@ -31,52 +31,53 @@ from rlamort.run.track import span
 from rlamort.score import Interval, iqm, stratified_bootstrap
 
 TITLE = "# What was measured here"
-MOVED = {"rlamort.claims.": "rlamort.measure.claims."}  # where functions lay when data that are kept were measured
+MOVED = {"rlamort.claims.": "rlamort.measure.claims."}  # former paths of functions in stored data
+RENAMED = {" critic_norm=": " critic.norm="}  # former keys in stored commands
 
 
 class Entry(Protocol):
-    """Something that a row claims."""
+    """A claim of a row."""
 
     def claim(self) -> str:
-        """What is claimed, in a line."""
+        """The claim in one line."""
         ...
 
     def due(self, kept: Kept) -> list[Task]:
-        """What `rlamort reproduce` is to run, given what is kept."""
+        """Tasks without a stored result."""
         ...
 
     def waiting(self, kept: Kept) -> str:
-        """What is still to be measured, if anything."""
+        """A line about missing measurements, or ""."""
         ...
 
     def judge(self, kept: Kept) -> list[Verdict]:
-        """The verdicts that are known."""
+        """Verdicts from stored results."""
         ...
 
     def report(self, kept: Kept) -> list[str]:
-        """Lines of Markdown about it, beside its verdicts."""
+        """Further lines of Markdown."""
         ...
 
     def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
-        """What draws its part of the row's figure, if there is something to draw."""
+        """A function that draws its panel of the row's figure, if there is one."""
         ...
 
 
 class Claim(NamedTuple):
-    """What a function measures, anew every time: `measure() -> Measured`, named by its dotted path."""
+    """A claim measured by a function, every time: `measure() -> Measured`, by its dotted path."""
 
     row: str
     measure: str
 
     def claim(self) -> str:
-        """The first sentence about its function."""
+        """The first sentence of its function's docstring."""
         return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
 
     def due(self, kept: Kept) -> list[Task]:
         return [Task(self.measure, self.run)]
 
     def run(self, results: Path) -> dict[str, Any]:
-        """What it found, with when and on what; figures are drawn beside the data."""
+        """Its results with versions and duration; figures are written beside the data."""
         started = time.perf_counter()
         verdicts, data, figures = locate(self.measure)()
         for name, figure in figures.items():
@@ -111,20 +112,20 @@ def rows() -> list[str]:
 
 
 def entries(row: str) -> list[Entry]:
-    """Raises UserError where a row has no claims."""
+    """The claims of a row. Raises UserError if it has none."""
     return [_kind(entry)(row, **entry) for entry in _declared(row)["claims"]]
 
 
 def _declared(row: str) -> dict[str, Any]:
-    """A row's claims, the `hours` that measuring all of them takes on two cores, and a `note` on them where there is one."""
+    """A row's claims, the `hours` that measuring them takes on two cores, and a `note` if there is one."""
     if row not in rows():
         raise UserError(f"reproduce {row}: this row has no claims yet. {nearest(row, rows())}")
     return dict(yaml.safe_load((importlib.resources.files("rlamort.configs") / "reproduce" / f"{row}.yaml").read_text()))
 
 
 def outline() -> list[str]:
-    """Every row that has claims, with how long they take to measure, and what they are."""
-    lines = ["`rlamort reproduce ROW` measures these claims; hours are of two cores, and what is measured already is kept."]
+    """Every row with claims, with the claims and the time to measure them."""
+    lines = ["`rlamort reproduce ROW` measures these claims; hours are on two cores, and stored results are reused."]
     for row in rows():
         hours = _declared(row)["hours"]
         lines.append(f"\n{row:<10} about {span(3600 * hours)}")
@@ -137,9 +138,9 @@ def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
 
 
 def reproduce(row: str, results: Path) -> list[Verdict]:
-    """Measure what is due of a row, judge all of it, and write the table of every row measured so far.
+    """Measure what is missing of a row, judge all of it, and write the table of all measured rows.
 
-    Whatever is finished is kept in `results`/ROW.json at once; a training is not run again while its command stays the same.
+    Each result is stored in `results`/ROW.json immediately; a training is not repeated while its command stays the same.
     """
     given = entries(row)
     _refuse_foreign(row, results)
@@ -156,24 +157,26 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
 
 
 def _refuse_foreign(row: str, results: Path) -> None:
-    """Raises UserError where a file would be written over that this module did not write."""
+    """Raises UserError if a file would be overwritten that this module did not write."""
     about, data = results / "README.md", results / f"{row}.json"
     if about.exists() and not about.read_text(encoding="utf-8").startswith(TITLE):
-        raise UserError(f"--results {results}: its README.md is not one that `rlamort reproduce` wrote; give another folder")
+        raise UserError(f"--results {results}: its README.md was not written by `rlamort reproduce`; choose another folder")
     try:
         ours = not data.exists() or all("versions" in one for one in json.loads(data.read_text()).values())
     except (ValueError, AttributeError, TypeError):
         ours = False
     if not ours:
-        raise UserError(f"--results {results}: its {data.name} is not one that `rlamort reproduce` wrote; give another folder")
+        raise UserError(f"--results {results}: its {data.name} was not written by `rlamort reproduce`; choose another folder")
 
 
 def _kept(row: str, results: Path) -> Kept:
-    """By today's name of what measured it, so that no measurement is lost when a module moves."""
+    """Stored results, by the present paths of their functions and keys of their commands."""
     file = results / f"{row}.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     for old, new in MOVED.items():
         found = {new + key.removeprefix(old) if key.startswith(old) else key: one for key, one in found.items()}
+    for old, new in RENAMED.items():
+        found = {key.replace(old, new): one for key, one in found.items()}
     return dict(found)
 
 
@@ -183,7 +186,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
-    """Side by side, where there are any."""
+    """Draw the panels side by side, if there are any."""
     if not panels:
         return
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
@@ -195,16 +198,16 @@ def draw(panels: Sequence[Callable[[Axes], None]], out: Path) -> None:
 
 
 def table(results: Path) -> str:
-    """Every method with what became of its claims, every claim with what was measured or is waited for, as Markdown."""
+    """All methods with the outcome of their claims, and all claims with their measurements, as Markdown."""
     lines = [
         TITLE,
         "",
-        "Written by `rlamort reproduce`, from the data beside it, which name command and versions of every run. A return is",
+        "Written by `rlamort reproduce`, from the data beside it, with command and versions of every run. A return is",
         "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",
-        "area the mean over the run's evaluations. A threshold beside a baseline is that baseline's own result with the same",
-        "settings and seeds, on the same versions. A claim is reported, without a threshold, where its own run computed that",
-        "no method of its kind can reach what was asked; where that bound is not below what was asked, or none is known, it is",
-        "held to its threshold, and fails.",
+        "area the mean over the run's evaluations. A threshold against a baseline is that baseline's own result with the same",
+        "settings and seeds, on the same versions. A claim is reported, without a threshold, if its own run computed a bound",
+        "by which no method of its kind can reach its threshold; if that bound does not show it, or none is known, the claim",
+        "is judged by its threshold, and fails.",
         "",
         "## Methods",
         "",
@@ -215,9 +218,9 @@ def table(results: Path) -> str:
     ]
     claimed = {method: claims_of(method) for method in methods() if "/" not in method}  # sb3/ are the baselines
     for method, row in claimed.items():
-        words = [read_row(method)[key] for key in ("f", "Y", "p(x)", "model", "loss")]
+        words = [as_call(read_row(method)[key]) for key in ("f", "Y", "p(x)", "model", "loss")]
         lines.append(f"| {' | '.join([f'`{method}`', *words, summary(row, results) if row else 'none'])} |")
-    lines += ["", "And what is measured beside them:", ""]
+    lines += ["", "Further measurements:", ""]
     lines += [f"- {row}: {summary(row, results)}" for row in rows() if row not in claimed.values()]
     for row in rows():
         lines += ["", *section(row, results)]
@@ -227,7 +230,7 @@ def table(results: Path) -> str:
 
 
 def section(row: str, results: Path) -> list[str]:
-    """All claims of a row, and what goes with them."""
+    """All claims of a row, with figures and notes."""
     kept, given = _kept(row, results), entries(row)
     lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({row}.json)" if kept else "")]
     lines += ["", "| claim | threshold | measured | verdict |", "|---|---|---|---|"]
@@ -247,13 +250,13 @@ def section(row: str, results: Path) -> list[str]:
 
 
 def claims_of(method: str) -> str | None:
-    """The row of claims that a method belongs to: the one of its name, unless its file names another."""
+    """The row with a method's claims: the one of its name, unless its file names another."""
     row = read_row(method).get("claims", method)
     return row if row in rows() else None
 
 
 def summary(row: str, results: Path) -> str:
-    """How many of a row's claims hold, and how many are but reported, with a link to them; bold where one fails."""
+    """How many of a row's claims hold, and how many are only reported, with a link; bold if one fails."""
     kept = _kept(row, results)
     came = Counter(verdict.outcome for entry in entries(row) for verdict in entry.judge(kept))
     held = came["pass"] + came["FAIL"]
@@ -266,9 +269,9 @@ def summary(row: str, results: Path) -> str:
 
 
 def overall(whole: Sequence[tuple[Study, Kept]]) -> list[str]:
-    """All studies with a baseline as one: interquartile means with stratified bootstrap intervals (Agarwal et al., 2021).
+    """All studies with a baseline together: interquartile means with stratified bootstrap intervals (Agarwal et al., 2021).
 
-    A return counts from 0, the lowest evaluation of any run of its study, to 1, the baseline's mean at the end.
+    Returns are scaled from 0, the lowest evaluation of any run of the study, to 1, the baseline's final mean.
     """
     ours, theirs = [], []
     for study, kept in whole:

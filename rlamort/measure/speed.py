@@ -1,4 +1,4 @@
-"""How fast training is: beside Stable-Baselines3 and sbx, beside the arithmetic itself, and where the time goes.
+"""Training speed: against Stable-Baselines3 and sbx, against the matrix products alone, and a profile.
 
 b batch · d = x_dim · n = dim of an action · h width of a hidden layer
 """
@@ -23,14 +23,14 @@ from rlamort.measure.report import Report, table
 from rlamort.run.learner import Learner, learner_class
 
 Product = tuple[int, int, int, int]  # copies, rows, inner, columns of a matrix product
-Products = list[tuple[float, Product]]  # and how often an update does it
+Products = list[tuple[float, Product]]  # with the number per update
 ROUNDS = 3
 
 
 def speed(algorithm: str = "sac", env: str = "HalfCheetah-v5", rounds: int = ROUNDS) -> Report:
-    """Training steps and pure updates per second, acting latency, memory and start-up: rlamort, SB3, sbx, in turns.
+    """Training steps and pure updates per second, acting latency, memory and start-up: rlamort, SB3, sbx, interleaved.
 
-    Each measurement is a fresh process. sbx takes part where `SBX_PYTHON` names an interpreter that has it.
+    Each measurement is a new process. sbx is included if `SBX_PYTHON` names an interpreter that has it.
     """
     threads = torch.get_num_threads()
     libraries = ["rlamort", "sb3", *(["sbx"] if os.environ.get("SBX_PYTHON") else [])]
@@ -53,7 +53,7 @@ def speed(algorithm: str = "sac", env: str = "HalfCheetah-v5", rounds: int = ROU
     )
     rows = [[key, *(f"{median[library][key]:.4g}" for library in libraries)] for key in median["rlamort"]]
     lines = [
-        f"{algorithm} on {env}: medians of {rounds} rounds in turns, fresh processes, {threads} threads, {_machine()}",
+        f"{algorithm} on {env}: medians of {rounds} interleaved rounds, new processes, {threads} threads, {_machine()}",
         "",
         *table(["", *libraries], rows),
         "",
@@ -81,7 +81,7 @@ def _contest(library: str, algorithm: str, env: str, threads: int) -> dict[str, 
 
 
 def products(algorithm: str, batch: int = 256, h: int = 256, critics: int = 2, d: int = 17, n: int = 6) -> Products:
-    """The matrix products of one update with two hidden layers, each with how often an update does it.
+    """The matrix products of one update with two hidden layers, each with its number per update.
 
     TD3's policy learns at every second update, from the first critic (Fujimoto et al., 2018, algorithm 1).
     """
@@ -108,7 +108,7 @@ def products(algorithm: str, batch: int = 256, h: int = 256, critics: int = 2, d
 
 
 def bound(counted: Products, seconds: float = 2.0) -> float:
-    """Updates per second if an update were nothing but its matrix products, on this machine and these threads."""
+    """Updates per second of the matrix products alone, on this machine with the present threads."""
     pairs = [(share, torch.randn(c, m, k), torch.randn(c, k, n), torch.empty(c, m, n)) for share, (c, m, k, n) in counted]
     times: list[list[float]] = [[] for _ in pairs]
     until = time.perf_counter() + seconds
@@ -122,7 +122,7 @@ def bound(counted: Products, seconds: float = 2.0) -> float:
 
 
 def profile(algorithm: str = "sac", env: str = "HalfCheetah-v5", updates: int = 300) -> Report:
-    """Where the time of a compiled update goes, and what a training step adds to it."""
+    """A profile of a compiled update, and of the rest of a training step."""
     import torch._inductor.config
 
     torch._inductor.config.cpp.enable_kernel_profile = True  # so that fused kernels have names
@@ -173,7 +173,7 @@ def _group(name: str) -> str:
 
 
 def _watch(owner: Any, name: str, parts: dict[str, float], part: str) -> Callable[[], None]:
-    """Count the time of `owner.name` under `part`, until what it gives is called."""
+    """Count the time of `owner.name` under `part`, until the returned function is called."""
     function = getattr(owner, name)
 
     def timed(*arguments: Any) -> Any:
@@ -187,7 +187,7 @@ def _watch(owner: Any, name: str, parts: dict[str, float], part: str) -> Callabl
 
 
 def scaling(seconds: float = 3.0) -> Report:
-    """Updates per second as batch, width and ensemble grow, beside the bound; environment steps per second as rows do."""
+    """Updates per second by batch, width and ensemble size, with the bound; environment steps per second by their number."""
     usual = {"batch": 256, "width": 256, "critics": 2}
     grown = {"batch": (64, 256, 1024, 4096), "width": (64, 256, 512, 1024), "critics": (2, 5, 10)}
     updates, seen, threads = [], set(), torch.get_num_threads()  # before worker processes take theirs
@@ -244,7 +244,7 @@ def _step_rates(count: int, seconds: float) -> dict[str, float]:
 
 
 def _warm(algorithm: str, env: str, **fields: Any) -> Learner:
-    """A learner whose update is compiled, with something in its replay."""
+    """A learner with a compiled update and a filled replay."""
     learner = learner_class(algorithm)(env, seed=0, warmup_steps=1000, compile=True, **fields)
     return learner.learn(1_020)
 

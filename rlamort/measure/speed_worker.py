@@ -1,4 +1,4 @@
-"""One library measured in a process of its own; `rlamort.measure.speed` runs this file, also by interpreters without rlamort.
+"""Measurement of one library in its own process; `rlamort.measure.speed` runs this file, also with other interpreters.
 
     python speed_worker.py rlamort|sb3|sbx sac|td3|ddpg ENV THREADS
 
@@ -31,7 +31,7 @@ def build_other(library: str, algorithm: str, env: str) -> Any:
 
 
 def updates_of(library: str, model: Any) -> Callable[[int], Any]:
-    """Pure updates: sampling and learning without the environment; rlamort's choose the next action too, as one graph."""
+    """Pure updates: sampling and learning without the environment; rlamort's include the next action, in one graph."""
     if library != "rlamort":
         return lambda count: model.train(gradient_steps=count, batch_size=256)
 
@@ -45,7 +45,7 @@ def updates_of(library: str, model: Any) -> Callable[[int], Any]:
 
 
 def replay_bytes(library: str, model: Any) -> float:
-    """Memory of the replay buffer for each transition that it has room for."""
+    """Memory of the replay buffer per transition of its capacity."""
     if library == "rlamort":
         ring = model.source
         tensors = (ring.x, ring.y, ring.reward, ring.terminated, ring.stop, ring.starts)

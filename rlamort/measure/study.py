@@ -1,4 +1,4 @@
-"""Studies: one method trained on one environment from several seeds, beside a baseline with the same settings."""
+"""Studies: one method trained on one environment with several seeds, against a baseline with the same settings."""
 
 import json
 import subprocess
@@ -16,18 +16,18 @@ from rlamort.measure.verdict import Verdict
 from rlamort.run.track import read_records
 from rlamort.score import Interval, interval
 
-Kept = Mapping[str, Any]  # what was found, by the command that a user types for it
+Kept = Mapping[str, Any]  # stored results, by the command that a user types for them
 
 
 class Task(NamedTuple):
-    """Something to run, and the key under which what it finds is kept."""
+    """Something to run, and the key of its stored result."""
 
     key: str
-    run: Callable[[Path], dict[str, Any]]  # told the folder of results, where it may draw
+    run: Callable[[Path], dict[str, Any]]  # takes the folder of results, for figures
 
 
 class Study(NamedTuple):
-    """Train `row`, and `baseline` where there is one, on `env` for `steps` from each seed.
+    """Train `row`, and `baseline` if there is one, on `env` for `steps` with each seed.
 
     Every seed of the row must reach the return `threshold`, and its interval over seeds must not lie below the baseline's.
     """
@@ -41,37 +41,37 @@ class Study(NamedTuple):
     overrides: Sequence[str] = ()
 
     def contenders(self) -> list[str]:
-        """Whose runs it needs."""
+        """The rows that it trains."""
         return [self.row, *([self.baseline] if self.baseline else [])]
 
     def claim(self) -> str:
-        """What is claimed, in a line."""
+        """The claim in one line."""
         reached = [] if self.threshold is None else [f"every seed of {len(self.seeds)} returns {self.threshold:g}"]
         beside = [] if self.baseline is None else [f"not below {self.baseline}"]
         return f"{self.env}, {self.steps:,} steps: {', '.join(reached + beside)}"
 
     def command(self, row: str, seed: int) -> list[str]:
-        """What a user types for one of its runs, after `rlamort`."""
+        """The command of one of its runs, after `rlamort`."""
         return ["train", row, f"env={self.env}", f"steps={self.steps}", f"seed={seed}", *self.overrides]
 
     def key(self, row: str, seed: int) -> str:
         return " ".join(["rlamort", *self.command(row, seed)])
 
     def tasks(self) -> list[Task]:
-        """All its runs, in turns."""
+        """All its runs, interleaved."""
         return [training(self.command(row, seed)) for seed in self.seeds for row in self.contenders()]
 
     def due(self, kept: Kept) -> list[Task]:
-        """Runs that are not kept yet."""
+        """Runs without a stored result."""
         return [task for task in self.tasks() if task.key not in kept]
 
     def waiting(self, kept: Kept) -> str:
-        """What is still to be measured, if anything."""
+        """A line about missing measurements, or ""."""
         left = len(self.due(kept))
         return f"{self.env}, {self.steps:,} steps, beside {self.baseline}: {left} runs to go" if left else ""
 
     def seeds_of(self, row: str, kept: Kept) -> list[int]:
-        """Those of its seeds whose runs are kept."""
+        """Its seeds with stored runs."""
         return [seed for seed in self.seeds if self.key(row, seed) in kept]
 
     def curves(self, row: str, kept: Kept) -> np.ndarray:
@@ -84,7 +84,7 @@ class Study(NamedTuple):
         return np.array(self.curves(row, kept)[:, -1])
 
     def judge(self, kept: Kept) -> list[Verdict]:
-        """Those of its claims whose runs are all kept."""
+        """Verdicts on its claims with complete runs."""
         what = f"{' '.join([self.row, *self.overrides])} on {self.env}, {self.steps:,} steps, seeds {self.seeds}"
         whole = [row for row in self.contenders() if self.seeds_of(row, kept) == self.seeds]
         verdicts: list[Verdict] = []
@@ -101,11 +101,11 @@ class Study(NamedTuple):
         return verdicts
 
     def report(self, kept: Kept) -> list[str]:
-        """Lines of Markdown about it, beside its verdicts: none."""
+        """Further lines of Markdown: none."""
         return []
 
     def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
-        """What draws evaluation returns of the runs that are kept, mean over seeds with 95 % Student intervals."""
+        """A function that draws evaluation returns of stored runs, mean over seeds with 95 % Student intervals."""
         known = {
             row: [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds_of(row, kept)] for row in self.contenders()
         }
@@ -125,7 +125,7 @@ def _shown(value: Interval) -> str:
 
 
 def training(command: Sequence[str]) -> Task:
-    """A training in a process of its own: its evaluations, each with the training seconds that were logged with it."""
+    """A training in its own process: its evaluations, each with the training seconds logged with it."""
     return Task(" ".join(["rlamort", *command]), lambda _: _train(command))
 
 

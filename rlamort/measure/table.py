@@ -1,6 +1,6 @@
-"""How good and how fast solvers are, beside a reference and the classical solvers: the lines of a table.
+"""Quality and speed of solvers, against a reference and classical solvers: the lines of a table.
 
-x (B, d) rows · y (B, n) · seconds per instance, by batch size
+x (B, d) · y (B, n) · seconds per instance, by batch size
 """
 
 import itertools
@@ -32,26 +32,26 @@ WARM_UP = 3  # calls
 
 
 class Row(NamedTuple):
-    """How good and how fast a model is, in the unit of the cost and in seconds; times are per instance, by batch size."""
+    """Quality and speed of a model, in the unit of the cost and in seconds; times are per instance, by batch size."""
 
     name: str
     gap: float  # mean of f(y) - f(reference)
     low: float  # of the mean's 95 % interval over contexts (Student)
     high: float
     p99: float  # of the gap
-    scale: float  # mean |f(reference)|: what relative gaps are relative to
+    scale: float  # mean |f(reference)|, the unit of relative gaps
     infeasibility: float  # largest distance to Y
-    failed: int  # contexts with a prediction outside Y, or without a finite gap, which the gaps leave out
+    failed: int  # contexts with a prediction outside Y, or without a finite gap, which are excluded from gaps
     reference: str  # its label
     agreement: float
     seconds: dict[int, float]
     rival: dict[int, str]  # the fastest classical solver
-    rival_seconds: dict[int, float]  # until its mean cost, from a cold start, is the model's; inf where it never was
+    rival_seconds: dict[int, float]  # to the model's mean cost from a cold start; inf if it is never reached
     training_seconds: float
 
     @property
     def relative(self) -> float:
-        """The mean gap as a share of the mean |f(reference)|."""
+        """The mean gap relative to the mean |f(reference)|."""
         return self.gap / self.scale if self.scale else math.nan
 
     @property
@@ -61,8 +61,8 @@ class Row(NamedTuple):
 
     @property
     def break_even(self) -> float:
-        """Solves, at the smallest batch, after which training has paid for itself: inf where it never does, NaN where no rival
-        gets as low, so that there is nothing to compare."""
+        """The number of solves, at the smallest batch, after which training has paid off: inf if never, NaN if no rival
+        reaches the model's cost."""
         size = min(self.seconds)
         saved = self.rival_seconds[size] - self.seconds[size]
         if math.isinf(saved):
@@ -100,16 +100,15 @@ def measure(
     repeats: int = 20,
     limit: int = 300,
 ) -> Row:
-    """Hold a solver's model against a reference on contexts as rows x (B, d).
+    """Compare a solver's model with a reference on contexts x (B, d).
 
-    Times are medians over `repeats` calls on different batches in turns, warm and synchronised. A rival (projected gradient,
-    L-BFGS, and the problem's own solution if that is the reference) starts cold, at domain.project(0). How many iterations it
-    needs is counted first, so that checking its cost, and that it is in Y, does not slow it while it is timed; what needs more
-    than `limit` counts as never reached.
+    Times are medians over `repeats` calls on alternating batches, warm and synchronised. A rival (projected gradient,
+    L-BFGS, and the problem's own solution if that is the reference) has a cold start, at domain.project(0). Its iterations are
+    counted first, so that evaluating its cost and feasibility is not timed; more than `limit` count as never reached.
 
     Raises:
-        UserError: fewer than two contexts are given, or not one reference for each.
-        Fault: the model gave no finite cost.
+        UserError: there are fewer than two contexts, or not one reference for each.
+        Fault: the model has no finite cost.
     """
     if len(x) < 2 or len(reference.cost) != len(x):
         raise UserError(
@@ -153,7 +152,7 @@ def measure(
 
 
 def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
-    """Median seconds until its mean cost over a batch is the model's; inf where half of the batches never got there."""
+    """Median seconds to the model's mean cost over a batch; inf if half of the batches never reach it."""
     runs: list[Callable[[], object]] = []
     lost = 0
     for x in batches:
@@ -173,13 +172,13 @@ def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repea
 
 
 def _numbered(search: Search, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
-    """A search from a cold start: iteration, from 1, and y."""
+    """Iterations of a solver from a cold start: number, from 1, and y."""
     v = x.new_zeros(len(x), solver.problem.domain.inputs)
     return enumerate(itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations), 1)
 
 
 def _median_seconds(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:
-    """Of `repeats` calls, taken in turns, after a few that warm up; synchronised."""
+    """The median over `repeats` alternating calls, after warm-up; synchronised."""
     times = []
     for call in itertools.islice(itertools.cycle(calls), WARM_UP + repeats):
         _synchronise(device)

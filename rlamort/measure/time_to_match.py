@@ -1,4 +1,4 @@
-"""How long solvers take to be as good as a policy, in its critic.
+"""Time of solvers to match a policy, by its critic.
 
 x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · K iterations · times are seconds, or multiples of the policy's own
 """
@@ -20,29 +20,29 @@ from rlamort.objective import Objective, Oracle
 from rlamort.solve.classical import Adam, Descent, Search, Unconstrained, extended
 from rlamort.update import Cem, Lbfgs, Update
 
-REPEATS, WITHIN = 50, 0.1  # of a timed call, and seconds; what is slow is repeated less often, but five times
+REPEATS, WITHIN = 50, 0.1  # repetitions of a timed call, and seconds; slow calls have fewer, but five
 RATES = (0.03, 0.1, 0.3, 1.0)  # of Adam
 FROM = (1, 2, 4, 8)  # starts of a solver
-PATIENCE = 200  # iterations of one; a quarter of them for L-BFGS, an eighth for CEM, whose iterations are longer
+PATIENCE = 200  # iterations of a solver; a quarter of that for L-BFGS, an eighth for CEM, whose iterations are longer
 TUTORIAL = (5e-3, 500)  # rate and steps of the Adam of the tutorial's protocol
-WANTED = 0.01  # the gap that is asked for, as a share of what the best action gains over the zero action
+WANTED = 0.01  # target gap, relative to that of the zero action
 
 
 class Setting(NamedTuple):
-    """A solver as it is set, but for its starts."""
+    """A solver's settings, apart from its starts."""
 
     kind: str
-    form: str  # settings of the same kind and form take as long over an iteration
+    form: str  # settings of the same kind and form have the same time per iteration
     search: Search
 
 
 class Projected(Search):
-    """Any `Update`, in Y itself: the nearest point of Y is taken after each step, so that bounds are reached, not neared.
+    """Any `Update` in Y with a projection after each step, so that bounds are reached exactly.
 
     Args:
         name: for messages and tables.
         make: the solver's step, for Y.
-        iterations: after which it is taken to be done.
+        iterations: the default number.
     """
 
     def __init__(self, name: str, make: Callable[[Domain], Update], iterations: int) -> None:
@@ -58,7 +58,7 @@ class Projected(Search):
 
 
 def settings(patience: int) -> list[Setting]:
-    """The grid over which solvers are tuned, besides their starts. All stay in the box: by projection, or through tanh."""
+    """The tuning grid of solvers, apart from their starts. All stay in the box: by projection, or through tanh."""
     grid = [Setting("projected gradient", "", Descent(patience))]
     for form, kind in (("projected", Projected), ("through tanh", Unconstrained)):
         for rate in RATES:
@@ -74,20 +74,20 @@ def settings(patience: int) -> list[Setting]:
 
 
 class Tried(NamedTuple):
-    """A setting from some starts, and what it reached."""
+    """A setting with a number of starts, and its costs."""
 
     setting: Setting
     starts: int
-    mean: Tensor  # (K,) over states, of the lowest cost so far
+    mean: Tensor  # (K,) mean over states of the lowest cost so far
 
     def iterations(self, cost: float) -> int | None:
-        """The iterations that it takes; None where those that it had do not suffice."""
+        """The iterations to a cost; None if it is not reached."""
         low = self.mean <= cost
         return int(low.int().argmax()) + 1 if bool(low.any()) else None
 
 
 class Timed(NamedTuple):
-    """The time that a solver takes from some starts, by its fastest setting."""
+    """The time of a solver with a number of starts, in its fastest setting."""
 
     kind: str
     goal: str
@@ -96,17 +96,16 @@ class Timed(NamedTuple):
     setting: str
     iterations: int
     seconds: float
-    times: float  # the policy's own time
+    times: float  # in multiples of the policy's time
 
 
 def time_to_match(
     f: Objective, domain: Domain, x: Tensor, policy: Policy, costs: dict[str, np.ndarray], patience: int
 ) -> Report:
-    """How many times as long as the policy each solver takes: to the policy's own cost, and to a gap of 1 %.
+    """Time of each solver in multiples of the policy's: to the policy's own cost, and to a gap of 1 %.
 
-    Iterations are counted on all states together, by the mean over states of the lowest cost that each has seen; then they are
-    timed alone, so that whatever keeps the lowest takes no time. The first start is the zero action; several are solved side
-    by side.
+    Iterations are counted on all states together, by the mean over states of the lowest cost so far; then they are
+    timed without that bookkeeping. The first start is the zero action; several are solved in one batch.
     """
     best, zero, own = (float(costs[name].mean()) for name in ("best", "zero", "policy"))
     goals = {"the policy's cost": own, f"a gap of {100 * WANTED:g} %": best + WANTED * (zero - best)}
@@ -154,7 +153,7 @@ def time_to_match(
 
 
 def _fastest(found: Iterable[Timed], kind: str, goal: str, batch: int) -> Timed | None:
-    """Over the numbers of starts."""
+    """The fastest over the numbers of starts."""
     same = [one for one in found if (one.kind, one.goal, one.batch) == (kind, goal, batch)]
     return min(same, key=lambda one: one.seconds, default=None)
 
@@ -165,7 +164,7 @@ def _told(one: Timed) -> str:
 
 
 def _path(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> Iterator[Tensor]:
-    """Its iterates (starts * B, n): from the zero action, and from points that are always the same."""
+    """A solver's iterates (starts * B, n), from the zero action and from fixed points."""
     v = torch.randn(starts, domain.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
     v[0] = 0
     return solver.path(f, domain, x.repeat(starts, 1), v.repeat_interleave(len(x), 0))
@@ -173,7 +172,7 @@ def _path(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) 
 
 @torch.no_grad()
 def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: float) -> list[Tried]:
-    """What a setting reaches from each number of starts, until all of them have what is wanted. No item knows of another."""
+    """Costs of a setting for each number of starts, until all reach the target. Items are independent."""
     search, starts = setting.search, max(FROM)
     many, lowest, means = x.repeat(starts, 1), x.new_full((starts, len(x)), torch.inf), []
     for y in itertools.islice(_path(f, domain, x, search, starts), search.iterations):
@@ -186,15 +185,15 @@ def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: flo
 
 @torch.no_grad()
 def _iteration(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> float:
-    """Seconds of one of its iterations, warm."""
+    """Seconds per iteration, warm."""
     path = _path(f, domain, x, solver, starts)
     return timed(lambda: next(path), x.device)
 
 
 def tutorial(f: Objective, x: Tensor, policy: Policy, costs: dict[str, np.ndarray]) -> Report:
-    """The tutorial's protocol: Adam on the mean over all states, from zero, outside the box where that pays.
+    """The tutorial's protocol: Adam on the mean over all states, from zero, unconstrained.
 
-    v is its unit of quality, (f_policy - f) / (f_zero - f_policy): -1 for the zero action, 0 for the policy; unclipped here.
+    v is its measure of quality, (f_policy - f) / (f_zero - f_policy): -1 for the zero action, 0 for the policy; unclipped here.
     """
     rate, steps = TUTORIAL
     y = torch.zeros_like(policy(x))
@@ -226,7 +225,7 @@ def tutorial(f: Objective, x: Tensor, policy: Policy, costs: dict[str, np.ndarra
 
 
 def timed(call: Callable[[], Any], device: torch.device, within: float = WITHIN) -> float:
-    """Median seconds of one call, warm, finished on its device: of REPEATS, or of those that fit `within` seconds, but 5."""
+    """Median seconds of a call, warm and synchronised, over REPEATS, or as many as fit `within` seconds, at least 5."""
     taken: list[float] = []
     while len(taken) < 3 + 5 or (len(taken) < 3 + REPEATS and sum(taken) < within):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the checks of a problem share: samples, points where functions break, derivatives, and the lines that come of it.
+"""Shared parts of the checks of a problem: samples, points where functions tend to fail, derivatives, and result lines.
 
 x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)
 """
@@ -23,7 +23,7 @@ ENTROPY = "0 log 0 needs torch.special.entr"
 
 
 class Line(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     verdict: Verdict
@@ -37,7 +37,7 @@ class Sample(NamedTuple):
 
 
 class Trial:
-    """A problem while its methods are tried, each of which may rely on those before it.
+    """A problem during its checks, each of which may rely on those before it.
 
     Args:
         problem: the user's.
@@ -46,7 +46,7 @@ class Trial:
         device: where the problem is.
 
     Attributes:
-        lines: what came of it so far.
+        lines: results so far.
     """
 
     def __init__(self, problem: Problem, count: int, seed: int, device: torch.device) -> None:
@@ -55,7 +55,7 @@ class Trial:
         self.lines: list[Line] = []
 
     def look(self, what: str, check: "Callable[[Trial], Outcome]") -> bool:
-        """Add the line of one check; whether it did not fail."""
+        """Run one check and add its line; returns whether it did not fail."""
         torch.manual_seed(self.seed)
         try:
             verdict, detail = check(self)
@@ -68,7 +68,7 @@ class Trial:
         return any(line.what == what and line.verdict in ("pass", *also) for line in self.lines)
 
     def sample(self) -> Sample:
-        """Contexts and solutions as models will see them: rows, in the dtype of networks."""
+        """Contexts and solutions as models see them: vectors, in the dtype of networks."""
         x = self.rows(self.problem.contexts(self.count))
         v = torch.randn(self.count, self.problem.domain.inputs, device=self.device)
         return Sample(x, v, self.problem.domain.project(v))
@@ -77,12 +77,12 @@ class Trial:
         return self.problem.layout.pack(x).to(self.device, torch.get_default_dtype())
 
     def value(self, y: Tensor, x: Tensor) -> Tensor:
-        """f(y; x), with the same noise whenever it is asked, where the cost draws any."""
+        """f(y; x), with fixed noise if the cost is random."""
         torch.manual_seed(self.seed + 1)
         return self.f(y, x)
 
     def special(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Points of Y (B, n) where functions tend to break, which random ones miss; and what they are called."""
+        """Points of Y (B, n) where functions tend to fail, which random ones miss, with their names."""
         domain, like = self.problem.domain, x.new_empty(self.count, self.problem.domain.dim)
         yield "the point of Y nearest to 0", domain.nearest(torch.zeros_like(like))
         far = 1e3
@@ -90,7 +90,7 @@ class Trial:
             yield "corners of Y", domain.linear(torch.randn_like(like))
         except UserError:  # it is unbounded, and costs may overflow far out
             far = 3.0
-        yield "the border of Y", domain.nearest(far * torch.randn_like(like))
+        yield "the boundary of Y", domain.nearest(far * torch.randn_like(like))
         user_x = self.problem.layout.unpack(x)
         for name, part in named(user_x):
             if part.is_floating_point() and part[0].numel() == domain.dim:
@@ -106,7 +106,7 @@ class Trial:
             yield "`solution`", best.to(x)
 
     def derivatives(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the items whose cost is finite, its gradient (C, n); of those where that is too, the Hessian along a direction."""
+        """The gradient (C, n) of items with finite cost, and a Hessian-vector product of those with finite gradient."""
         whole = self.value(y, x).isfinite()
         y, x = y[whole].detach().requires_grad_(), x[whole]
         if not len(y) or not (cost := self.value(y, x)).requires_grad:
@@ -119,7 +119,7 @@ class Trial:
         return slope.detach(), torch.autograd.grad(along, y, materialize_grads=True)[0][smooth]
 
     def widened(self, x: Tensor, v: Tensor) -> "Scale":
-        """The same in float64, where differences are exact enough, if the problem can be moved there."""
+        """The trial in float64, for accurate differences, if the problem can be moved there."""
         try:
             twin = Trial(copy.deepcopy(self.problem).double(), self.count, self.seed, self.device)
             exact = twin.value(twin.problem.domain.project(v.double()), x.double()).dtype is torch.float64
@@ -138,7 +138,7 @@ class Trial:
 
 
 class Scale(NamedTuple):
-    """At which precision differences are taken."""
+    """The precision of finite differences."""
 
     trial: Trial
     x: Tensor  # (B, d)
@@ -157,7 +157,7 @@ def named(x: Parts) -> list[tuple[str, Tensor]]:
 
 
 def kept(method: Callable[..., Any], y: Tensor | None, x: Parts) -> tuple[Any, Outcome | None]:
-    """What a method of the problem gives for copies of y and x, and what is wrong if it changes them."""
+    """The result of a problem's method on copies of y and x, and a failure if it modifies them."""
     x = x.clone() if isinstance(x, Tensor) else {key: part.clone() for key, part in x.items()}
     given = ([] if y is None else [("y", y.clone())]) + named(x)
     before = [part.clone() for _, part in given]
@@ -166,14 +166,14 @@ def kept(method: Callable[..., Any], y: Tensor | None, x: Parts) -> tuple[Any, O
         if part._version or not torch.equal(part, old):
             return found, (
                 "fail",
-                f"it changes {name} in place, which its caller goes on with; clone it first, {name}.clone(), or leave such "
-                "operations out (add_, +=, [...] =)",
+                f"it changes {name} in place, which its caller uses later; clone it first, {name}.clone(), or avoid in-place "
+                "operations (add_, +=, [...] =)",
             )
     return found, None
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Equal, but for what another floating dtype rounds."""
+    """Equal up to the rounding of another floating dtype."""
     return close(a.double(), b.double()) if a.is_floating_point() else torch.equal(a, b)
 
 

@@ -1,4 +1,4 @@
-"""What came of a claim."""
+"""Verdicts on claims."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ class Bound(NamedTuple):
     """The most that any method of a kind can reach, computed in the run that measured the claim."""
 
     most: float
-    asked: float  # what the claim asks for, which `most` shows to be out of reach
+    asked: float  # the claim's threshold, which `most` shows to be out of reach
     unit: str
-    reason: str  # which kind, and what the number is made of
+    reason: str  # the kind of method, and how the bound is computed
 
     def __str__(self) -> str:
         return f"at most {self.most:.4g}{self.unit}, and {self.asked:g}{self.unit} was asked: {self.reason}"
@@ -20,14 +20,14 @@ class Bound(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim beside what was measured: it is held to a threshold, or it is reported, since a bound shows that none can pass.
+    """A claim with its measurement: judged by a threshold, or reported, since a bound shows that no method can pass.
 
     Args:
-        claim: what is claimed.
-        measured: what was found.
-        threshold: what it is held to; empty where it is reported.
-        passed: whether it misses no threshold; a reported claim has none to miss.
-        bound: why it is reported; None where it is held to its threshold.
+        claim: the claim.
+        measured: the measured value.
+        threshold: its threshold; empty if it is reported.
+        passed: whether it meets its threshold; true if it is reported.
+        bound: why it is reported; None if it has a threshold.
 
     Raises:
         ValueError: it has neither threshold nor bound, or both, or its bound does not show that the claim is out of reach.
@@ -58,21 +58,21 @@ class Verdict:
 
     @property
     def limit(self) -> str:
-        """Its threshold, or why it has none."""
+        """Its threshold, or the reason for none."""
         return self.threshold if self.bound is None else f"none: {self.bound}"
 
     def __str__(self) -> str:
         return f"{self.outcome}  {self.claim}\n      measured {self.measured}; threshold {self.limit}"
 
     def kept(self) -> list[Any]:
-        """As JSON has it: a reported one ends in the fields of its bound, by name."""
+        """As JSON values; a reported one ends in the fields of its bound."""
         if self.bound is None:
             return [self.claim, self.measured, self.threshold, self.passed]
         return [self.claim, self.measured, "reported", self.bound._asdict()]
 
     @classmethod
     def read(cls, kept: Sequence[Any]) -> "Verdict":
-        """What `kept` gave. Raises ValueError as the constructor does, so that data cannot say what no run could."""
+        """From the values of `kept`. Raises ValueError as the constructor does."""
         claim, measured, threshold, last = kept
         if isinstance(last, bool):
             return cls(claim, measured, threshold, last)
@@ -80,7 +80,7 @@ class Verdict:
 
 
 class Measured(NamedTuple):
-    """What a row's measurement gives: verdicts, the data behind them, and figures as (name, matplotlib figure)."""
+    """The result of a measurement: verdicts, their data, and figures."""
 
     verdicts: list[Verdict]
     data: dict[str, Any]
@@ -88,21 +88,21 @@ class Measured(NamedTuple):
 
 
 def at_most(claim: str, value: float, limit: float, unit: str = "") -> Verdict:
-    """Passes where value <= limit; a NaN fails."""
+    """Passes if value <= limit; a NaN fails."""
     return Verdict(claim, f"{value:.4g}{unit}", f"<= {limit:g}{unit}", bool(value <= limit))
 
 
 def at_least(claim: str, value: float, limit: float, unit: str = "", most: float = math.inf, reason: str = "") -> Verdict:
-    """Passes where value >= limit; a NaN fails. Below the limit it is reported where no method of its kind can reach that.
+    """Passes if value >= limit; a NaN fails. Below the limit it is reported if no method of its kind can reach that.
 
     Args:
-        claim: what is claimed.
-        value: what was measured.
+        claim: the claim.
+        value: the measured value.
         limit: its threshold.
         unit: of both.
-        most: what no method of its kind can exceed, computed in the same run. Where it is not below the limit it does not show
-            that, and where `value` exceeds it it is no bound: the claim keeps its threshold.
-        reason: which kind that is, and what `most` is made of.
+        most: an upper bound for every method of its kind, computed in the same run. If it is not below the limit, or `value`
+            exceeds it, the claim keeps its threshold.
+        reason: the kind of method, and how `most` is computed.
     """
     measured = f"{value:.4g}{unit}"
     if value <= most < limit:

@@ -1,4 +1,4 @@
-"""A video of one episode, rendered without a display."""
+"""Videos of one episode, rendered without a display."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ SKY = (225, 232, 240)  # where a MuJoCo model has none, and black would be all t
 
 
 def film(learner: "Learner", out: Path) -> float:
-    """Play one evaluation episode and write it to `out` as mp4, with step and return in each frame; its return.
+    """Record one evaluation episode to `out` as mp4, with step and return in each frame; returns its return.
 
     Raises:
         UserError: a package is missing, or this environment or machine renders nothing.
@@ -62,7 +62,7 @@ def film(learner: "Learner", out: Path) -> float:
 
 
 def _begun(learner: "Learner") -> tuple[gymnasium.Env[Any, Any], Any, np.ndarray]:
-    """Where a learner is evaluated, as it renders, at the start of an episode: it, the first observation, the first frame."""
+    """The evaluation environment with rendering, after a reset: it, the first observation, the first frame."""
     run = learner.config.run
     env, kwargs = _filmed(learner.environments.find, run.env_kwargs)
     if reason := unfilmable(env, kwargs):
@@ -92,13 +92,13 @@ def _begun(learner: "Learner") -> tuple[gymnasium.Env[Any, Any], Any, np.ndarray
 
 
 def _filmed(find: Callable[[str], Any], env_kwargs: dict[str, Any] | None) -> tuple[Any, dict[str, Any] | None]:
-    """Where it is evaluated, and the keywords of its constructor."""
+    """The evaluation environment, and the keywords of its constructor."""
     theirs = find("eval_env")
     return (theirs, None) if theirs is not None else (find("env"), env_kwargs)
 
 
 def unfilmable(env: Any, env_kwargs: dict[str, Any] | None) -> str:
-    """Why no machine can film an environment; "" where one may."""
+    """Why an environment cannot be rendered; "" if it may."""
     try:
         made = factory(env, env_kwargs)()
         made.close()
@@ -115,20 +115,20 @@ def unfilmable(env: Any, env_kwargs: dict[str, Any] | None) -> str:
 
 
 def _model(env: gymnasium.Env[Any, Any]) -> Any:
-    """Its MuJoCo model, None where it has none. MuJoCo is not imported here, since that fails where nothing renders."""
+    """Its MuJoCo model, None if it has none. MuJoCo is not imported here, since that fails without a renderer."""
     mujoco, model = sys.modules.get("mujoco"), getattr(env.unwrapped, "model", None)
     return model if mujoco is not None and isinstance(model, mujoco.MjModel) else None
 
 
 def _lighten(env: gymnasium.Env[Any, Any]) -> None:
-    """More light, where MuJoCo draws. It is no part of the dynamics, and this copy of the environment is only filmed."""
+    """Brighten MuJoCo's scene, which does not affect the dynamics of this copy."""
     if (model := _model(env)) is not None:
         model.vis.headlight.active = 1
         model.vis.headlight.ambient[:] = np.maximum(model.vis.headlight.ambient, LIGHT)
 
 
 def _captioned(env: gymnasium.Env[Any, Any], frame: np.ndarray, caption: str) -> np.ndarray:
-    """A frame (H, W, 3) with the caption in its corner, and a light sky behind a MuJoCo model that has none."""
+    """A frame (H, W, 3) with a caption in its corner, and a light sky behind a MuJoCo model without one."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.fromarray(frame).convert("RGB")
@@ -144,7 +144,7 @@ def _captioned(env: gymnasium.Env[Any, Any], frame: np.ndarray, caption: str) ->
 
 
 def film_apart(run: Path, method: str | None = None, places: Sequence[str] = ()) -> str:
-    """`rlamort video RUN` in a process of its own, since a graphics library that fails can take its process along.
+    """`rlamort video RUN` in its own process, since a failing graphics library may crash it.
 
     -P keeps the current folder out of its imports: a user may well be in one that holds a folder named rlamort.
     Without MUJOCO_GL in the environment, tries the ways of rendering in turn. What it printed last.

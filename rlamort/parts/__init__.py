@@ -1,8 +1,8 @@
-"""What a row's `model`, `loss` and `critic` may be: the constructors of this framework, named, nested and with fields.
+"""The values of a row's `model`, `loss` and `critic`: constructors of this framework, named, nested and with fields.
 
-Each class here is a part (`rlamort.config.Part`): a frozen dataclass that builds what it is called after. So
-`model: {kind: Unroll, update: {kind: Recurrent, head: gated}, steps: 5}` in a row, `model=semi model.steps=8` as it is typed,
-and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
+Each class here is a part (`rlamort.config.Part`): a frozen dataclass that builds the object of its name. So
+`model: {kind: Unroll, update: {kind: Recurrent, head: gated}, steps: 5}` in a row, `model=semi model.steps=8` on the command
+line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 """
 
 from rlamort.parts.critics import Critics

@@ -13,9 +13,9 @@ class Critics(Part):
     """An ensemble of Q functions.
 
     Args:
-        members: how many.
-        outputs: numbers that each gives: 1, or the quantiles of a distributional critic.
-        norm: layer puts a layer norm before every ReLU (Ball et al., 2023); none leaves them plain.
+        members: size of the ensemble.
+        outputs: outputs per member: 1, or the number of quantiles of a distributional critic.
+        norm: layer for layer normalisation before every ReLU (Ball et al., 2023); none for no normalisation.
         hidden: widths of the hidden layers; null takes the method's.
     """
 

@@ -1,4 +1,4 @@
-"""Losses and whom they learn from, as parts."""
+"""Losses and their teachers, as parts."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from rlamort.update import sparse
 
 @dataclass(frozen=True)
 class Teacher(Part):
-    """What regression learns from."""
+    """The target of a regression loss."""
 
     def __call__(self, setting: Setting) -> trained.Teacher:
         raise NotImplementedError
@@ -26,7 +26,7 @@ class Teacher(Part):
 
 @dataclass(frozen=True)
 class Solution(Teacher):
-    """The problem's own solution, or what L-BFGS finds from the middle of Y."""
+    """The problem's own solution, or L-BFGS from the middle of Y."""
 
     def __call__(self, setting: Setting) -> trained.Teacher:
         problem = setting.known("loss.teacher")
@@ -36,16 +36,16 @@ class Solution(Teacher):
             return _searched(setting, updates.Lbfgs(problem.domain), 50)
         if not within(problem.domain, y).all():
             outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
-            raise UserError(f"loss=regress: {name} gives points {outside:.3g} outside {kind}; points in it are needed")
+            raise UserError(f"loss=regress: {name} returns points {outside:.3g} outside {kind}; points in it are needed")
         return models.Expert(solution, name)
 
 
 @dataclass(frozen=True)
 class Label(Teacher):
-    """A part of the context that is hidden from models: a true code, an expert's answer.
+    """A hidden part of the context, such as a true code or an expert's action.
 
     Args:
-        key: of it.
+        key: its key in the context.
     """
 
     key: str = "label"
@@ -54,7 +54,7 @@ class Label(Teacher):
         problem = setting.known("loss.teacher")
         if self.key not in problem.hidden:
             named = ", ".join(problem.hidden) or "none"
-            raise UserError(f"loss.teacher.key={self.key}: it is not among what {type(problem).__name__} hides: {named}")
+            raise UserError(f"loss.teacher.key={self.key}: it is not a hidden key of {type(problem).__name__}: {named}")
 
         def label(x: Tensor) -> Tensor:
             parts = problem.layout.unpack(x)
@@ -66,10 +66,10 @@ class Label(Teacher):
 
 @dataclass(frozen=True)
 class Accelerated(Teacher):
-    """What FISTA finds from zero, on the lasso.
+    """FISTA from zero, on the lasso.
 
     Args:
-        steps: how many.
+        steps: number of iterations.
     """
 
     steps: Size = 50
@@ -83,7 +83,7 @@ Teacher.presets = {"solution": Solution(), "label": Label(), "fista": Accelerate
 
 @dataclass(frozen=True)
 class Loss(Part):
-    """L, what a model is trained by."""
+    """L, the loss that trains a model."""
 
     def __call__(self, setting: Setting) -> trained.Loss:
         raise NotImplementedError
@@ -91,7 +91,7 @@ class Loss(Part):
 
 @dataclass(frozen=True)
 class Objective(Loss):
-    """The cost of the answer."""
+    """The cost of the prediction."""
 
     def __call__(self, setting: Setting) -> trained.Loss:
         return trained.objective
@@ -102,7 +102,7 @@ class Iterates(Loss):
     """The cost of every iterate.
 
     Args:
-        decay: of an iterate's weight, for each that follows; 1 weighs all alike.
+        decay: factor of an iterate's weight per later iterate; 1 weighs all equally.
     """
 
     decay: Fraction = 1.0
@@ -113,11 +113,11 @@ class Iterates(Loss):
 
 @dataclass(frozen=True)
 class Regress(Loss):
-    """The squared distance to what a teacher says.
+    """The squared distance to a teacher's solution.
 
     Args:
-        teacher: whom to ask.
-        decay: of an iterate's weight, for each that follows; 0 scores the answer alone.
+        teacher: of the target solutions.
+        decay: factor of an iterate's weight per later iterate; 0 scores the last alone.
     """
 
     teacher: Teacher = Solution()
@@ -126,19 +126,19 @@ class Regress(Loss):
     def __call__(self, setting: Setting) -> trained.Loss:
         if any(p.requires_grad for p in setting.known("loss.teacher").parameters()):
             raise UserError(
-                f"loss=regress: it does not reach the parameters of {type(setting.problem).__name__}, which are learnt with "
-                "the model; freeze them (requires_grad_(False)), or take another loss"
+                f"loss=regress: it has no gradient for the parameters of {type(setting.problem).__name__}, which are trained "
+                "with the model; freeze them (requires_grad_(False)), or take another loss"
             )
         return trained.Regress(self.teacher(setting), decay=self.decay)
 
 
 @dataclass(frozen=True)
 class Smoothed(Loss):
-    """The cost of the answer, where it has no gradients: evolution strategies.
+    """The smoothed cost of the prediction, by evolution strategies, for costs without gradients.
 
     Args:
-        sigma: width of the smoothing, in the units of y.
-        pairs: antithetic pairs of evaluations.
+        sigma: standard deviation of the smoothing, in the units of y.
+        pairs: antithetic pairs of evaluations per estimate.
     """
 
     sigma: Positive = 0.1
@@ -149,7 +149,7 @@ class Smoothed(Loss):
 
 
 def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.Teacher:
-    """A solver's steps from the middle of Y."""
+    """A teacher that runs a solver from the middle of Y."""
     start = models.Full(Zeros(setting.domain.inputs), setting.domain)
     search = models.Unroll(start, update, steps, setting.domain)
     return lambda x: search(setting.f.seen(x), setting.f.oracle(x))

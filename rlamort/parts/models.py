@@ -30,13 +30,13 @@ from rlamort.update import sparse
 
 @dataclass(frozen=True)
 class Model(Part):
-    """y_theta, what predicts a solution."""
+    """y_theta, a model that predicts a solution."""
 
     def __call__(self, setting: Setting) -> models.Model:
         raise NotImplementedError
 
     def settled(self, setting: Setting) -> Self:
-        """Itself with what was left open chosen, by trying; what it chose is recorded with the run."""
+        """This part with its open choices made, by trial; they are recorded with the run."""
         return self
 
 
@@ -45,7 +45,7 @@ class Full(Model):
     """One network predicts the solution.
 
     Args:
-        hidden: widths of its hidden layers; null takes the method's.
+        hidden: widths of the hidden layers; null takes the method's.
     """
 
     hidden: Fixed[Widths | None] = None
@@ -56,7 +56,7 @@ class Full(Model):
 
 @dataclass(frozen=True)
 class Middle(Model):
-    """The middle of Y for every context, which is the prior where solutions are parameters of a density."""
+    """The middle of Y for every context, which is the prior if solutions are parameters of a density."""
 
     def __call__(self, setting: Setting) -> models.Model:
         return models.Full(Zeros(setting.domain.inputs), setting.domain)
@@ -64,7 +64,7 @@ class Middle(Model):
 
 @dataclass(frozen=True)
 class Start(Model):
-    """A learned point of Y, the same for every context: what MAML learns."""
+    """A learned point of Y, the same for every context, as MAML's initialisation."""
 
     def __call__(self, setting: Setting) -> models.Model:
         return models.Start(setting.domain)
@@ -90,11 +90,11 @@ class PsdEncoder(Model):
 
 @dataclass(frozen=True)
 class Choice(Model):
-    """Several predictions, of which the cheapest is kept.
+    """The cheapest of several predictions.
 
     Args:
-        candidates: how many.
-        hidden: widths of the network's hidden layers; null takes the method's.
+        candidates: number of predictions.
+        hidden: widths of the hidden layers; null takes the method's.
     """
 
     candidates: Fixed[Size] = 4
@@ -106,15 +106,15 @@ class Choice(Model):
 
 @dataclass(frozen=True)
 class Unroll(Model):
-    """Steps of a solver from where another model says, in Y: each is followed by the Euclidean projection.
+    """Steps of a solver from another model's prediction, each projected onto Y.
 
     Args:
-        init: where they begin.
-        update: the step.
-        steps: how many.
-        adjoint: how losses differentiate through them.
-        shrinkage: strength of strength / 2 |y - y_0|^2, which the solver sees added to f.
-        keep_best: whether each iterate is the one of lowest f so far, where f gives the same value twice.
+        init: model of the first iterate.
+        update: the solver's step.
+        steps: number of steps.
+        adjoint: how losses differentiate through the steps.
+        shrinkage: weight of weight / 2 |y - y_0|^2, which is added to the solver's objective.
+        keep_best: whether each iterate is the best so far, if f is deterministic.
     """
 
     init: Model = Full()
@@ -133,10 +133,10 @@ class Unroll(Model):
 
 @dataclass(frozen=True)
 class InChart(Model):
-    """A model over the unconstrained numbers that are projected to Y, whose border lies infinitely far away there.
+    """A model over the unconstrained coordinates of Y, in which its boundary is infinitely far away.
 
     Args:
-        inner: the model, such as steps.
+        inner: the model over them.
     """
 
     inner: Model = Unroll(keep_best=True)
@@ -148,11 +148,11 @@ class InChart(Model):
 
 @dataclass(frozen=True)
 class Latent(Model):
-    """A model over another space, whose points a network decodes to solutions.
+    """A model over a latent space, decoded to solutions by a network.
 
     Args:
-        dim: coordinates of that space.
-        inner: the model over it, such as steps.
+        dim: dimension of the latent space.
+        inner: the model over it.
         hidden: widths of the decoder's hidden layers; null takes the method's.
     """
 
@@ -169,15 +169,15 @@ class Latent(Model):
 
 @dataclass(frozen=True)
 class Refined(Model):
-    """Gradient steps of learned size after a prediction, in the space and from the size that are found best by trying both.
+    """Gradient steps of learned size after a prediction, with the space and initial step size chosen by trial.
 
     Args:
-        init: where they begin.
-        steps: how many.
-        adjoint: how losses differentiate through them.
-        space: where they are taken: solution, in Y itself; chart, in the unconstrained numbers that are projected to Y; auto
-            tries both, and is Y where `rate` is given.
-        rate: their size before it is learned; null tries which is best.
+        init: model of the first iterate.
+        steps: number of steps.
+        adjoint: how losses differentiate through the steps.
+        space: of the steps: solution, Y itself, with projection; chart, its unconstrained coordinates; auto tries both, and is
+            solution if `rate` is set.
+        rate: initial step size; null takes the best of a trial.
     """
 
     init: Model = Full()
@@ -189,25 +189,25 @@ class Refined(Model):
     def settled(self, setting: Setting) -> Self:
         if self.rate is not None:
             return replace(self, space="solution" if self.space == "auto" else self.space)
-        problem = setting.known("model.rate, which is null, so that it is found by trying")
-        assert setting.contexts is not None, "of a problem they are known"
+        problem = setting.known("model.rate, which is null, so that it is found by trial")
+        assert setting.contexts is not None, "a setting of a problem has them"
         found = refinement(setting.f, problem.domain, setting.contexts)
         space = found.space if self.space == "auto" else self.space
         return replace(self, space=space, rate=found.trials[space].rate)
 
     def __call__(self, setting: Setting) -> models.Model:
         chosen = self.settled(setting)
-        assert chosen.rate is not None, "it is chosen now"
+        assert chosen.rate is not None, "settled has chosen it"
         steps = Unroll(self.init, LearnedGradient(chosen.rate), self.steps, self.adjoint, keep_best=True)
         return (InChart(steps) if chosen.space == "chart" else steps)(setting)
 
 
 @dataclass(frozen=True)
 class Safeguarded(Model):
-    """A learned solver of the lasso which is never above ISTA at any layer where it answers; it is trained without that.
+    """A learned solver of the lasso that at prediction is never worse than ISTA at any layer; training has no safeguard.
 
     Args:
-        inner: the solver.
+        inner: the learned solver.
     """
 
     inner: Unroll = Unroll(Middle(), Lista(), 16)
@@ -220,7 +220,7 @@ class Safeguarded(Model):
 
 
 def _repeats(setting: Setting) -> bool:
-    """Whether f gives the same value twice; one that draws cannot say which iterate is the best."""
+    """Whether f is deterministic; a random one cannot tell which iterate is the best."""
     if setting.problem is None or setting.contexts is None:
         return True
     return repeats(setting.f, setting.problem.domain, setting.contexts)

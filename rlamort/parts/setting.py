@@ -1,4 +1,4 @@
-"""What a model is built for."""
+"""The setting that parts are built for."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
@@ -17,27 +17,27 @@ SAMPLE = 1_000  # contexts whose mean and spread standardise the input of networ
 
 
 class Setting(NamedTuple):
-    """What a model is built for: where it answers, what it reads, and the problem behind it, where that is known."""
+    """What a part is built for: the domain of predictions, the size of contexts, and the problem, where it is known."""
 
-    domain: Domain  # Y, in which it answers and iterates
-    x_dim: int  # numbers of a context that it reads
-    hidden: Widths  # of networks that do not say otherwise
+    domain: Domain  # Y, the domain of predictions and iterates
+    x_dim: int  # numbers of a context that models read
+    hidden: Widths  # of hidden layers, unless a part sets its own
     arithmetic: Arithmetic = FLOAT32
     problem: Problem | None = None
-    contexts: Tensor | None = None  # of it (S, d), whole
-    own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # makes the problem's own network over this domain
+    contexts: Tensor | None = None  # a sample of the problem's (S, d), hidden parts included
+    own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # builds the problem's own network over this domain
     previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
 
     @classmethod
     def of(cls, problem: Problem, hidden: Widths) -> Self:
-        """For the problem itself."""
+        """The setting of a problem's own domain."""
         first = next(iter((*problem.parameters(), *problem.buffers())), None)
         contexts = presented(problem, SAMPLE, None if first is None else first.device)
         seen = problem.layout.seen.dim
         return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network)
 
     def over(self, domain: Domain) -> Self:
-        """For another space of solutions, of which the problem's own network knows nothing."""
+        """The setting of another domain, which the problem's own network does not predict."""
         return self._replace(domain=domain, own=None, previous=False)
 
     @property
@@ -46,17 +46,17 @@ class Setting(NamedTuple):
         return Cost(self.known("it"))
 
     def known(self, what: str) -> Problem:
-        """The problem. Raises UserError where there is none; `what` needs it."""
+        """The problem. Raises UserError if there is none; `what` needs it."""
         if self.problem is None:
-            raise UserError(f"{what}: it asks a problem that is known; a subclass of rlamort.Problem is needed")
+            raise UserError(f"{what}: it needs a known problem, a subclass of rlamort.Problem")
         return self.problem
 
     def features(self) -> nn.Module | None:
-        """What standardises contexts, where a sample of them is known."""
+        """A layer that standardises contexts, where a sample of them is known."""
         return None if self.contexts is None else Standardise(self.contexts[:, : self.x_dim])
 
     def network(self, hidden: Widths | None = None, candidates: int = 1) -> nn.Module:
-        """A network (B, x_dim) -> (B, candidates * domain.inputs): the problem's own, where it has one, or a ReLU network."""
+        """A network (B, x_dim) -> (B, candidates * domain.inputs): the problem's own if it has one, else a ReLU network."""
         widths = self.hidden if hidden is None else hidden
         own = None if self.own is None else self.own(widths, candidates)
         if own is not None:
@@ -65,7 +65,7 @@ class Setting(NamedTuple):
         return net if features is None else nn.Sequential(features, net)
 
     def ista(self) -> sparse.Ista:
-        """The lasso's step, of a problem that has one. Raises UserError where it has none."""
+        """The ISTA step of a lasso problem. Raises UserError for other problems."""
         found = getattr(self.problem, "ista", None)
         if not isinstance(found, sparse.Ista):
             name = "it" if self.problem is None else type(self.problem).__name__

@@ -10,7 +10,7 @@ from rlamort.parts.setting import Setting
 from rlamort.solve.refine import CLIP
 from rlamort.update import sparse
 
-# adjoints need nothing from where they stand
+# adjoints take no setting
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Adjoint(Part):
 
 @dataclass(frozen=True)
 class Unrolled(Adjoint):
-    """Through every step, second derivatives included."""
+    """Backpropagation through every step, with second derivatives."""
 
     def __call__(self) -> adjoints.Adjoint:
         return adjoints.Unrolled()
@@ -31,7 +31,7 @@ class Unrolled(Adjoint):
 
 @dataclass(frozen=True)
 class FirstOrder(Adjoint):
-    """Through every step, with gradients as constants."""
+    """Backpropagation through every step, with f's gradients as constants."""
 
     def __call__(self) -> adjoints.Adjoint:
         return adjoints.FirstOrder()
@@ -39,10 +39,10 @@ class FirstOrder(Adjoint):
 
 @dataclass(frozen=True)
 class Truncated(Adjoint):
-    """Through the last steps alone.
+    """Truncated backpropagation.
 
     Args:
-        steps: how many.
+        steps: length of a window.
     """
 
     steps: Count = 5
@@ -53,7 +53,7 @@ class Truncated(Adjoint):
 
 @dataclass(frozen=True)
 class OneStep(Adjoint):
-    """Through the last step alone."""
+    """Backpropagation through the last step alone."""
 
     def __call__(self) -> adjoints.Adjoint:
         return adjoints.OneStep()
@@ -64,7 +64,7 @@ class Implicit(Adjoint):
     """By the implicit function theorem.
 
     Args:
-        solver: of the linear system: cg, conjugate gradients on the Hessian; neumann, a series of the step's Jacobian.
+        solver: of the linear system: cg, conjugate gradients on the Hessian; neumann, a Neumann series of the step's Jacobian.
         iterations: of that solver.
     """
 
@@ -81,7 +81,7 @@ class Update(Part):
     """A step of a solver."""
 
     def __call__(self, setting: Setting, steps: int) -> updates.Update:
-        """For iterates in `setting.domain`, `steps` of them."""
+        """The update for `steps` iterates in `setting.domain`."""
         raise NotImplementedError
 
 
@@ -91,8 +91,8 @@ class Gradient(Update):
 
     Args:
         rate: step size.
-        momentum: of the heavy ball.
-        clip: the longest gradient, per item.
+        momentum: heavy-ball momentum.
+        clip: largest gradient norm, per item.
     """
 
     rate: Positive = 0.1
@@ -105,11 +105,11 @@ class Gradient(Update):
 
 @dataclass(frozen=True)
 class LearnedGradient(Update):
-    """Gradient descent whose step sizes are learned, one for each step and coordinate (Li et al., 2017: Meta-SGD).
+    """Gradient descent with learned step sizes, one per step and coordinate (Li et al., 2017: Meta-SGD).
 
     Args:
-        rate: step sizes before training.
-        clip: the longest gradient, per item.
+        rate: initial step sizes.
+        clip: largest gradient norm, per item.
     """
 
     rate: Positive = 0.1
@@ -124,11 +124,11 @@ class Recurrent(Update):
     """A learned step: a recurrent cell reads the iterate, its gradient and the context.
 
     Args:
-        memory: numbers that the cell keeps from step to step.
-        head: how the iterate moves; additive adds to it, gated mixes it with a proposal (Marino et al., 2018).
+        memory: size of the cell's state.
+        head: additive adds the output to the iterate, gated mixes the iterate with a proposal (Marino et al., 2018).
         cell: gru or lstm.
         encoding: of the gradient; logsign (Andrychowicz et al., 2016) or normed.
-        reads_context: whether the cell reads x as well.
+        reads_context: whether x is an input of the cell.
     """
 
     memory: Fixed[Size] = 64
@@ -152,11 +152,11 @@ class Cem(Update):
     """The cross-entropy method.
 
     Args:
-        samples: in an iteration.
-        elites: of them, which the next mean and spread are of.
-        sigma: first standard deviation.
-        smoothing: share of the old mean and spread that stays.
-        temperature: of a soft choice of elites, through which losses differentiate; null chooses hard.
+        samples: per iteration.
+        elites: samples that the next mean and standard deviation are fitted to.
+        sigma: initial standard deviation.
+        smoothing: weight of the previous mean and standard deviation.
+        temperature: of differentiable soft weights on the elites (DCEM); null takes uniform weights.
     """
 
     samples: Size = 64
@@ -175,8 +175,8 @@ class Lbfgs(Update):
     """Limited-memory BFGS with a parallel line search.
 
     Args:
-        history: pairs of changes that it keeps.
-        candidates: step sizes that are tried.
+        history: number of curvature pairs.
+        candidates: step sizes in the line search.
     """
 
     history: Size = 10
@@ -191,8 +191,8 @@ class Anderson(Update):
     """Anderson acceleration of the problem's fixed-point map.
 
     Args:
-        history: iterates that are combined.
-        beta: mixing.
+        history: number of iterates that are combined.
+        beta: mixing parameter.
     """
 
     history: Size = 5
@@ -207,7 +207,7 @@ class Ista(Update):
     """Proximal gradient on the lasso.
 
     Args:
-        rate: step in units of 1 / L.
+        rate: step size in units of 1 / L.
     """
 
     rate: Positive = 1.0
@@ -216,14 +216,14 @@ class Ista(Update):
         return self.step(setting)
 
     def step(self, setting: Setting) -> sparse.Ista:
-        """The step itself."""
+        """The update with its own methods, on which learned variants are initialised."""
         given = setting.ista()
         return sparse.Ista(given.dictionary, given.alpha, self.rate)
 
 
 @dataclass(frozen=True)
 class Fista(Update):
-    """Accelerated proximal gradient on the lasso, which restarts where it goes uphill."""
+    """Accelerated proximal gradient on the lasso, with adaptive gradient restarts."""
 
     def __call__(self, setting: Setting, steps: int) -> updates.Update:
         return sparse.Fista(setting.ista(), sparse.GradientRestart())
@@ -234,7 +234,7 @@ class Lista(Update):
     """ISTA with learned matrices and thresholds (Gregor and LeCun, 2010).
 
     Args:
-        rate: ISTA's step before training, in units of 1 / L.
+        rate: ISTA's step size at initialisation, in units of 1 / L.
     """
 
     rate: Positive = 1.0
@@ -248,7 +248,7 @@ class ListaCp(Update):
     """LISTA with coupled matrices (Chen et al., 2018).
 
     Args:
-        rate: ISTA's step before training, in units of 1 / L.
+        rate: ISTA's step size at initialisation, in units of 1 / L.
     """
 
     rate: Positive = 1.0
@@ -259,7 +259,7 @@ class ListaCp(Update):
 
 @dataclass(frozen=True)
 class Alista(Update):
-    """LISTA whose matrix no data has made (Liu et al., 2019)."""
+    """LISTA with an analytic, data-free weight matrix (Liu et al., 2019)."""
 
     def __call__(self, setting: Setting, steps: int) -> updates.Update:
         return sparse.Alista(setting.ista(), steps)
@@ -267,10 +267,10 @@ class Alista(Update):
 
 @dataclass(frozen=True)
 class StepIsta(Update):
-    """ISTA with learned steps, one for each layer and coordinate (Ablin et al., 2019).
+    """ISTA with learned step sizes, one per layer and coordinate (Ablin et al., 2019).
 
     Args:
-        rate: steps before training, in units of 1 / L.
+        rate: initial step sizes, in units of 1 / L.
     """
 
     rate: Positive = 1.0
@@ -281,10 +281,10 @@ class StepIsta(Update):
 
 @dataclass(frozen=True)
 class Momentum(Update):
-    """A learned step from a point ahead of the iterate, by learned momentum that begins as FISTA's.
+    """A learned step from an extrapolated point, with learned momentum that is initialised as FISTA's.
 
     Args:
-        update: the step.
+        update: the learned step.
     """
 
     update: Update = StepIsta()

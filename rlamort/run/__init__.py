@@ -1,1 +1,1 @@
-"""A run: a method built, trained, saved, resumed."""
+"""A run: a method that is built, trained, saved and resumed."""

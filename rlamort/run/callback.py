@@ -1,4 +1,4 @@
-"""A user's function that is called while a run learns."""
+"""A user's callback during training."""
 
 import weakref
 from collections.abc import Callable
@@ -8,22 +8,22 @@ from rlamort.env import Episode
 from rlamort.errors import UserError
 from rlamort.train import Pace, Values
 
-Callback = Callable[[Any], Any]  # is given the learner; False ends learning
+Callback = Callable[[Any], Any]  # takes the learner; returns False to stop learning
 
 
 class Enough(Exception):  # noqa: N818  # an end, not an error
-    """The callback has asked to stop."""
+    """The callback has returned False."""
 
 
 class Called:
-    """Calls it after every record, evaluation and checkpoint; a tracker.
+    """A tracker that calls the callback after every record, evaluation and checkpoint.
 
     Args:
         callback: the function, if there is one.
-        learner: what it is given.
+        learner: its argument.
 
     Raises:
-        UserError: it cannot be called.
+        UserError: it is not callable.
     """
 
     def __init__(self, callback: Callback | None, learner: Any) -> None:
@@ -50,6 +50,6 @@ class Called:
         """As `Tracker.progress`."""
 
     def stop_if_asked(self) -> None:
-        """Raises Enough where the callback has given False."""
+        """Raises Enough if the callback has returned False."""
         if self.enough:
             raise Enough

@@ -1,10 +1,10 @@
-"""Checkpoints of a run: arrays as safetensors, everything else as JSON. Reading them runs no code that they bring.
+"""Checkpoints of a run: arrays as safetensors, everything else as JSON. Reading them executes no code from the files.
 
     RUN/ckpt/step_000000010000/ manifest.json (checksums), agent.json, agent.safetensors, state.safetensors
-    RUN/ckpt/frames/            what was added to the replay between checkpoints: each file serves all later ones
-    RUN/ckpt/LATEST             the newest step; a hint, for the newest folder whose checksums hold is what counts
+    RUN/ckpt/frames/            what was added to the replay between checkpoints: later checkpoints refer to these files
+    RUN/ckpt/LATEST             the newest step, as a hint: the newest folder with valid checksums is used
 
-A step is written under a temporary name, synced, and renamed: it is there whole, or not at all.
+A step is written under a temporary name, synced, and renamed, so that it appears atomically.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ MANIFEST, LATEST, FRAMES = "manifest.json", "LATEST", "frames"
 STATE = "state.safetensors"  # with the JSON that refers to its tensors in its header
 FILES = (*AGENT, STATE, MANIFEST)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a file of the folder itself: no separators, no dots in front
-# what is removed when it has served must be one of these: anything else in a folder of checkpoints is its user's
+# only files and folders of these names are ever removed from a folder of checkpoints
 STEP, SEGMENT, LEFT = (re.compile(p) for p in (r"step_\d{12}", r"\d{12}-[0-9a-f]{8}\.safetensors", r"\.tmp-[0-9a-f]+"))
 ARRAY, TENSOR = "array", "tensor"
 
 
 class Loaded(NamedTuple):
-    """A checkpoint whose checksums hold."""
+    """A checkpoint with valid checksums."""
 
     saved: Saved
     state: dict[str, Any]
@@ -56,8 +56,8 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: where they are.
-        keep: how many of the newest stay.
+        folder: of the checkpoints.
+        keep: how many of the newest are kept.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -67,14 +67,14 @@ class Checkpoints:
     def write(
         self, env_step: int, agent: dict[str, Tensor], facts: dict[str, Any], state: dict[str, Any], frames: dict[str, Any]
     ) -> int:
-        """Publish one checkpoint; the bytes that it took.
+        """Publish one checkpoint; returns its size in bytes.
 
         Args:
-            env_step: names it.
+            env_step: in its name.
             agent: the agent's `state_dict`.
-            facts: what `load` needs beside it.
+            facts: the JSON values that `load` needs.
             state: everything else but frames.
-            frames: what was added to the replay since the last one; of every row, slots up to `high`, of `slots` in a ring.
+            frames: what was added to the replay since the last one; of every ring of `slots`, slots up to `high`.
         """
         (self.folder / FRAMES).mkdir(parents=True, exist_ok=True)
         segment = self._write_frames(env_step, frames)
@@ -102,7 +102,7 @@ class Checkpoints:
         return size + int(segment["bytes"])
 
     def newest(self) -> Loaded | None:
-        """The newest checkpoint that is whole; a warning names each that is not. None where none was ever published."""
+        """The newest intact checkpoint, with a warning for each damaged one. None if none was ever published."""
         steps = self._steps()
         for path in reversed(steps):
             try:
@@ -117,7 +117,7 @@ class Checkpoints:
         return None
 
     def sweep(self) -> None:
-        """Remove what a kill left half written."""
+        """Remove temporary files of a killed process."""
         for place in (self.folder, self.folder / FRAMES):
             for path in place.glob(".tmp-*") if place.is_dir() else []:
                 if LEFT.fullmatch(path.name):
@@ -184,7 +184,7 @@ def _checksum(file: Path) -> str:
 
 
 def _write_pair(file: Path, tensors: dict[str, Tensor], facts: Any) -> None:
-    """Tensors, with the JSON of what surrounds them in the file's own header."""
+    """Write tensors, with JSON values in the header of the file."""
     write_synced(file, save(tensors, metadata={"facts": json.dumps(facts)}))
 
 

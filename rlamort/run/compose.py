@@ -1,4 +1,4 @@
-"""Hydra composes what was typed after `rlamort train METHOD`, and runs it: once, or with -m once for each of several values."""
+"""Composition of `rlamort train METHOD` by Hydra: one run, or with -m a run for each of several values."""
 
 import os
 import sys
@@ -23,19 +23,19 @@ from rlamort.run.track import read_records
 
 
 class Composition:
-    """The runs that one command asks for.
+    """The runs of one command.
 
     Args:
-        method: a name, or the path of a user's own YAML file.
-        row: what that file says.
-        arguments: keys and Hydra's flags, as typed.
+        method: a name, or the path of a user's YAML file.
+        row: the content of that file.
+        arguments: overrides and Hydra's flags, as typed.
 
     Raises:
         UserError: there is no such key or flag.
 
     Attributes:
-        name: what several runs have in common.
-        runs: their folders, once they have run; none where it is one.
+        name: of the group of several runs.
+        runs: the folders of several finished runs; empty for one.
     """
 
     def __init__(self, method: str, row: dict[str, Any], arguments: list[str]) -> None:
@@ -44,23 +44,23 @@ class Composition:
         self.runs: list[Path] = []
         self.flags, self.overrides = _parted(arguments, self.known, renamed(row))
         self.several = "--multirun" in self.flags
-        # of a part only what is typed is composed: the keys that it has depend on its kind
+        # of a part only overrides are composed, since its keys depend on its kind
         values = {name: {} if isinstance(value, Part) else value for name, value in defaults(row).items()}
         node = {**values, "env_kwargs": values["env_kwargs"] or {}, "method": method}
         ConfigStore.instance().store(name="fields", node=node)
 
     def run(self, start: Callable[[str, dict[str, Any]], Path]) -> int:
-        """Run all of it; the exit code, which is that of a run that failed, if one of several did.
+        """Run all; returns the exit code, of a failed run if one of several failed.
 
         Args:
-            start: trains by a method and its values; the run directory.
+            start: trains a method with values, and returns the run directory.
 
         Raises:
-            UserError: Hydra refuses what was typed.
+            UserError: Hydra refuses an override.
         """
         if not self.several:
             return self._hydra(start, [], lambda run: None)
-        # Hydra writes a multirun.yaml, and its launchers may keep more: here, since a cluster's nodes must find it
+        # for Hydra's multirun.yaml and its launchers' files: in the current folder, which a cluster's nodes share
         with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
             shared = {"wandb_group": self.name, "hydra.sweep.dir": folder}
             code = self._hydra(
@@ -76,7 +76,7 @@ class Composition:
         return code
 
     def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], made: Callable[[Path], Any]) -> int:
-        """Run with `more` overrides, and tell `made` the folder of each run, in whatever process that is; the exit code."""
+        """Run with `more` overrides, and pass the folder of each run to `made`, in the run's process; returns the exit code."""
         scores: list[float | None] = []
 
         def one(composed: DictConfig) -> None:
@@ -91,7 +91,7 @@ class Composition:
             scores.append(last_score(path))
 
         def job(composed: DictConfig) -> float | None:
-            """What sweepers are given: the mean return of the last evaluation, of problems the mean cost."""
+            """The objective of sweepers: the mean return of the last evaluation, or a problem's mean cost."""
             scores.clear()
             failure = guarded(lambda: one(composed))
             if failure and (not self.several or failure in (Preempted.exit_code, INTERRUPTED)):
@@ -116,8 +116,8 @@ class Composition:
         return 0
 
 
-class Failed(Exception):  # noqa: N818  # of a job, which has said already what is wrong
-    """A job of several has failed: the others go on, and this is the command's exit code then."""
+class Failed(Exception):  # noqa: N818  # of a job, which has printed its error
+    """One of several jobs has failed; the others continue, and the command exits with this code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -125,18 +125,18 @@ class Failed(Exception):  # noqa: N818  # of a job, which has said already what 
 
 
 def last_score(run: Path) -> float | None:
-    """The mean return of a run's last evaluation, or cost, if it is of a problem; None where there was none."""
+    """The mean return of a run's last evaluation, or a problem's mean cost; None if there was none."""
     scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
     return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
 
 
 def _refused(error: Exception) -> UserError:
-    """What Hydra or OmegaConf says of what was typed, in one line."""
+    """An error of Hydra or OmegaConf in one line."""
     return UserError(f"Hydra: {' '.join(str(error).split())}")
 
 
 def _parted(arguments: list[str], known: dict[str, Field], former: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Hydra's own flags, and the overrides, whose keys must exist, as Hydra reads them."""
+    """Hydra's flags, and the overrides in Hydra's grammar; keys must exist."""
     parser = Parser("train METHOD", "", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, whose it is, what it is called."""
+"""A run's folder: its files, its lock, its name."""
 
 import contextlib
 import fcntl
@@ -22,20 +22,20 @@ from rlamort.host.publish import published_file
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.track import Records
 
-LOCK, OURS = ".lock", b"process "  # the file that says who has the run, and how it begins
-LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # by a process that was killed while it wrote
+LOCK, OURS = ".lock", b"process "  # the lock file, and how its text begins
+LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # temporary files of a killed process
 
 
 class Directory:
-    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. One process at a time has it.
+    """A run's files: config.yaml, versions.json, metrics.jsonl, ckpt/, agent/, plots/, videos/. Locked by one process.
 
     Args:
         path: the folder.
-        facts: of the run's configuration, as JSON holds them: `method`, `row`, `unnamed`, and `values` by name.
-        fresh: whether a run that is already there is refused.
+        facts: the run's configuration as JSON values: `method`, `row`, `unnamed`, and `values` by name.
+        fresh: whether an existing run is refused.
 
     Raises:
-        UserError: it exists already, is in use, or cannot be written.
+        UserError: it exists already, is in use, or is not writable.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any], fresh: bool = True) -> None:
@@ -65,12 +65,12 @@ class Directory:
     def _refuse_used(self) -> None:
         if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):
             raise UserError(
-                f"dir={self.path}: it exists already; give a new one, leave dir out to have one made, "
-                f"or go on with `rlamort resume {self.path}`"
+                f"dir={self.path}: it exists already; choose a new one, leave dir out for a new one under runs/, "
+                f"or continue it with `rlamort resume {self.path}`"
             )
 
     def _lock(self) -> None:
-        """Held until this process ends, however it ends: the kernel gives it back."""
+        """Take the lock, which the kernel releases when this process ends."""
         lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         self.close = weakref.finalize(self, os.close, lock)
         try:
@@ -81,7 +81,7 @@ class Directory:
             raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
         if (held := os.read(lock, 8)) and held != OURS:
             self.close()
-            raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; give a new folder")
+            raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; choose a new folder")
         os.ftruncate(lock, 0)
         os.lseek(lock, 0, os.SEEK_SET)
         os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
@@ -89,9 +89,9 @@ class Directory:
 
 @contextlib.contextmanager
 def claimed(config: Config) -> Iterator[Path]:
-    """An empty folder under runs/ whose name says what it is: method, environment, seed, time. It goes if the block fails.
+    """A new folder under runs/, named by method, environment, seed and time; it is removed if the block fails.
 
-    Nobody else gets the same one, also of several that ask for it at once.
+    It is created atomically, so that concurrent runs get different ones.
     """
     env = "".join(c if c.isalnum() or c in "-." else "_" for c in str(config.values["env"]))
     method = short_name(config.method).replace("/", "-")
@@ -103,7 +103,7 @@ def claimed(config: Config) -> Iterator[Path]:
             break
         except (FileExistsError, NotADirectoryError):
             if not parent.is_dir():
-                raise UserError(f"{parent}: it is a file, where the folder of runs should be; give dir=...") from None
+                raise UserError(f"{parent}: it is a file, where the folder of runs should be; set dir=...") from None
     try:
         yield path
     except BaseException:

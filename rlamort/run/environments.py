@@ -1,4 +1,4 @@
-"""What a run is trained in and what it is evaluated in, which are never the same."""
+"""The training and evaluation environments of a run, which are always separate."""
 
 import contextlib
 import warnings
@@ -19,25 +19,25 @@ from rlamort.host.plain import plain
 from rlamort.problem import Problem
 
 KEYS = ("env", "eval_env")
-MADE = (gymnasium.Env, VectorEnv)  # what a user may have made already
+MADE = (gymnasium.Env, VectorEnv)  # instances, which users construct themselves
 
 
 class Environments:
-    """Opens them when they are first needed. What layers of the first have learned about its numbers, the others have, frozen.
+    """Opens them when they are first needed. Evaluation uses the training environment's running statistics, frozen.
 
     Args:
-        config: the run's.
-        device: where their tensors live.
-        env: what to train in, in any form that is accepted; None takes what the configuration names.
-        eval_env: what to be evaluated in, likewise; where there is neither, others of the kind of `env`.
-        unnamed: why the configuration's name for one of them does not make it again, by key.
+        config: the run's configuration.
+        device: of their tensors.
+        env: the training environment, of any accepted kind; None takes the configuration's.
+        eval_env: the evaluation environment, likewise; without either, another one like `env`.
+        unnamed: by key, why an environment cannot be constructed by the configuration's name.
 
     Raises:
-        UserError: both are the same environment, or a key is given that a vector environment has no use for.
+        UserError: both are the same environment, or a key does not apply to a vector environment.
 
     Attributes:
-        spec: what the agent was made for, once there is one.
-        saved: statistics of layers that were saved, for the environment to go on with.
+        spec: the agent's, once it is built.
+        saved: running statistics of wrappers from a file, for the training environment.
     """
 
     def __init__(self, config: Config, device: torch.device, env: Any, eval_env: Any, unnamed: dict[str, str]) -> None:
@@ -49,26 +49,26 @@ class Environments:
         self._evaluation: Env | None = None
         self._copies: Copies | None = None
         if _innermost(env) & _innermost(eval_env):
-            raise UserError("eval_env: it is the environment that is trained in, which evaluations would disturb; give another")
+            raise UserError("eval_env: it is the training environment, which evaluations would disturb; pass another one")
 
     def find(self, key: str) -> Any:
-        """What was given as `key`, or its name; None where there is neither.
+        """The environment passed as `key`, or its name; None if there is neither.
 
         Raises:
-            UserError: the name does not make it again.
+            UserError: it cannot be constructed by that name.
         """
         if self._given[key] is None and key in self.unnamed:
-            raise UserError(f"{key}: {self.unnamed[key]}, so it cannot be made again by name; give {key}=...")
+            raise UserError(f"{key}: {self.unnamed[key]}, so it cannot be constructed by name; pass {key}=...")
         return self.config.values[key] if self._given[key] is None else self._given[key]
 
     def _env(self) -> Any:
         found = self.find("env")
         if found is None:
-            raise UserError("env: this agent was loaded without one; give load an env to learn or to be evaluated in")
+            raise UserError("env: this agent was loaded without one; pass one to load, for training and evaluation")
         return found
 
     def require_second(self, must: bool) -> None:
-        """Find out whether another one can be made of what is trained in; an error where it `must`, else a warning."""
+        """Test whether a second environment like the training one can be made; an error if it `must`, else a warning."""
         if self._given["eval_env"] is None and isinstance(self._given["env"], MADE):
             try:
                 self._copies = copies_of(self._given["env"], self.config.run.reset_options)
@@ -78,14 +78,14 @@ class Environments:
                 warnings.warn(str(error), stacklevel=4)
         if self._copies is not None and _keeps_to_itself(self._copies):
             warnings.warn(
-                f"env={name_of(self._given['env'])}: wrappers in its worker processes may keep statistics, which evaluations "
-                "and saved agents cannot have; give what makes one environment, with num_envs and vectorization=async, or take "
-                "normalise=true instead of these wrappers",
+                f"env={name_of(self._given['env'])}: running statistics of wrappers in its worker processes are not visible to "
+                "evaluations and saved agents; pass a function that makes one environment, with num_envs and "
+                "vectorization=async, or use normalise=true instead of these wrappers",
                 stacklevel=4,
             )
 
     def require_spaces(self) -> None:
-        """Open what was given, to say now whether its spaces are not those that the agent was made for."""
+        """Open the environments that were passed, and raise UserError if their spaces differ from the agent's."""
         if self._given["env"] is not None:
             self._match(self.training, "env")
         if self._given["eval_env"] is not None:
@@ -93,7 +93,7 @@ class Environments:
 
     @property
     def training(self) -> Env:
-        """What to train in."""
+        """The training environment."""
         if self._training is None:
             run, given = self.config.run, self._env()
             self._training = self._open(given, run.num_envs, run.vectorization)
@@ -109,7 +109,7 @@ class Environments:
         return self._training
 
     def another(self, count: int) -> Env:
-        """Others of the kind of what is trained in, `count` of them or, of a vector environment, as many as it has."""
+        """Environments like the training one, `count` of them, or for a vector environment as many as it has."""
         given = self._env()
         if isinstance(given, MADE):
             self._copies = self._copies or copies_of(given, self.config.run.reset_options)
@@ -119,7 +119,7 @@ class Environments:
         return self._frozen(self._open(given, count).held_out(), "env")
 
     def evaluation(self, episodes: int) -> Env:
-        """Where so many episodes are to be played, as many side by side as it has rows."""
+        """The evaluation environment for so many episodes, side by side where possible."""
         given, before = self.find("eval_env"), self._evaluation
         if given is not None:
             rows = 1 if isinstance(given, gymnasium.Env) else episodes
@@ -133,21 +133,21 @@ class Environments:
         return self._frozen(self._evaluation, "eval_env" if given is not None else "env")
 
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
-        """While others are opened and play: nothing of it shows in what is trained in."""
+        """A context in which other environments may be opened and stepped without affecting the training one."""
         return contextlib.nullcontext() if self._training is None else self._training.undisturbed()
 
     def statistics(self) -> dict[str, Any] | None:
-        """What layers of the environment have learned about its numbers."""
+        """Running statistics of the training environment's wrappers."""
         return self.saved if self._training is None else self._training.statistics()
 
     def close(self) -> None:
-        """Give back what they hold, worker processes among it."""
+        """Release their resources, worker processes included."""
         for env in (self._training, self._evaluation):
             if env is not None:
                 env.close()
 
     def _open(self, env: Any, count: int, vectorization: str = "sync", own: bool = True) -> Env:
-        """`own` where it is what is trained in, or its like, which keywords of the constructor are for."""
+        """`own` for the training environment and others like it, which take the constructor's keywords."""
         run, vector = self.config.run, isinstance(env, VectorEnv)
         opened: Env = locate(self.config.row["opens"])(
             env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies, Problem)) else None,
@@ -170,15 +170,15 @@ class Environments:
 
 
 def told(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a configuration says of environments that are given: values by key, and why a name of one does not make it again.
+    """The configuration's values for environments that are passed, and why one cannot be constructed by name, by key.
 
     Args:
-        env: to train in.
-        eval_env: to be evaluated in.
-        fields: other keys that are given.
+        env: for training.
+        eval_env: for evaluation.
+        fields: other keys.
 
     Raises:
-        UserError: a key is given that a vector environment has no use for.
+        UserError: a key does not apply to a vector environment.
     """
     _refuse_idle(env, fields)
     ours = recorded(env, fields.get("env_kwargs"), fields.get("max_episode_steps"))
@@ -201,7 +201,7 @@ def told(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
-    """Raises UserError for a key that `env`, which is made already, has no use for."""
+    """Raises UserError for a key that does not apply to an existing `env`."""
     late = ["env_kwargs"] if isinstance(env, MADE) else []
     if isinstance(env, VectorEnv):
         late += ["max_episode_steps", "reset_options", "vectorization", "max_env_faults", "env_timeout"]
@@ -213,12 +213,12 @@ def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
 
 
 def _keeps_to_itself(copies: Copies) -> bool:
-    """Whether it has worker processes of its own in which wrappers learn."""
+    """Whether it has worker processes in which wrappers keep running statistics."""
     return isinstance(copies.env.unwrapped, AsyncVectorEnv) and bool(learned(layers(copies.first.unwrapped.envs[0]))["layers"])
 
 
 def _innermost(env: Any) -> set[int]:
-    """The environments, by identity, that an instance plays in the end."""
+    """The ids of the innermost environments of an instance."""
     if not isinstance(env, MADE):
         return set()
     return {id(env.unwrapped), *(id(row.unwrapped) for row in getattr(env.unwrapped, "envs", ()))}

@@ -1,4 +1,4 @@
-"""What `rlamort train --help` says: the keys of a method, their meanings and defaults."""
+"""The text of `rlamort train --help`: a method's keys, with meanings and defaults."""
 
 import itertools
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from typing import Any
 from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, settled
 
 AFTER_KEYS = """
--m key=a,b,c runs once for each value and draws all runs; hydra/launcher=... chooses where. hydra/sweeper=optuna searches by the
-mean return of the last evaluation (hydra.sweeper.direction=maximize), or by its mean cost. --cfg job trains nothing."""
+-m key=a,b,c runs each value and plots all runs; hydra/launcher=... selects a launcher. hydra/sweeper=optuna optimises the
+mean return of the last evaluation (hydra.sweeper.direction=maximize), or its mean cost. --cfg job prints the configuration."""
 
 
 def train_help() -> None:
@@ -39,7 +39,7 @@ def _show(title: str, shown: Iterable[Field], chosen: dict[str, Any]) -> None:
 
 
 def _show_part(name: str, part: Part) -> None:
-    """The keys of a part as it is chosen, however deep."""
+    """The keys of a part with its present choices, recursively."""
     for field in fields_of(type(part)).values():
         key, value = f"{name}.{field.name}", getattr(part, field.name)
         print(f"    {key}={_typed(value)}  ({describe(field.type)})\n        {field.help}")
@@ -48,7 +48,7 @@ def _show_part(name: str, part: Part) -> None:
 
 
 def _typed(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as it is typed in an override."""
     if isinstance(value, Part):
         return value.label()
     if isinstance(value, tuple | list):

@@ -1,9 +1,8 @@
-"""A run followed in Weights & Biases or TensorBoard, by a process beside the training one.
+"""Logging to Weights & Biases or TensorBoard, from a separate process.
 
-It copies `metrics.jsonl`, up to the byte that the newest checkpoint vouches for: what comes after is written again when a run
-is killed and resumed, so it is not final. How far it has come stands in `RUN/mirror/BACKEND.json`, with the identity of the run
-over there, so that a resumed run goes on in the same place with no row lost or repeated. Whatever happens to it, training goes
-on.
+It uploads `metrics.jsonl` up to the byte position of the newest checkpoint: later records are written again when a run
+is killed and resumed, so they are not final. Its position is in `RUN/mirror/BACKEND.json`, with the id of the run
+there, so that a resumed run continues there with each record exactly once. Its failures do not affect training.
 
     python -m rlamort.run.mirror RUN BACKEND     reads byte positions from its input, a line each
 """
@@ -32,44 +31,44 @@ from rlamort.errors import UserError
 from rlamort.run.track import Records
 
 NEEDS = {"wandb": "wandb", "tensorboard": "tensorboard"}
-SOON = 1.0  # seconds after which it is said what is waited for
-PATIENCE = 3600.0  # seconds within which a backend must answer while training goes on
+SOON = 1.0  # seconds of waiting after which a message is printed
+PATIENCE = 3600.0  # seconds to wait for a backend during training
 
 
 class Backend(Protocol):
-    """Where rows go."""
+    """A tracking backend."""
 
     def arrived(self) -> int | None:
-        """How many records it has, where it knows that better than who sends them."""
+        """The number of records that it has, if it can tell."""
 
     def send(self, env_step: int, values: dict[str, Any]) -> None:
-        """One record."""
+        """Upload one record."""
 
     def file(self, path: Path) -> None:
-        """One file of the run, such as a video."""
+        """Upload one file of the run, such as a video."""
 
     def checkpoint(self, path: Path) -> None:
-        """The agent in the folder of a checkpoint."""
+        """Upload the agent in the folder of a checkpoint."""
 
     def preempted(self) -> None:
-        """The run will be resumed."""
+        """Mark the run as preempted."""
 
     def close(self) -> None:
-        """All has been sent."""
+        """Finish after the last record."""
 
 
 class Wandb:
-    """A Weights & Biases run; the official client does the talking.
+    """A Weights & Biases run, through the official client.
 
     Args:
         run: the run directory.
         config: its resolved configuration.
-        identity: the run's id over there.
+        identity: the run's id there.
         watched: the process whose system metrics are logged.
-        patience: seconds within which it must answer at first.
+        patience: timeout of the connection, in seconds.
 
     Raises:
-        UserError: it does not, or lets nobody in.
+        UserError: there is no connection in that time, or no login.
     """
 
     def __init__(self, run: Path, config: dict[str, Any], identity: str, watched: int, patience: float) -> None:
@@ -150,13 +149,13 @@ BACKENDS: dict[str, Callable[[Path, dict[str, Any], str, int, float], Backend]] 
 
 
 def require(backend: str) -> None:
-    """Raises UserError where its package is missing."""
+    """Raises UserError if its package is not installed."""
     if importlib.util.find_spec(NEEDS[backend]) is None:
         raise UserError(f"track={backend}: {NEEDS[backend]} is not installed; pip install {NEEDS[backend]}")
 
 
 class Mirror:
-    """The training process's end of it.
+    """The side of the training process.
 
     Args:
         run: the run directory.
@@ -174,15 +173,15 @@ class Mirror:
             )  # fmt: skip
 
     def advance(self, position: int) -> None:
-        """All records before that byte are final. Never waits, never raises."""
+        """Tell the process that all records before that byte are final, without blocking or raising."""
         self._tell(str(position))
 
     def preempted(self) -> None:
-        """The run is asked to stop, and will be resumed."""
+        """Tell the process that the run is preempted and will be resumed."""
         self._tell("preempted")
 
     def close(self, position: int) -> None:
-        """All records are final and none will follow; waits until they are taken, for `timeout` seconds, or until Ctrl-C."""
+        """Finish: wait for the upload of all records, for `timeout` seconds or until Ctrl-C."""
         self._tell(str(position))
         self._tell("end")
         try:
@@ -201,14 +200,14 @@ class Mirror:
         except subprocess.TimeoutExpired:
             if self.timeout > SOON:
                 print(
-                    f"waiting up to {self.timeout:g} s for {self.backend} to take the last records; Ctrl-C goes on without "
+                    f"waiting up to {self.timeout:g} s for {self.backend} to upload the last records; Ctrl-C skips that "
                     f"(`rlamort push {self.run}` sends them later)",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             return self.process.wait(max(self.timeout - SOON, 0))
 
     def _end(self) -> None:
-        """Nothing of it is left running, its client's own processes included."""
+        """Kill the process and those of its client."""
         family = [self.process.pid]
         with contextlib.suppress(psutil.Error):
             family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
@@ -231,24 +230,24 @@ class Mirror:
             self.given_up = True
             log = self.run / "mirror" / f"{self.backend}.log"
             warnings.warn(
-                f"track={self.backend}: it has not taken all records (see {log}); nothing is lost, they are in "
+                f"track={self.backend}: not all records are uploaded (see {log}); nothing is lost, they are in "
                 f"metrics.jsonl, and `rlamort push {self.run}` sends them",
                 stacklevel=3,
             )
 
 
 def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
-    """Send Weights & Biases what it lacks of a run; what there is to say about it.
+    """Upload the missing records of a run to Weights & Biases; returns a message.
 
     Args:
         run: the run directory.
         changes: values that replace those of the run's configuration.
-        anew: whether all goes to a new run over there.
+        anew: whether to upload everything as a new run.
 
     Raises:
-        UserError: it is no run, or nothing can be sent.
+        UserError: it is not a run directory, or nothing can be sent.
     """
-    config = {"track_timeout": Run.track_timeout, **config_of(run), **changes}  # runs of old have none
+    config = {"track_timeout": Run.track_timeout, **config_of(run), **changes}  # older runs have none
     require("wandb")
     if config["wandb_mode"] == "disabled":
         raise UserError("wandb_mode=disabled: nothing would be sent; online or offline is needed")
@@ -264,18 +263,18 @@ def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
 
 
 def copy(run: Path, config: dict[str, Any], backend: str, positions: TextIO, watched: int, patience: float) -> None:
-    """Send every record up to the latest position read, until the input ends; and the videos, if it said "end".
+    """Upload every record up to the latest position in the input, until it ends; and the videos, after "end".
 
     Args:
         run: the run directory.
         config: its configuration.
         backend: one of `BACKENDS`.
-        positions: byte positions, a line each, of which only the latest counts, and perhaps "preempted" and "end".
+        positions: byte positions, a line each, of which the latest counts, and possibly "preempted" and "end".
         watched: the process whose system metrics are logged.
-        patience: seconds within which the backend must answer at first.
+        patience: timeout of the connection, in seconds.
 
     Raises:
-        UserError: it does not.
+        UserError: there is no connection in that time.
     """
     folder = run / "mirror"
     folder.mkdir(exist_ok=True)
@@ -316,7 +315,7 @@ def copy(run: Path, config: dict[str, Any], backend: str, positions: TextIO, wat
 
 
 class _Latest:
-    """The newest position of a stream that is read in a thread, so that a slow backend never makes its writer wait."""
+    """The latest position of a stream, read in a thread, so that a slow backend never blocks its writer."""
 
     def __init__(self, positions: TextIO) -> None:
         self.position, self.over, self.ended, self.preempted = 0, False, False, False
@@ -338,7 +337,7 @@ class _Latest:
             self.changed.notify()
 
     def beyond(self, sent: int) -> int | None:
-        """Waits for a position after `sent`; None when there will be none."""
+        """Wait for a position after `sent`; None at the end of the stream."""
         with self.changed:
             self.changed.wait_for(lambda: self.position > sent or self.over)
             return self.position if self.position > sent else None

@@ -1,4 +1,4 @@
-"""What older versions wrote, in today's names, so that their runs and agents are read as they were."""
+"""Translation of older versions' keys, so that their runs, agents and solvers still load."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "al
 
 
 def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a file, where those of the method's keys that have been renamed since are the parts that they chose."""
+    """The values of a file with former keys replaced by the parts that they chose."""
     names = renamed(dict(row))
     old = {name: values[name] for name in names if name in values}
     kept = {name: value for name, value in values.items() if name not in names}
@@ -23,7 +23,7 @@ def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model(name: str, old: Mapping[str, Any]) -> dict[str, Any]:
-    """The model that was chosen by a name beside fields of all models."""
+    """The part of a model that was chosen by name, with the fields of all models as flat keys."""
     init = "middle" if old.get("start") == "middle" else "full"
     adjoint = old.get("adjoint", "unrolled")
     if name == "choice":

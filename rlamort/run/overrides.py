@@ -1,4 +1,4 @@
-"""key=value as a user types it: by Hydra's grammar where it is that, and as text where it is not."""
+"""Overrides key=value: parsed by Hydra's grammar if they are valid there, else as text."""
 
 import math
 import re
@@ -20,14 +20,14 @@ INTERPOLATION = re.compile(r"\$\{([^${}:]*)(:?)")
 
 
 def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
-    """key=value, several of them, as Python values; a dotted key is one of a mapping, and `a,b` a list.
+    """Overrides as Python values; dotted keys are nested, and `a,b` is a list.
 
     Args:
-        arguments: as typed.
-        kinds: of the fields whose type is known.
+        arguments: key=value, as typed.
+        kinds: types of known fields.
 
     Raises:
-        UserError: one has no key.
+        UserError: an argument is not key=value.
     """
     given: dict[str, Any] = {}
     for argument in arguments:
@@ -47,7 +47,7 @@ def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def split(argument: str) -> tuple[str, str]:
-    """Key and text of key=value. Raises UserError where it is none."""
+    """Key and text of key=value. Raises UserError otherwise."""
     key, equals, text = argument.partition("=")
     if not (key and equals):
         raise UserError(f"{argument}: key=value is needed")
@@ -55,7 +55,7 @@ def split(argument: str) -> tuple[str, str]:
 
 
 def read(text: str, kind: Any) -> Any:
-    """What a value means to a field of type `kind`; of several values, a list of them."""
+    """The value of a text for a field of type `kind`; a list for several values."""
     parsed = _parsed(text)
     if parsed is None:
         return text if element_of(kind) is None else _items(text)
@@ -70,16 +70,16 @@ def read(text: str, kind: Any) -> Any:
 
 
 def spelled(argument: str, kind: Any, multirun: bool, known: Collection[str]) -> str:
-    """key=value as Hydra reads it: as it was typed where that is Hydra's grammar, else in quotes.
+    """key=value in Hydra's grammar: unchanged if it is valid there, else quoted.
 
     Args:
-        argument: as typed.
+        argument: key=value, as typed.
         kind: the field's type.
         multirun: whether `a,b` is a run for each.
-        known: keys that an interpolation `${key}` may name; where it names none, it is text.
+        known: keys that an interpolation `${key}` may name; otherwise it is text.
 
     Raises:
-        UserError: several values without `multirun`; or with it text of which that cannot be told.
+        UserError: several values without `multirun`, or ambiguous text with it.
     """
     key, text = split(argument)
     parsed = _parsed(text)
@@ -110,7 +110,7 @@ def _several(parsed: Override, text: str) -> Any:
 
 
 def _items(text: str) -> Any:
-    """A list of texts as YAML reads it, such as [jürgen, it's, 2024], where Hydra does not; text where it is none."""
+    """A YAML list of texts, such as [jürgen, it's, 2024], that Hydra does not parse; else the text."""
     try:
         found = yaml.compose(text)  # nothing is made of it but text
     except yaml.YAMLError:
@@ -121,7 +121,7 @@ def _items(text: str) -> Any:
 
 
 def _literal(value: Any, known: Collection[str]) -> Any:
-    """With the interpolations that name nothing escaped, for OmegaConf to leave them as they are."""
+    """The value with interpolations of unknown names escaped for OmegaConf."""
     if isinstance(value, list):
         return [_literal(one, known) for one in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Networks begun anew now and then, on the data that were gathered (Nikishin et al., 2022, section 4)."""
+"""Periodic network resets on the collected data (Nikishin et al., 2022, section 4)."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,17 +11,17 @@ from rlamort.train import Updates, crosses
 
 
 class Resets:
-    """Rounds in which networks, targets, temperature and the state of their optimisers are first drawn anew, when that is due.
+    """Rounds of updates with periodic resets of networks, targets, temperature and optimiser state.
 
-    Replay and observation statistics stay: they are data. Tensors stay where they are, so that captured rounds go on with them.
-    Nothing is counted here and fresh values come from torch's generator, so a resumed run resets as the unbroken one would.
+    Replay and observation statistics are kept, since they are data. Tensors are written in place, for captured rounds.
+    There is no counter here and new values come from torch's generator, so a resumed run resets as an uninterrupted one.
 
     Args:
         updates: the rounds.
-        agent: what they update.
-        fresh: makes an agent of the same kind and shapes, as one is made at the start.
-        every: updates; before each multiple of it there is a reset.
-        done: how many updates there were before this round.
+        agent: the agent that they update.
+        fresh: builds a new agent of the same shapes.
+        every: number of updates between resets.
+        done: returns the number of updates before this round.
     """
 
     def __init__(self, updates: Updates, agent: Agent, fresh: Callable[[], Agent], every: int, done: Callable[[], int]) -> None:

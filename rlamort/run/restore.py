@@ -1,4 +1,4 @@
-"""Learners made again: from saved agents, from those of Stable-Baselines3, and from runs that were interrupted."""
+"""Learners from files: saved agents, those of Stable-Baselines3, and interrupted runs."""
 
 import warnings
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ from rlamort.run.stored import agent_in, run_facts, trusted
 
 
 def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
-    """A saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one that Stable-Baselines3 saved.
+    """Load a saved agent of any method, as `Learner.load`; `sb3:FILE.zip` reads one saved by Stable-Baselines3.
 
-    Nothing in the file is executed: of a Stable-Baselines3 file, its tensors and plain JSON are read, never its pickles.
+    Nothing in the file is executed: of a Stable-Baselines3 file, tensors and plain JSON are read, never its pickles.
     """
     if str(path).startswith("sb3:"):
         return _from_sb3(Path(str(path).removeprefix("sb3:")), env, eval_env)
@@ -51,21 +51,21 @@ def resume(
     env: Any = None,
     eval_env: Any = None,
 ) -> tuple[Learner, str]:
-    """A run as it was at its newest whole checkpoint, ready to `learn` on, and how exact that is.
+    """A run at its newest intact checkpoint, ready to `learn`, and how exact that is.
 
-    exact: it goes on bit for bit as if it had not been interrupted. Exact but for the episode: the environment cannot give its
-    state, so the episode that was going on ends there, as a truncated one; `learner.source.env.unsaved` says what is to blame.
+    exact: it continues bit for bit like an uninterrupted run. Exact but for the episode: part of the environment's state cannot
+    be saved, so the current episode is truncated; `learner.source.env.unsaved` names it.
     Statistical: versions, device or settings differ.
 
     Args:
         path: the run directory.
-        changes: values that are to differ from now on.
+        changes: settings that change on resume.
         method: as for `Learner.load`.
-        env: where it trained, for a run whose environment no name makes again.
-        eval_env: where it was evaluated, likewise.
+        env: the training environment, for a run whose environment cannot be constructed by name.
+        eval_env: the evaluation environment, likewise.
 
     Raises:
-        UserError: it is no run, another process has it, or a change would make it another run.
+        UserError: it is not a run directory, is locked by another process, or a change is not allowed.
     """
     path, changes = Path(path), dict(changes)
     facts = run_facts(path)

@@ -1,4 +1,4 @@
-"""Agents that Stable-Baselines3 saved. Its files hold pickles beside tensors and JSON; the pickles are never read."""
+"""Agents saved by Stable-Baselines3. Of their files, tensors and JSON are read, and pickles never are."""
 
 import io
 import json
@@ -20,15 +20,15 @@ PPO = "stable_baselines3.common.policies"
 
 
 class Foreign(NamedTuple):
-    """A Stable-Baselines3 agent in our terms."""
+    """A Stable-Baselines3 agent as a method, values and tensors of rlamort."""
 
     method: str
-    values: dict[str, Any]  # fields in which it differs from the defaults
+    values: dict[str, Any]  # fields that differ from the defaults
     spec: Spec
-    tensors: dict[str, Tensor]  # of our agent's `state_dict`, optimisers left out
+    tensors: dict[str, Tensor]  # of our agent's `state_dict`, without optimisers
 
     def fill(self, agent: nn.Module) -> None:
-        """Copy the tensors into `agent`. Raises UserError where one does not fit."""
+        """Copy the tensors into `agent`. Raises UserError if a shape differs."""
         own = agent.state_dict()
         for name, tensor in self.tensors.items():
             if name not in own or own[name].shape != tensor.shape:
@@ -39,10 +39,10 @@ class Foreign(NamedTuple):
 
 
 def read_sb3(path: Path) -> Foreign:
-    """SAC, TD3, DDPG or PPO with an `MlpPolicy`, from the file that its `save` wrote.
+    """SAC, TD3, DDPG or PPO with an `MlpPolicy`, from a file of its `save`.
 
     Raises:
-        UserError: it is none of these, or is built otherwise than can be read without executing what is in it.
+        UserError: it is none of these, or has a structure that cannot be read without unpickling.
     """
     data, tensors = _members(path)
     kind = data.get("policy_class", {}).get("__module__")
@@ -96,12 +96,12 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except Exception as error:
         raise UserError(f"{path}: it cannot be read as a Stable-Baselines3 file: {type(error).__name__}") from error
     if not isinstance(data, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise UserError(f"{path}: it is no Stable-Baselines3 file")
+        raise UserError(f"{path}: it is not a Stable-Baselines3 file")
     return data, tensors
 
 
 def _spec(path: Path, data: dict[str, Any]) -> Spec:
-    """Sizes and bounds, from the text that stands beside the pickled spaces."""
+    """Sizes and bounds, from the text beside the pickled spaces."""
     try:
         action, observation = data["action_space"], data["observation_space"]
         shape = [int(n) for n in observation["_shape"]]
@@ -135,7 +135,7 @@ def _mlp(tensors: dict[str, Tensor], theirs: str, ours: str) -> dict[str, Tensor
 
 
 def _ensemble(tensors: dict[str, Tensor], theirs: str, ours: str, members: int) -> dict[str, Tensor]:
-    """Their separate networks, whose weights are (out, in), as our stacked ones, (E, in, out)."""
+    """SB3's separate networks with weights (out, in) as our stacked ones, (E, in, out)."""
     layers = [int(name.split(".")[2]) for name in tensors if re.fullmatch(rf"{theirs}\.qf0\.\d+\.weight", name)]
     stacked = {}
     for i, layer in enumerate(sorted(layers)):

@@ -1,4 +1,4 @@
-"""A run that is seen through: begun or resumed, shown in the terminal, stopped by signals, tried once more after a NaN."""
+"""A run of the command line: started or resumed, with terminal output, signal handling, and one retry after a NaN."""
 
 import contextlib
 import signal
@@ -17,20 +17,20 @@ from rlamort.run.track import Terminal
 
 
 class Session:
-    """Sees runs through. What it prints last is the run directory.
+    """Runs training to its end, and prints the run directory last.
 
     Args:
-        finish: called with a learner that has learned all it was to, to leave behind what is shown of it.
+        finish: called with a finished learner and its directory, to write plots and videos.
     """
 
     def __init__(self, finish: Callable[[Learner, Path], None]) -> None:
         self.finish = finish
 
     def start(self, method: str, given: dict[str, Any]) -> Path:
-        """Train in a new directory, or where `resume` is "auto" and there is a run go on with that; the directory.
+        """Train in a new directory, or with resume=auto continue the run in it; returns the directory.
 
         Raises:
-            UserError: a key is missing, or has a value that it cannot have.
+            UserError: a key is missing or has an invalid value.
         """
         config = resolve(method, given)
         if config.run.env is None:
@@ -46,7 +46,7 @@ class Session:
         return self._run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
 
     def resume(self, path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
-        """Go on with a run; arguments as of `rlamort.run.restore.resume`."""
+        """Continue a run; arguments as of `rlamort.run.restore.resume`."""
         learner, exactness = resume(path, changes, method)
         blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
         return self._run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
@@ -70,22 +70,22 @@ class Session:
         return path
 
     def _learn(self, learner: Learner, durable: Durable, terminal: Terminal, interrupts: "Interrupts") -> dict[str, Any] | None:
-        """Learn to the end; where it diverges and may try again, what is to differ then, with the learner closed."""
+        """Learn to the end; on divergence with a retry, close the learner and return the changed settings."""
         run, path = learner.config.run, durable.directory.path
         try:
             learner.learn(
                 run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
             )
         except Preempted as end:
-            terminal.print(f"{end}; `rlamort resume {path}` goes on from there")
+            terminal.print(f"{end}; `rlamort resume {path}` continues from there")
             raise
         except Diverged as error:
-            terminal.print(f"{error}; what is known is in {durable.report_nan(error)}")
+            terminal.print(f"{error}; diagnostics are in {durable.report_nan(error)}")
             if run.on_nan == "stop" or durable.directory.checkpoints.newest() is None:
                 raise
             learner.close()
             slower = {"learning_rate": learner.config.values["learning_rate"] / 2, "on_nan": "stop"}
-            terminal.print(f"once more from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
+            terminal.print(f"retrying from the newest checkpoint, with learning_rate={slower['learning_rate']:g}")
             return slower
         finally:
             with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
@@ -96,7 +96,7 @@ class Session:
 
 
 class Interrupts:
-    """SIGINT and SIGTERM as a request to stop at the next moment when all state is consistent; a second one stops at once."""
+    """SIGINT and SIGTERM as a request to stop after the current round; a second one stops immediately."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -113,7 +113,7 @@ class Interrupts:
         return self.count > 0
 
     def ending(self) -> None:
-        """All is saved: from now on the first signal stops what is waited for."""
+        """After everything is saved, let the first signal end the waiting for uploads."""
         self.count = max(self.count, 1)
 
     def _take(self, number: int, frame: types.FrameType | None) -> None:

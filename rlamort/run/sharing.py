@@ -1,4 +1,4 @@
-"""Updates on as many threads as pay off, which are fewer while other processes use the same cores."""
+"""Updates on all threads or on one, whichever is faster at the machine's present load."""
 
 import time
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from rlamort.run.track import say
 from rlamort.train import Updates
 
 WINDOW, TRIAL = 100, 20  # rounds that are timed together; rounds of a trial
-SLOW = 2.0  # times the usual, from which on the other way is tried at once
-FASTER = 0.85  # of the time on all threads, from which on one is kept
-LONG = 3  # times as long as its rounds would have taken the way before, after which a trial ends early
-AGAIN, SELDOM = 20.0, 60.0  # seconds until the other way is tried again, at first, and after trials that changed nothing
+SLOW = 2.0  # times the usual duration, above which the alternative is tried immediately
+FASTER = 0.85  # of the time on all threads, below which one thread is kept
+LONG = 3  # times the expected duration, after which a trial ends early
+AGAIN, SELDOM = 20.0, 60.0  # seconds between trials, at first, and after trials without a change
 
 
 class Sharing:
     """Rounds of updates on all threads or on one, whichever is faster now.
 
-    Threads wait for each other many times in an update. One that the system has put aside for another process keeps the others
-    waiting, so that several threads beside a busy process may be slower than one, and small networks are always faster on one.
-    Rounds are timed, and the other way is tried now and then, and whenever they slow down. It is taken only where a round gives
-    bit for bit the same on one thread as on all: a run must not depend on who else was there.
+    Threads synchronise many times in an update. One that is descheduled for another process blocks the others,
+    so several threads on a busy machine may be slower than one; small networks are always faster on one.
+    Rounds are timed, and the alternative is tried periodically, and when they slow down. It is used only if a round gives
+    bit for bit the same on one thread as on all, so that a run does not depend on the machine's load.
 
     Args:
         updates: the rounds.
-        agent: what they update.
-        threads: all of them.
+        agent: the agent that they update.
+        threads: the number of all threads.
     """
 
     def __init__(self, updates: Updates, agent: Agent, threads: int) -> None:
@@ -59,7 +59,7 @@ class Sharing:
         return Round(*found)
 
     def _choose(self, mean: float, x: Tensor | None, h: Carry) -> None:
-        """How many threads the next rounds run on, by how long the last ones took."""
+        """Choose the number of threads of the next rounds by the duration of the last ones."""
         self.mean[self.now], now = mean, time.perf_counter()
         if self._trying:
             self._trying, self._longest = False, torch.inf
@@ -86,7 +86,7 @@ class Sharing:
         self.now = threads
 
     def _compared(self, x: Tensor | None, h: Carry) -> bool:
-        """One round on all threads and one on one, both from where the agent is, and back to there: are they the same?"""
+        """Whether a round from the present state gives the same bits on all threads as on one; restores the state."""
         before, results = AgentSnapshot(self.agent), []
         for threads in (self.threads, 1):
             self._take(threads)

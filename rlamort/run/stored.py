@@ -1,4 +1,4 @@
-"""What files say of agents and runs, read and judged before anything is made from it."""
+"""Contents of files of agents and runs, validated before anything is built from them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from rlamort.run.checkpoint import Checkpoints
 
 
 def trusted(named: Any, given: str | None) -> str:
-    """The method that a file names, if it is one of rlamort's; of another, only what the user gives is imported.
+    """The method that a file names, if it is one of rlamort's; else the user's, since files never cause its import.
 
     Raises:
-        UserError: the file names a method that is not rlamort's, and the user gives none.
+        UserError: the file names a method that is not rlamort's, and the user names none.
     """
     if named in methods():
         return str(named)
@@ -35,10 +35,10 @@ def agent_in(path: Path) -> Saved:
 
 
 def run_facts(path: Path) -> dict[str, Any]:
-    """What the config.yaml of a run directory says: its method, values, and why a name in them makes no environment.
+    """The config.yaml of a run directory: its method, values, and why an environment cannot be constructed by name.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a run directory.
     """
     file = path / "config.yaml"
     facts = yaml.safe_load(file.read_text()) if file.is_file() else None

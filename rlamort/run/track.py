@@ -1,4 +1,4 @@
-"""Where records go: the file that is the truth, and the terminal."""
+"""Records of metrics: the file, and the terminal."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rlamort.env import Episode
 from rlamort.train import Pace, Values
 
-# takes a line about what is done now that takes long; nobody does unless there is a terminal
+# prints a line about slow work in progress; does nothing without a terminal
 say: ContextVar[Callable[[str], None]] = ContextVar("say", default=lambda line: None)
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found: a return, or of a problem its mean cost; with a 95 % interval whose bounds may be NaN."""
+    """The result of an evaluation: a mean return, or a problem's mean cost, with a 95 % interval whose bounds may be NaN."""
 
     name: str
     digits: str
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 
     @classmethod
     def of(cls, values: Values) -> Self | None:
-        """The evaluation in a record, where there is one."""
+        """The evaluation in a record, if there is one."""
         if "eval/return" not in values:
             return None
         mean, low, high = (float(values.get(f"eval/{key}", math.nan)) for key in ("return", "low", "high"))  # type: ignore[arg-type]
@@ -45,13 +45,13 @@ class Evaluation(NamedTuple):
 
 
 class Records:
-    """`metrics.jsonl`: one JSON object a line, each with its `env_step`, on disk as soon as it is made."""
+    """`metrics.jsonl`: one JSON object per line, each with its `env_step`, written immediately."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.missed = path, 0
 
     def record(self, env_step: int, values: Values) -> None:
-        """Storage that fails costs a warning and a gap, which the next record tells of, not the run."""
+        """Append a record; if that fails, warn, count it in the next record, and continue training."""
         gap: Values = {"records/missed": self.missed} if self.missed else {}
         line = json.dumps({"env_step": env_step, **values, **gap}, allow_nan=False) + "\n"
         size = self.size()
@@ -62,17 +62,17 @@ class Records:
         except OSError as error:
             self.cut(size)  # half a line would hide the next one
             if not self.missed:
-                warnings.warn(f"{self.path}: {error.strerror}; training goes on without its records", stacklevel=2)
+                warnings.warn(f"{self.path}: {error.strerror}; training continues without its records", stacklevel=2)
             self.missed += 1
 
     def size(self) -> int:
-        """Bytes so far, which a checkpoint keeps."""
+        """Size in bytes, which a checkpoint stores."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Take back every record after the first `size` bytes: a resumed run writes them again.
+        """Truncate the file to `size` bytes, since a resumed run writes later records again.
 
-        Where there are fewer, which is no doing of rlamort's, those that are whole stay, and that is said.
+        If it is shorter than that, complete records are kept, with a warning.
         """
         held = self.size()
         if held < size:
@@ -83,7 +83,7 @@ class Records:
             os.truncate(self.path, size)
 
     def sync(self) -> None:
-        """Make durable what a checkpoint is about to vouch for."""
+        """Sync the file to disk before a checkpoint refers to it."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -93,10 +93,10 @@ class Records:
 
 
 class Terminal:
-    """A progress bar where the output is a terminal, plain lines where it is not.
+    """A progress bar if the output is a terminal, else plain lines.
 
     Args:
-        steps: environment steps in all.
+        steps: total environment steps.
     """
 
     def __init__(self, steps: int) -> None:
@@ -137,7 +137,7 @@ class Terminal:
             self.bar.update(self.task, completed=env_step, status=" · ".join(self._pace(env_step, shown)))
 
     def _pace(self, env_step: int, shown: list[str]) -> list[str]:
-        """Speed, what else is shown, and how long it will take."""
+        """Speed, other metrics, and remaining time."""
         rate, left = self.pace.steps_per_s, self.pace.left(max(self.steps - env_step, 0))
         before = [] if rate is None else [f"{rate:.0f} steps/s"]
         after = ["no updates yet"] if not self.pace.learning else [] if left is None else [f"{span(left)} left"]
@@ -148,13 +148,13 @@ class Terminal:
 
 
 def span(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration in a readable unit."""
     unit, name = next((one for one in ((86_400, "days"), (3_600, "h"), (60, "min")) if seconds >= 2 * one[0]), (1, "s"))
     return f"{seconds / unit:.1f} {name}" if unit > 60 else f"{seconds / unit:.0f} {name}"
 
 
 def read_records(run: Path) -> list[dict[str, float | list[float]]]:
-    """The records of a run directory, none where none was made; a last line that a kill cut short is left out."""
+    """The records of a run directory, without an incomplete last line."""
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,1 +1,1 @@
-"""Classical solvers, certificates, and models that give both."""
+"""Classical solvers, certificates, and solvers that combine a model with both."""

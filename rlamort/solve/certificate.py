@@ -1,4 +1,4 @@
-"""What can be said of a solution without knowing the best one, and solving until it is enough.
+"""Certificates of solutions without a known optimum, and solving until a certificate is small enough.
 
 y (B, n) · x (B, d) · f cost (B,) · bound (B,) >= 0
 """
@@ -17,30 +17,30 @@ from rlamort.solve.classical import CHECK_EVERY, FAILURES, Descent, Field, best_
 
 
 class Certificate:
-    """What can be said of a solution without knowing the best one.
+    """A bound on the suboptimality of a solution, without a known optimum.
 
     Attributes:
-        kind: what its number means, for users.
+        kind: the meaning of the bound, for users.
     """
 
     kind: str
 
     def bound(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (B, n), x (B, d) -> (B,) >= 0; inf where nothing can be said, as of y that is not in Y."""
+        """y (B, n), x (B, d) -> (B,) >= 0; inf without a bound, as for y outside Y."""
         raise NotImplementedError
 
     def improve(
         self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: float, iterations: int, solution: Field
     ) -> tuple[Tensor, Tensor]:
-        """Solve again from y, until the bound is at most `tol` or the iterations are spent -> y (B, n), bound (B,)."""
+        """Solve from y until the bound is at most `tol`, or for `iterations` -> y (B, n), bound (B,)."""
         return solve_from(f, domain, x, y, tol, self, iterations, solution)
 
 
 class Residual(Certificate):
-    """The problem's own residual: what it means is the problem's to say, and so is the unit of a tolerance on it.
+    """The problem's own residual, in the unit that the problem defines, also for tolerances.
 
     Args:
-        problem: one whose class defines `residual`.
+        problem: its class defines `residual`.
         domain: Y.
     """
 
@@ -84,11 +84,11 @@ class DualityGap(Certificate):
 
 
 class Conformal(Certificate):
-    """A bound that holds for all but a share of fresh contexts: a quantile of the model's gaps to the reference.
+    """A statistical bound, which holds for a share of new contexts: a quantile of the model's gaps to the reference.
 
     Split conformal prediction (Vovk et al., 2005; Lei et al., 2018, algorithm 2): of n gaps on contexts that are exchangeable
-    with those to come, the ceil((n + 1) level)-th smallest. It is about the model's predictions, on average over contexts, and
-    about the gap to the reference, which need not be the global optimum. What is solved again is the reference: its gap is 0.
+    with new ones, the ceil((n + 1) level)-th smallest. It is marginal over contexts, and bounds the gap to the reference, which
+    need not be the global optimum. Items that are solved again are their own reference, with a gap of 0.
 
     Args:
         quantile: that gap.
@@ -111,7 +111,7 @@ class Conformal(Certificate):
 
 
 def _claimed(bound: Tensor, y: Tensor, domain: Domain) -> Tensor:
-    """The bound, inf where it is NaN or y is not in Y."""
+    """The bound, or inf if it is NaN or y is outside Y."""
     return bound.masked_fill(bound.isnan() | ~within(domain, y), torch.inf)
 
 
@@ -128,12 +128,11 @@ def solve_from(
 ) -> tuple[Tensor, Tensor]:
     """Improve y (B, n) until each item's certificate is at most `tol` -> y (B, n), bound (B,).
 
-    Projected gradient from y, at most `iterations` times; then `best_found` for items that are still above `tol`, such as those
-    of a problem that is not convex. An item is left alone once it meets `tol`, so its answer does not depend on how long its
-    neighbours take.
+    Projected gradient from y for at most `iterations`; then `best_found` for items that are still above `tol`, such as those
+    of a nonconvex problem. An item stops once it meets `tol`, so its solution does not depend on the batch.
 
     Raises:
-        UserError: the cost or the residual has the wrong shape, or the certificate needs a gradient that there is none of.
+        UserError: the cost or the residual has the wrong shape, or has no gradient that the certificate needs.
     """
     y = placed(domain, y)
     bound = certificate.bound(y, x)
@@ -155,7 +154,7 @@ def solve_from(
 def _tightened(
     certificate: Certificate, x: Tensor, y: Tensor, bound: Tensor, other: Tensor, tol: float
 ) -> tuple[Tensor, Tensor]:
-    """Per item the one of y and `other` with the lower bound; y where that meets `tol` already."""
+    """Per item the one of y and `other` with the lower bound; y if it already meets `tol`."""
     now = certificate.bound(other, x)
     better = (now < bound) & (bound > tol)
     return other.where(better[:, None], y), now.where(better, bound)

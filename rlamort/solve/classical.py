@@ -1,9 +1,9 @@
-"""Classical solvers of a problem: what a model's predictions are held against, and what answers where they are not good enough.
+"""Classical solvers of a problem: references for a model's predictions, and a fallback where they are not good enough.
 
-x contexts as rows (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,) · S starts
+x contexts as vectors (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,) · S starts
 
-Every item is solved as if it were alone: step sizes, acceptance and best iterates are its own, and an item whose cost or
-gradient is not finite stays where it was. What is chosen is in Y by `domain.violation`; no solver's word is taken for it.
+Items are solved independently: step sizes, acceptance and best iterates are per item, and an item whose cost or
+gradient is not finite does not move. Results are feasible by `domain.violation`, whatever the solver.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from rlamort.update import Cem, Lbfgs, Update
 
 Field = Callable[[Tensor], Tensor | None]  # x (B, d) -> y (B, n), or None
 STARTS = 8
-CHUNK = 512  # contexts that are solved side by side, from every start
-AGREES = 1e-3  # how near to the best cost, relative to it, a start has ended that found the same solution
-CHECK_EVERY = 10  # iterations; asking for a certificate costs as much as one of them
+CHUNK = 512  # contexts in one batch, from every start
+AGREES = 1e-3  # relative difference to the best cost below which a start agrees with it
+CHECK_EVERY = 10  # iterations between certificates, one of which costs as much as an iteration
 FAILURES = (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError)  # of a solver or of a user's `solution`
 
 
 class Reference(NamedTuple):
-    """Solutions to hold a model against."""
+    """Reference solutions for a model."""
 
-    y: Tensor  # (B, n) in Y; NaN where nothing was found
-    cost: Tensor  # (B,); NaN where nothing finite was found
+    y: Tensor  # (B, n) in Y; NaN if no solution was found
+    cost: Tensor  # (B,); NaN if no finite one was found
     label: str  # "solution": the problem's own; "best found": of all starts and solvers
-    agreement: float  # share of starts from which some search came within 1e-3, relative, of the best; 1 for a solution
-    messages: tuple[str, ...]  # what failed on the way, and how much was left out for not being in Y
+    agreement: float  # share of starts from which some solver came within a relative 1e-3 of the best; 1 for a solution
+    messages: tuple[str, ...]  # failures, and counts of points outside Y
 
 
 class Search:
@@ -47,28 +47,28 @@ class Search:
 
     Attributes:
         name: for messages and tables.
-        iterations: after which it is taken to be done.
+        iterations: the default number.
     """
 
     name: str
     iterations: int
 
     def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
-        """From domain.project(v (B, inputs)): y (B, n) in Y after each iteration, without end. Called without gradients."""
+        """Iterates y (B, n) in Y from domain.project(v (B, inputs)), an infinite iterator. Called inside no_grad."""
         raise NotImplementedError
 
 
 class Descent(Search):
-    """Spectral projected gradient: a gradient step, the nearest point of Y, and Barzilai and Borwein's step size.
+    """Spectral projected gradient: a projected gradient step with the Barzilai-Borwein step size.
 
-    Birgin, Martinez and Raydan (2000), algorithm 2.1 (SPG1): the trial lies on the projection arc, so Y need not be convex,
-    and acceptance is Grippo, Lampariello and Lucidi's, against the worst of the last costs. A rejected trial is an iteration
-    too. The step size comes from gradients alone, so rounding of the cost does not end the descent, as it ends FISTA's
-    backtracking, before a certificate of 1e-4 can hold in float32.
+    Birgin, Martinez and Raydan (2000), algorithm 2.1 (SPG1): trials are on the projection arc, so Y need not be convex, and
+    acceptance is the nonmonotone rule of Grippo, Lampariello and Lucidi, against the worst of the last costs. A rejected trial
+    is an iteration, too. The step size comes from gradients alone, so rounding of the cost does not stop the descent before a
+    certificate of 1e-4 holds in float32, as it stops FISTA's backtracking.
 
     Args:
-        iterations: after which it is taken to be done; each is one evaluation of f and its gradient.
-        memory: costs that a trial is compared with.
+        iterations: the default number; each is one evaluation of f and its gradient.
+        memory: costs of the nonmonotone rule.
     """
 
     name = "projected gradient"
@@ -80,7 +80,7 @@ class Descent(Search):
         return self.improve(f, domain, x, domain.project(v))
 
     def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-        """From y (B, n), finite and in Y: the best so far after each iteration, without end."""
+        """The best iterates so far from y (B, n), finite and in Y, an infinite iterator."""
         oracle = Oracle(f, x)  # of the cost itself, hidden parts of x included
         cost, slope = _value_and_slope(oracle, y)  # (B,), (B, n)
         slope = slope.where(slope.isfinite(), 0)  # that item stays, and no projection sees NaN
@@ -107,12 +107,12 @@ class Descent(Search):
 
 
 class Unconstrained(Search):
-    """Any `Update`, over the unconstrained numbers v with y = domain.project(v).
+    """Any `Update` over the unconstrained coordinates v with y = domain.project(v).
 
     Args:
         name: for messages and tables.
-        make: the solver's step, for the space in which v lies.
-        iterations: after which it is taken to be done.
+        make: the solver's step, for the domain of v.
+        iterations: the default number.
     """
 
     def __init__(self, name: str, make: Callable[[Domain], Update], iterations: int) -> None:
@@ -128,11 +128,11 @@ class Unconstrained(Search):
 
 
 class Adam(Update):
-    """Adam (Kingma and Ba, 2015, algorithm 1) on each item alone, its rate falling as rate / (1 + t / 50) so that it settles.
+    """Adam (Kingma and Ba, 2015, algorithm 1) per item, with the step size rate / (1 + t / 50).
 
     Args:
-        rate: the first step size.
-        domain: Y, which must be all of R^n, since it projects nothing.
+        rate: initial step size.
+        domain: Y, which must be R^n, since there is no projection.
         decay: beta_1 and beta_2, of the moments.
     """
 
@@ -152,7 +152,7 @@ class Adam(Update):
 
 
 class Known(Search):
-    """The problem's own solution, as a search of one iteration, so that it can be timed beside the others.
+    """The problem's own solution, as a solver of one iteration, to be timed like the others.
 
     Args:
         field: x (B, d) -> y (B, n).
@@ -172,7 +172,7 @@ class Known(Search):
 
 
 def solvers() -> list[Search]:
-    """The default ones: two that follow curvature, Adam with a grid of rates, and one that needs no gradients."""
+    """The default solvers: two with curvature, Adam with a grid of step sizes, and one without gradients."""
     return [
         Descent(100),  # from every start; the best of them all is polished for longer
         Unconstrained("L-BFGS", Lbfgs, 60),
@@ -182,7 +182,7 @@ def solvers() -> list[Search]:
 
 
 def solution_of(problem: Problem) -> Field:
-    """`problem.solution` on contexts as rows, in their dtype."""
+    """`problem.solution` on contexts as vectors, in their dtype."""
 
     def field(x: Tensor) -> Tensor | None:
         y = problem.solution(problem.layout.unpack(x))
@@ -192,13 +192,13 @@ def solution_of(problem: Problem) -> Field:
 
 
 def within(domain: Domain, y: Tensor) -> Tensor:
-    """y (B, n) -> (B,) bool: which are in Y, to rounding; those that are not finite are not."""
+    """y (B, n) -> (B,) bool: feasibility, to rounding; False for non-finite y."""
     finite = y.isfinite().all(-1)
     return finite & (domain.violation(_finite(domain, y)) <= slack(y))
 
 
 def extended(f: Objective, domain: Domain, y: Tensor, x: Tensor) -> Tensor:
-    """f(y; x) (B,), and infinity where y is not in Y: by this, answers are compared (Boyd and Vandenberghe, 2004, 3.1.2)."""
+    """The extended value of f (B,), infinity outside Y, for comparisons (Boyd and Vandenberghe, 2004, 3.1.2)."""
     return f(y, x).where(within(domain, y), torch.inf)
 
 
@@ -217,19 +217,19 @@ def best_found(
     solution: Field | None = None,
     searches: Sequence[Search] | None = None,
 ) -> Reference:
-    """The problem's own solution of each item where it has one, elsewhere the best of all searches from all starts.
+    """The problem's own solution of each item if it has one, else the best of all solvers from all starts.
 
-    The best is polished by projected gradient. Nothing outside Y is taken, of whatever source; `messages` says how much there
-    was of it. The starts are the same for every item and every call, so what is found for one
-    does not depend on its neighbours; CEM's samples are drawn from a stream of their own.
+    The best is polished by projected gradient. Points outside Y are excluded, from every source, and counted in `messages`.
+    The starts are the same for every item and every call, so that results do not depend on the batch; CEM's samples have
+    their own generator state.
 
     Args:
         f: the cost.
         domain: Y.
         x: contexts (B, d).
         starts: S.
-        extra: solutions (B, n) to start from as well, such as predictions; never is the answer worse than those in Y.
-        solution: the problem's own, on rows.
+        extra: further starts (B, n), such as predictions; the result is never worse than feasible ones.
+        solution: the problem's own, on vectors.
         searches: the solvers; by default `solvers()`.
 
     Raises:
@@ -258,7 +258,7 @@ def best_found(
             y[rows], cost[rows], agreement = _search(f, domain, x[rows], starts, given, searches, messages, lost)
             agreements.append(agreement)
     kind = type(domain).__name__
-    messages |= {f"{name}: {count} of its points lie outside {kind}, and were left out": None for name, count in lost.items()}
+    messages |= {f"{name}: {count} of its points lie outside {kind}, and are excluded": None for name, count in lost.items()}
     label = "best found" if len(missing) == len(x) else f"solution; best found for {len(missing)} of {len(x)}"
     return Reference(y, cost, label, torch.cat(agreements).mean().item(), tuple(messages))
 
@@ -273,7 +273,7 @@ def _search(
     messages: dict[str, None],
     lost: Counter[str],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of all -> y (B, n), cost (B,), and the share of starts (B,) that found it."""
+    """The best of all -> y (B, n), cost (B,), and the share of starts (B,) that agree with it."""
     v = _starts(domain, starts, x).repeat_interleave(len(x), 0)  # (S * B, inputs)
     many, first = x.repeat(starts, 1), domain.project(v)
     # what is wrong with the cost itself is said before any solver is blamed
@@ -313,13 +313,13 @@ def _search(
 def _walk(
     f: Objective, domain: Domain, path: Iterator[Tensor], x: Tensor, iterations: int, name: str, lost: Counter[str]
 ) -> tuple[Tensor, Tensor]:
-    """The best of some iterates and the last -> y (B, n), cost (B,), which is NaN where it never was finite in Y."""
+    """The best of some iterates and the last -> y (B, n), cost (B,), NaN if it never was finite in Y."""
     kept = [at for i, at in enumerate(itertools.islice(path, iterations), 1) if i % CHECK_EVERY == 0 or i == iterations]
     return _best(kept[::-1], [_judged(f, domain, at, x, name, lost) for at in reversed(kept)])
 
 
 def _judged(f: Objective, domain: Domain, y: Tensor, x: Tensor, name: str, lost: Counter[str]) -> Tensor:
-    """f(y; x) (B,), NaN where it is not finite or y is not in Y, of which `lost[name]` keeps count."""
+    """f(y; x) (B,), NaN if it is not finite or y is outside Y, which `lost[name]` counts."""
     cost, inside = f(y, x), within(domain, y)
     if outside := int((y.isfinite().all(-1) & ~inside).sum()):
         lost[name] += outside
@@ -332,7 +332,7 @@ def _by_start(y: Tensor, cost: Tensor, count: int) -> Iterator[tuple[Tensor, Ten
 
 
 def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Per item the y of lowest finite cost; the earlier of equals."""
+    """Per item the y of lowest finite cost; the first on ties."""
     stacked = torch.stack(list(costs))
     which = stacked.where(stacked.isfinite(), torch.inf).argmin(0)
     items = torch.arange(len(which), device=which.device)
@@ -340,14 +340,14 @@ def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor
 
 
 def _starts(domain: Domain, count: int, x: Tensor) -> Tensor:
-    """v (S, inputs) of x's dtype and device: the origin, then ever wider normal draws, always the same."""
+    """v (S, inputs) with x's dtype and device: the origin, then fixed normal draws of increasing width."""
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(count, domain.inputs, generator=generator, dtype=torch.float64)
     return (v * torch.linspace(0, 3, count, dtype=torch.float64)[:, None]).to(x)
 
 
 def _known(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, None]) -> Tensor | None:
-    """The problem's own solution (B, dim), NaN for items on which it raises; None where it gives none."""
+    """The problem's own solution (B, dim), NaN for items on which it raises; None if it returns None."""
     try:
         y = solution(x)
     except FAILURES as error:
@@ -379,17 +379,17 @@ def _value_and_slope(oracle: Oracle, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _finite(domain: Domain, y: Tensor) -> Tensor:
-    """y, with a point of Y in place of items that are not finite."""
+    """y with non-finite items replaced by a point of Y."""
     centre = domain.project(y.new_zeros(1, domain.inputs))
     return y.where(y.isfinite().all(-1, keepdim=True), centre)
 
 
 def placed(domain: Domain, y: Tensor) -> Tensor:
-    """The nearest point of Y; y itself where that is in Y and what is called the nearest point is not."""
+    """The projection onto Y; y itself if that is feasible and its projection is not."""
     near = domain.nearest(_finite(domain, y))
     return y.where((within(domain, y) & ~within(domain, near))[:, None], near)
 
 
 def slack(y: Tensor) -> Tensor:
-    """How far (B,) from Y rounding may leave y (B, n)."""
+    """The tolerance (B,) of feasibility for y (B, n), for rounding."""
     return y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(y.dtype).eps)

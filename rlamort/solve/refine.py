@@ -1,7 +1,7 @@
-"""How gradient steps refine a prediction: in which space, and from which step size, found by trying both.
+"""The space and step size of gradient refinement, chosen by trial.
 
-In Y, steps reach solutions at its border, where many problems have them. Where the gradient grows without bound towards the
-border they are of no use; in the chart, the unconstrained numbers v with y = project(v), that border is infinitely far away.
+Steps in Y reach solutions at its boundary, where many problems have them. If the gradient grows without bound towards the
+boundary they fail; in the chart, the unconstrained coordinates v with y = project(v), the boundary is infinitely far away.
 
 x context (B, d) · y solution (B, n) · v (B, inputs)
 """
@@ -26,19 +26,19 @@ Space = Literal["solution", "chart"]
 SPACES: tuple[Space, ...] = ("solution", "chart")
 RATES = [10 ** (k / 2) for k in range(-6, 7)]
 TRIED, STEPS = 64, 30  # contexts, and steps from the middle of Y
-WORTH = 1e-3  # of what steps gain: by so much the chart must be better, since borders are reached in Y alone
-CLIP = 1e3  # the longest gradient, per item
+WORTH = 1e-3  # relative advantage that the chart must have, since boundaries are reached in Y alone
+CLIP = 1e3  # largest gradient norm, per item
 
 
 class Trial(NamedTuple):
-    """What came of gradient steps of the best size, in one space."""
+    """The result of gradient steps of the best size in one space."""
 
     rate: float
-    cost: float  # the mean of the best iterates; infinite where none is finite
+    cost: float  # mean cost of the best iterates; infinite if none is finite
 
 
 class Refinement(NamedTuple):
-    """Where steps are best taken, and what was found in either space."""
+    """The better space, and the results of both."""
 
     space: Space
     trials: dict[Space, Trial]
@@ -53,7 +53,7 @@ def steps_in(
         space: solution takes steps in Y, each followed by the Euclidean projection; chart in v.
         net: (B, d) -> (B, domain.inputs).
         domain: Y.
-        rate: step size, or a module that gives it.
+        rate: step size, or a module that computes it.
         steps: K.
         adjoint: how losses differentiate through them; None unrolls.
         keep_best: whether each iterate is the best so far.
@@ -66,9 +66,9 @@ def steps_in(
 
 
 def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
-    """Take steps of many sizes from the middle of Y in both spaces, for contexts x (B, d), and see where they end.
+    """Try steps of many sizes from the middle of Y in both spaces, for contexts x (B, d), and compare their final costs.
 
-    No random generator of torch's is moved.
+    Torch's generator state is unchanged.
     """
     x = x[:TRIED]
     if x.is_meta:  # nothing has a value while sizes alone are asked
@@ -95,14 +95,14 @@ def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:
 
 @contextlib.contextmanager
 def _aside(x: Tensor) -> Iterator[None]:
-    """Without gradients, without a trace in torch's generators, and without warnings, which training would repeat."""
+    """A context without gradients, with torch's generator state restored, and without warnings, which training repeats."""
     with torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def repeats(f: Objective, domain: Domain, x: Tensor) -> bool:
-    """Whether f gives the same costs twice: one that draws cannot say which iterate is the best."""
+    """Whether f is deterministic; a random one cannot tell which iterate is the best."""
     x = x[:TRIED]
     if x.is_meta:
         return True

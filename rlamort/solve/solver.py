@@ -1,6 +1,6 @@
-"""What a user holds once a model is trained: predictions, and answers that are checked.
+"""Trained solvers: predictions, and certified solutions.
 
-x contexts, as the user has them, or as rows (B, d) · y solution (B, n) · f cost (B,) · B batch
+x contexts, as the user has them, or as vectors (B, d) · y solution (B, n) · f cost (B,) · B batch
 """
 
 import itertools
@@ -31,31 +31,31 @@ from rlamort.solve.classical import (
 )
 
 Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
-CALIBRATION = 200  # contexts, where the user asked for a certificate that must first be measured
+CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 PREDICTED, RESOLVED = "predicted", "re-solved"
 
 
 class Solution(NamedTuple):
-    """Answers, and what is known of them."""
+    """Solutions with certificates."""
 
-    y: Tensor  # (B, n); NaN where the context is not finite
+    y: Tensor  # (B, n); NaN for a non-finite context
     cost: Tensor  # (B,)
-    bound: Tensor  # (B,) what `kind` says of f(y) - min f; inf where nothing is claimed
-    status: list[str]  # per item: "predicted", "re-solved", or "failed: " and why
-    kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" where it was not asked for
+    bound: Tensor  # (B,) the certificate of that `kind`; inf without one
+    status: list[str]  # per item: "predicted", "re-solved", or "failed: " with a reason
+    kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
 
 
 class Solver(nn.Module):
-    """A model that predicts a problem's solutions, with a certificate and a classical solver to fall back on.
+    """A model that predicts a problem's solutions, with a certificate and a classical solver as fallback.
 
     Args:
         model: y_theta.
-        problem: what it was trained on.
-        facts: what the model can be built from again, for `save`.
+        problem: the problem that it was trained on.
+        facts: values from which the model can be rebuilt, for `save`.
 
     Attributes:
-        training_seconds: what the model cost, for its break-even.
+        training_seconds: training time, for the break-even.
     """
 
     training_seconds: float = math.nan
@@ -68,7 +68,7 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def predict(self, x: Given) -> Tensor:
-        """y (B, n) for contexts x, tensors or NumPy arrays: one forward pass; NaN where a context is not finite.
+        """y (B, n) for contexts x, tensors or NumPy arrays, without certificates; NaN for a non-finite context.
 
         Raises:
             UserError: x does not have the keys, shapes, dtype or device of the problem's contexts.
@@ -77,16 +77,16 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def solve(self, x: Given, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
-        """Predict, check every item, and solve again what is not good enough.
+        """Predict, certify every item, and solve again those above the tolerance.
 
-        The certificate is the problem's `residual` where it defines one; the duality gap where it is `convex` and Y is bounded;
+        The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded;
         else a split-conformal bound on the gap to the reference, for which `calibrate` is called if it was not before.
 
         Args:
-            x: contexts, as `predict` takes them.
-            tol: the largest bound that is allowed, in the unit of the cost (of the residual, where that is the certificate):
-                absolute, not relative. Items above it are solved again, from the prediction. None: nothing is.
-            certify: bound every item also where no `tol` is given.
+            x: contexts, as for `predict`.
+            tol: absolute tolerance of the certificate, in the unit of the cost, or of the residual. Items above it are solved
+                again, from the prediction. None solves none again.
+            certify: compute certificates also without `tol`.
             max_iterations: of projected gradient, for items that are solved again.
 
         Raises:
@@ -100,7 +100,7 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def solve_rows(self, rows: Tensor, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
-        """`solve` for contexts that are rows (B, d) already."""
+        """`solve` for contexts as vectors (B, d)."""
         finite, rows = rows.isfinite().all(-1), rows.nan_to_num(0.0, 0.0, 0.0)
         certificate = self.certificate() if certify or tol is not None else None
         y = self.predict_rows(rows)
@@ -120,7 +120,7 @@ class Solver(nn.Module):
         return Solution(y, cost, bound, [_status(*item, kind=kind, tol=tol) for item in flags], kind)
 
     def certificate(self) -> Certificate:
-        """The strongest one that the problem allows."""
+        """The strongest certificate that the problem allows."""
         if type(self.problem).residual is not Problem.residual:
             return Residual(self.problem, self.problem.domain)
         if self.problem.convex and _bounded(self.problem, self._like()):
@@ -129,7 +129,7 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, count: int = CALIBRATION, level: float = 0.95) -> Conformal:
-        """Measure the gaps to the reference on `count` fresh contexts, and keep the bound that follows for `level` of them.
+        """Measure the gaps to the reference on `count` new contexts, and store the split-conformal bound at `level`.
 
         Raises:
             UserError: `level` is not in (0, 1), or `count` is too small for it.
@@ -149,19 +149,19 @@ class Solver(nn.Module):
         return self.conformal
 
     def reference(self, x: Tensor, starts: int = STARTS, y: Tensor | None = None) -> Reference:
-        """What predictions are held against, for contexts as rows (B, d); `y` are solutions to start from as well."""
+        """The reference for contexts as vectors (B, d); `y` are further starts."""
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
 
     def draw(self, count: int) -> Tensor:
-        """Contexts held out (count, d) as rows, of the solver's dtype and device."""
+        """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
         return unseen(self.problem, count).to(self._like())
 
     def rows(self, x: Given, scored: bool = True) -> Tensor:
-        """Contexts as a user has them -> (B, d), after every part has been checked.
+        """Contexts as a user has them -> vectors (B, d), after validation.
 
         Args:
             x: contexts.
-            scored: whether the cost is asked too, so that what models do not read is needed as well.
+            scored: whether the cost is evaluated, too, so that hidden keys are needed.
 
         Raises:
             UserError: as `predict`.
@@ -191,20 +191,20 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def export(self, path: str | Path) -> None:
-        """Write the forward pass, contexts as rows (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
+        """Write the forward pass, contexts as vectors (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
 
         Raises:
-            UserError: the model asks the objective while it solves, so it is more than a forward pass; or a file is there that
-                this did not write.
-            Fault: the exported program does not do what the model does.
+            UserError: the model queries the objective, so it is more than a forward pass; or the file exists and was not
+                exported by rlamort.
+            Fault: the exported program differs from the model.
         """
         path = Path(path)
         if path.exists() and not _exported(path):
-            raise UserError(f"export: {path} exists already, and rlamort did not export it; give another name")
+            raise UserError(f"export: {path} exists already, and rlamort did not export it; choose another name")
         if not isinstance(self.model, Full):
             raise UserError(
-                f"export: a {type(self.model).__name__} model asks the cost for gradients while it solves, which an exported "
-                "forward pass cannot; a model of class Full is needed"
+                f"export: a {type(self.model).__name__} model evaluates the cost or its gradients while it solves, which an "
+                "exported forward pass cannot; a model of class Full is needed"
             )
         program = torch.export.export(self.model, (self.draw(4),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
         fresh = self.draw(7)
@@ -215,7 +215,7 @@ class Solver(nn.Module):
             torch.export.save(program, partial, extra_files={MARK: ""})
 
     def save(self, folder: str | Path) -> None:
-        """Write tensors, calibration, and the facts that the model can be built from, to a folder: safetensors and JSON.
+        """Write tensors, calibration, and the values that rebuild the model to a folder: safetensors and JSON.
 
         Raises:
             Diverged: as `check_finite`; nothing is written.
@@ -230,26 +230,26 @@ class Solver(nn.Module):
         save_agent(Path(folder), self.state_dict(), {"conformal": told, **facts})
 
     def check_finite(self) -> None:
-        """Look at all that is trained.
+        """Check all trained parameters.
 
         Raises:
-            Diverged: a parameter is not finite, so that no prediction would be.
+            Diverged: a parameter is not finite.
         """
         for name, parameter in self.named_parameters():
             if parameter.requires_grad and not parameter.isfinite().all():
-                advice = f"`rlamort check` says where derivatives of {type(self.problem).__name__} break"
+                advice = f"`rlamort check` finds where derivatives of {type(self.problem).__name__} fail"
                 raise Diverged(f"{name} is no longer finite: training has diverged; {advice}")
 
     @classmethod
     def load(cls, folder: Path, problem: Problem, build: Callable[[dict[str, Any]], Model]) -> Self:
-        """What `save` wrote, with the model that `build` makes of its facts.
+        """Load what `save` wrote, with the model that `build` makes of its values.
 
         Raises:
             UserError: nothing is saved there, or it does not fit the problem.
         """
         saved = open_saved(folder)
         if not {"conformal", "facts", "training_seconds"} <= set(saved.facts):
-            raise UserError(f"{folder}: it holds an agent, but no solver")
+            raise UserError(f"{folder}: it holds an agent, not a solver")
         solver = cls(build(saved.facts["facts"]), problem, saved.facts["facts"])
         solver.training_seconds = saved.facts["training_seconds"]
         saved.fill(solver)
@@ -259,7 +259,7 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def predict_rows(self, rows: Tensor) -> Tensor:
-        """`predict` for contexts that are rows (B, d) already."""
+        """`predict` for contexts as vectors (B, d)."""
         finite = rows.isfinite().all(-1, keepdim=True)
         clean = rows.where(finite, 0)  # a decomposition somewhere inside would raise for the whole batch
         y: Tensor = self.model(self.f.seen(clean), self.f.oracle(clean))
@@ -298,7 +298,7 @@ def _bounded(problem: Problem, like: Tensor) -> bool:
 
 
 def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """One tensor of the contexts, as the solver needs it."""
+    """One part of the contexts, with the solver's dtype and device."""
     # what `contexts` gives is taken as it is; networks compute in their own dtype
     allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
     needed = next(iter(allowed))

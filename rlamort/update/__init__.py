@@ -1,4 +1,4 @@
-"""One step of a solver, y -> y, classical or learned. How losses differentiate through steps is `rlamort.adjoint`'s."""
+"""One step of a solver, y -> y, classical or learned. `rlamort.adjoint` differentiates through steps."""
 
 from rlamort.update.anderson import Anderson
 from rlamort.update.base import Update

@@ -16,8 +16,8 @@ class Anderson(Update):
     The least-squares problem is solved per item by its normal equations, with columns of unit length.
 
     Args:
-        history: how many iterates are combined; 1 is fixed-point iteration.
-        beta: mixing: 1 combines values of the map alone.
+        history: number of iterates that are combined; 1 is fixed-point iteration.
+        beta: mixing parameter: 1 combines values of the map alone.
         ridge: added to the diagonal of the normal equations.
     """
 

@@ -1,4 +1,4 @@
-"""What a solver's step is."""
+"""The contract of a solver's step."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from rlamort.objective import Oracle
 
 
 class Update(nn.Module):
-    """(y, h) -> (y, h), on what an oracle tells of f(.; x). The result may lie outside Y; `Unroll` takes it back."""
+    """(y, h) -> (y, h), by queries to an oracle of f(.; x). The result may lie outside Y; `Unroll` projects it."""
 
     def start(self, y: Tensor, x: Tensor) -> Carry:
         """The carry h before the first step from y (B, n)."""
@@ -21,10 +21,10 @@ class Update(nn.Module):
 
 
 def within(domain: Domain, ys: Tensor) -> Tensor:
-    """ys (S, B, n) -> the points of Y nearest to them."""
+    """ys (S, B, n) -> their Euclidean projections onto Y."""
     return domain.nearest(ys.flatten(0, 1)).view_as(ys)
 
 
 def push(history: Tensor, new: Tensor) -> Tensor:
-    """history (B, M, ...), oldest first, with new (B, ...) in the place of the oldest."""
+    """history (B, M, ...), oldest first, without its oldest entry and with new (B, ...) appended."""
     return torch.cat([history[:, 1:], new[:, None]], dim=1)

@@ -14,7 +14,7 @@ from rlamort.update.base import Update, within
 
 
 class HardTop(nn.Module):
-    """The k cheapest samples alike. Losses do not differentiate through the choice."""
+    """Uniform weights on the k elites. Losses do not differentiate through the selection."""
 
     def forward(self, costs: Tensor, k: int) -> Tensor:
         """costs (B, S) -> weights (B, S), of sum k."""
@@ -22,12 +22,12 @@ class HardTop(nn.Module):
 
 
 class SoftTop(nn.Module):
-    """The k cheapest samples, softly: -costs / temperature projected onto the capped simplex (Amos and Yarats, 2020).
+    """Soft weights on k elites: -costs / temperature projected onto the capped simplex (Amos and Yarats, 2020).
 
-    Costs are standardised per item first, so that one temperature serves all.
+    Costs are standardised per item first, so that one temperature applies to all.
 
     Args:
-        temperature: of the choice; towards 0 it becomes HardTop.
+        temperature: of the selection; in the limit of 0 it is HardTop.
     """
 
     def __init__(self, temperature: Positive = 1.0) -> None:
@@ -44,19 +44,19 @@ class SoftTop(nn.Module):
 
 
 class Cem(Update):
-    """The cross-entropy method: samples around y, of which the cheapest make the next y (Rubinstein and Kroese, 2004).
+    """The cross-entropy method: a Gaussian around y, refitted to its elite samples (Rubinstein and Kroese, 2004).
 
-    With a SoftTop selection it is DCEM, through which losses differentiate (Amos and Yarats, 2020). Noise comes from torch's
-    generator and is the same for every item, so that none depends on how many there are. What costs NaN counts as costing as
-    much as the worst.
+    With a SoftTop selection it is DCEM, which is differentiable (Amos and Yarats, 2020). Noise comes from torch's
+    generator and is shared by all items, so that no item depends on the batch size. A non-finite cost is replaced by the item's
+    largest finite one.
 
     Args:
-        domain: Y, to which samples are taken.
+        domain: Y, onto which samples are projected.
         samples: S.
-        elites: how many samples make the next y.
-        sigma: standard deviation of the first samples.
-        smoothing: how much of the old y and standard deviation stays.
-        floor: added in quadrature to the standard deviation, so that it never vanishes.
+        elites: number of elite samples.
+        sigma: initial standard deviation.
+        smoothing: weight of the previous mean and standard deviation.
+        floor: added in quadrature to the standard deviation, so that it stays positive.
         selection: HardTop or SoftTop.
     """
 
@@ -90,7 +90,7 @@ class Cem(Update):
 
 
 def _finite(costs: Tensor) -> Tensor:
-    """costs (B, S), with the item's worst in the place of what is not finite."""
+    """costs (B, S), with non-finite ones replaced by the item's largest finite one."""
     finite = costs.isfinite()
     worst = torch.where(finite, costs, -math.inf).amax(-1, keepdim=True)
     return torch.where(finite, costs, torch.where(worst.isfinite(), worst, 0))

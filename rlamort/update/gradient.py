@@ -12,7 +12,7 @@ from rlamort.update.base import Update
 
 
 class Fixed(nn.Module):
-    """The same step size everywhere.
+    """A constant step size.
 
     Args:
         rate: step size.
@@ -28,12 +28,12 @@ class Fixed(nn.Module):
 
 
 class Learned(nn.Module):
-    """A step size of its own for each coordinate and step, learned as a logarithm (Li et al., 2017: Meta-SGD).
+    """A learned step size for each coordinate and step, stored as its logarithm (Li et al., 2017: Meta-SGD).
 
     Args:
-        rate: step sizes before training.
+        rate: initial step sizes.
         dim: n.
-        steps: how many steps have their own; later ones use the last.
+        steps: steps with their own step sizes; later ones use the last.
     """
 
     def __init__(self, rate: Positive, dim: Count, steps: Count = 1) -> None:
@@ -46,12 +46,12 @@ class Learned(nn.Module):
 
 
 class Gradient(Update):
-    """Gradient descent, y - rate * m with m = momentum * m + grad f(y; x), each item by its own gradient.
+    """Gradient descent, y - rate * m with m = momentum * m + grad f(y; x), per item.
 
     Args:
         rate: step size: a number, `Fixed`, or `Learned`.
-        momentum: of the heavy ball (Polyak, 1964).
-        clip: the longest gradient, per item; longer ones are scaled down to it.
+        momentum: heavy-ball momentum (Polyak, 1964).
+        clip: largest gradient norm per item; larger gradients are scaled down to it.
     """
 
     def __init__(self, rate: Positive | nn.Module, momentum: Fraction = 0.0, clip: Positive = math.inf) -> None:

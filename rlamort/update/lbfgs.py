@@ -12,19 +12,18 @@ from rlamort.update.base import Update, push, within
 
 
 class Lbfgs(Update):
-    """Limited-memory BFGS whose line search tries its step sizes 1.5^-j side by side, each item by itself.
+    """Limited-memory BFGS with a parallel line search over the step sizes 1.5^-j, per item.
 
-    It works on the gradient mapping (y - nearest(y - s grad f)) / s, which is the gradient where Y has no boundary and that of
-    the face on which y lies where it has one; s is the length of Barzilai and Borwein's step. The largest step that satisfies
-    Armijo's condition along the projection onto Y is taken. Where none does the item stays and forgets its history, so that its
-    next step is that of the spectral projected gradient (Birgin et al., 2000). Two-loop recursion: Nocedal and Wright (2006),
-    algorithm 7.4.
+    It uses the gradient mapping (y - nearest(y - s grad f)) / s, which is the gradient in the interior of Y and the gradient
+    on the active face at its boundary; s is the Barzilai-Borwein step size. The largest step that satisfies Armijo's condition
+    along the projection onto Y is taken. If none does, the item stays and its history is cleared, so that its next step is a
+    spectral projected gradient step (Birgin et al., 2000). Two-loop recursion: Nocedal and Wright (2006), algorithm 7.4.
 
     Args:
-        domain: Y, to which candidates are taken.
-        history: M, pairs of changes that approximate the curvature.
-        candidates: how many step sizes are tried.
-        decrease: the fraction of the predicted decrease that is asked for.
+        domain: Y, onto which candidates are projected.
+        history: M, the number of curvature pairs.
+        candidates: number of step sizes in the line search.
+        decrease: Armijo's constant, the required fraction of the predicted decrease.
     """
 
     def __init__(self, domain: Domain, history: Count = 10, candidates: Count = 10, decrease: Positive = 1e-4) -> None:
@@ -72,7 +71,7 @@ class Lbfgs(Update):
         return y + step, (moves, bends, rho, scale, y, slope)
 
     def _newton(self, slope: Tensor, moves: Tensor, bends: Tensor, rho: Tensor, scale: Tensor) -> Tensor:
-        """The inverse Hessian's approximation times slope (B, n)."""
+        """The approximate inverse Hessian times slope (B, n)."""
         q, shares = slope, []
         for i in reversed(range(self.history)):
             shares.append(rho[:, i, None] * (moves[:, i] * q).sum(-1, keepdim=True))

@@ -1,4 +1,4 @@
-"""A solver's step whose parameters a policy chooses, and one policy for all the decisions in it.
+"""A solver's step with parameters that a policy chooses, and one policy for all of its decisions.
 
 x context (B, d) · y solution (B, n) · h carry: tensors with leading axis B · m decisions in a step · phi features (B, m, k)
 · u parameters (B, m, a) in [-1, 1]
@@ -15,12 +15,12 @@ from rlamort.update import Update
 
 
 class ParametricStep(nn.Module):
-    """A solver's step with parameters u: penalties, damping, step sizes. It takes u from [-1, 1] to its own units.
+    """A solver's step with parameters u, such as penalties, damping, step sizes, scaled from [-1, 1] to their units.
 
     Attributes:
-        decisions: m, how many of the step's parameters are chosen alike, each from features of its own.
-        inputs: k, numbers in the features of one decision.
-        outputs: a, numbers in one decision.
+        decisions: m, decisions of one kind per step, each with its own features.
+        inputs: k, size of the features of one decision.
+        outputs: a, size of one decision.
     """
 
     decisions: int
@@ -32,7 +32,7 @@ class ParametricStep(nn.Module):
         return ()
 
     def features(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> Tensor:
-        """phi (B, m, k), what each decision is made from."""
+        """phi (B, m, k), the features of each decision."""
         raise NotImplementedError
 
     def forward(self, u: Tensor, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -41,9 +41,9 @@ class ParametricStep(nn.Module):
 
 
 class Fold(NamedTuple):
-    """(B, m, .) as (B m, .) and back, so that one policy serves every decision (RLQP, Ichnowski et al., 2021).
+    """(B, m, .) as (B m, .) and back, so that one policy makes every decision (RLQP, Ichnowski et al., 2021).
 
-    Item i's decisions are the rows i m ... i m + m - 1.
+    Item i's decisions have the indices i m ... i m + m - 1.
     """
 
     decisions: int  # m
@@ -57,16 +57,16 @@ class Fold(NamedTuple):
         return u.reshape(-1, self.decisions, u.shape[-1])
 
     def shared(self, value: Tensor) -> Tensor:
-        """(B,) -> (B m,): what an item has, for each of its decisions."""
+        """(B,) -> (B m,): an item's value, repeated for each of its decisions."""
         return value.repeat_interleave(self.decisions)
 
 
 class Controlled(Update):
-    """The step of a solver whose parameters a policy chooses: a policy trained in `rlamort.env.iterate` as a solver.
+    """A solver's step with parameters chosen by a policy, such as one trained in `rlamort.env.iterate`.
 
     Args:
         policy: features (B m, k) -> parameters (B m, a) in [-1, 1]; of an agent, its `act` without exploration.
-        step: what the policy steers.
+        step: the parametric step.
     """
 
     def __init__(self, policy: Callable[[Tensor], Tensor], step: ParametricStep) -> None:

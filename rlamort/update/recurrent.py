@@ -1,4 +1,4 @@
-"""Learned steps: a recurrent cell reads gradients, and a head moves the iterate."""
+"""Learned steps: a recurrent cell reads gradients, and a head updates the iterate."""
 
 import math
 
@@ -16,7 +16,7 @@ class LogSign(nn.Module):
     """g -> (log|g| / p, sign g) per coordinate, and (-1, e^p g) below e^-p (Andrychowicz et al., 2016, appendix A).
 
     Args:
-        p: how many powers of e below 1 are told apart.
+        p: gradients below e^-p are encoded linearly.
     """
 
     def __init__(self, p: Positive = 10.0) -> None:
@@ -24,7 +24,7 @@ class LogSign(nn.Module):
         self.p = p
 
     def size(self, dim: int) -> int:
-        """How many numbers encode `dim`."""
+        """Size of the encoding of `dim` numbers."""
         return 2 * dim
 
     def forward(self, slope: Tensor) -> Tensor:
@@ -36,10 +36,10 @@ class LogSign(nn.Module):
 
 
 class Normed(nn.Module):
-    """g -> (g / |g|, log|g|), the norm of each item by itself.
+    """g -> (g / |g|, log|g|), with the norm per item.
 
     Args:
-        epsilon: added in quadrature to |g|, so that g = 0 has an encoding.
+        epsilon: added in quadrature to |g|, so that g = 0 has a finite encoding.
     """
 
     def __init__(self, epsilon: Positive = 1e-8) -> None:
@@ -47,7 +47,7 @@ class Normed(nn.Module):
         self.epsilon = epsilon
 
     def size(self, dim: int) -> int:
-        """How many numbers encode `dim`."""
+        """Size of the encoding of `dim` numbers."""
         return dim + 1
 
     def forward(self, slope: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Normed(nn.Module):
 
 
 class Gru(nn.GRUCell):
-    """A gated recurrent unit whose carry is a tuple, the first of which is its output."""
+    """A gated recurrent unit with a tuple as carry, whose first entry is its output."""
 
     def start(self, y: Tensor) -> Carry:
         return (y.new_zeros(len(y), self.hidden_size),)
@@ -67,7 +67,7 @@ class Gru(nn.GRUCell):
 
 
 class Lstm(nn.LSTMCell):
-    """A long short-term memory cell whose carry is a tuple, the first of which is its output."""
+    """A long short-term memory cell with a tuple as carry, whose first entry is its output."""
 
     def start(self, y: Tensor) -> Carry:
         return y.new_zeros(len(y), self.hidden_size), y.new_zeros(len(y), self.hidden_size)
@@ -80,7 +80,7 @@ class Additive(nn.Module):
     """y + net(out), small before training.
 
     Args:
-        hidden: numbers in the cell's output.
+        hidden: size of the cell's output.
         dim: n.
     """
 
@@ -100,7 +100,7 @@ class Gated(nn.Module):
     """gate * y + (1 - gate) * proposal, per coordinate (Marino et al., 2018); close to y before training.
 
     Args:
-        hidden: numbers in the cell's output.
+        hidden: size of the cell's output.
         dim: n.
     """
 
@@ -116,16 +116,16 @@ class Gated(nn.Module):
 
 
 class Recurrent(Update):
-    """A learned update: a recurrent cell reads y and an encoding of grad f(y; x), and a head moves y.
+    """A learned update: a recurrent cell reads y and an encoding of grad f(y; x), and a head updates y.
 
     Andrychowicz et al. (2016) with LogSign, Lstm and Additive; Marino et al. (2018) with a Gated head.
 
     Args:
         dim: n.
-        hidden: numbers in the cell's output.
+        hidden: size of the cell's output.
         contexts: d, for a cell that also reads x; 0 for one that does not.
         cell: Gru or Lstm.
-        encoding: LogSign or Normed, which keep a gradient's magnitude and bound its numbers.
+        encoding: LogSign or Normed, which represent magnitude and direction on a bounded scale.
         head: Additive or Gated.
     """
 

@@ -1,10 +1,10 @@
-"""Unfolded sparse coding: proximal gradient steps on the lasso, and those whose matrices, steps and thresholds are learned.
+"""Unfolded sparse coding: proximal gradient steps on the lasso, and variants with learned matrices, steps and thresholds.
 
 x signal (B, M) · y code (B, N) · A dictionary (M, N) · alpha weight of |y|_1 · L = |A|_2^2 · theta thresholds · k step
 
-All of them step y -> shrink(y + W'(x - A y), theta); they differ in what of it is learned. Before training Lista, ListaCp and
-StepIsta are ISTA, to rounding. Steps and thresholds are softplus of what is learned, hence positive; steps beyond the
-last layer are taken with its numbers.
+All have the form y -> shrink(y + W'(x - A y), theta) and differ in which parameters are learned. Lista, ListaCp and StepIsta
+are initialised as ISTA, to rounding. Steps and thresholds are softplus of parameters, hence positive; steps beyond the last
+layer use its parameters.
 """
 
 import math
@@ -32,7 +32,7 @@ class Ista(Update):
     Args:
         dictionary: A; no column is zero.
         alpha: weight of |y|_1.
-        rate: step in units of 1 / L; f falls at every step for rates up to 1, and they converge below 2.
+        rate: step size in units of 1 / L; f decreases at every step up to 1, and the iteration converges below 2.
 
     Raises:
         UserError: one of them is out of range.
@@ -71,7 +71,7 @@ class Ista(Update):
         return 0.5 * self.residual(y, x).square().sum(-1) + self.alpha * y.abs().sum(-1)
 
     def gap(self, y: Tensor, x: Tensor) -> Tensor:
-        """A bound (B,) on f(y; x) - min f, by the dual point to which the residual is scaled (Kim et al., 2007, eq. 11)."""
+        """The duality gap (B,), a bound on f(y; x) - min f; the dual point is a scaled residual (Kim et al., 2007, eq. 11)."""
         y, x, dictionary = y.double(), x.double(), self.dictionary.double()  # or rounding of f would hide a small gap
         left = x - y @ dictionary.mT
         dual = left * (self.alpha / (left @ dictionary).abs().amax(-1, keepdim=True)).clamp(max=1)
@@ -81,7 +81,7 @@ class Ista(Update):
 
 
 class NoRestart(nn.Module):
-    """Momentum is never given up."""
+    """No restarts."""
 
     def forward(self, ahead: Tensor, y: Tensor, after: Tensor) -> Tensor:
         """-> (B, 1) bool."""
@@ -89,15 +89,15 @@ class NoRestart(nn.Module):
 
 
 class GradientRestart(nn.Module):
-    """An item's momentum is given up when its step points against it (O'Donoghue and Candes, 2015, section 3.2)."""
+    """Adaptive gradient restart, per item (O'Donoghue and Candes, 2015, section 3.2)."""
 
     def forward(self, ahead: Tensor, y: Tensor, after: Tensor) -> Tensor:
-        """The points (B, N) from which and to which a step leads, and the one before -> (B, 1) bool."""
+        """Start and end of a step and the iterate before it, (B, N) each -> (B, 1) bool, where to restart."""
         return ((ahead - after) * (after - y)).sum(-1, keepdim=True) > 0
 
 
 class Fista(Update):
-    """Ista's step from a point ahead of y (Beck and Teboulle, 2009, eqs. 4.1 to 4.3).
+    """ISTA's step from the extrapolated point (Beck and Teboulle, 2009, eqs. 4.1 to 4.3).
 
     Args:
         ista: the step.
@@ -121,11 +121,11 @@ class Fista(Update):
 
 
 class Momentum(Update):
-    """A learned step from a point ahead of y, y + m_k (y - y_before) with m_k learned; before training m_k is FISTA's.
+    """A learned step from the extrapolated point y + m_k (y - y_before), with learned m_k, initialised as FISTA's.
 
     Args:
-        update: the step, such as StepIsta, which with it is FISTA before training.
-        layers: how many have momentum of their own.
+        update: the step, such as StepIsta, which together is initialised as FISTA.
+        layers: layers with their own momentum.
     """
 
     def __init__(self, update: Update, layers: Count) -> None:
@@ -153,8 +153,8 @@ class Lista(Update):
     """y -> shrink(S y + B x, theta_k), with S and B shared by all layers (Gregor and LeCun, 2010, algorithm 3).
 
     Args:
-        ista: what it is before training.
-        layers: how many have thresholds of their own, for each coordinate.
+        ista: its initialisation.
+        layers: layers with their own thresholds, one per coordinate.
     """
 
     size: Tensor
@@ -179,8 +179,8 @@ class ListaCp(Update):
     """y -> shrink(y + W'(x - A y), theta_k): S and B of Lista are coupled, as recovery needs (Chen et al., 2018, eq. 15).
 
     Args:
-        ista: what it is before training.
-        layers: how many have thresholds of their own, for each coordinate.
+        ista: its initialisation.
+        layers: layers with their own thresholds, one per coordinate.
     """
 
     size: Tensor
@@ -203,15 +203,15 @@ class ListaCp(Update):
 
 
 class Alista(Update):
-    """y -> shrink(y + gamma_k W'(x - A y), theta_k) with a W that no data has made; gamma and theta are learned.
+    """y -> shrink(y + gamma_k W'(x - A y), theta_k) with an analytic, data-free W; gamma and theta are learned.
 
-    Liu et al. (2019, eq. 10): two numbers a layer.
+    Liu et al. (2019, eq. 10): two parameters per layer.
 
     Args:
-        ista: whose A it solves for.
-        layers: how many have numbers of their own.
-        gamma: before training.
-        theta: before training.
+        ista: the lasso's step, for its A.
+        layers: layers with their own parameters.
+        gamma: initial step size.
+        theta: initial threshold.
     """
 
     dictionary: Tensor
@@ -235,12 +235,13 @@ class Alista(Update):
 class StepIsta(Update):
     """ISTA with learned steps, y -> shrink(y + s_k A'(x - A y), s_k alpha), so that y* stays its fixed point.
 
-    With one step a layer it is that of Ablin et al. (2019, eq. 8); with one for each coordinate, a learned preconditioner.
+    With one step size per layer it is that of Ablin et al. (2019, eq. 8); with one per coordinate, a learned diagonal
+    preconditioner.
 
     Args:
-        ista: what it is before training.
-        layers: how many have steps of their own.
-        coordinates: how many steps a layer has: 1 or N.
+        ista: its initialisation.
+        layers: layers with their own step sizes.
+        coordinates: step sizes per layer: 1 or N.
     """
 
     dictionary: Tensor
@@ -264,13 +265,13 @@ class StepIsta(Update):
 
 
 class Safeguarded(Update):
-    """A learned step wherever it lowers f, and below ISTA's own iterate; elsewhere the better of ISTA's steps.
+    """The learned step where it decreases f and is not worse than ISTA's iterate; elsewhere the better of two ISTA steps.
 
-    So no item is ever above ISTA from the same start, at any layer.
+    So no item is ever worse than ISTA from the same start, at any layer.
 
     Args:
         update: the learned step.
-        ista: at a rate of at most 1, so that it never raises f.
+        ista: with a rate of at most 1, so that it never increases f.
     """
 
     def __init__(self, update: Update, ista: Ista) -> None:
@@ -296,10 +297,10 @@ class Safeguarded(Update):
 class Psd(nn.Module):
     """The encoder of predictive sparse decomposition, shrink(gain tanh(F x + b), theta) (Kavukcuoglu et al., 2010, eq. 2).
 
-    The paper's has no theta: but a hyperbolic tangent is never zero, and the lasso charges for all that is not.
+    The paper's has no theta, without which codes are not sparse.
 
     Args:
-        ista: of which it predicts the fixed point. F begins as the correlations with its atoms, A'.
+        ista: whose fixed point it predicts. F is initialised as the correlations with its atoms, A'.
     """
 
     def __init__(self, ista: Ista) -> None:
@@ -320,10 +321,10 @@ class Psd(nn.Module):
 def analytic(dictionary: Tensor) -> Tensor:
     """W (M, N) of least |W'A|_F with w_i'a_i = 1 (Liu et al., 2019, eq. 16): columns of (A A')^-1 A, scaled.
 
-    Columns are problems of their own, min w'A A'w subject to w'a_i = 1, solved by (A A')^-1 a_i over a_i'(A A')^-1 a_i.
+    Columns are independent problems, min w'A A'w subject to w'a_i = 1, solved by (A A')^-1 a_i over a_i'(A A')^-1 a_i.
 
     Raises:
-        UserError: A has fewer atoms than signals have numbers, or does not span them.
+        UserError: A does not have full row rank.
     """
     m, n = dictionary.shape
     if torch.linalg.matrix_rank(dictionary) < m:
@@ -333,14 +334,14 @@ def analytic(dictionary: Tensor) -> Tensor:
 
 
 def _positive(value: Tensor, layers: int, width: int) -> nn.Parameter:
-    """(layers, width), whose softplus is `value`."""
+    """A parameter (layers, width) whose softplus is `value`."""
     if layers < 1:
         raise UserError(f"layers: {layers} given; at least 1 is needed")
     return nn.Parameter(torch.special.expm1(value).log().repeat(layers, width))
 
 
 def _at(raw: Tensor, k: Tensor) -> Tensor:
-    """Positive numbers (B, width) of the layers k (B,)."""
+    """Positive parameters (B, width) of the layers k (B,)."""
     return softplus(raw[k.clamp(max=len(raw) - 1)])
 
 

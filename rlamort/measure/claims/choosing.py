@@ -1,4 +1,4 @@
-"""Which model, which loss (tutorial, section 4.1.3): those that fit each other, at the same network, batch and updates.
+"""Models and losses (tutorial, section 4.1.3): all pairs that fit, with the same network, batch and updates.
 
 y solution (B, n) · x context · f cost (B,)
 """
@@ -32,7 +32,7 @@ BESIDES: dict[str, dict[str, Any]] = {  # what only they have; TD3 learns nothin
 
 
 class Contestant(NamedTuple):
-    """A model, the losses that it is trained by, and for how many updates."""
+    """A model, its losses, and the number of updates."""
 
     model: str
     losses: tuple[str, ...]
@@ -50,7 +50,7 @@ CONTESTANTS = {  # iterates differs from objective only where there are some
 
 
 class Portfolio(Problem[dict[str, Tensor]]):
-    """The most of gain'y - risk'y^2, y on the simplex of twenty assets."""
+    """Maximise gain'y - risk'y^2, y on the simplex of twenty assets."""
 
     domain = Simplex(20)
     convex = True
@@ -71,7 +71,7 @@ class Portfolio(Problem[dict[str, Tensor]]):
 
 
 class Crates(Problem[dict[str, Tensor]]):
-    """Goods that are bought by the crate: what y asks for is rounded, so that the cost has no slope anywhere.
+    """Goods that are bought by the crate: y is rounded, so the cost is piecewise constant.
 
     A crate of a good costs its price, and a crate's worth of demand that is not met costs 1.
     """
@@ -86,7 +86,7 @@ class Crates(Problem[dict[str, Tensor]]):
         return (x["price"] * crates + (x["demand"] - crates).clamp_min(0)).sum(-1)
 
     def solution(self, x: dict[str, Tensor]) -> Tensor:
-        """As many as the demand fills, and another where the rest of the demand is worth its price."""
+        """Full crates of the demand, and another one if the rest of the demand is worth its price."""
         whole = x["demand"].floor()
         return whole + (x["demand"] - whole > x["price"])
 
@@ -95,7 +95,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {"portfolio": Portfolio, "sphere": 
 
 
 def measure() -> Measured:
-    """Mean gaps on held-out contexts, over seeds, of every model by every loss that fits it, and what training took."""
+    """Mean gaps on held-out contexts, over seeds, of every model with every loss that fits, and training times."""
     data: dict[str, Any] = {name: _grid(Judge(make())) for name, make in PROBLEMS.items()}
     rival = {name: _best_rate(Judge(PROBLEMS[name]())) for name in ("portfolio", "crates")}
     data["full by objective, by learning rate"] = rival
@@ -107,7 +107,7 @@ def measure() -> Measured:
 
 
 class Judge:
-    """Contexts that no training has seen, and the best that is known for them.
+    """Held-out contexts, and their best known solutions.
 
     Args:
         problem: what is solved.
@@ -126,7 +126,7 @@ class Judge:
         return (self.solver.f(y, self.x) - self.best.cost).mean().item()
 
     def trained(self, given: Contestant, loss: str, seed: int, rate: float = RATE) -> tuple[float, float]:
-        """Mean gap after training, and processor seconds that it took, which neighbours on the machine do not lengthen."""
+        """Mean gap after training, and its CPU seconds, which do not depend on other load."""
         name = type(self.problem).__name__
         print(f"training: {name}, {given.model}, {loss}, {given.updates} updates, seed {seed}", flush=True)
         fields = {"model": given.model, "steps": given.updates, "learning_rate": rate, "seed": seed, "threads": 1}
@@ -161,7 +161,7 @@ def _beaten(claim: str, rival: dict[str, list[float]], gaps: Sequence[float]) ->
 
 
 def tables(data: dict[str, Any]) -> str:
-    """What `measure` found, as Markdown: for every problem, models by losses."""
+    """The results of `measure` as Markdown: for every problem, models by losses."""
     lines = []
     for name in PROBLEMS:
         found = data[name]

@@ -1,4 +1,4 @@
-"""How the claims time a call."""
+"""Timing of calls in claims."""
 
 import statistics
 import time
@@ -7,12 +7,12 @@ from typing import Any
 
 
 def median_seconds(call: Callable[[], Any], repeats: int, warm: int = 1) -> float:
-    """Median seconds of a call, of `repeats` of which the first `warm` do not count."""
+    """Median seconds of a call over `repeats`, after `warm` discarded ones."""
     return statistics.median(_seconds(call, repeats)[warm:])
 
 
 def least_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Those of the fastest of `repeats` calls: what they take by themselves, whatever else the machine did meanwhile."""
+    """Seconds of the fastest of `repeats` calls, which is least affected by other load."""
     return min(_seconds(call, repeats))
 
 

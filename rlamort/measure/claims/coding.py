@@ -1,4 +1,4 @@
-"""Sparse coding: encoders and learned solvers beside coordinate descent, ISTA and FISTA, on signals that no training has seen.
+"""Sparse coding: encoders and learned solvers against coordinate descent, ISTA and FISTA, on held-out signals.
 
 x signal (B, M) · y code (B, N) · A dictionary (M, N) · f lasso (B,) · K layers
 """
@@ -40,14 +40,14 @@ Metric = Callable[[Tensor], float]  # of codes (B, N); lower is better
 
 
 class Row(NamedTuple):
-    """A training of a row of configs/method."""
+    """A training of a method with overrides."""
 
     name: str
     method: str
     overrides: dict[str, Any]
 
     def train(self, env: str) -> Amortize:
-        """Its agent on the problem `env`, after the row's own number of updates."""
+        """The trained agent on the problem `env`, after the row's number of updates."""
         learner = learner_class(self.method)(env, seed=0, **self.overrides)
         learner.learn(learner.config.run.steps)
         agent = learner.agent
@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def psd() -> Measured:
-    """The encoder, and three steps of ISTA after it: objective, and time beside scikit-learn's coordinate descent.
+    """The encoder, and three steps of ISTA after it: objective, and time against scikit-learn's coordinate descent.
 
     The claims are about whitened patches. Coordinates of patches that are not are correlated, which slows ISTA; what comes of
     them is told beside it.
@@ -89,7 +89,7 @@ def psd() -> Measured:
 
 @torch.no_grad()
 def _encoder(agent: Amortize) -> dict[str, Any]:
-    """Quality and time of one, on patches that are held out."""
+    """Quality and time of an encoder, on held-out patches."""
     problem, model = agent.problem, agent.model
     assert isinstance(problem, Lasso)
     assert isinstance(model, Unroll)
@@ -139,7 +139,7 @@ def _descent(problem: Lasso, x: Tensor, sweeps: int, best: float) -> dict[str, f
 
 
 def lista() -> Measured:
-    """Learned solvers on recovery and on the lasso: how many iterations of ISTA and FISTA reach what 16 layers do."""
+    """Learned solvers on recovery and on the lasso: iterations of ISTA and FISTA to the result of 16 layers."""
     recovery = [Row(name, name, {"loss": "truth", "learning_rate": 1e-2}) for name in ("lista", "lista_cp", "alista")]
     objective = [
         Row("slista", "slista", {}),
@@ -157,7 +157,7 @@ def lista() -> Measured:
 
 
 def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[list[Verdict], dict[str, Any], Figure]:
-    """One problem: its baselines, and each learned solver, every one of which is held to the claim."""
+    """One problem: its baselines, and each learned solver with its claim."""
     if isinstance(problem, SparseRecovery):
         x, truth = problem.contexts(UNSEEN).values()
         what, unit = "NMSE in dB", "recovery"
@@ -203,7 +203,7 @@ def _thinned(curves: dict[str, list[float]]) -> dict[str, dict[int, float]]:
 
 
 def baselines(problem: Lasso | SparseRecovery, x: Tensor, alphas: Sequence[float], metric: Metric) -> dict[str, list[float]]:
-    """By iteration, the best over the grid of what each solver has: ISTA at 1 / L, ISTA at the best rate, and FISTA."""
+    """By iteration, the best over the grid of each solver: ISTA at 1 / L, ISTA at the best rate, and FISTA."""
     a = problem.ista.dictionary
     grids: dict[str, list[Update]] = {
         "ISTA": [Ista(a, alpha) for alpha in alphas],
@@ -217,7 +217,7 @@ def baselines(problem: Lasso | SparseRecovery, x: Tensor, alphas: Sequence[float
 
 @torch.no_grad()
 def _curve(problem: Lasso | SparseRecovery, update: Update, x: Tensor, metric: Metric) -> list[float]:
-    """LIMIT + 1 values from zero; iterates are not kept, since they would take gigabytes."""
+    """LIMIT + 1 values from zero; iterates are not stored, since they would take gigabytes."""
     y, oracle = x.new_zeros(len(x), problem.domain.dim), nothing(x)
     h, found = update.start(y, x), [metric(y)]
     for _ in range(LIMIT):
@@ -227,12 +227,12 @@ def _curve(problem: Lasso | SparseRecovery, update: Update, x: Tensor, metric: M
 
 
 def first(curve: Sequence[float], target: float) -> int:
-    """The first iteration at which `curve` is as low as `target`; its length where it never is."""
+    """The first iteration at which `curve` reaches `target`; its length if it never does."""
     return next((k for k, value in enumerate(curve) if value <= target), len(curve))
 
 
 def _guarded(name: str, agent: Amortize, x: Tensor) -> Verdict:
-    """Whether any item is above ISTA at any layer, once the learned step is safeguarded."""
+    """Whether any item is worse than ISTA at any layer, with safeguards."""
     problem, model = agent.problem, agent.model
     assert isinstance(problem, Lasso)
     assert isinstance(model, Unroll)
@@ -246,7 +246,7 @@ def _guarded(name: str, agent: Amortize, x: Tensor) -> Verdict:
 
 
 def _beginning(problem: Lasso | SparseRecovery, x: Tensor) -> Verdict:
-    """Before training."""
+    """Differences to ISTA at initialisation."""
     ista = problem.ista
     with torch.no_grad():
         plain = _path(problem, ista, LAYERS, x)

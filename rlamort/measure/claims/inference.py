@@ -1,4 +1,4 @@
-"""Amortized inference on images held out: what the rows vae, savae and ivae share.
+"""Amortized inference on held-out images: shared parts of the claims of vae, savae and ivae.
 
 x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats · S draws of z
 
@@ -35,13 +35,13 @@ SHARED = {"hidden": (WIDTH,), "batch_size": 64}  # of all that is refined, and o
 
 
 def source() -> tuple[str, str]:
-    """Where images come from, and what they are called: what RLAMORT_IMAGES names, or scikit-learn's digits."""
+    """The images and their name: those of RLAMORT_IMAGES, or scikit-learn's digits."""
     given = os.environ.get("RLAMORT_IMAGES")
     return (given, Path(given).stem) if given else ("digits", "scikit-learn's digits")
 
 
 def problem(draws: int = 1) -> VAE:
-    """One of these images, less those set aside; its decoder is untrained."""
+    """A VAE on these images, without the validation images; its decoder is untrained."""
     torch.manual_seed(0)
     vae = VAE(data=source()[0], latent=LATENT, hidden=DECODER, warp=WARP, draws=draws)
     vae.train_images = vae.train_images[len(vae.train_images) // ASIDE :]
@@ -49,13 +49,13 @@ def problem(draws: int = 1) -> VAE:
 
 
 def aside() -> Tensor:
-    """Images (N, pixels) to choose settings by, binarised once and for all."""
+    """Validation images (N, pixels), with fixed binarisation."""
     images = load(source()[0]).train
     return Bernoulli().pixels(images[: len(images) // ASIDE].flatten(1), torch.Generator().manual_seed(0))
 
 
 def learner(row: str, vae: VAE, updates: int, **fields: Any) -> tuple[Learner, Amortize]:
-    """A method on these images, which is to take that many updates, and its agent."""
+    """A learner of a method on these images for that many updates, and its agent."""
     made = learner_class(row)(vae, decay_updates=updates, seed=0, **fields)
     assert isinstance(made.agent, Amortize)
     return made, made.agent
@@ -78,19 +78,19 @@ def decoder() -> tuple[VAE, Model]:
 
 @functools.cache
 def encoder(width: int) -> Model:
-    """The encoder of this width that is trained for the frozen decoder alone."""
+    """An encoder of this width, trained on the frozen decoder."""
     return learned("vae", decoder()[0], UPDATES, hidden=(width,))
 
 
 def score(posed: VAE, lam: Tensor, x: Tensor, samples: int = SCORED) -> float:
-    """The mean bound, under the same draws for every lam."""
+    """The mean ELBO, with the same draws for every lam."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         return posed.elbo(lam, x, samples).mean().item()
 
 
 class Tuning(NamedTuple):
-    """How Adam is set: its rate is rate / (1 + t / pace) at step t, its gradients the mean of some draws."""
+    """Settings of Adam: step size rate / (1 + t / pace) at step t, and draws per gradient."""
 
     rate: float
     pace: float
@@ -101,7 +101,7 @@ class Tuning(NamedTuple):
 
 
 def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
-    """lam (B, 2 m) after every step of Adam on each image alone, from the prior unless told otherwise."""
+    """lam (B, 2 m) after every step of Adam per image, from the prior by default."""
     f = Averaged(posed.f.f, tuning.draws)
     lam = x.new_zeros(len(x), 2 * posed.latent) if start is None else start.clone()
     lam.requires_grad_()
@@ -115,7 +115,7 @@ def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> 
 
 
 class Asking(Model):
-    """A model that asks the mean of ASKED draws.
+    """A model whose oracle is the mean over ASKED draws.
 
     Args:
         model: semi-amortized, or full.

@@ -1,4 +1,4 @@
-"""Learned steps of inference on a frozen decoder, from an encoder's answer or from the prior, beside that encoder and Adam.
+"""Learned steps of inference on a frozen decoder, from an encoder's prediction or from the prior, against encoder and Adam.
 
 x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats
 """
@@ -37,7 +37,7 @@ ITERATIVE, STEPS, DRAWS = 6_000, 5, 4  # updates, steps and draws for a gradient
 
 
 class Frozen(NamedTuple):
-    """A decoder that learns no more, and what is known of it on images held out."""
+    """A frozen decoder, with reference values on held-out images."""
 
     posed: VAE
     x: Tensor  # (N, pixels)
@@ -49,7 +49,7 @@ class Frozen(NamedTuple):
 
 @functools.cache
 def frozen() -> Frozen:
-    """The one that all learned steps here are about."""
+    """The decoder of all learned steps here."""
     (posed, _), direct = decoder(), encoder(WIDTH)
     torch.manual_seed(SEED)
     x = posed.test_images[:HELD_OUT]
@@ -61,21 +61,21 @@ def frozen() -> Frozen:
 
 
 def measure() -> Measured:
-    """Steps that begin at what the direct encoder says."""
+    """Steps from the direct encoder's prediction."""
     refining, model = steps()
     model.init.load_state_dict(frozen().direct.state_dict())
     return judged("the direct encoder and", "ivae", refining, model)
 
 
 def from_prior() -> Measured:
-    """Steps that begin at the prior and move through a gate, as in the paper."""
+    """Steps from the prior with a gated head, as in the paper."""
     return judged(
         "from the prior", "ivae_prior", *steps(**{"model.init": "prior", "model.update": {"head": "gated", "memory": 256}})
     )
 
 
 def steps(**fields: Any) -> tuple[Learner, Unroll]:
-    """Learned steps on the frozen decoder, which have learned nothing yet."""
+    """Untrained learned steps on the frozen decoder."""
     noisy = problem(DRAWS)
     noisy.load_state_dict(frozen().posed.state_dict())
     refining, agent = learner("ivae", noisy.freeze(), ITERATIVE, **{"model.steps": STEPS}, **fields, **SHARED)
@@ -84,7 +84,7 @@ def steps(**fields: Any) -> tuple[Learner, Unroll]:
 
 
 def judged(name: str, figure: str, refining: Learner, model: Unroll) -> Measured:
-    """What becomes of them once they have learned."""
+    """Results after training."""
     posed, x, direct, least, top, rival = frozen()
     refining.learn(ITERATIVE)
     torch.manual_seed(SEED)
@@ -113,18 +113,18 @@ def judged(name: str, figure: str, refining: Learner, model: Unroll) -> Measured
 
 
 def grid() -> list[Tuning]:
-    """Adam's settings for 50 steps, each with as many draws as a learned step has."""
+    """Adam's settings for 50 steps, with as many draws as a learned step."""
     return [Tuning(*one, ASKED) for one in itertools.product((0.05, 0.1, 0.2, 0.4), (10.0, 30.0, float("inf")))]
 
 
 def fifty(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> float:
-    """The mean bound after 50 steps of Adam, from the prior unless told otherwise."""
+    """The mean ELBO after 50 steps of Adam, from the prior by default."""
     lam = next(itertools.islice(adam(posed, x, tuning, start), 49, None))
     return score(posed, lam, x)
 
 
 def iterations_figure(bounds: list[float], direct: float, best: float, rival: float) -> Figure:
-    """The bound after each learned step."""
+    """The ELBO after each learned step."""
     drawn = Figure(figsize=(5, 4), layout="constrained")
     axes = drawn.subplots()
     axes.plot(bounds, "o-", label="learned steps")

@@ -1,4 +1,4 @@
-"""Policies as amortization models: what solvers take to be as good in the policy's own critic, frozen, and what that is worth.
+"""Policies as amortization models: the time of solvers to match a policy by its own frozen critic, and the returns of both.
 
 x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · gap = f(y) - f(best), as a share of the zero action's gap unless said
 
@@ -45,7 +45,7 @@ def cheetah_td3() -> Measured:
 
 
 def trained(method: str, on: Mapping[str, Any], **fields: Any) -> Measured:
-    """Train one, from seed 0, and measure it."""
+    """Train an agent with seed 0, and measure it."""
     learner = learner_class(method)(on["env"], seed=0, compile=True, **fields)
     learner.learn(on["steps"])
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,7 @@ def trained(method: str, on: Mapping[str, Any], **fields: Any) -> Measured:
 
 
 def judged(data: dict[str, Any], name: str) -> Measured:
-    """What is claimed of an agent, by what `gap` found."""
+    """Claims about an agent, from the results of `gap`."""
     critic, told = data["critic"], follows(name, data)
     lost = critic["unclipped"]["mean"]  # to a reference that does not know the policy, so it may be negative
     verdicts = [
@@ -99,7 +99,7 @@ def speed(name: str, critic: Mapping[str, Any]) -> Verdict:
 
 
 def fastest(solvers: list[dict[str, Any]], goal: str, batch: int) -> dict[str, Any]:
-    """Of the solvers that the claim names; NaN, which fails, where none of them is as good as is asked for."""
+    """The fastest of the solvers that the claim names; NaN, which fails, if none reaches the target."""
     able = [one for one in solvers if one["kind"] in NAMED and (one["goal"], one["batch"]) == (goal, batch)]
     return min(able, key=lambda one: one["times"], default=NOBODY)
 
@@ -118,7 +118,7 @@ def follows(name: str, data: Mapping[str, Any]) -> str:
 
 
 def _gain(values: list[float], policy: list[float]) -> Interval:
-    """Episode by episode: each starts as the policy's does."""
+    """Paired by episode, with equal seeds."""
     return interval([value - own for value, own in zip(values, policy, strict=True)])
 
 
@@ -129,7 +129,7 @@ def _verb(gain: Interval) -> str:
 
 
 def figure(name: str, critic: Mapping[str, Any]) -> Figure:
-    """The tutorial's figure, with tuned solvers that stay in the box: the gap against seconds, batch of all states."""
+    """The tutorial's figure, with tuned solvers that stay in the box: gap against seconds, for a batch of all states."""
     drawn = Figure(figsize=(6, 4), layout="constrained")
     axes = drawn.subplots()
     for kind, curve in critic["curves"].items():

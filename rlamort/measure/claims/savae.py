@@ -1,4 +1,4 @@
-"""Semi-amortized inference beside the encoder alone, and exact second derivatives beside finite differences of gradients.
+"""Semi-amortized inference against the encoder alone, and exact second derivatives against finite differences of gradients.
 
 x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats · K refinements
 """
@@ -36,7 +36,7 @@ FINITE = 1e-5  # the step of Kim et al.'s finite differences
 
 
 def measure() -> Measured:
-    """Refinement learned through its steps, beside the encoder alone: each with a decoder of its own, of the same size."""
+    """Refinement trained through its steps, against the encoder alone: each with its own decoder, of the same size."""
     name, plain = source()[1], problem(DRAWS)
     encoding = learned("vae", plain, REFINED, **SHARED)
     posed, model = refined(Cost)
@@ -65,7 +65,7 @@ def measure() -> Measured:
 
 
 def differences() -> Measured:
-    """Exact second derivatives beside the finite differences of Kim et al., in training and by the error of one gradient."""
+    """Exact second derivatives against the finite differences of Kim et al., in training and by the error of one gradient."""
     posed, model = refined(Cost)
     bound = {"exact": everywhere(posed, model), "finite differences": everywhere(*refined(Differenced))}
     errors = gradient_errors(posed, model)
@@ -90,7 +90,7 @@ def differences() -> Measured:
 
 @functools.cache
 def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
-    """A decoder, and the semi-amortized model trained with it; `kind` is the cost that it asks."""
+    """A decoder, and the semi-amortized model trained with it; `kind` is the class of its cost."""
     posed = problem(DRAWS)
     refining, agent = learner("savae", posed, REFINED, **{"model.steps": K}, **SHARED)
     agent.f = kind(posed)
@@ -101,7 +101,7 @@ def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
 
 @torch.no_grad()
 def everywhere(posed: VAE, model: Model) -> float:
-    """The mean bound on all images held out, since what two decoders differ by varies from image to image."""
+    """The mean ELBO on all held-out images, since the difference of two decoders varies between images."""
     torch.manual_seed(SEED)
     x = posed.test_images
     return score(posed, Asking(model, posed)(x), x, FEWER)
@@ -109,14 +109,14 @@ def everywhere(posed: VAE, model: Model) -> float:
 
 @torch.no_grad()
 def after(posed: VAE, model: Unroll, x: Tensor, steps: int) -> float:
-    """The mean bound after as many steps as asked, whatever it was trained for."""
+    """The mean ELBO after a number of steps, which may differ from training."""
     longer = Unroll(model.init, model.update, steps, model.domain, model.adjoint)
     return score(posed, Asking(longer, posed)(x), x)
 
 
 @torch.no_grad()
 def apart(posed: VAE, model: Model) -> float:
-    """By how much lam differs between a batch of 64 and single images, in float64 and under the same draws."""
+    """The difference of lam between a batch of 64 and single images, in float64 with the same draws."""
     vae, solver = copy.deepcopy((posed, model))
     vae, solver, x = vae.double(), solver.double(), posed.test_images[:64].double()
     f = vae.bound(torch.randn(4, posed.latent).double())
@@ -146,7 +146,7 @@ class Differenced(Cost):
 
 
 class Remade(Objective):
-    """An objective that is made anew for each value."""
+    """An objective that is rebuilt for each value."""
 
     def __init__(self, make: Callable[[], Objective]) -> None:
         self.make = make
@@ -194,7 +194,7 @@ class _Difference(torch.autograd.Function):
 
 
 def gradient_errors(posed: VAE, model: Model) -> dict[str, float]:
-    """Relative errors of the gradient of savae's loss in float32, by how second derivatives are had."""
+    """Relative errors of the gradient of savae's loss in float32, by the method of second derivatives."""
     noise = torch.randn(4, posed.latent)
 
     def slope(kind: str, dtype: torch.dtype) -> Tensor:

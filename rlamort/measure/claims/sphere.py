@@ -1,4 +1,4 @@
-"""The tutorial's problem on the sphere (section 7), on functions that no training has seen.
+"""The tutorial's problem on the sphere (section 7), on held-out functions.
 
 y point (B, 3) of S^2 · x contexts as rows (B, d) · f cost (B,)
 """
@@ -32,7 +32,7 @@ POWERS = {2: "squared distance", 1: "distance"}
 
 
 class Timed(NamedTuple):
-    """A descent that has arrived."""
+    """A converged descent."""
 
     starts: int
     iterations: int
@@ -43,7 +43,7 @@ NEVER = Timed(0, LIMIT, math.inf)
 
 
 def measure() -> Measured:
-    """Both distances: gap to the global minimum, gap after five Riemannian steps, speed beside multi-start descent."""
+    """Both distances: gap to the global minimum, gap after five Riemannian steps, speed-up over multi-start descent."""
     verdicts: list[Verdict] = []
     data: dict[str, Any] = {}
     figures: dict[str, Any] = {}
@@ -86,7 +86,7 @@ def _one(name: str, agent: Agent, f: Cost, x: Tensor) -> tuple[list[Verdict], di
 
 
 def global_minimum(f: Cost, x: Tensor) -> Tensor:
-    """The best that descent finds from all centres and from the eight best points of a Fibonacci lattice; (B, 3)."""
+    """The best of descent from all centres and from the eight best points of a Fibonacci lattice; (B, 3)."""
     points = lattice(LATTICE).to(x)
     found, lowest = x.new_zeros(len(x), 3), x.new_full((len(x),), torch.inf)
     for part in torch.split(torch.arange(len(x)), 100):

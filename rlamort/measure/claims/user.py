@@ -1,4 +1,4 @@
-"""What a user's problem of ten lines gets from `rlamort amortize`: quality, certificates, and the time all of it takes."""
+"""A user's problem of ten lines with `rlamort amortize`: quality, certificates, and time."""
 
 import time
 
@@ -27,7 +27,7 @@ class Portfolio(Problem[torch.Tensor]):
 
 
 def measure() -> Measured:
-    """From the class to a solver whose answers are certified, on contexts that no training has seen."""
+    """From the class to certified solutions, on held-out contexts."""
     started = time.perf_counter()
     solver = amortize(Portfolio, model="semi")
     trained = time.perf_counter() - started

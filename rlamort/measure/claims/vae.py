@@ -1,4 +1,4 @@
-"""An encoder beside Adam on each image: what it loses, how much sooner it is there, and what its width trades.
+"""An encoder against Adam on each image: its gap, its speed-up, and the trade-off by its width.
 
 x image (B, pixels) · lam = (mean | log_std) of q(z) (B, 2 m) · f = -ELBO (B,) in nats
 """
@@ -43,7 +43,7 @@ LOOKS = frozenset(round(2 ** (i / 2)) for i in range(22)) | {PROTOCOL}  # steps 
 
 
 def measure() -> Measured:
-    """The gap and the speed of encoders of several widths, beside Adam, tuned, and beside the tutorial's protocol."""
+    """The gap and the speed of encoders of several widths, against tuned Adam, and against the tutorial's protocol."""
     (posed, first), name = decoder(), source()[1]
     torch.manual_seed(SEED)
     x = posed.test_images[:HELD_OUT]
@@ -107,7 +107,7 @@ def measure() -> Measured:
 
 @torch.no_grad()
 def choose(posed: VAE, encoders: Mapping[int, Model]) -> tuple[int, dict[str, dict[int, float]]]:
-    """The width that claims are about, and by what it was chosen: gaps and speed-ups on images set aside."""
+    """The width of the claims, and its selection: gaps and speed-ups on validation images."""
     x = aside()[: HELD_OUT // 2]
     lams = {width: model(x) for width, model in encoders.items()}
     widest = lams[max(lams)]
@@ -132,7 +132,7 @@ class Race(NamedTuple):
     step: dict[int, dict[int, float]]  # seconds of one, by batch size and draws
 
     def fastest(self, size: int) -> tuple[float, Tuning]:
-        """Adam's seconds, and how it is set."""
+        """The least seconds of Adam, and its settings."""
         return min((n * self.step[size][tuning.draws], tuning) for tuning, n in self.steps.items())
 
     def ratio(self, size: int) -> float:
@@ -149,7 +149,7 @@ class Race(NamedTuple):
 
 
 def race(posed: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race]:
-    """How long Adam, from the prior, takes to each encoder's mean ELBO on x, by width; steps are counted first, then timed."""
+    """Time of Adam from the prior to each encoder's mean ELBO on x, by width; steps are counted first, then timed."""
     few = x[:128]
     judge = posed.bound(torch.randn(32, posed.latent))
     with torch.no_grad():
@@ -166,7 +166,7 @@ def race(posed: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race
 
 @torch.no_grad()
 def needed(posed: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float], tuning: Tuning) -> dict[int, int]:
-    """Steps of Adam until the mean cost is each target: the least that looking every EVERY steps allows for, LIMIT at most."""
+    """Steps of Adam to each target of the mean cost, a lower bound with evaluations every EVERY steps, at most LIMIT."""
     found: dict[int, int] = {}
     for k, lam in enumerate(itertools.islice(adam(posed, x, tuning), LIMIT), 1):
         if k % EVERY == 0:
@@ -178,7 +178,7 @@ def needed(posed: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float]
 
 
 def step_seconds(posed: VAE, x: Tensor, draws: int) -> float:
-    """Of one step of Adam."""
+    """Seconds of one step of Adam."""
 
     def run(part: Tensor) -> Callable[[], Any]:
         path = adam(posed, part, Tuning(0.01, float("inf"), draws))
@@ -192,7 +192,7 @@ def step_seconds(posed: VAE, x: Tensor, draws: int) -> float:
 
 
 def shortest(call: Callable[[Tensor], Any], x: Tensor) -> float:
-    """Median seconds on x, cut into as many parts as is fastest."""
+    """Median seconds on x, in the fastest number of chunks."""
     calls = [lambda parts=parts: [call(part) for part in parts] for parts in splits(x)]  # type: ignore[misc]
     return min(median_seconds(one, REPEATS, WARM) for one in calls)
 
@@ -202,18 +202,18 @@ def splits(x: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def spread(x: Tensor, size: int) -> Tensor:
-    """(size, pixels), the images again and again."""
+    """Images (size, pixels), repeated."""
     return x[torch.arange(size) % len(x)]
 
 
 def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
-    """The tutorial's protocol: 2000 steps of Adam at 5e-3 from zero, a draw each; steps, and the ELBO that they reach."""
+    """The tutorial's protocol: 2000 steps of Adam at 5e-3 from zero, one draw each; steps, and their ELBO."""
     lam = next(itertools.islice(adam(posed, x, Tuning(5e-3, float("inf"), 1)), PROTOCOL - 1, None))
     return PROTOCOL, score(posed, lam, x)
 
 
 def trade_figure(gap: Mapping[int, float], ratio: Mapping[int, Mapping[int, float]]) -> Figure:
-    """Gap against the encoder's width, and its speed beside Adam against the gap: `ratio` by batch size and width."""
+    """Gap against the encoder's width, and speed-up over Adam against the gap: `ratio` by batch size and width."""
     drawn = Figure(figsize=(10, 4), layout="constrained")
     left, right = drawn.subplots(1, 2)
     left.plot(list(gap), list(gap.values()), "o-")
@@ -235,7 +235,7 @@ def trade_figure(gap: Mapping[int, float], ratio: Mapping[int, Mapping[int, floa
 
 @torch.no_grad()
 def speed_figure(posed: VAE, x: Tensor, lam: Tensor, raced: Race) -> Figure:
-    """The tutorial's figure: the bound against iterations and seconds of Adam, beside the encoder's lam."""
+    """The tutorial's figure: the ELBO against iterations and seconds of Adam, with the encoder's."""
     size, elbo = SIZES[-1], score(posed, lam, x)
     drawn = Figure(figsize=(10, 4), layout="constrained")
     counted, timed = drawn.subplots(1, 2)
