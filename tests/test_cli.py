@@ -149,7 +149,7 @@ def test_list_names_every_method_with_its_tuple(tmp_path):
     said = rlamort("list", cwd=tmp_path).stdout
     for name in ("sac", "td3", "ddpg", "sb3/sac", "sb3/td3", "sb3/ppo"):
         assert re.search(rf"^{name} ", said, re.M)
-    assert "f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · model = Full · loss = objective" in said
+    assert "f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · model = full · loss = objective" in said
 
 
 def test_help_shows_every_field_with_meaning_and_default(tmp_path):
@@ -314,7 +314,7 @@ def test_help_shows_no_key_that_does_nothing(tmp_path):
     for key in ("num_envs", "vectorization", "env_timeout", "max_episode_steps", "warmup_steps", "update_after", "video"):
         assert f"  {key}=" not in said
     assert not re.search("worker|transition|replay|episode(?!s=)", said)
-    assert "`rlamort amortize` has one more, rl" in said
+    assert "`rlamort amortize` also has rl" in said
     assert "  hidden=[128,128]  (a list of" in said
     assert "  tau=" not in rlamort("train", "sb3/ppo", "--help", cwd=tmp_path).stdout
     assert "  num_envs=1" in rlamort("train", "--help", cwd=tmp_path).stdout
