@@ -10,6 +10,7 @@ import torch
 from rlamort.envs.maxq import MaxQProblem, Visited, visit
 
 import rlamort as ra
+from rlamort.agent import Agent
 from rlamort.domain import unit_box
 from rlamort.env.make import open_env
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, save
@@ -231,11 +232,12 @@ def test_the_same_action_from_a_saved_state_gives_the_same_return(name):
 
 
 def score_of(policy, name, seed):
-    class Playing:
+    class Playing(Agent):
         def act(self, x, explore):
             return policy(x)
 
-    return score(Playing(), opened(name, 1), seed).returns[0]
+    env = opened(name, 1)
+    return score(Playing(env.spec, normalise=False), env, seed).returns[0]
 
 
 @pytest.mark.parametrize("name", ["HalfCheetah-v5", "Hopper-v5"])
