@@ -12,6 +12,7 @@ from rlamort import parts
 from rlamort.config import FIXED, FREE, Part, convert, defaults, fields, marks, methods, nested, read_row, resolve
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
+from rlamort.run.stored import values_of
 
 TINY = {"hidden": [8], "batch_size": 8, "threads": 1, "eval_episodes": 4, "eval_every": 10**6}
 
@@ -163,3 +164,32 @@ def test_keywords_of_an_environment_are_kept_for_its_evaluations():
     learner.learn(2)
     assert len(learner.score(3).returns) == 3
     learner.close()
+
+
+def test_what_a_file_names_is_not_imported(tmp_path, monkeypatch):
+    """A part of somebody's own in a saved agent, a run or a solver: its module is not executed to find out what it is."""
+    (tmp_path / "trap_part.py").write_text("raise SystemExit('executed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run"
+    learner_class("amortize")("rlamort/Arm-v0", model={"kind": "Unroll", "steps": 2}, dir=str(run), **TINY).learn(3).close()
+    ra.amortize("rlamort/Arm-v0", model={"kind": "Unroll", "steps": 2}, steps=2, **TINY).save(tmp_path / "solver")
+    for file in (run / "config.yaml", *(run / "ckpt").glob("step*/agent.json"), tmp_path / "solver" / "agent.json"):
+        file.write_text(file.read_text().replace("LearnedGradient", "trap_part.Step"))
+    said = "model.update: it is a trap_part.Step, which is not one of rlamort's"
+    for attempt in (
+        lambda: resume(run),
+        lambda: ra.load_solver(tmp_path / "solver", "rlamort/Arm-v0"),
+    ):
+        with pytest.raises(ra.UserError, match=said):
+            attempt()
+    step = next((run / "ckpt").glob("step*"))
+    (step / "manifest.json").unlink()
+    with pytest.raises(ra.UserError, match=said):
+        ra.load(step)
+
+
+def test_a_function_that_a_file_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "trap_step.py").write_text("raise SystemExit('executed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ra.UserError, match="dynamics: it is a trap_step:step, which is not one of rlamort's"):
+        values_of("mpc", {"dynamics": {"kind": "Known", "step": "trap_step:step"}})

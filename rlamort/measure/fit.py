@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.config import KIND, Part, convert, fields_of, nested, read_row
+from rlamort.config import KIND, Part, convert, fields_of, nested
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
@@ -29,7 +29,7 @@ from rlamort.parts import Loss
 from rlamort.parts import Model as ModelPart
 from rlamort.problem import Problem, presented, unseen
 from rlamort.run.learner import Learner, learner_class
-from rlamort.run.older import modern
+from rlamort.run.stored import values_of
 from rlamort.score import interval
 from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
 from rlamort.solve.solver import Solver
@@ -117,8 +117,8 @@ def load_solver(folder: str | Path, problem: Given) -> Solver:
     def build(facts: dict[str, Any]) -> Model:
         if facts["loss"] == "rl":
             fields = {name: value for name, value in facts.items() if name not in ("loss", "model")}
-            return Acting(learner_class("td3")(posed, **modern(read_row("td3"), fields)).agent, posed.domain)
-        return _model_of(learner_class("amortize")(posed, **modern(read_row("amortize"), facts)))
+            return Acting(learner_class("td3")(posed, **values_of("td3", fields)).agent, posed.domain)
+        return _model_of(learner_class("amortize")(posed, **values_of("amortize", facts)))
 
     return Solver.load(Path(folder), posed, build)
 

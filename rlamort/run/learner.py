@@ -26,10 +26,9 @@ from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, told
 from rlamort.run.mirror import require
-from rlamort.run.older import modern
 from rlamort.run.resets import Resets
 from rlamort.run.sharing import Sharing
-from rlamort.run.stored import agent_in, trusted
+from rlamort.run.stored import agent_in, trusted, values_of
 from rlamort.run.track import Terminal
 from rlamort.score import SEED, Score, score
 from rlamort.train import Clock, Journal, Schedule, Tracker, Updates, Values
@@ -344,7 +343,7 @@ class Learner:
         saved = agent_in(Path(path))
         try:
             method = trusted(saved.facts["method"], method)
-            values = modern(read_row(method), revived(saved.facts["values"]))
+            values = values_of(method, revived(saved.facts["values"]))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec, posed = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
             posed = posed or locate(read_row(method)["agent"]).of_environment

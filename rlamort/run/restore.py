@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlamort.config import FIXED, FREE, marks, read_row, resolve
+from rlamort.config import FIXED, FREE, marks, resolve
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
@@ -14,9 +14,8 @@ from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import told
 from rlamort.run.learner import Learner, learner_class
-from rlamort.run.older import modern
 from rlamort.run.sb3_file import read_sb3
-from rlamort.run.stored import agent_in, run_facts, trusted
+from rlamort.run.stored import agent_in, run_facts, trusted, values_of
 
 
 def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
@@ -70,7 +69,7 @@ def resume(
     path, changes = Path(path), dict(changes)
     facts = run_facts(path)
     method = trusted(facts["method"], method)
-    before = resolve(method, modern(read_row(method), facts["values"]))
+    before = resolve(method, values_of(method, facts["values"]))
     given = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
     for key, one in given.items():
         name = told(one, None, {})[0]["env"]

@@ -1,15 +1,19 @@
 """Contents of files of agents and runs, validated before anything is built from them."""
 
+import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlamort.config import methods
+from rlamort.config import KIND, defaults, methods, read_row
 from rlamort.errors import UserError
 from rlamort.host.plain import revived
 from rlamort.host.saved import Saved, open_saved
 from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.older import modern
 
 
 def trusted(named: Any, given: str | None) -> str:
@@ -23,6 +27,38 @@ def trusted(named: Any, given: str | None) -> str:
     if given is None:
         raise UserError(f"method: {named} is not one of rlamort's; name its file yourself to have it imported (method=FILE)")
     return str(Path(given).resolve())
+
+
+FUNCTION = re.compile(r"[\w.]+:[A-Za-z_]\w*")  # module:function, as parts take it
+
+
+def values_of(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a method's keys, in today's names.
+
+    Raises:
+        UserError: a part is of a class that is neither rlamort's nor imported, as those of the row of `method` are.
+    """
+    row = read_row(method)
+    defaults(row)  # imports the parts that the row names: the user has named the row
+    found = modern(row, values)
+    for key, value in found.items():
+        _require_imported(key, value)
+    return found
+
+
+def _require_imported(key: str, value: Any) -> None:
+    if not isinstance(value, dict) or KIND not in value:
+        return
+    for name, inner in value.items():
+        _require_imported(f"{key}.{name}", inner)
+        module = str(inner).rpartition(".")[0] if name == KIND else ""
+        if isinstance(inner, str) and FUNCTION.fullmatch(inner):
+            module = inner.partition(":")[0]
+        if module and module not in sys.modules:
+            raise UserError(
+                f"{key}: it is a {inner}, which is not one of rlamort's, and what a file names is not imported; import "
+                f"{module} first, or name a method's file that has it (method=FILE)"
+            )
 
 
 def agent_in(path: Path) -> Saved:
