@@ -15,7 +15,7 @@ from rlamort.run.capture import Captured, close
 from rlamort.run.resets import Resets
 from rlamort.run.restore import resume
 
-ALL = {"critic_norm": "layer", "matmul": "bfloat16"}
+ALL = {"critic.norm": "layer", "matmul": "bfloat16"}
 
 
 def test_layer_norm_is_torchs_and_blind_to_scale_and_shift(device):
@@ -163,7 +163,7 @@ def test_captured_with_all_of_it_is_eager_with_all_of_it(ring):  # noqa: F811
 
 @pytest.mark.parametrize("at", [90, 130])
 def test_stopped_before_or_after_a_reset_and_resumed_is_uninterrupted(at, tmp_path):
-    fields = {**SMALL, "critic_norm": "layer", "reset_every": 100, "utd": 2, "num_envs": 3, "normalise": True}
+    fields = {**SMALL, "critic.norm": "layer", "reset_every": 100, "utd": 2, "num_envs": 3, "normalise": True}
     whole = ra.SAC("Pendulum-v1", dir=str(tmp_path / "whole"), **fields).learn(150)
     broken = ra.SAC("Pendulum-v1", dir=str(tmp_path / "broken"), **fields)
     with pytest.raises(Preempted):
@@ -183,7 +183,7 @@ def test_stopped_before_or_after_a_reset_and_resumed_is_uninterrupted(at, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("critic_norm", "batch", "none, layer is needed"),
+        ("critic.norm", "batch", "none, layer is needed"),
         ("matmul", "float16", "float32, bfloat16"),
         ("reset_every", -1, ">= 0"),
     ],

@@ -174,7 +174,7 @@ def test_equations_of_a_users_own():
         ),
         ("Pendulum-v1", {"dynamics": "Known"}, "there is no such function; module:function is needed"),
         ("Pendulum-v1", {"model": "previous_one"}, "Did you mean previous"),
-        ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "previous"}}}, "only planners in Y itself remember"),
+        ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "previous"}}}, "only planners in Y itself have"),
         ("Pendulum-v1", {"compile": True}, "no choice there"),
     ],
 )
