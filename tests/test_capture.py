@@ -91,6 +91,20 @@ def test_draws_that_depend_on_nothing_keep_their_order(device):
         torch.testing.assert_close(found[key], value, rtol=2e-3, atol=2e-4)
 
 
+def test_what_was_compiled_for_one_thread_is_right_for_two(ring, monkeypatch, tmp_path):
+    """Torch's cache outlives processes and does not tell their numbers of threads apart."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            _, captured = pair("ddpg", ring)
+            captured([True], ring.env.x)  # going on uncompiled would be a warning, and so an error here
+            assert captured.proved == {(True,)}
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", [Eager, Captured])
 def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
     singles, rounds = pair("td3", ring, kind)

@@ -68,6 +68,9 @@ class Compiled:
             "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
             "cpp_wrapper": True,  # kernels are called from C++, not from Python
             "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not when it was compiled
+            # What is compiled for one thread leaves scalars unguarded against a second one, and torch's cache does not tell
+            # the two apart: what was compiled with one thread would do every scalar's step twice with two.
+            "cpp.threads": max(2, torch.get_num_threads()),
         }
         self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
 
