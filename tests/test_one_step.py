@@ -342,7 +342,7 @@ def test_an_agent_meets_a_problem_as_one_batch_with_the_spaces_and_rewards_of_gy
 
 def test_a_run_on_a_problem_goes_on_bit_for_bit(tmp_path):
     keys = {"seed": 0, "hidden": [8], "num_envs": 3, "warmup_steps": 6, "batch_size": 8, "buffer_size": 60, "threads": 1,
-            "env": "rlamort/Sphere-v0", "eval_episodes": 2, "device": "cpu", "checkpoint_every": 15, "video": False}  # fmt: skip
+            "env": "rlamort/Sphere-v0", "eval_episodes": 2, "device": "cpu", "checkpoint_every": 15}  # fmt: skip
     whole, parts = (rlamort.TD3(**keys, dir=tmp_path / name) for name in ("whole", "parts"))
     whole.learn(60)
     parts.learn(30)
