@@ -55,7 +55,7 @@ class Amortize(Agent):
             raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed")
         self.problem, self.f = spec.problem, Cost(spec.problem)
         setting = parts.Setting.of(spec.problem, hidden)
-        chosen = model.settled(setting)
+        chosen = model.tune(setting)
         self.chosen = {"model": chosen}
         self.model, self.loss = chosen(setting), loss(setting)
         # what `improve` trains: the model, and the problem's own trainable parameters

@@ -35,7 +35,7 @@ class Model(Part):
     def __call__(self, setting: Setting) -> models.Model:
         raise NotImplementedError
 
-    def settled(self, setting: Setting) -> Self:
+    def tune(self, setting: Setting) -> Self:
         """This part with its open choices made, by trial; they are recorded with the run."""
         return self
 
@@ -186,7 +186,7 @@ class Refined(Model):
     space: Literal["auto", "solution", "chart"] = "auto"
     rate: Positive | None = None
 
-    def settled(self, setting: Setting) -> Self:
+    def tune(self, setting: Setting) -> Self:
         if self.rate is not None:
             return replace(self, space="solution" if self.space == "auto" else self.space)
         problem = setting.known("model.rate, which is null, so that it is found by trial")
@@ -196,8 +196,8 @@ class Refined(Model):
         return replace(self, space=space, rate=found.trials[space].rate)
 
     def __call__(self, setting: Setting) -> models.Model:
-        chosen = self.settled(setting)
-        assert chosen.rate is not None, "settled has chosen it"
+        chosen = self.tune(setting)
+        assert chosen.rate is not None, "tune has chosen it"
         steps = Unroll(self.init, LearnedGradient(chosen.rate), self.steps, self.adjoint, keep_best=True)
         return (InChart(steps) if chosen.space == "chart" else steps)(setting)
 
