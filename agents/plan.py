@@ -26,7 +26,8 @@ class MPC(Agent):
     Args:
         spec: sizes, action bounds, and the environment's equations, if they are known.
         model: of the plan. Its context is the state and the previous plan, from which init=previous starts.
-        dynamics: the transition model; own takes the environment's equations, ensemble is learned from transitions.
+        dynamics: the transition model; own takes the environment's equations, simulator its MuJoCo model, ensemble is learned
+            from transitions.
         horizon: actions in a plan.
         hidden: widths of hidden layers, unless a part sets its own.
         discount: per step.
@@ -61,6 +62,9 @@ class MPC(Agent):
         self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, previous=True))
+        if not self.dynamics.differentiable:
+            with torch.random.fork_rng(devices=[]):  # a model that asks for gradients says so before any work starts
+                self.act(torch.zeros(1, spec.x_dim), explore=True)
         self.adam = Adam(self.dynamics.parameters(), learning_rate)
 
     def start(self, count: int) -> Carry:

@@ -24,7 +24,13 @@ class Moved(NamedTuple):
 
 
 class Dynamics(nn.Module):
-    """A transition model: (x (B, d), y (B, n)) -> results; items are independent."""
+    """A transition model: (x (B, d), y (B, n)) -> results; items are independent.
+
+    Attributes:
+        differentiable: whether results have gradients with respect to actions.
+    """
+
+    differentiable: bool = True
 
     def forward(self, x: Tensor, y: Tensor) -> Moved:
         raise NotImplementedError
@@ -33,6 +39,13 @@ class Dynamics(nn.Module):
         """As `forward`, per member of an ensemble (E, B, .), from x (B, d) or from one per member (E, B, d)."""
         moved: Moved = self(x, y)
         return moved
+
+    def follow(self, x: Tensor, actions: Sequence[Tensor]) -> list[Moved]:
+        """What follows from x (B, d) with H actions, each (B, n), one after another: as `futures`, of every step."""
+        path: list[Moved] = []
+        for action in actions:
+            path.append(self.futures(path[-1].x_next if path else x, action))
+        return path
 
 
 class Known(Dynamics):
@@ -188,12 +201,12 @@ class Trajectory(Objective):
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
         value, weight = y.new_zeros(len(y)), y.new_ones(len(y))
-        for action in y.reshape(len(y), self.horizon, -1).unbind(1):
-            x, reward, continues = self.dynamics.futures(x, action)  # (..., B, d), (..., B), (..., B)
+        path = self.dynamics.follow(x, y.reshape(len(y), self.horizon, -1).unbind(1))
+        for _, reward, continues in path:  # (..., B, d), (..., B), (..., B)
             value = value + _weighed(weight, reward)
             weight = weight * self.discount * continues
         if self.tail is not None:
-            value = value + _weighed(weight, self.tail(x.flatten(0, -2)).view_as(weight))
+            value = value + _weighed(weight, self.tail(path[-1].x_next.flatten(0, -2)).view_as(weight))
         return -value.view(-1, len(y)).mean(0), {}
 
 

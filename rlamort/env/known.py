@@ -20,10 +20,15 @@ def equations_of(env: Any) -> Equations | None:
 
     None where there is neither, or where a wrapper may change what it observes, is given or is rewarded with.
     """
-    *around, inner = layers(env)
-    if not all(isinstance(layer, TRANSPARENT) for layer in around):
+    inner = env.unwrapped
+    if not transparent(env):
         return None
     own, home = getattr(inner, "dynamics", None), HOMES.get(f"{type(inner).__module__}.{type(inner).__qualname__}")
     found = own if callable(own) else locate(home)(inner) if home else None
     # a function, which copies of an agent share: a method would bring its environment into each of them
     return None if found is None else lambda x, u: found(x, u)
+
+
+def transparent(env: Any) -> bool:
+    """Whether no wrapper may change what an environment observes, does or is rewarded with."""
+    return all(isinstance(layer, TRANSPARENT) for layer in layers(env)[:-1])

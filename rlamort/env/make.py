@@ -22,6 +22,7 @@ from rlamort.env.imports import class_at, here, module_of
 from rlamort.env.known import equations_of
 from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
+from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
 from rlamort.env.vector import Factory, VectorFactory
 from rlamort.errors import Fault, UserError, nearest
@@ -202,7 +203,7 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         raise Fault(f"env {name}: it raised in its first steps: {type(error).__name__}: {error}") from error
     finally:
         env.close()
-    return spec._replace(equations=equations_of(env)), declares_limit(env), env.unwrapped
+    return _with_dynamics(spec, env, lambda: Simulator(make(), name)), declares_limit(env), env.unwrapped
 
 
 def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
@@ -316,12 +317,14 @@ def open_gym(
         rows = getattr(env.unwrapped, "envs", [])
         if len({id(row.unwrapped) for row in rows}) < len(rows):
             raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
-        return GymEnv(env, name, spec._replace(equations=_common_equations(env, rows)), device)
+        if rows and env.unwrapped is env:  # in this process, and nothing is around them
+            spec = _with_dynamics(spec, rows[0], lambda: Simulator(rows[0], name))
+        return GymEnv(env, name, spec, device)
     first = probed = None
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
-        spec, declared = spec._replace(equations=equations_of(env)), declares_limit(first)
+        spec, declared = _with_dynamics(spec, env, lambda: Simulator(env, name)), declares_limit(first)
         try:
             make = factory(env, None, max_episode_steps)
         except UserError as error:
@@ -343,9 +346,9 @@ def open_gym(
     return opened
 
 
-def _common_equations(env: VectorEnv[Any, Any, Any], rows: list[Any]) -> Any:
-    """Those of the rows of a vector environment in this process that nothing is around."""
-    return equations_of(rows[0]) if rows and env.unwrapped is env else None
+def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:
+    """With what planners may ask of the environment: its equations, and how to make its simulator."""
+    return spec._replace(equations=equations_of(env), simulator=simulator)
 
 
 def _none_left(error: UserError) -> Factory:

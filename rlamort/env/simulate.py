@@ -1,10 +1,10 @@
-"""Monte Carlo action values: from a saved state, a rollout that begins with the action and continues with the policy.
+"""Simulators put into a state: action values by rollouts that continue with a policy, and MuJoCo as dynamics of plans.
 
 x state (B, d) · y action (B, n) in [-1, 1]^n · S saved states · H horizon · gamma discount
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, cast
 
 import gymnasium
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.env import Policy
+from rlamort.dynamics import Dynamics, Moved
+from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
+from rlamort.env.known import transparent
 from rlamort.errors import UserError
 
 
@@ -117,6 +119,62 @@ class EnvSimulator:
         return total
 
 
+class Derived(NamedTuple):
+    """An environment's results as a function of a step of its physics."""
+
+    x: np.ndarray  # (B, d)
+    reward: np.ndarray  # (B,)
+    terminated: np.ndarray  # (B,) bool
+
+
+Derivation = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Derived]
+
+
+class Physics:
+    """An environment's physics from any states, by `mujoco.rollout`: all states in one call, in threads.
+
+    Args:
+        env: one of Gymnasium's MuJoCo environments, without wrappers.
+        derive: its results as a function of its physics.
+        units: of its actions.
+        threads: at most; as many as there are cores by default.
+    """
+
+    def __init__(self, env: Any, derive: Derivation, units: Any, threads: int = 1_000) -> None:
+        from mujoco import MjData, mj_stateSize, mjtState
+        from mujoco.rollout import Rollout
+
+        self.env, self.model, self.derive, self.units = env, env.model, derive, units
+        self.size, nq, nv = mj_stateSize(self.model, int(mjtState.mjSTATE_FULLPHYSICS)), self.model.nq, self.model.nv
+        self.position, self.velocity = slice(1, 1 + nq), slice(1 + nq, 1 + nq + nv)  # a state is time, qpos, qvel, ...
+        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, threads)
+        self.data = [MjData(self.model) for _ in range(threads)]
+        self.rollout = Rollout(nthread=threads)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # copies of an agent share it: between calls it holds nothing
+
+    def states(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """States (count, s) and warm starts of the contact solver (count, nv), all zero."""
+        return np.zeros((count, self.size)), np.zeros((count, self.model.nv))
+
+    def follow(self, at: np.ndarray, warm: np.ndarray, y: np.ndarray) -> tuple[list[Derived], np.ndarray, np.ndarray]:
+        """The results of H actions y (H, B, n), one after another, from states and warm starts (B, .); both after them."""
+        (steps, count, _), skip = y.shape, self.env.frame_skip
+        actions = self.units.decode(y.reshape(steps * count, -1)).reshape(steps, count, -1)
+        control = np.repeat(actions.swapaxes(0, 1).astype(np.float64), skip, axis=1)
+        path, _ = self.rollout.rollout(self.model, self.data, at, control, nstep=steps * skip, initial_warmstart=warm)
+        path = np.concatenate([at[:, None], path], axis=1)  # (B, H skip + 1, s)
+        warm = (path[:, -1, self.velocity] - path[:, -2, self.velocity]) / self.model.opt.timestep
+        q, v = path[:, ::skip, self.position], path[:, ::skip, self.velocity]
+        results = [self.derive(self.env, q[:, t], q[:, t + 1], v[:, t + 1], action) for t, action in enumerate(actions)]
+        return results, path[:, -1].copy(), warm
+
+    def close(self) -> None:
+        """End its threads."""
+        self.rollout.close()
+
+
 class RolloutSimulator:
     """Rollouts by `mujoco.rollout`: the physics of all states in one threaded call, with batched rewards and observations.
 
@@ -133,36 +191,30 @@ class RolloutSimulator:
     """
 
     def __init__(self, env: GymEnv, saved: Saved) -> None:
-        from mujoco import MjData, mj_getState, mj_stateSize, mjtState
-        from mujoco.rollout import Rollout
+        from mujoco import mj_getState, mjtState
 
-        self.derive, single, self.device = derivation(env), _single(env), saved.x.device
-        self.env, self.base = env, cast(Any, single.unwrapped)
+        single, count, self.env, self.device = _single(env), len(saved.rows), env, saved.x.device
+        base = cast(Any, single.unwrapped)
         limit = single.spec.max_episode_steps if single.spec else None
-        self.left = np.full(len(saved.rows), np.inf) if limit is None else limit - saved.time  # steps until it is truncated
-        kind, model, data = int(mjtState.mjSTATE_FULLPHYSICS), self.base.model, self.base.data
-        self.physics = np.empty((len(saved.rows), mj_stateSize(model, kind)))
-        self.warm = np.empty((len(saved.rows), model.nv))
-        self.velocity = slice(1 + model.nq, 1 + model.nq + model.nv)  # a state is time, qpos, qvel, ...
+        self.left = np.full(count, np.inf) if limit is None else limit - saved.time  # steps until it is truncated
+        self.physics = Physics(base, derivation(single, env.name), env.units, count)
+        self.at, self.warm = self.physics.states(count)
         env.reset(0)
         fresh = env.state()
         for i, row in reversed(list(enumerate(saved.rows))):
             env.restore(fresh | {"rows": [row]})
-            mj_getState(model, data, self.physics[i], kind)
-            self.warm[i] = data.qacc_warmstart
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(saved.rows))
-        self.data = [MjData(model) for _ in range(threads)]
-        self.rollout = Rollout(nthread=threads)
+            mj_getState(base.model, base.data, self.at[i], int(mjtState.mjSTATE_FULLPHYSICS))
+            self.warm[i] = base.data.qacc_warmstart
         self._compare()
 
     def _compare(self) -> None:
         """Compare one step of both from the first saved state."""
         y = torch.linspace(-0.5, 0.5, self.env.domain.dim, device=self.env.device)[None]
-        ours, _, _ = self._advance(self.physics[:1], self.warm[:1], y)
+        (ours,), _, _ = self.physics.follow(self.at[:1], self.warm[:1], y[None].numpy(force=True))
         theirs = self.env.step(y)
         x, reward = theirs.x_next.numpy(force=True), theirs.reward.numpy(force=True)
         if not (np.allclose(ours.x, x, atol=1e-5) and np.allclose(ours.reward, reward, atol=1e-5)):
-            self.rollout.close()
+            self.physics.close()
             raise UserError(
                 f"env={self.env.name}: mujoco.rollout gives a step the reward {ours.reward[0]:g}, it itself {reward[0]:g}: "
                 f"something is wrapped around it, so it must be stepped itself"
@@ -172,42 +224,21 @@ class RolloutSimulator:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.rollout.close()  # ends its threads
-
-    def _advance(self, at: np.ndarray, warm: np.ndarray, y: Tensor) -> tuple["Derived", np.ndarray, np.ndarray]:
-        """One step from states at (B, .) with actions y (B, n): the results, next states, and next warm starts."""
-        model, skip, position = self.base.model, self.base.frame_skip, slice(1, self.velocity.start)
-        action = self.env.units.decode(y.numpy(force=True))
-        control = np.repeat(action[:, None].astype(np.float64), skip, axis=1)
-        path, _ = self.rollout.rollout(model, self.data, at, control, nstep=skip, initial_warmstart=warm)
-        before, after = path[:, -2] if skip > 1 else at, path[:, -1].copy()
-        warm = (after[:, self.velocity] - before[:, self.velocity]) / model.opt.timestep
-        return self.derive(self.base, at[:, position], after[:, position], after[:, self.velocity], action), after, warm
+        self.physics.close()
 
     @torch.no_grad()
     def returns(self, y: Tensor, policy: Policy, horizon: int, discount: float) -> np.ndarray:
         """As `EnvSimulator.returns`."""
-        at, warm = self.physics, self.warm
+        at, warm = self.at, self.warm
         total, running = np.zeros(len(y)), np.ones(len(y), dtype=bool)
         for t in range(horizon):
-            derived, at, warm = self._advance(at, warm, y)
+            (derived,), at, warm = self.physics.follow(at, warm, y[None].numpy(force=True))
             total += np.where(running, discount**t * derived.reward, 0.0)
             running = running & ~derived.terminated & (self.left > t + 1)
             if not running.any():
                 break
             y = policy(torch.from_numpy(derived.x.astype(np.float32)).to(self.device))
         return total
-
-
-class Derived(NamedTuple):
-    """An environment's results as a function of a step of its physics."""
-
-    x: np.ndarray  # (B, d)
-    reward: np.ndarray  # (B,)
-    terminated: np.ndarray  # (B,) bool
-
-
-Derivation = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Derived]
 
 
 def half_cheetah(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
@@ -232,19 +263,78 @@ def hopper(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, act
     return Derived(x, moved.reward + env._healthy_reward * healthy, ~healthy & bool(env._terminate_when_unhealthy))
 
 
-DERIVATIONS: dict[str, Derivation] = {"HalfCheetah-v5": half_cheetah, "Hopper-v5": hopper}
+def inverted_pendulum(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
+    """InvertedPendulum-v5: one for every step until the pole leans by more than 0.2."""
+    x = np.concatenate([qpos, qvel], axis=1)
+    fallen = ~np.isfinite(x).all(-1) | (np.abs(x[:, 1]) > 0.2)
+    return Derived(x, 1.0 - fallen, fallen)
 
 
-def derivation(env: GymEnv) -> Derivation:
-    """The function from physics to rewards and observations of an environment.
+DERIVATIONS: dict[str, Derivation] = {
+    "HalfCheetah-v5": half_cheetah, "Hopper-v5": hopper, "InvertedPendulum-v5": inverted_pendulum,
+}  # fmt: skip
+WHOLE = ("HalfCheetah-v5", "InvertedPendulum-v5")  # unless positions are excluded, x is (qpos, qvel), and nothing is clipped
+
+
+def derivation(env: gymnasium.Env[Any, Any], name: str) -> Derivation:
+    """The function from physics to rewards and observations of an environment; `name` is for messages.
 
     Raises:
         UserError: it is not known here.
     """
-    spec = _single(env).spec
-    if spec is None or spec.id not in DERIVATIONS:
-        raise UserError(f"env={env.name}: mujoco.rollout is known to give the rewards of {', '.join(DERIVATIONS)} alone")
-    return DERIVATIONS[spec.id]
+    if env.spec is None or env.spec.id not in DERIVATIONS:
+        raise UserError(f"env={name}: mujoco.rollout is known to give the rewards of {', '.join(DERIVATIONS)} alone")
+    return DERIVATIONS[env.spec.id]
+
+
+class Simulator(Dynamics):
+    """The true MuJoCo model of an environment as dynamics, by `mujoco.rollout`: values alone, without gradients.
+
+    A plan is one open-loop rollout, which is bit for bit what the environment does from the positions and velocities in x, with
+    the contact solver started from zero, as after a reset. In play, x has been rounded to float32, and the environment's own
+    solver continues from the step before; so what it then does agrees to rounding and solver tolerance. Time limits do not
+    end plans.
+
+    Args:
+        env: a Gymnasium environment whose observation is all positions and velocities of its physics.
+        name: of the environment, for messages; None takes its id.
+
+    Raises:
+        UserError: its rewards as a function of its physics are not known, its observation does not determine its physics, or a
+            wrapper changes what it observes, does or is rewarded with.
+    """
+
+    differentiable = False
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str | None = None) -> None:
+        super().__init__()
+        name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
+        derive, base, space = derivation(env, name), cast(Any, env.unwrapped), cast(Any, env.action_space)
+        if not transparent(env):
+            raise UserError(f"env={name}: a wrapper may change what it observes, does or is rewarded with; none is needed here")
+        numbers, (nq, nv) = int(np.prod(env.observation_space.shape or ())), (base.model.nq, base.model.nv)
+        assert env.spec is not None, "or its derivation is not known"
+        if env.spec.id not in WHOLE or numbers != nq + nv:
+            raise UserError(
+                f"env={name}: a plan by simulation begins at the state of the physics, {nq} positions and {nv} velocities, "
+                f"which its observation of {numbers} numbers does not determine. {', '.join(WHOLE)} observe theirs, "
+                "with env_kwargs.exclude_current_positions_from_observation=false where they have it"
+            )
+        self.physics = Physics(base, derive, Units(Space.of(space)))
+
+    def forward(self, x: Tensor, y: Tensor) -> Moved:
+        return self.follow(x, [y])[0]
+
+    def follow(self, x: Tensor, actions: Sequence[Tensor]) -> list[Moved]:
+        if torch.is_grad_enabled() and any(given.requires_grad for given in (x, *actions)):
+            raise UserError(
+                "dynamics=simulator: MuJoCo gives values without gradients, and gradients are asked for; a model that queries "
+                "values alone is needed, as with model.update=Cem"
+            )
+        at, warm = self.physics.states(len(x))
+        at[:, 1 : 1 + x.shape[-1]] = x.numpy(force=True)  # after the time
+        results, _, _ = self.physics.follow(at, warm, torch.stack(list(actions)).numpy(force=True))
+        return [Moved(*(torch.from_numpy(part).to(x) for part in (one.x, one.reward, ~one.terminated))) for one in results]
 
 
 def _single(env: GymEnv) -> gymnasium.Env[Any, Any]:

@@ -6,7 +6,7 @@ line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 """
 
 from rlamort.parts.critics import Critics
-from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own
+from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own, Simulator
 from rlamort.parts.losses import Accelerated, Iterates, Label, Loss, Objective, Regress, Smoothed, Solution, Teacher
 from rlamort.parts.models import (
     Choice,
@@ -50,6 +50,6 @@ __all__ = [
     "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "FirstOrder", "Fista",
     "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Latent", "Lbfgs",
     "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Own",
-    "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Smoothed", "Solution",
+    "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Simulator", "Smoothed", "Solution",
     "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

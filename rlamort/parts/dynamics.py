@@ -54,6 +54,17 @@ class Known(Dynamics):
 
 
 @dataclass(frozen=True)
+class Simulator(Dynamics):
+    """The true MuJoCo model of an environment that observes all positions and velocities: values, without gradients."""
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        if spec.simulator is None:
+            raise UserError("dynamics=simulator: an environment in this process, without a vector wrapper, is needed")
+        found: made.Dynamics = spec.simulator()
+        return found
+
+
+@dataclass(frozen=True)
 class Ensemble(Dynamics):
     """An ensemble of networks, learned from transitions.
 
@@ -78,4 +89,4 @@ def _checked(known: made.Known, spec: Spec) -> made.Known:
     return known
 
 
-Dynamics.presets = {"own": Own(), "ensemble": Ensemble()}
+Dynamics.presets = {"own": Own(), "simulator": Simulator(), "ensemble": Ensemble()}
