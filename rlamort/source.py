@@ -74,6 +74,7 @@ class Replay:
     """
 
     resumable = True
+    unsupported = ("dtype",)  # frames are float32
 
     def __init__(
         self,

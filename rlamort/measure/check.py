@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from rlamort.config import Dtype, convert
+from rlamort.host.machine import default_dtype
 from rlamort.measure import check_cost, check_parts
 from rlamort.measure.trial import Line, Trial, Verdict
 from rlamort.problem import Problem, begun, presented
@@ -46,19 +48,22 @@ class Report(NamedTuple):
         return "\n".join([f"{line.verdict:<6} {self.name}.{line.what}: {line.detail}" for line in self.lines] + fits)
 
 
-def check(problem: Problem, count: int = 6, seed: int = 0) -> Report:
+def check(problem: Problem, count: int = 6, seed: int = 0, dtype: Dtype = "float32") -> Report:
     """Check a problem's methods on a few contexts. Exceptions become a line; nothing is trained, and generators are restored.
 
     Args:
         problem: the user's, which is checked on its device.
         count: contexts per batch.
         seed: of what is drawn.
+        dtype: in which models are to see it; the problem moves to float64, if that is it.
 
     Raises:
         UserError: its class does not call `super().__init__()`, so that nothing can be tried.
     """
-    device = _device(begun(problem))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    device, dtype = _device(begun(problem)), convert("dtype", dtype, Dtype)
+    if dtype == "float64":
+        problem.double()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), default_dtype(dtype):
         return _report(Trial(problem, count, seed, device))
 
 

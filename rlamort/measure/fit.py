@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.config import KIND, Part, convert, fields_of, nested
+from rlamort.config import KIND, Dtype, Part, convert, fields_of, nested
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
@@ -128,6 +128,7 @@ def report(
     models: Sequence[str] = ("full", "semi"),
     losses: Sequence[str] = ("objective",),
     out: Path | None = None,
+    dtype: Dtype = "float32",
     **fields: Any,
 ) -> Report:
     """Train every model with every loss that fits, and compare each with the reference on held-out contexts.
@@ -137,15 +138,18 @@ def report(
         models: of MODELS.
         losses: of LOSSES.
         out: a folder for the solvers, two plots and the data; None writes nothing.
+        dtype: of networks, contexts and the problem.
         fields: as for `amortize`.
 
     Raises:
         UserError: the problem fails a check, or a name is unknown; before any work starts.
     """
     chosen, fields = pairs(models, losses), nested(fields)
+    if dtype != "float32" and "rl" in losses:
+        raise UserError(f"dtype={dtype}: loss=rl trains TD3, whose replay is float32; leave one of them out")
     _require_keys(models, losses, fields)
     posed = problem_of(problem)
-    looked = check(posed)
+    looked = check(posed, dtype=dtype)
     if not looked.ok:
         wrong = [f"{line.what}: {line.detail}" for line in looked.lines if line.verdict == "fail"]
         raise UserError("\n  ".join([f"{looked.name}: it cannot be amortized yet", *wrong]))
@@ -153,10 +157,11 @@ def report(
         if fit.name in (*models, *losses) and not fit.fits:
             raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
     solvers: dict[str, Solver] = {}
+    exact = {} if dtype == "float32" else {"dtype": dtype}
     for model, loss in chosen:
         name = model if len(losses) == 1 else f"{model}, {loss}"
         print(f"training: {name}", flush=True)
-        solvers[name] = amortize(posed, **_asked(model, loss, fields))
+        solvers[name] = amortize(posed, **_asked(model, loss, fields | exact))
     return held_out(posed, solvers, out)
 
 
