@@ -131,11 +131,6 @@ class Latent(Model):
         return self.domain.project(self.decode(z, x))
 
 
-def itself(v: Tensor, x: Tensor) -> Tensor:
-    """The decoder of a chart: v (B, inputs) is what `project` takes."""
-    return v
-
-
 class Start(Model):
     """A learned point of Y, the same for every context, K = 0: what MAML learns (Finn et al., 2017).
 
