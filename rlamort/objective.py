@@ -77,11 +77,16 @@ class Oracle:
 
     def grad(self, y: Tensor) -> Tensor:
         """y (B, n) -> df/dy (B, n), per item, also inside no_grad."""
+        return self.value_and_grad(y)[1]
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y (B, n) -> f(y; x) (B,), detached, and df/dy (B, n) as `grad`, from one evaluation."""
         graph = torch.is_grad_enabled() and self.second_order
         with torch.enable_grad():
             at = y if graph and y.requires_grad else y.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.value(at).sum(), at, create_graph=graph)
-        return slope
+            value = self.value(at)
+            (slope,) = torch.autograd.grad(value.sum(), at, create_graph=graph)
+        return value.detach(), slope
 
     def map(self, y: Tensor) -> Tensor:
         """y (B, n) -> g(y; x) (B, n)."""

@@ -100,13 +100,13 @@ def _semi(trial: Trial, fit: Fit) -> Fit:
     """The line of `semi`, with the space of its steps, from a trial."""
     x = presented(trial.problem, TRIED, trial.device)
     found = refinement(trial.f, trial.problem.domain, x)
-    inside, chart = found.trials["solution"].cost, found.trials["chart"].cost
+    inside, chart = found.inside.cost, found.chart.cost
     steps = fit.why if fit.fits else "gradient steps after a network, of which the best is kept"
-    if found.space == "solution":
+    if found.better is found.inside:
         return Fit("semi", True, f"{steps}; they are taken in Y") if math.isfinite(inside) else fit
     why = (
-        f"{steps}; they are taken in the unconstrained coordinates of Y (model.space=chart): {STEPS} steps from its middle "
-        f"end there at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
+        f"{steps}; they are taken in the unconstrained coordinates of Y (model.space={found.chart.space.name}): {STEPS} steps "
+        f"from its middle end there at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
     )
     return Fit("semi", True, why)
 

@@ -31,9 +31,8 @@ from rlamort.problem import Problem, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.stored import values_of
 from rlamort.score import interval
-from rlamort.solve.classical import Descent, Reference, Search, Unconstrained, best_found, extended, solution_of
+from rlamort.solve.classical import LBFGS, PROJECTED, Reference, best_found, extended, solution_of
 from rlamort.solve.solver import Solver
-from rlamort.update import Lbfgs
 
 HELD_OUT = 1_000  # held-out contexts, on which all are measured
 SEED = 1_000_000  # of those contexts
@@ -268,14 +267,15 @@ class Curve(NamedTuple):
 @torch.no_grad()
 def _classical(solver: Solver, x: Tensor, reference: Reference, iterations: int = 60) -> list[Curve]:
     curves = []
-    searches: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, iterations)]
-    for search in searches:
-        v = x.new_zeros(len(x), solver.problem.domain.inputs)
+    f, domain = solver.f, solver.problem.domain
+    for rival in (PROJECTED, LBFGS):
+        v, lowest = x.new_zeros(1, len(x), domain.inputs), x.new_full((len(x),), torch.inf)
         costs, seconds, started = [], [], time.perf_counter()
-        for y in itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations):
+        for y in itertools.islice(rival.iterates(f, domain, x, v), iterations):
             seconds.append(time.perf_counter() - started)
-            costs.append((extended(solver.f, solver.problem.domain, y, x) - reference.cost[: len(x)]).mean().item())
-        curves.append(Curve(search.name, costs, seconds))
+            lowest = torch.fmin(lowest, extended(f, domain, y[0], x))
+            costs.append((lowest - reference.cost[: len(x)]).mean().item())
+        curves.append(Curve(rival.name, costs, seconds))
     return curves
 
 

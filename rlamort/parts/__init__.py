@@ -24,6 +24,7 @@ from rlamort.parts.models import (
 )  # fmt: skip
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
+    Adam,
     Adjoint,
     Alista,
     Anderson,
@@ -40,6 +41,7 @@ from rlamort.parts.updates import (
     Momentum,
     OneStep,
     Recurrent,
+    SpectralGradient,
     StepIsta,
     Truncated,
     Unrolled,
@@ -47,9 +49,9 @@ from rlamort.parts.updates import (
 )  # fmt: skip
 
 __all__ = [
-    "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "FirstOrder", "Fista",
-    "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Latent", "Lbfgs",
+    "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "FirstOrder",
+    "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Latent", "Lbfgs",
     "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Own",
     "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Simulator", "Smoothed", "Solution",
-    "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
+    "SpectralGradient", "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -9,11 +9,11 @@ import itertools
 import torch
 from torch import Tensor
 
-from rlamort.domain import Domain
+from rlamort.domain import Domain, within
 from rlamort.errors import UserError
 from rlamort.objective import Objective, Oracle
 from rlamort.problem import Problem
-from rlamort.solve.classical import CHECK_EVERY, FAILURES, Descent, Field, best_found, placed, said, subject, within
+from rlamort.solve.classical import CHECK_EVERY, FAILURES, Field, best_found, descent, placed, said, subject
 
 
 class Certificate:
@@ -138,7 +138,7 @@ def solve_from(
     bound = certificate.bound(y, x)
     stuck = ~f(y, x).isfinite()  # no descent can start there
     with contextlib.suppress(*FAILURES):
-        for count, at in enumerate(itertools.islice(Descent().improve(f, domain, x, y), iterations), 1):
+        for count, at in enumerate(itertools.islice(descent(f, domain, x, y), iterations), 1):
             if count % CHECK_EVERY == 0 or count == iterations:
                 y, bound = _tightened(certificate, x, y, bound, at, tol)
                 if bool((stuck | (bound <= tol)).all()):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlamort.domain import within
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
@@ -27,7 +28,6 @@ from rlamort.solve.classical import (
     best_found,
     extended,
     solution_of,
-    within,
 )
 
 Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
