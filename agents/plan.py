@@ -19,6 +19,8 @@ from rlamort.errors import UserError
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Replay
 
+MEASURED = 256  # sequences on which learned dynamics are measured
+
 
 class MPC(Agent):
     """A planner. Its state is the previous plan, shifted by one action with the last repeated, for a warm start.
@@ -76,7 +78,12 @@ class MPC(Agent):
 
     def fit(self, source: Replay) -> Metrics:
         assert isinstance(self.dynamics, Ensemble), "or fit_every is 0"
-        return fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
+        new, horizon, metrics = self.fit_every // source.rows, self.f.horizon, {}
+        if source.longest(new) >= horizon:
+            # before it learns of them; a measurement, so the draws of training are the same without it
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                metrics = open_loop(self.dynamics, source.sequences(MEASURED, horizon, latest=new))
+        return metrics | fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
 
     def evaluate(self, batch: Batch) -> Metrics:
         return {}  # f is known, or learned in fits
@@ -110,3 +117,22 @@ def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: i
             descend(loss, ensemble.parameters(), adam)
             losses.append(loss.detach() / ensemble.members)
     return {"dynamics/loss": torch.stack(losses).mean()}
+
+
+@torch.no_grad()
+def open_loop(ensemble: Ensemble, sequences: Batch) -> Metrics:
+    """The error of the state that members predict L actions ahead, without looking at what was met on the way.
+
+    Args:
+        ensemble: what predicts.
+        sequences: of leading axes (C, L), as from `Replay.sequences`.
+
+    Returns:
+        The root mean square over members, sequences and coordinates, these in units of their standard deviation at that step:
+        the mean state would have an error of 1.
+    """
+    last = sequences.x_next[:, -1]  # (C, d)
+    met = ensemble.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d)
+    spread = last.std(0, correction=0)
+    error = (met - last) / torch.where(spread > 1e-6, spread, 1)
+    return {"dynamics/open_loop_error": error.square().mean().sqrt()}

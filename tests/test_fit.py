@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Count
-from rlamort.agents.plan import fit
+from rlamort.agents.plan import fit, open_loop
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
@@ -151,6 +151,34 @@ def test_an_ensemble_learns_the_pendulum(likelihood):
     ours, none, reward, spread = errors(ensemble, held.everything())
     assert ours < 0.25 * none
     assert reward < 0.25 * spread
+
+
+def test_open_loop_error_is_that_of_predictions_fed_back():
+    source = played("Pendulum-v1", 400)
+    ensemble = learned(source, Squared, 10)
+    sequences = source.sequences(50, 6)
+    states = sequences.x[:, 0].expand(5, -1, -1)
+    with torch.no_grad():
+        for t in range(6):
+            states = ensemble.futures(states, sequences.y[:, t]).x_next
+    error = (states - sequences.x_next[:, -1]) / sequences.x_next[:, -1].std(0, correction=0)
+    (measured,) = open_loop(ensemble, sequences).values()
+    torch.testing.assert_close(measured, error.square().mean().sqrt())
+    assert measured < 0.5  # the mean state has 1
+    assert measured > 1.2 * open_loop(ensemble, source.sequences(50, 1))["dynamics/open_loop_error"]
+
+
+def test_a_fit_measures_first_and_draws_the_same_without_it():
+    agent = ra.PETS("Pendulum-v1", hidden=[8], fit_epochs=1, fit_every=60, horizon=5, buffer_size=1_000).agent
+    twin, source = copy.deepcopy(agent), played("Pendulum-v1", 100)
+    torch.manual_seed(3)
+    metrics = agent.fit(source)
+    assert metrics["dynamics/open_loop_error"] > 0
+    torch.manual_seed(3)
+    losses = fit(twin.dynamics, twin.adam, source.everything(), twin.fit_epochs, twin.fit_batch_size)
+    assert torch.equal(losses["dynamics/loss"], metrics["dynamics/loss"])
+    agent.f.horizon = 61  # longer than what is new
+    assert set(agent.fit(source)) == {"dynamics/loss"}
 
 
 @pytest.mark.slow

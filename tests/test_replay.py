@@ -178,6 +178,79 @@ def test_every_autoreset_mode_gives_the_same_transitions(mode, rows, n_step):
         assert terminated == (over and episode % 3 != 1)  # truncation alone is none, both at once is one
 
 
+def played(rows, steps, slots, n_step=1, seed=0):
+    """A ring of labelled transitions, some steps of which are none, and every episode as the list of its labels."""
+    ring, drawn = Replay(stage(rows), buffer_size=rows * slots, n_step=n_step, discount=DISCOUNT), np.random.default_rng(seed)
+    label, state, episodes = rows, np.arange(rows), [[[]] for _ in range(rows)]
+    for _ in range(steps):
+        terminated, truncated, valid = (drawn.random((3, rows)) < np.array([0.08, 0.08, 0.93])[:, None]).astype(bool)
+        following = label + np.arange(rows)
+        label += rows
+        x, x_next = (torch.tensor(np.stack([one, -one], 1), dtype=torch.float32) for one in (state, following))
+        ring.add(x, x[:, :1] / 1000, x[:, 0] / 7, x_next, terminated, truncated, valid)
+        for row in range(rows):
+            if valid[row]:
+                episodes[row][-1].append((int(state[row]), int(following[row])))
+            if terminated[row] | truncated[row] | ~valid[row]:
+                episodes[row].append([])
+                following[row], label = label, label + 1
+        state = following
+    return ring, [episode for row in episodes for episode in row]
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize(("rows", "slots"), [(1, 400), (3, 400), (1, 37), (3, 23)])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_sequences_are_those_that_happened_and_each_is_as_likely(rows, slots, n_step, length):
+    """Rings that have been round several times, and such that have not."""
+    ring, episodes = played(rows, 150, slots, n_step)
+    kept = {int(x) for x in ring.everything().x[:, 0]}
+    happened = {
+        tuple(s[k : k + length])
+        for s in episodes
+        for k in range(len(s) - length + 1)
+        if kept >= {x for x, _ in s[k : k + length]}
+    }
+    torch.manual_seed(0)
+    count = 60 * len(happened)
+    batch = ring.sequences(count, length)
+    assert batch.x.shape == (count, length, 2)
+    assert batch.reward.shape == batch.discount.shape == batch.terminated.shape == (count, length)
+    found = [
+        tuple(zip(a, b, strict=True))
+        for a, b in zip(batch.x[..., 0].int().tolist(), batch.x_next[..., 0].int().tolist(), strict=True)
+    ]
+    assert set(found) == happened
+    assert torch.equal(batch.y[..., 0], batch.x[..., 0] / 1000)
+    assert torch.equal(batch.reward, batch.x[..., 0] / 7)  # of one step, whatever the ring's own returns are
+    assert (batch.discount == torch.tensor(DISCOUNT)).all()
+    assert not batch.terminated[:, :-1].any()
+    hits = np.unique(np.array(found).reshape(count, -1), axis=0, return_counts=True)[1]
+    chi_square = ((hits - 60) ** 2 / 60).sum()
+    assert chi_square < len(hits) + 5 * (2 * len(hits)) ** 0.5
+
+
+def test_sequences_of_the_latest_transitions_alone():
+    ring, _ = played(2, 100, 200)
+    newest = [set(ring.everything().x[int(ring.size[0]) * row :][: int(ring.size[row])][-20:, 0].tolist()) for row in range(2)]
+    found = ring.sequences(2_000, 3, latest=20).x[..., 0]
+    assert set(found.flatten().tolist()) <= newest[0] | newest[1]
+    assert ring.longest(latest=4) <= 4 <= ring.longest() <= 100
+
+
+def test_a_sequence_that_no_episode_holds_is_an_error():
+    ring, episodes = played(1, 40, 100)
+    longest = max(map(len, episodes))
+    assert ring.longest() == longest
+    assert ring.sequences(3, longest).x.shape == (3, longest, 2)
+    with pytest.raises(
+        UserError, match=f"length={longest + 1} is given; of its {len(ring)} transitions at most {longest} follow"
+    ):
+        ring.sequences(3, longest + 1)
+    with pytest.raises(UserError, match="of its 0 transitions at most 0"):
+        Replay(stage(1), buffer_size=10).sequences(1, 1)
+
+
 def test_memory_is_computed_before_it_is_taken():
     huge = psutil.virtual_memory().total // bytes_per_frame(2, 1) * 2
     with pytest.raises(UserError, match=r"buffer_size=.*GiB.*at most \d+ fit"):

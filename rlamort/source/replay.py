@@ -1,11 +1,10 @@
-"""p(x), where an agent's contexts come from, as batches of fixed shape.
+"""A ring of transitions, on the training device.
 
 N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an action · m steps in an n-step return
 """
 
 from collections.abc import Callable, Iterable
-from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 import psutil
@@ -13,47 +12,12 @@ import torch
 from torch import Tensor
 
 from rlamort.config import Count, Fraction
-from rlamort.env import Env, Episode
+from rlamort.env import Env
 from rlamort.errors import UserError
-from rlamort.problem import presented
+from rlamort.source.base import Batch, Collected, Tree
 
-Tree = dict[str, Any]  # plain values, arrays and tensors, nested: what a checkpoint holds
 BOOKS = ("written", "first", "size", "follows")
 FRAME = ("x", "y", "reward", "terminated", "stop")
-
-
-class Batch(NamedTuple):
-    """Transitions. An n-step one has m <= n steps: fewer where its episode ended, or has not yet gone on."""
-
-    x: Tensor  # (B, d)
-    y: Tensor  # (B, n) in [-1, 1]^n
-    reward: Tensor  # (B,) sum_k discount^k r_k over the m steps
-    discount: Tensor  # (B,) discount^m
-    terminated: Tensor  # (B,) bool: x_next has no future
-    x_next: Tensor  # (B, d) the true successor after m steps
-
-    def through(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """With its contexts as `function` gives them."""
-        return self._replace(x=function(self.x), x_next=function(self.x_next))
-
-
-class Contexts(NamedTuple):
-    """Contexts alone, of a problem whose objective is known."""
-
-    x: Tensor  # (B, d)
-
-    def through(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """As `function` gives them."""
-        return self._replace(x=function(self.x))
-
-
-class Collected(NamedTuple):
-    """What one round of collecting met."""
-
-    x: Tensor  # (N, d) the contexts acted on
-    transitions: int  # how many
-    episodes: list[Episode]  # that ended in this round
-    over: np.ndarray  # (N,) bool: the context that waits now belongs to another episode
 
 
 class Replay:
@@ -170,20 +134,70 @@ class Replay:
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement. It reads tensors alone, so that a graph can hold it."""
-        return self._from(*self._draw(count))
+        return self._from(*self._draw(count), self.n_step)
 
     def everything(self) -> Batch:
         """All transitions that are stored, oldest first, environment by environment."""
-        counts = torch.from_numpy(self.size).to(self.device)
-        base = torch.repeat_interleave(torch.arange(self.rows, device=self.device) * self.slots, counts)
-        first = torch.repeat_interleave(torch.from_numpy(self.first).to(self.device) - (counts.cumsum(0) - counts), counts)
-        return self._from(base, self.starts[base + (first + torch.arange(len(base), device=self.device)) % self.slots].long())
+        return self._from(*self._stored(self.size), self.n_step)
 
-    def _from(self, base: Tensor, slot: Tensor) -> Batch:
-        """The transitions that begin at slots (B,) of the rows that begin at `base` (B,)."""
+    def sequences(self, count: int, length: int, latest: int | None = None) -> Batch:
+        """`count` sequences of `length` consecutive transitions of one episode, uniformly and with replacement.
+
+        Their transitions are of one step each, whatever `n_step` is. How many sequences there are is counted at every call, so
+        this is for `Agent.fit` and not for a captured graph.
+
+        Args:
+            count: C.
+            length: L.
+            latest: take only the latest so many transitions of each environment; None takes all.
+
+        Returns:
+            A batch whose tensors have the leading axes (C, L).
+
+        Raises:
+            UserError: no episode has so many stored.
+        """
+        base, slot, before = self._runs(latest)
+        ends = (before >= length - 1).nonzero()[:, 0]
+        if not len(ends):
+            raise UserError(
+                f"Replay.sequences: length={length} is given; of its {len(before)} transitions at most {self.longest(latest)} "
+                "follow each other in one episode, and no longer sequence is stored"
+            )
+        end = ends[torch.randint(len(ends), (count,), device=self.device)]
+        steps = torch.arange(1 - length, 1, device=self.device)
+        slots = (slot[end][:, None] + steps) % self.slots  # (C, L)
+        flat = self._from(base[end].repeat_interleave(length), slots.flatten(), n_step=1)
+        return Batch(*(part.view(count, length, *part.shape[1:]) for part in flat))
+
+    def longest(self, latest: int | None = None) -> int:
+        """The length of the longest sequence that `sequences` can give; 0 of an empty replay."""
+        before = self._runs(latest)[2]
+        return int(before.max()) + 1 if len(before) else 0
+
+    def _stored(self, counts: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Of each row's `counts` latest transitions, where the row begins and the slot in it, oldest first, row by row."""
+        first, many = (
+            torch.from_numpy(self.first + self.size - counts).to(self.device),
+            torch.from_numpy(counts).to(self.device),
+        )
+        base = torch.repeat_interleave(torch.arange(self.rows, device=self.device) * self.slots, many)
+        entry = torch.repeat_interleave(first - (many.cumsum(0) - many), many) + torch.arange(len(base), device=self.device)
+        return base, self.starts[base + entry % self.slots].long()
+
+    def _runs(self, latest: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_stored`, and how many transitions of the same episode are right before each."""
+        base, slot = self._stored(self.size if latest is None else np.minimum(self.size, latest))
+        at = torch.arange(len(base), device=self.device)
+        begins = torch.ones_like(base, dtype=torch.bool)  # an episode's end, or one that was cut off, leaves a slot out
+        begins[1:] = (base[1:] != base[:-1]) | ((slot[1:] - slot[:-1]) % self.slots != 1)
+        return base, slot, at - torch.where(begins, at, 0).cummax(0).values if len(at) else at
+
+    def _from(self, base: Tensor, slot: Tensor, n_step: int) -> Batch:
+        """The transitions of `n_step` steps that begin at slots (B,) of the rows that begin at `base` (B,)."""
         start = base + slot
         reward, end, length = self.reward[start], slot, torch.ones_like(slot)
-        for k in range(1, self.n_step):
+        for k in range(1, n_step):
             going = ~self.stop[base + end]
             end = torch.where(going, (end + 1) % self.slots, end)
             reward = reward + torch.where(going, self.discount**k * self.reward[base + end], 0.0)
@@ -289,68 +303,6 @@ class Replay:
 
     def _flat(self, rows: np.ndarray, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(rows * self.slots + slots).to(self.device)
-
-
-class Fresh:
-    """New contexts of a problem at every update; nobody acts, since its objective is known.
-
-    Args:
-        env: the problem as an environment.
-        dataset_size: draw this many once, and batches from among them, each equally often; null draws new ones every time.
-
-    Raises:
-        UserError: the environment is no `Problem`.
-    """
-
-    # what fields of a run mean here, and those that mean nothing: see `rlamort.config.fields` and `unsupported`
-    meaning = MappingProxyType({
-        "env": "the problem: a registered id such as rlamort/Sphere-v0, or module:Class from the current folder or a package.",
-        "env_kwargs": "keywords of its constructor, e.g. env_kwargs.price=2.",
-        "steps": "steps to train for, each of `utd` updates.",
-        "seed": "of networks and contexts; evaluation has its own.",
-        "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
-        "utd": "updates a step.",
-        "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
-        "batch_size": "contexts in an update.",
-        "eval_episodes": "contexts in an evaluation, always the same.",
-        "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
-        "updates on. What was compiled is kept for later runs.",
-    })  # fmt: skip
-    unsupported = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
-    resumable = True
-    waiting = None
-    written = np.zeros(0, dtype=np.int64)  # it keeps no frames
-
-    def __init__(self, env: Env, *, dataset_size: Count | None = None) -> None:
-        if env.spec.problem is None:
-            raise UserError(f"env={env.name}: it is no problem with a known objective; a subclass of rlamort.Problem is needed")
-        self.env, self.problem, self.collected = env, env.spec.problem, 0
-        self.data = None if dataset_size is None else presented(self.problem, dataset_size, env.device)
-
-    def collect(self, choose: Callable[[], Tensor]) -> Collected:
-        """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
-        self.collected += 1
-        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
-
-    def sample(self, count: int) -> Contexts:
-        """x ~ p(x) (count, d)."""
-        if self.data is None:
-            return Contexts(presented(self.problem, count, self.env.device))
-        return Contexts(self.data[torch.randint(len(self.data), (count,), device=self.data.device)])
-
-    def state(self) -> Tree:
-        """Everything that `restore` needs."""
-        return {"collected": self.collected, "env": self.env.state(), "data": self.data}
-
-    def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
-        """Put back what `state` gave."""
-        self.collected = int(state["collected"])
-        self.data = None if state["data"] is None else state["data"].to(self.env.device)
-        return self.env.restore(state["env"])
-
-    def frames_since(self, written: np.ndarray) -> Tree:
-        """None."""
-        return {"slots": 1, "high": self.written}
 
 
 def bytes_per_frame(d: int, n: int) -> int:
