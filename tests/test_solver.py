@@ -18,7 +18,7 @@ from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
-from rlamort.solve.certificate import Conformal, DualityGap, solve_from
+from rlamort.solve.certificate import Conformal, DualityGap, Tolerance, solve_from
 from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_found, descent, minimisers, solution_of
 from rlamort.solve.solver import Solver
 from rlamort.update import Cem, Gradient, InChart
@@ -594,6 +594,7 @@ def test_what_the_problem_returns_is_checked():
         def cost(self, y, x):
             return y
 
+    class Wider(Portfolio):
         def residual(self, y, x):
             return y
 
@@ -603,9 +604,10 @@ def test_what_the_problem_returns_is_checked():
     solver, x = made(Wide), rows(Wide, 2)
     with pytest.raises(UserError, match=r"Wide.cost: shape \(2, 20\)"):
         solver.solve(x)
-    with pytest.raises(UserError, match=r"Wide.residual: shape \(2, 20\)"):
+    solver = made(Wider)
+    with pytest.raises(UserError, match=r"Wider.residual: shape \(2, 20\)"):
         solver.solve(x, certify=True)
-    with pytest.raises(UserError, match=r"Wide.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
+    with pytest.raises(UserError, match=r"Wider.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
         solver.reference(x)
 
 
@@ -684,7 +686,85 @@ def test_a_rival_that_never_gets_there_is_said():
 def test_solve_from_stops_where_the_certificate_holds():
     problem, x = Portfolio(), rows(Portfolio, 50)
     f = Cost(problem)
-    loose = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 0.3, DualityGap(f, problem.domain), iterations=100)
-    tight = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 1e-9, DualityGap(f, problem.domain), iterations=100)
+    loose = solve_from(
+        f, problem.domain, x, problem.domain.project(x * 0), Tolerance(0.3), DualityGap(f, problem.domain), iterations=100
+    )
+    tight = solve_from(
+        f, problem.domain, x, problem.domain.project(x * 0), Tolerance(1e-9), DualityGap(f, problem.domain), iterations=100
+    )
     assert loose[1].max() <= 0.3
     assert tight[1].max() <= 1e-9
+
+
+class Dispatch(Problem):
+    """30 units at the least cost; what is missing to the demand costs 50 times its square, so that conditions are 1e4."""
+
+    domain = Box([0.0] * 30, [2.0] * 30)
+    convex = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slope", torch.linspace(0.1, 1.1, 30))
+
+    def contexts(self, count):
+        return {"price": 1 + torch.rand(count, 30), "demand": 10 + 40 * torch.rand(count, 1)}
+
+    def cost(self, y, x):
+        missing = y.sum(-1, keepdim=True) - x["demand"]
+        return (x["price"] * y + 0.5 * self.slope * y.square()).sum(-1) + 50 * missing.square().sum(-1)
+
+
+def test_what_float32_cannot_hold_is_solved_in_float64_and_said():
+    """Certificates are computed in float64 of the solution as it is returned, so each is true, and none is rounding alone."""
+    solver = made(Dispatch, dtype=torch.float32)
+    torch.manual_seed(0)
+    x = solver.problem.contexts(60)
+    exact = {name: part.double() for name, part in x.items()}
+    best = made(Dispatch, dtype=torch.float64).solve(exact, tol=1e-8)
+    assert set(best.status) == {"re-solved"}
+    wide = solver.solve(x, tol=1e-4, dtype=torch.float64)
+    assert wide.y.dtype is torch.float64
+    assert set(wide.status) == {"re-solved"}
+    assert ((wide.cost - best.cost) <= wide.bound + 1e-8).all()
+    relative = solver.solve(x, rtol=1e-4)
+    assert relative.y.dtype is torch.float32
+    assert set(relative.status) == {"re-solved"}
+    assert (relative.bound <= 1e-4 * relative.cost * (1 + 1e-6)).all()
+    narrow = solver.solve(x, tol=1e-4)
+    floor = [status for status in narrow.status if "below what float32 solutions reach here" in status]
+    assert floor
+    assert all("dtype=torch.float64 does it" in status for status in floor)
+    assert all(status == "re-solved" or status in floor for status in narrow.status)
+    # the bound is of the rounded solution, and its cost in float64 does not exceed it
+    problem = made(Dispatch, dtype=torch.float64).problem
+    cost = problem.cost(narrow.y.double(), exact)
+    assert (cost - best.cost <= narrow.bound.double() * (1 + 1e-6) + 1e-8).all()
+    assert solver.problem.slope.dtype is torch.float32
+    assert all(answer.violation.max() == 0 for answer in (wide, relative, narrow))
+
+
+def test_a_problem_that_stays_in_float32_is_certified_there():
+    class Stubborn(Portfolio):
+        def cost(self, y, x):
+            return super().cost(y.float(), x.float())
+
+    solver, x = made(Stubborn, dtype=torch.float32), rows(Stubborn, 10, dtype=torch.float32)
+    assert solver.solve(x, tol=1e-3).bound.max() <= 1e-3
+    with pytest.raises(UserError, match=r"dtype: torch.float64 is given, but Stubborn.cost does not give float64"):
+        solver.solve(x, tol=1e-3, dtype=torch.float64)
+
+
+def test_the_copy_in_float64_follows_what_is_learned():
+    solver, x = made(Dispatch, dtype=torch.float32), made(Dispatch, dtype=torch.float32).problem.contexts(5)
+    before = solver.solve(x, rtol=1e-4).cost
+    with torch.no_grad():
+        solver.problem.slope.mul_(2)
+    assert (solver.solve(x, rtol=1e-4).cost > before).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tol", 0.0), ("rtol", -1.0), ("rtol", math.nan), ("dtype", torch.float16), ("max_iterations", 0)]
+)
+def test_what_solve_cannot_use_is_named(field, value):
+    with pytest.raises(UserError, match=rf"^{field}: .* is needed"):
+        made(Portfolio).solve(rows(Portfolio, 2), **{field: value})

@@ -77,9 +77,15 @@ class Domain(nn.Module):
         return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
 
 
-def within(domain: Domain, y: Tensor) -> Tensor:
-    """y (B, n) -> (B,) bool: feasibility, to rounding; False for non-finite y."""
-    slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(y.dtype).eps)
+def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Tensor:
+    """y (B, n) -> (B,) bool: feasibility, to rounding; False for non-finite y.
+
+    Args:
+        domain: Y.
+        y: points.
+        rounded: the dtype that they were rounded to; None if it is theirs.
+    """
+    slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
     return y.isfinite().all(-1) & (domain.violation(finite(domain, y)) <= slack)
 
 

@@ -31,12 +31,13 @@ from rlamort.problem import Problem, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.stored import values_of
 from rlamort.score import interval
+from rlamort.solve.certificate import Tolerance
 from rlamort.solve.classical import LBFGS, PROJECTED, Reference, best_found, extended, solution_of
 from rlamort.solve.solver import Solver
 
 HELD_OUT = 1_000  # held-out contexts, on which all are measured
 SEED = 1_000_000  # of those contexts
-CERTIFIED = 1e-4  # the tolerance at which the report solves with a certificate
+CERTIFIED = Tolerance(1e-4, 1e-4)  # at which the report solves with a certificate
 Given = Problem | type[Problem] | str
 
 
@@ -253,7 +254,7 @@ def _certified(name: str, solver: Solver, x: Tensor) -> str:
     for status in solved.status:
         counts[status.split(":")[0]] = counts.get(status.split(":")[0], 0) + 1
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"{name}, solve(tol={CERTIFIED:g}, certify=True) by {solved.kind}: {said}; {1e6 * seconds / len(x):.3g} µs an item"
+    return f"{name}, solve({CERTIFIED}) by {solved.kind}: {said}; {1e6 * seconds / len(x):.3g} µs an item"
 
 
 class Curve(NamedTuple):
