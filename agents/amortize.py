@@ -13,7 +13,7 @@ from rlamort.config import Count, Fixed, Positive, Widths
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.objective import Cost, Metrics
-from rlamort.source import Contexts
+from rlamort.source import Contexts, Labelled, Labels
 
 
 class Amortize(Agent):
@@ -29,6 +29,8 @@ class Amortize(Agent):
             costs without gradients. `rlamort amortize` also has rl, which is TD3 on the problem as an environment.
         hidden: widths of hidden layers, also of the problem's own network.
         learning_rate: Adam's step size.
+        labels: solutions of the data set, found once and kept with it, for loss=regress loss.teacher=labels: solution, the
+            problem's own; search, classical solvers'; file, contexts and solutions of a file, labels.path.
         decay_updates: updates over which the step size falls to zero along a cosine; null keeps it constant.
     """
 
@@ -48,13 +50,18 @@ class Amortize(Agent):
         loss: parts.Loss = parts.Objective(),
         hidden: Fixed[Widths] = (128, 128),
         learning_rate: Positive = 1e-3,
+        labels: Fixed[Labels | None] = None,
         decay_updates: Count | None = None,
     ) -> None:
         super().__init__(spec, normalise=False)
         if spec.problem is None:
             raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed")
         self.problem, self.f = spec.problem, Cost(spec.problem)
-        setting = parts.Setting.of(spec.problem, hidden)
+        setting = parts.Setting.of(spec.problem, hidden, labels is not None)
+        if labels is not None and not loss.labelled:
+            raise UserError(
+                f"labels={labels.label()}: loss={loss.label()} does not use them; loss=regress loss.teacher=labels does"
+            )
         chosen = model.tune(setting)
         self.chosen = {"model": chosen}
         self.model, self.loss = chosen(setting), loss(setting)
@@ -66,10 +73,10 @@ class Amortize(Agent):
         y: Tensor = self.model(x, self.f.oracle(x))
         return y
 
-    def evaluate(self, batch: Contexts) -> Metrics:
+    def evaluate(self, batch: Contexts | Labelled) -> Metrics:
         return {}  # f is known
 
-    def improve(self, batch: Contexts) -> Metrics:
+    def improve(self, batch: Contexts | Labelled) -> Metrics:
         loss, metrics = self.loss(self.model, self.f, batch)
         descend(loss, self.owned, self.adam)
         return {f"model/{name}": value for name, value in metrics.items()}

@@ -99,6 +99,9 @@ class SB3Source:
         self.env, self.buffer_size = env, buffer_size
         self.model: Any = None
 
+    def prepare(self) -> None:
+        """Nothing: transitions come with time."""
+
     def vec_env(self) -> VecEnv:
         """The same environments as a VecEnv of Stable-Baselines3; with worker processes, new ones of the same kind."""
         ours = self.env.ours

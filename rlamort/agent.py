@@ -17,7 +17,7 @@ from rlamort.env import Spec
 from rlamort.model import Model
 from rlamort.nets import Normaliser, Unnormalised
 from rlamort.objective import Metrics
-from rlamort.source import Batch, Contexts
+from rlamort.source import Batch, Contexts, Labelled
 
 
 class Adam(nn.Module):
@@ -172,7 +172,7 @@ class Agent(nn.Module):
         """Learn from all that a source has collected, which may take long and is never captured; detached 0-d tensors."""
         return {}
 
-    def update(self, batch: Batch | Contexts, improve: bool) -> Metrics:
+    def update(self, batch: Batch | Contexts | Labelled, improve: bool) -> Metrics:
         """One whole update on a raw batch: what is compiled, where something is."""
         batch = batch.through(self.normaliser)
         metrics = self.evaluate(batch)

@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rlamort.errors import UserError
 from rlamort.model import Model
 from rlamort.objective import Metrics, Objective
-from rlamort.source import Batch
+from rlamort.source import Batch, Labelled
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # (B, n), (B, n) -> (B,)
 Teacher = Callable[[Tensor], Tensor]  # whole contexts (B, d) -> y* (B, n)
@@ -52,21 +53,31 @@ class Regress:
     """L_reg = mean_B sum_k w_k distance(y_k(x), y*(x)), the regression-based loss (tutorial, eq. 5; Chen et al., 2018, eq. 17).
 
     Args:
-        teacher: x (B, d) -> y* (B, n): a solver, an expert, labels. It is not trained.
+        teacher: x (B, d) -> y* (B, n): a solver or an expert, which is not trained; None takes the labels of a
+            `Labelled` batch.
         distance: between two solutions, (B,).
         decay: w_k is proportional to decay^(K - k): 0 scores the last iterate alone.
     """
 
-    def __init__(self, teacher: Teacher, distance: Distance = squared, decay: float = 0.0) -> None:
+    def __init__(self, teacher: Teacher | None, distance: Distance = squared, decay: float = 0.0) -> None:
         self.teacher, self.distance, self.decay = teacher, distance, decay
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
-        with torch.no_grad():
-            target = self.teacher(batch.x)
+        target = self._target(batch)
         path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
         scored = path if self.decay else path[-1:]
         distances = torch.stack([self.distance(y, target).mean() for y in scored])
         return weighed(distances, self.decay), {"distance": distances[-1].detach()}
+
+    @torch.no_grad()
+    def _target(self, batch: Posed) -> Tensor:
+        if self.teacher is not None:
+            return self.teacher(batch.x)
+        if not isinstance(batch, Labelled):
+            raise UserError(
+                f"Regress.teacher: None is given, and a {type(batch).__name__} has no labels; a Labelled batch is needed"
+            )
+        return batch.y
 
 
 class OverIterates:

@@ -15,7 +15,7 @@ from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
 from rlamort.score import Score
-from rlamort.source import Batch, Collected, Contexts
+from rlamort.source import Batch, Collected, Contexts, Labelled
 
 Values = dict[str, float | list[float]]
 WINDOW = 5.0  # seconds of training whose pace is told
@@ -55,8 +55,9 @@ class Source(Protocol):
 
     @property
     def waiting(self) -> torch.Tensor | None: ...  # the contexts that wait for an answer; None where nobody acts
+    def prepare(self) -> None: ...  # what takes time and need not be done where a state is restored
     def collect(self, choose: Callable[[], torch.Tensor]) -> Collected: ...
-    def sample(self, count: int) -> Batch | Contexts: ...
+    def sample(self, count: int) -> Batch | Contexts | Labelled: ...
 
 
 Updates = Callable[

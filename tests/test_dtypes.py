@@ -98,7 +98,7 @@ def test_rows_are_in_the_dtype_of_networks(kind):
     assert {presented(problem, 3, drawn=given).dtype for given in (draw, unseen)} == {torch.get_default_dtype()}
     assert OneStep(problem, 3, torch.device("cpu")).reset(0).dtype == torch.get_default_dtype()
     learner = learner_class("amortize")(problem, dataset_size=5, **QUICK)
-    assert learner.source.data.dtype == learner.source.sample(3).x.dtype == torch.get_default_dtype()
+    assert learner.source.data.x.dtype == learner.source.sample(3).x.dtype == torch.get_default_dtype()
 
 
 @pytest.mark.parametrize("kind", KINDS)

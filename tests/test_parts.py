@@ -58,8 +58,10 @@ def test_what_is_said_of_a_part_may_be_typed_nested_or_dotted():
         ({"model": {"kind": "recurrent", "update": {"head": "gatet"}}}, "model.update.head=gatet: additive, gated is needed"),
         ({"model": 3}, "model=3: full, .* or a mapping of keys"),
         ({"loss": {"sigma": 1.0}}, "loss.sigma: Objective has no such key, only none. Smoothed has it"),
-        ({"model": "math.pi"}, "model=math.pi: it is not derived from rlamort.parts"),
-        ({"model": "no_such.Module"}, "model=no_such.Module: it cannot be imported"),
+        ({"model": "math.pi"}, "model=math.pi: it is a float; a class derived from rlamort.parts.Model is needed"),
+        ({"model": "math:tau"}, "model=math:tau: it is a float; a class derived"),
+        ({"model": "math.Pi"}, "model=math.Pi: module 'math' has no 'Pi'"),
+        ({"model": "no_such.Module"}, "model=no_such.Module: no module 'no_such' could be imported from"),
         ({"model": parts.Unroll(steps=-1)}, "model.steps=-1: a whole number >= 0 is needed"),
         ({"iterations": 3}, "iterations: there is no such key. It is model.steps now"),
     ],
@@ -156,6 +158,19 @@ def test_parts_are_typed_swept_and_kept(tmp_path):
     assert "model.update.head=gated  (additive, gated)" in helped
 
 
+@pytest.mark.parametrize("name", ["own_part:Halved", "own_part.Halved"])
+def test_parts_of_the_current_folder_are_found_as_environments_are(tmp_path, name):
+    (tmp_path / "own_part.py").write_text(
+        "from dataclasses import dataclass\nfrom rlamort import parts\n\n\n@dataclass(frozen=True)\n"
+        "class Halved(parts.Model):\n    width: int = 8\n\n    def __call__(self, setting):\n"
+        "        return parts.Full(hidden=(self.width,))(setting)\n"
+    )
+    quick = [f"{key}={value}" for key, value in TINY.items() if key != "hidden"]
+    words = ["train", "amortize", "env=rlamort/Arm-v0", "steps=2", *quick, f"model={name}", "model.width=4", "dir=run"]
+    rlamort(*words, cwd=tmp_path)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"] == {"kind": "own_part.Halved", "width": 4}
+
+
 def test_keywords_of_an_environment_are_kept_for_its_evaluations():
     """A registered problem with env_kwargs is trained and evaluated, whose instance is shared."""
     learner = learner_class("lista")(
@@ -186,6 +201,14 @@ def test_what_a_file_names_is_not_imported(tmp_path, monkeypatch):
     (step / "manifest.json").unlink()
     with pytest.raises(ra.UserError, match=said):
         ra.load(step)
+
+
+@pytest.mark.parametrize("kind", ["trap_kind:Step", "trap_kind.Step", "trap_kind:Step ", "trap_kind:a.b", "a.trap_kind:Step"])
+def test_no_spelling_of_a_kind_is_imported(kind, tmp_path, monkeypatch):
+    (tmp_path / "trap_kind.py").write_text("raise SystemExit('executed')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ra.UserError, match=r"model: it is a .*trap_kind.*, which is not one of rlamort's"):
+        values_of("amortize", {"model": {"kind": kind}})
 
 
 def test_a_function_that_a_file_names_is_not_imported(tmp_path, monkeypatch):

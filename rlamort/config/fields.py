@@ -175,7 +175,10 @@ def convert(name: str, value: Any, kind: Any, current: Any = None) -> Any:
         UserError: it has another type, or is out of range.
     """
     base = part_of(kind)
-    if base is not None and not (value is None and type(None) in typing.get_args(bare(kind))):
+    none = value is None or value == {KIND: None}  # as a row or Python say it, and as the command line does
+    if base is not None and none and type(None) in typing.get_args(bare(kind)):
+        return None
+    if base is not None:
         return _part(name, value, base, current)
     try:
         return _convert(value, kind)

@@ -6,11 +6,11 @@ the object that it describes. The value of such a field is a part, the name of a
 """
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from rlamort.config.imports import class_at, divided
 from rlamort.errors import UserError, nearest
 
 KIND = "kind"
@@ -39,7 +39,7 @@ class Part:
 
     @classmethod
     def named(cls, name: str, key: str) -> Self:
-        """The part with a name: a preset, a class of rlamort, or `module.Class`.
+        """The part with a name: a preset, a class of rlamort, or one of the user's, `module:Class` or `module.Class`.
 
         Raises:
             UserError: there is none; `key` is the field.
@@ -47,17 +47,11 @@ class Part:
         if name in cls.presets:
             return cls.presets[name]  # type: ignore[no-any-return]
         found: Any = next((one for one in cls.kinds() if one.__name__ == name), None)
-        if found is None and "." in name:
-            module, _, last = name.rpartition(".")
-            try:
-                found = getattr(importlib.import_module(module), last)
-            except (ImportError, AttributeError, ValueError) as error:
-                raise UserError(f"{key}={name}: it cannot be imported: {error}") from error
-            if not (isinstance(found, type) and issubclass(found, cls)):
-                raise UserError(f"{key}={name}: it is not derived from {cls.__module__}.{cls.__name__}")
+        if found is None and divided(name)[0]:
+            found = class_at(name, key, (cls,), f"rlamort.parts.{cls.__name__}")
         if found is None:
             allowed = cls.names() if name[:1].isupper() else list(cls.presets)
-            raise UserError(f"{key}={name}: there is none of that name; module.Class is one of yours. {nearest(name, allowed)}")
+            raise UserError(f"{key}={name}: there is none of that name; your own is module:Class. {nearest(name, allowed)}")
         return found()  # type: ignore[no-any-return]
 
     def label(self) -> str:

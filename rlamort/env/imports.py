@@ -1,52 +1,10 @@
-"""Import of classes by `module:Class`."""
+"""Hints at classes of the current folder."""
 
 import ast
-import importlib
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import rlamort.envs  # noqa: F401  registers its problems with Gymnasium, by whose names they are found here
-from rlamort.errors import UserError, nearest
-
-
-def module_of(path: str, field: str) -> Any:
-    """The module of `module:Class`; the current folder is searched.
-
-    Args:
-        path: `module:Class`.
-        field: the key that it is the value of, for messages.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
-    name = path.partition(":")[0]
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{field}={path}: no module {name!r} could be imported from {os.getcwd()}: {error}") from error
-
-
-def class_at(path: str, field: str, kinds: tuple[type, ...]) -> type[Any]:
-    """The class `module:Class`, derived from one of `kinds`.
-
-    Raises:
-        UserError: there is none of that name, or it is not derived from them.
-    """
-    module_name, _, attribute = path.partition(":")
-    module = module_of(path, field)
-    if not hasattr(module, attribute):
-        public = [name for name, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(f"{field}={path}: module {module_name!r} has no {attribute!r}. {nearest(attribute, public)}")
-    found = getattr(module, attribute)
-    if not (isinstance(found, type) and issubclass(found, kinds)):  # the name may be a file's: nothing is called
-        wanted = " or ".join(f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in kinds)
-        given = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        raise UserError(f"{field}={path}: it is {given}; a class derived from {wanted} is needed")
-    return found
 
 
 def here(name: str, key: str = "") -> str:

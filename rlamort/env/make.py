@@ -14,11 +14,12 @@ from gymnasium.spaces import Box as BoxSpace
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from rlamort.config.imports import class_at, module_of
 from rlamort.env import Env, Space, Spec
 from rlamort.env.bandit import Bandit
 from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
-from rlamort.env.imports import class_at, here, module_of
+from rlamort.env.imports import here
 from rlamort.env.known import equations_of
 from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
@@ -125,7 +126,7 @@ def _imported(path: str) -> type[Any] | None:
     module_of(path, "env")
     if path.partition(":")[2] in gymnasium.registry:
         return None
-    return class_at(path, "env", (gymnasium.Env, Problem))
+    return class_at(path, "env", (gymnasium.Env, Problem), "gymnasium.Env or rlamort.Problem")
 
 
 def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Space[Any]) -> Spec:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlamort.config.imports import class_at
 from rlamort.domain import Domain
 from rlamort.env import Env, Episode, Spec, Step
-from rlamort.env.imports import class_at, here
+from rlamort.env.imports import here
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost
@@ -310,7 +311,7 @@ def _class_of(name: str) -> type[Problem]:
     if name not in problems and ":" not in name:
         hint = here(name) or f"'module:Class' takes your own. {nearest(name, problems)}"
         raise UserError(f"problem={name}: there is none of that name; {hint}")
-    return class_at(problems.get(name, name), "problem", (Problem,))
+    return class_at(problems.get(name, name), "problem", (Problem,), "rlamort.Problem")
 
 
 def _odd(tensor: Tensor) -> float:

@@ -5,9 +5,9 @@ from typing import Literal
 
 from rlamort import dynamics as made
 from rlamort.config import Fixed, Part, Size, Widths
+from rlamort.config.imports import module_of
 from rlamort.domain import Box
 from rlamort.env import Spec
-from rlamort.env.imports import module_of
 from rlamort.errors import UserError
 
 

@@ -19,9 +19,9 @@ from rlamort.update import sparse
 
 @dataclass(frozen=True)
 class Teacher(Part):
-    """The target of a regression loss."""
+    """The target of a regression loss; None as its value stands for the labels of the batch."""
 
-    def __call__(self, setting: Setting) -> trained.Teacher:
+    def __call__(self, setting: Setting) -> trained.Teacher | None:
         raise NotImplementedError
 
 
@@ -79,12 +79,26 @@ class Accelerated(Teacher):
         return _searched(setting, sparse.Fista(setting.ista(), sparse.GradientRestart()), self.steps)
 
 
-Teacher.presets = {"solution": Solution(), "label": Label(), "fista": Accelerated()}
+@dataclass(frozen=True)
+class Labelled(Teacher):
+    """The labels of the data set, which were found once: those of the key `labels`."""
+
+    def __call__(self, setting: Setting) -> None:
+        if not setting.labelled:
+            raise UserError("loss.teacher=labels: the data set has none; labels=solution, search or file is needed, too")
+
+
+Teacher.presets = {"solution": Solution(), "label": Label(), "labels": Labelled(), "fista": Accelerated()}
 
 
 @dataclass(frozen=True)
 class Loss(Part):
     """L, the loss that trains a model."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it learns from labels of the data set."""
+        return False
 
     def __call__(self, setting: Setting) -> trained.Loss:
         raise NotImplementedError
@@ -123,6 +137,10 @@ class Regress(Loss):
 
     teacher: Teacher = Solution()
     decay: Fraction = 0.0
+
+    @property
+    def labelled(self) -> bool:
+        return isinstance(self.teacher, Labelled)
 
     def __call__(self, setting: Setting) -> trained.Loss:
         if any(p.requires_grad for p in setting.known("loss.teacher").parameters()):

@@ -27,14 +27,15 @@ class Setting(NamedTuple):
     contexts: Tensor | None = None  # a sample of the problem's (S, d), hidden parts included
     own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # builds the problem's own network over this domain
     previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
+    labelled: bool = False  # whether batches hold solutions that were found before
 
     @classmethod
-    def of(cls, problem: Problem, hidden: Widths) -> Self:
+    def of(cls, problem: Problem, hidden: Widths, labelled: bool = False) -> Self:
         """The setting of a problem's own domain."""
         first = next(iter((*problem.parameters(), *problem.buffers())), None)
         contexts = presented(problem, SAMPLE, None if first is None else first.device)
         seen = problem.layout.seen.dim
-        return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network)
+        return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network, labelled=labelled)
 
     def over(self, domain: Domain) -> Self:
         """The setting of another domain, which the problem's own network does not predict."""

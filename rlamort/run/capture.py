@@ -17,9 +17,9 @@ from rlamort.adjoint import Carry
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
 from rlamort.run.track import say
-from rlamort.source import Batch, Contexts
+from rlamort.source import Batch, Contexts, Labelled
 
-Sampler = Callable[[], Batch | Contexts]
+Sampler = Callable[[], Batch | Contexts | Labelled]
 
 
 class Round(NamedTuple):

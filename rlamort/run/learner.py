@@ -62,6 +62,7 @@ class Learner:
         self._settle(resolve(self.method, {**fields, **values}), env, eval_env, unnamed)
         given = self.config.run.dir
         self.environments.require_second(must=bool(given) or self.config.run.num_envs > 1)
+        self._begin()
         self.build(self.source.env.spec)
         if given:
             self.durable = Durable(self, Directory(Path(given), self.description()))
@@ -133,6 +134,12 @@ class Learner:
                 self._source = kind(env, **self.config.keywords(kind))
         return self._source
 
+    def _begin(self) -> None:
+        """Let the source do what takes time, unless it has, or its state was restored."""
+        source = self.source
+        with self.randomness():
+            source.prepare()
+
     def score(self, episodes: int | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, environments of their own."""
         return self._scored(episodes or self.config.run.eval_episodes, self.agent)
@@ -174,6 +181,7 @@ class Learner:
         """
         run, source, durable = self.config.run, self.source, self.durable
         called = Called(callback, self)
+        self._begin()
         if reset_num_timesteps and self.clock.env_step and durable is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from rlamort.config import KIND, defaults, methods, read_row
+from rlamort.config.imports import divided
 from rlamort.errors import UserError
 from rlamort.host.plain import revived
 from rlamort.host.saved import Saved, open_saved
@@ -51,7 +52,7 @@ def _require_imported(key: str, value: Any) -> None:
         return
     for name, inner in value.items():
         _require_imported(f"{key}.{name}", inner)
-        module = str(inner).rpartition(".")[0] if name == KIND else ""
+        module = divided(str(inner))[0] if name == KIND else ""
         if isinstance(inner, str) and FUNCTION.fullmatch(inner):
             module = inner.partition(":")[0]
         if module and module not in sys.modules:

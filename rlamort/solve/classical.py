@@ -155,7 +155,7 @@ def best_found(
     y = x.new_full((len(x), domain.dim), torch.nan)
     cost = x.new_full((len(x),), torch.nan)
     if solution is not None:
-        known = _known(solution, x, domain.dim, f"{subject(f)}.solution", messages)
+        known = answers(solution, x, domain.dim, f"{subject(f)}.solution", messages)
         if known is not None:  # it may be a view of what the user holds
             y, cost = known.clone(), _judged(f, domain, known, x, f"{subject(f)}.solution", lost)
     missing = (~cost.isfinite()).nonzero()[:, 0]
@@ -264,8 +264,8 @@ def _starts(domain: Domain, count: int, x: Tensor) -> Tensor:
     return (v * torch.linspace(0, 3, count, dtype=torch.float64)[:, None]).to(x)
 
 
-def _known(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, None]) -> Tensor | None:
-    """The problem's own solution (B, dim), NaN for items on which it raises; None if it returns None."""
+def answers(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, None]) -> Tensor | None:
+    """The problem's own solution (B, dim), NaN for items on which it raises, which `messages` says; None if it returns None."""
     try:
         y = solution(x)
     except FAILURES as error:
@@ -273,7 +273,7 @@ def _known(solution: Field, x: Tensor, dim: int, name: str, messages: dict[str, 
             messages[f"{name} raised {said(error)}"] = None
             return x.new_full((1, dim), torch.nan)
         # an item that raises takes its whole batch with it: halves find it in few calls
-        halves = [_known(solution, half, dim, name, messages) for half in x.tensor_split(2)]
+        halves = [answers(solution, half, dim, name, messages) for half in x.tensor_split(2)]
         given = [half for half in halves if half is not None]
         return torch.cat(given) if len(given) == len(halves) else None
     if y is not None and not isinstance(y, Tensor):

@@ -36,6 +36,17 @@ class Contexts(NamedTuple):
         return self._replace(x=function(self.x))
 
 
+class Labelled(NamedTuple):
+    """Contexts with solutions that were found before."""
+
+    x: Tensor  # (B, d)
+    y: Tensor  # (B, n) in Y
+
+    def through(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """With its contexts as `function` gives them."""
+        return self._replace(x=function(self.x))
+
+
 class Collected(NamedTuple):
     """What one round of collecting met."""
 

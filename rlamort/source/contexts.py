@@ -1,25 +1,41 @@
 """Contexts of a problem, whose objective is known, so that nobody acts. B batch · d numbers in a context · n = dim Y"""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.config import Count
+from rlamort.config import Count, Fixed, Part
 from rlamort.env import Env
 from rlamort.errors import UserError
-from rlamort.problem import presented
-from rlamort.source.base import Collected, Contexts, Tree
+from rlamort.problem import Problem, presented
+from rlamort.source.base import Collected, Contexts, Labelled, Tree
+
+
+@dataclass(frozen=True)
+class Labels(Part):
+    """Where solutions that are found once, in bulk, come from: see `rlamort.parts.labels`."""
+
+    def require(self, problem: Problem, dataset_size: int | None) -> None:
+        """Raises UserError if these cannot be labels of the problem, as far as that is known without finding any."""
+        raise NotImplementedError
+
+    def __call__(self, problem: Problem, dataset_size: int | None, device: torch.device) -> Labelled:
+        """Contexts and their labels."""
+        raise NotImplementedError
 
 
 class Fresh:
-    """New contexts of a problem at every update; nobody acts, since its objective is known.
+    """Contexts of a problem, new ones at every update or from a data set; nobody acts, since its objective is known.
 
     Args:
         env: the problem as an environment.
         dataset_size: draw this many once, and batches from among them, each equally often; null draws new ones every time.
+        labels: solutions of the data set, found once and kept with it, for loss=regress loss.teacher=labels: solution, the
+            problem's own; search, classical solvers'; file, contexts and solutions of a file, labels.path.
 
     Raises:
         UserError: the environment is no `Problem`.
@@ -44,31 +60,45 @@ class Fresh:
     waiting = None
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames
 
-    def __init__(self, env: Env, *, dataset_size: Count | None = None) -> None:
+    def __init__(self, env: Env, *, dataset_size: Count | None = None, labels: Fixed[Labels | None] = None) -> None:
         if env.spec.problem is None:
             raise UserError(f"env={env.name}: it is no problem with a known objective; a subclass of rlamort.Problem is needed")
         self.env, self.problem, self.collected = env, env.spec.problem, 0
-        self.data = None if dataset_size is None else presented(self.problem, dataset_size, env.device)
+        self.dataset_size, self.labels = dataset_size, labels
+        self.data: Contexts | Labelled | None = None  # the data set, once it is prepared
+        if labels is not None:
+            labels.require(self.problem, dataset_size)
+
+    def prepare(self) -> None:
+        """Draw the data set and find its labels, where there is one and it is not here yet."""
+        if self.data is None and self.labels is not None:
+            self.data = self.labels(self.problem, self.dataset_size, self.env.device)
+        elif self.data is None and self.dataset_size is not None:
+            self.data = Contexts(presented(self.problem, self.dataset_size, self.env.device))
 
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
         """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
         self.collected += 1
         return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
 
-    def sample(self, count: int) -> Contexts:
-        """x ~ p(x) (count, d)."""
+    def sample(self, count: int) -> Contexts | Labelled:
+        """x ~ p(x) (count, d), with their labels where the data set has them."""
         if self.data is None:
             return Contexts(presented(self.problem, count, self.env.device))
-        return Contexts(self.data[torch.randint(len(self.data), (count,), device=self.data.device)])
+        index = torch.randint(len(self.data.x), (count,), device=self.data.x.device)
+        return type(self.data)(*(part[index] for part in self.data))
 
     def state(self) -> Tree:
         """Everything that `restore` needs."""
-        return {"collected": self.collected, "env": self.env.state(), "data": self.data}
+        data = {} if self.data is None else self.data._asdict()
+        return {"collected": self.collected, "env": self.env.state(), "data": data.get("x"), "labels": data.get("y")}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
         """Put back what `state` gave."""
         self.collected = int(state["collected"])
-        self.data = None if state["data"] is None else state["data"].to(self.env.device)
+        kept = [state["data"], state.get("labels")]  # older checkpoints have no labels
+        parts = [part.to(self.env.device) for part in kept if part is not None]
+        self.data = (Labelled(*parts) if len(parts) == 2 else Contexts(*parts)) if parts else None
         return self.env.restore(state["env"])
 
     def frames_since(self, written: np.ndarray) -> Tree:

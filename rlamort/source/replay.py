@@ -83,6 +83,9 @@ class Replay:
         """(N, d), the contexts to act on now."""
         return self.env.x
 
+    def prepare(self) -> None:
+        """Nothing: transitions come with time."""
+
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
         """Play what is chosen, y (N, n), a step in every environment, and keep what happened."""
         x, y = self.env.x, choose()
