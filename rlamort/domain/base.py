@@ -140,14 +140,14 @@ def checked(domain: Domain, data: Data, where: str) -> None:
     for name in data:
         if name not in domain.needs:
             raise UserError(f"{where}: {name!r} is given; allowed: {', '.join(domain.needs) or 'none'}")
-    count = None
+    count: int | str = "B"
     for name, shape in domain.needs.items():
         found = data.get(name)
+        needed = f"({', '.join(map(str, (count, *shape)))})"
         if not isinstance(found, Tensor):
-            given = "nothing" if found is None else f"a {type(found).__name__}"
-            raise UserError(f"{where}: {name!r}: {given} is given; a tensor of shape {('B', *shape)} is needed")
-        if tuple(found.shape[1:]) != shape or not found.ndim or len(found) != (len(found) if count is None else count):
-            needed = ("B" if count is None else count, *shape)
+            kind = "nothing" if found is None else f"a {type(found).__name__}"
+            raise UserError(f"{where}: {name!r}: {kind} is given; a tensor {needed} is needed")
+        if not found.ndim or tuple(found.shape[1:]) != shape or count not in ("B", len(found)):
             raise UserError(f"{where}: {name!r}: shape {tuple(found.shape)} is given; {needed} is needed")
         count = len(found)
 

@@ -131,6 +131,8 @@ class Rows(nn.Module):
             guess, solved = found.side, solved & found.solved
             bound = torch.where(guess > 0, sets.high, torch.where(guess < 0, sets.low, 0.0))
             y = face(y, sets.b, bound, sets.E, sets.A, guess != 0, sets.factor)[0]
+        lost = (sets.low.isnan() | sets.high.isnan()).any(-1, keepdim=True)
+        y = y + torch.where(lost, torch.nan, 0.0)  # a bound that is NaN is not just left out
         if not bool(solved.all()):  # of an empty set: the least violating point, without derivatives
             y = torch.where(solved[:, None], y, self._least_violating(sets, p.detach().flatten(0, 1), ~solved))
         return y.view(p.shape)
@@ -180,7 +182,7 @@ class Rows(nn.Module):
 
 def lengths(matrix: Tensor) -> Tensor:
     """(..., m, n) -> (..., m): of its rows, 1 of a row of zeros; detached, since they only scale."""
-    length: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=-1)
+    length = torch.linalg.vector_norm(matrix.detach(), dim=-1)
     return torch.where(length > 0, length, 1.0)
 
 
