@@ -21,6 +21,8 @@ if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & set(os.environ):
 if TYPE_CHECKING:
     from rlamort.domain import (
         PSD,
+        Affine,
+        Ball,
         Birkhoff,
         Box,
         CappedSimplex,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
         ExponentialCone,
         Gaussian,
         Orthant,
+        PerItem,
+        Polyhedron,
         Product,
         SecondOrderCone,
         Simplex,
@@ -51,15 +55,15 @@ HOMES = {
     "measure.fit": ("amortize", "load_solver"),
     "solve.solver": ("Solver",),
     "domain": (
-        "PSD", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant", "Product",
-        "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian",
+        "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant",
+        "PerItem", "Polyhedron", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian",
     ),
 }  # fmt: skip
 
 __all__ = [
-    "DDPG", "PSD", "SAC", "TD3", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault", "Gaussian",
-    "Learner", "Orthant", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver", "Sphere", "SquashedGaussian",
-    "UserError", "amortize", "load", "load_solver", "resume",
+    "DDPG", "PSD", "SAC", "TD3", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault",
+    "Gaussian", "Learner", "Orthant", "PerItem", "Polyhedron", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver",
+    "Sphere", "SquashedGaussian", "UserError", "amortize", "load", "load_solver", "resume",
 ]  # fmt: skip
 
 

@@ -8,13 +8,13 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, Self
+from typing import Any, Generic, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on; torch needs it too
 
-from rlamort.domain import Domain
+from rlamort.domain import ContextDomain, Data, Domain
 from rlamort.errors import UserError
 
 Parts = Tensor | dict[str, Tensor]  # contexts as the user has them: leading axis B
@@ -30,7 +30,7 @@ class Problem(nn.Module, Generic[X]):
     an ordinary parameter.
 
     Attributes:
-        domain: Y.
+        domain: Y; where some of its data are `PerItem`, `domain_data` gives them, and `domain.at(x)` is C(x).
         convex: whether f(.; x) and Y are convex for every x, which makes gradients a certificate.
         hidden: keys of a dict context that neither networks nor solvers on their way ever read: a query set, the true code of a
             signal, an expert's label. `cost` scores with them, and losses learn from them.
@@ -45,7 +45,6 @@ class Problem(nn.Module, Generic[X]):
         declared = getattr(type(self), "domain", None)
         if isinstance(declared, Domain):  # one of its own, which moves to a device with the problem
             self.domain = copy.deepcopy(declared)
-            self.__dict__["domain"] = self._modules["domain"]  # or Python would find the class's first
 
     def contexts(self, count: int) -> X:
         """x ~ p(x), `count` of them: a tensor, or a dict of tensors, with leading axis `count`; from torch's generator."""
@@ -62,6 +61,15 @@ class Problem(nn.Module, Generic[X]):
     def support(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x without what is hidden -> (B,), what solvers may ask while they solve; the cost itself by default."""
         return self.cost(y, x)
+
+    def domain_data(self, x: X) -> Data:
+        """x without what is hidden -> the data of C(x), (B, ...) by the names in `domain.needs`; differentiable in x."""
+        raise UserError(f"{type(self).__name__}.domain_data: it is not defined; it gives {', '.join(self.domain.needs)}")
+
+    def data_at(self, x: Tensor) -> Data:
+        """As `domain_data`, of contexts as vectors (B, d), of which further columns are ignored."""
+        seen = self.layout.seen
+        return self.domain_data(cast(X, seen.unpack(x[:, : seen.dim])))
 
     def solution(self, x: X) -> Tensor | None:
         """x -> y*(x) (B, n), where something knows it: for regression, gaps and certificates."""
@@ -87,7 +95,11 @@ class Problem(nn.Module, Generic[X]):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, nn.Module | nn.Parameter):
             begun(self)
+        if name == "domain" and isinstance(value, Domain) and value.needs and not isinstance(value, ContextDomain):
+            value = ContextDomain(value, self)
         super().__setattr__(name, value)
+        if name == "domain" and isinstance(getattr(type(self), name, None), Domain):
+            self.__dict__[name] = self._modules[name]  # or Python would find the class's first
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         begun(self)

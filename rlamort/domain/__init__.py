@@ -1,14 +1,17 @@
 """Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.base import LARGEST, Domain, finite, within
+from rlamort.domain.base import LARGEST, Data, Domain, PerItem, finite, within
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
+from rlamort.domain.context import ContextDomain
 from rlamort.domain.density import Density, Gaussian, SquashedGaussian
+from rlamort.domain.items import Ball
+from rlamort.domain.polyhedron import Affine, Polyhedron
 from rlamort.domain.sets import Box, CappedSimplex, Euclid, Orthant, Product, Simplex, Sphere, unit_box
 from rlamort.domain.weights import Weights
 
 __all__ = [
-    "LARGEST", "PSD", "Birkhoff", "Box", "CappedSimplex", "Density", "Domain", "Euclid", "ExponentialCone", "Gaussian",
-    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "finite", "unit_box",
-    "within",
+    "LARGEST", "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "ContextDomain", "Data", "Density", "Domain",
+    "Euclid", "ExponentialCone", "Gaussian", "Orthant", "PerItem", "Polyhedron", "Product", "SecondOrderCone", "Simplex",
+    "Sphere", "SquashedGaussian", "Weights", "finite", "unit_box", "within",
 ]  # fmt: skip

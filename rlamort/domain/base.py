@@ -5,9 +5,11 @@ y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, i
 Items of a batch are independent: iterative projections run a fixed number of iterations, per item.
 """
 
+import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -17,7 +19,22 @@ from torch import Tensor, nn
 from rlamort.errors import UserError
 
 Bounds = Sequence[float] | np.ndarray | Tensor
+Data = Mapping[str, Tensor]  # what comes with each item, with leading axis B
 LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class PerItem:
+    """In place of a set's datum: it comes with each item, from a problem's `domain_data(x)`.
+
+    Args:
+        shape: of one item's: `PerItem(5)` for five bounds, `PerItem(5, 3)` for a matrix, `PerItem()` for a number.
+    """
+
+    shape: tuple[int, ...]
+
+    def __init__(self, *shape: int) -> None:
+        object.__setattr__(self, "shape", tuple(at_least_one("PerItem.shape", size) for size in shape))
 
 
 class Domain(nn.Module):
@@ -29,11 +46,44 @@ class Domain(nn.Module):
         dim: n.
         inputs: unconstrained numbers that `project` takes.
         reach: the value in v that `act` maps an action of 1 to.
+        needs: names and shapes of the data that come with each item; none, unless it was made with `PerItem`.
     """
 
     dim: int
     inputs: int
     reach: float = 3.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needs: dict[str, tuple[int, ...]] = {}
+
+    def at(self, x: Tensor) -> "Domain":
+        """x (B, d), contexts as vectors -> Y of these items, C(x): this domain, unless a problem gives its data from x.
+
+        Its methods take points (..., B, n). Repeat x and call `at` again where items are repeated or picked.
+        """
+        return self
+
+    def bind(self, data: Data) -> "Domain":
+        """The set of items with these data (B, ...), as `needs` names them.
+
+        Raises:
+            UserError: data are missing, unknown, or of another shape.
+        """
+        checked(self, data, type(self).__name__)
+        return self if not self.needs else self._with(data)
+
+    def _with(self, data: Data) -> "Domain":
+        """A copy whose buffers hold the data, which keep their graphs."""
+        bound = copy.copy(self)
+        bound._buffers, bound.needs = {**self._buffers, **data}, {}
+        return bound
+
+    def _datum(self, name: str) -> Tensor:
+        found = self._buffers[name]
+        if found is None:
+            raise lacking(self)
+        return found
 
     def project(self, v: Tensor) -> Tensor:
         """v (B, inputs) -> y (B, dim) in Y."""
@@ -93,6 +143,32 @@ def finite(domain: Domain, y: Tensor) -> Tensor:
     """y (B, n) with non-finite items replaced by a point of Y."""
     centre = domain.project(y.new_zeros(1, domain.inputs))
     return y.where(y.isfinite().all(-1, keepdim=True), centre)
+
+
+def lacking(domain: Domain) -> UserError:
+    return UserError(
+        f"{type(domain).__name__}: {', '.join(domain.needs)} comes with each item, and is not given; "
+        "`at(x)` of a problem's domain, or `bind(data)`, gives the set of some items"
+    )
+
+
+def checked(domain: Domain, data: Data, where: str) -> None:
+    """Raises UserError, which begins with `where`, unless the data are what the domain needs, of one count."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{where}: a {type(data).__name__} is given; a dict of tensors is needed: {', '.join(domain.needs)}")
+    for name in data:
+        if name not in domain.needs:
+            raise UserError(f"{where}: {name!r} is given; allowed: {', '.join(domain.needs) or 'none'}")
+    count: int | str = "B"
+    for name, shape in domain.needs.items():
+        found = data.get(name)
+        needed = f"({', '.join(map(str, (count, *shape)))})"
+        if not isinstance(found, Tensor):
+            kind = "nothing" if found is None else f"a {type(found).__name__}"
+            raise UserError(f"{where}: {name!r}: {kind} is given; a tensor {needed} is needed")
+        if not found.ndim or tuple(found.shape[1:]) != shape or count not in ("B", len(found)):
+            raise UserError(f"{where}: {name!r}: shape {tuple(found.shape)} is given; {needed} is needed")
+        count = len(found)
 
 
 def at_least_one(field: str, given: Any) -> int:

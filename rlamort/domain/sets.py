@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain.base import LARGEST, Bounds, Domain, at_least_one, magnitude, norm_of, number
+from rlamort.domain.base import LARGEST, Bounds, Data, Domain, PerItem, at_least_one, checked, magnitude, norm_of, number
+from rlamort.domain.items import ItemBox
 from rlamort.errors import UserError
 
 
@@ -34,8 +35,9 @@ class Box(Domain):
     """{y : low <= y <= high}; `project` is tanh, scaled.
 
     Args:
-        low: lower bounds, one per coordinate, finite: a list, a tensor or an array of numbers.
-        high: upper bounds, each above its lower bound, finite.
+        low: lower bounds, one per coordinate, finite: a list, a tensor or an array of numbers, or `PerItem(n)`.
+        high: upper bounds, each above its lower bound, finite, or `PerItem(n)`. Of an item whose bounds cross, answers are
+            the middle, and `violation` says so.
 
     Raises:
         UserError: bounds that are not numbers, differ in count, exceed float32's range, or are not in order.
@@ -46,8 +48,11 @@ class Box(Domain):
     low: Tensor
     high: Tensor
 
-    def __init__(self, low: Bounds, high: Bounds) -> None:
+    def __init__(self, low: Bounds | PerItem, high: Bounds | PerItem) -> None:
         super().__init__()
+        if isinstance(low, PerItem) or isinstance(high, PerItem):
+            self._declare(low, high)
+            return
         ends = [_bounds("Box.low", low), _bounds("Box.high", high)]
         at_least_one("Box.low: its length", len(ends[0]))
         if len(ends[0]) != len(ends[1]):
@@ -65,25 +70,51 @@ class Box(Domain):
         wide = offset.astype(np.float64)
         self.exact = bool((np.stack([wide - scale, wide + scale]) == bounds).all())  # so agents' need not clamp at every step
 
+    def _declare(self, low: Bounds | PerItem, high: Bounds | PerItem) -> None:
+        """With bounds that come with each item."""
+        for name, bounds in (("low", low), ("high", high)):
+            if isinstance(bounds, PerItem):
+                self.needs[name] = bounds.shape
+                self.register_buffer(name, None)
+            else:
+                fixed = torch.tensor(_bounds(f"Box.{name}", bounds), dtype=torch.float64)
+                if not fixed.isfinite().all():
+                    raise UserError(f"Box.{name}: {fixed.tolist()} is given; finite bounds are needed")
+                self.register_buffer(name, fixed, persistent=False)
+        sizes = [self.needs[name] if name in self.needs else tuple(self._datum(name).shape) for name in ("low", "high")]
+        if sizes[0] != sizes[1] or len(sizes[0]) != 1:
+            raise UserError(f"Box.high: shape {sizes[1]} is given and {sizes[0]} of low; a bound a coordinate is needed")
+        self.dim = self.inputs = sizes[0][0]
+        self.register_buffer("scale", None)
+        self.register_buffer("offset", None)
+        self.exact = False
+
+    def bind(self, data: Data) -> Domain:
+        checked(self, data, "Box")
+        if not self.needs:
+            return self
+        low, high = (data[name] if name in data else self._datum(name) for name in ("low", "high"))
+        return ItemBox(low, high)
+
     def project(self, v: Tensor) -> Tensor:
         return self.act(v.tanh())
 
     def decode(self, u: Tensor) -> Tensor:
         """[-1, 1]^n -> Y, affine, to the rounding of the largest bound."""
-        return self.offset + self.scale * u
+        return self._datum("offset") + self._datum("scale") * u
 
     def encode(self, y: Tensor) -> Tensor:
         """Y -> [-1, 1]^n, affine."""
-        return (y - self.offset) / self.scale
+        return (y - self._datum("offset")) / self._datum("scale")
 
     def nearest(self, y: Tensor) -> Tensor:
-        return y.clamp(self.low.to(y.dtype), self.high.to(y.dtype))
+        return y.clamp(self._datum("low").to(y.dtype), self._datum("high").to(y.dtype))
 
     def violation(self, y: Tensor) -> Tensor:
-        return norm_of((self.low.to(y.dtype) - y).relu() + (y - self.high.to(y.dtype)).relu())
+        return norm_of((self._datum("low").to(y.dtype) - y).relu() + (y - self._datum("high").to(y.dtype)).relu())
 
     def linear(self, g: Tensor) -> Tensor:
-        return torch.where(g > 0, self.low.to(g.dtype), self.high.to(g.dtype))
+        return torch.where(g > 0, self._datum("low").to(g.dtype), self._datum("high").to(g.dtype))
 
     def act(self, u: Tensor) -> Tensor:
         y = self.decode(u)
@@ -231,6 +262,8 @@ class Sphere(Domain):
 class Product(Domain):
     """Y_1 x Y_2 x ..., with inputs and coordinates concatenated.
 
+    Data that come with each item are named after their factor: "0.b" is that of an affine set which stands first.
+
     Args:
         domains: the factors, in order.
     """
@@ -245,8 +278,17 @@ class Product(Domain):
             if not isinstance(domain, Domain):
                 raise UserError(f"Product.domains[{i}]: a {type(domain).__name__} is given; a domain, not a density, is needed")
         self.domains = nn.ModuleList(domains)
+        self.needs = {f"{i}.{name}": shape for i, part in enumerate(domains) for name, shape in part.needs.items()}
         self.sizes, self.input_sizes = [d.dim for d in domains], [d.inputs for d in domains]
         self.dim, self.inputs = sum(self.sizes), sum(self.input_sizes)
+
+    def bind(self, data: Data) -> Domain:
+        checked(self, data, "Product")
+        own: list[dict[str, Tensor]] = [{} for _ in self.sizes]
+        for name, part in data.items():
+            index, _, rest = name.partition(".")
+            own[int(index)][rest] = part
+        return Product([domain.bind(mine) for domain, mine in zip(self.domains, own, strict=True)])  # type: ignore[operator]
 
     def _factors(self, sizes: list[int], row: Tensor) -> Iterable[tuple[Domain, Tensor]]:
         return zip(self.domains, row.split_with_sizes(sizes, dim=-1), strict=True)  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""Which inequalities hold with equality at a projection: splitting, and then an exact dual active-set method.
+
+All is in the coordinates of the rows: with y = y0 - P A' lam, A y = s - G lam, where G = P-projected A times its transpose,
+of unit rows. B items · m rows · s, low, high, lam (B, m) · G (m, m), or (B, m, m) where A comes with each item.
+
+Solved items leave the batch, which changes no item's answer, only the time that others take.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TINY = 1e-13  # added to the diagonal of what is factored
+DEPENDENT = 1e-9  # squared distance of a unit row to the span of those before, below which it is left out of a guess
+SPANNED = 1e-10  # the same for a row that is to be added, beside the squares of its coefficients in that span
+ADAPT = 15  # iterations of the splitting between changes of its penalty
+
+
+class Gram(NamedTuple):
+    """G of unit rows and its eigendecomposition, so that each item may have a penalty of its own."""
+
+    matrix: Tensor  # (m, m) or (B, m, m)
+    vectors: Tensor  # the same shape
+    values: Tensor  # (m,) or (B, m), >= 0
+
+    def take(self, items: Tensor) -> "Gram":
+        return self if self.matrix.ndim == 2 else Gram(*(part[items] for part in self))
+
+
+class Active(NamedTuple):
+    side: Tensor  # (B, m): 1 where y is at `high`, -1 at `low`, 0 where the row is inactive
+    farkas: Tensor  # (B, m): a combination of rows which shows that an item's set is empty; 0 where none was met
+    solved: Tensor  # (B,) bool: every row holds to rounding
+
+
+def times(v: Tensor, matrix: Tensor) -> Tensor:
+    """v (B, i), matrix (i, j) or (B, i, j) -> (B, j)."""
+    return v @ matrix if matrix.ndim == 2 else (v[:, None] @ matrix)[:, 0]
+
+
+def splitting(s: Tensor, low: Tensor, high: Tensor, gram: Gram, iterations: int) -> Tensor:
+    """Estimates of the multipliers lam (B, m), by over-relaxed ADMM on |y - y0|^2 / 2 subject to A y = z, low <= z <= high.
+
+    The x-update needs A y alone, and with the eigenvectors of G no factorisation when an item's penalty changes. The penalty
+    balances the residuals (Boyd et al., 2011, 3.4.1), and the relaxation is 1.6.
+    """
+    rho, z, u = torch.ones_like(s[:, :1]), s.clamp(low, high), torch.zeros_like(s)
+    for i in range(1, iterations + 1):
+        step = times(times(s - z + u, gram.vectors) / (gram.values + 1 / rho), gram.vectors.mT)
+        w = 1.6 * (z - u + step / rho) - 0.6 * z
+        after = (w + u).clamp(low, high)
+        u = u + w - after
+        if i % ADAPT == 0:
+            moved = rho * (times(after - z, gram.vectors) * gram.values.sqrt()).norm(dim=-1, keepdim=True)
+            factor = ((w - after).norm(dim=-1, keepdim=True) / moved).sqrt().nan_to_num(1.0, posinf=10.0).clamp(0.1, 10)
+            changed = (rho * factor).clamp(1e-4, 1e4)
+            u, rho = u * rho / changed, changed
+        z = after
+    return rho * u
+
+
+def identify(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, rounds: int) -> Active:
+    """`active_set` from the signs of `guess` (B, m); where rounding of nearly dependent rows stops it, once more from none."""
+    found = active_set(s, low, high, gram, guess, rounds)
+    lost = ~found.solved
+    if bool(lost.any()):
+        again = active_set(s[lost], low[lost], high[lost], gram.take(lost), torch.zeros_like(s[lost]), rounds)
+        for kept, part in zip(found, again, strict=True):
+            kept[lost] = part
+    return found
+
+
+def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, rounds: int) -> Active:
+    """The dual active-set method of Goldfarb and Idnani (1983), of all items at once, from the signs of `guess` (B, m).
+
+    A round is one factorisation: wrong signs and dependent rows of the guess are dropped first; then the most violated row is
+    added, and rows whose multiplier reaches 0 on the way are dropped. The dual objective grows with every row that is added, so
+    it ends. Where a violated row depends on active ones and none of these can be dropped, no point satisfies them all.
+    """
+    side, farkas = guess.sign().nan_to_num(0.0), torch.zeros_like(s)
+    sides, solved = side.clone(), torch.zeros(len(s), dtype=torch.bool, device=s.device)
+    size = torch.stack([part.abs().where(part.isfinite(), 0) for part in (s, low, high)]).amax((0, -1))
+    slack, items = 1e-13 * max(10, s.shape[-1]) * size, torch.arange(len(s), device=s.device)
+    row = torch.full_like(items, -1)  # being added; -1 for none
+    weight, fresh = torch.zeros_like(size), torch.ones_like(solved)  # its multiplier so far; whether the guess is still mended
+    for _ in range(rounds):
+        free, active, every = low == high, side != 0, torch.arange(len(s), device=s.device)
+        block, pending = _Block.of(gram, active), row >= 0
+        at = row.clamp(min=0)
+        bound = torch.where(side > 0, high, torch.where(side < 0, low, s))
+        added = torch.where(pending, weight, 0.0)[:, None]
+        lam = block.solve(s - bound - added * _row(gram, at)).scatter_add(-1, at[:, None], added)
+        # the guess is mended until its multipliers have the right signs
+        wrong = active & ((block.pivots(s) < DEPENDENT) | (~free & (lam * side < 0)))
+        fresh = fresh & wrong.any(-1)
+        side = torch.where(fresh[:, None] & wrong, 0.0, side)
+        # the most violated row, unless one is being added
+        w = s - times(lam, gram.matrix)
+        worst, most = torch.maximum(low - w, w - high).masked_fill(active, -1).max(-1)
+        done = ~fresh & ~pending & ~(worst > slack)
+        moves = ~fresh & ~done
+        begins = moves & ~pending
+        at, weight = torch.where(begins, most, at), torch.where(begins, 0.0, weight)
+        # how far its multiplier goes until the row holds, or until that of an active one is 0
+        value, below, above = (part[every, at] for part in (w, low, high))
+        sign = torch.where(value - above > below - value, 1.0, -1.0).to(s)
+        slope = block.solve(_row(gram, at))
+        apart = gram.matrix.diagonal(dim1=-2, dim2=-1).expand_as(s)[every, at] - (slope * _row(gram, at)).sum(-1)
+        further = apart > SPANNED * (1 + slope.square().sum(-1))
+        whole = torch.where(further, torch.maximum(value - above, below - value).clamp(min=0) / apart, torch.inf)
+        rate = side * sign[:, None] * slope
+        reach = torch.where(active & ~free & (rate > 1e-12), (lam * side).clamp(min=0) / rate, torch.inf)
+        least, first = reach.min(-1)
+        stuck = moves & least.isinf() & whole.isinf()
+        full, part = moves & ~stuck & (whole <= least), moves & ~stuck & (whole > least)
+        side[every[full], at[full]] = sign[full]
+        side[every[part], first[part]] = 0
+        weight = torch.where(part, weight + least * sign, weight)
+        done = done | (stuck & (worst <= 1e4 * slack))  # it is rounding that does not hold
+        row = torch.where(part, at, -1)
+        farkas[items[stuck]] = (-slope * sign[:, None]).scatter(-1, at[:, None], sign[:, None])[stuck]
+        sides[items], solved[items] = side, done
+        left = ~(done | stuck)
+        if not bool(left.any()):
+            break
+        gram = gram.take(left)
+        s, low, high, side, slack = s[left], low[left], high[left], side[left], slack[left]
+        items, row, weight, fresh = items[left], row[left], weight[left], fresh[left]
+    return Active(sides, farkas, solved)
+
+
+def least_violating(s: Tensor, low: Tensor, high: Tensor, gram: Gram, rounds: int) -> Tensor:
+    """lam (B, m) whose y has the least sum of squared distances to the rows, and is nearest to y0 among those, to about 1e-7.
+
+    Newton's method on that sum, whose pieces are quadratic, with a line search by bisection, which makes it monotone.
+    """
+    delta, lam, w = 1e-8, torch.zeros_like(s), s
+    for _ in range(rounds):
+        target = w.clamp(low, high)
+        inside = (w != target).to(s.dtype)
+        factor = torch.linalg.cholesky_ex(_masked(gram.matrix, inside, delta))[0]
+        full = torch.cholesky_solve(((s - target) * inside)[..., None], factor)[..., 0]
+        turn, fall = full - lam, times(full - lam, gram.matrix)
+        start, end = torch.zeros_like(s[:, :1]), torch.ones_like(s[:, :1])
+        at = end
+        for _ in range(30):
+            there = w - at * fall
+            falling = (fall * (delta * (lam + at * turn) - there + there.clamp(low, high))).sum(-1, keepdim=True) < 0
+            start, end = torch.where(falling, at, start), torch.where(falling, end, at)
+            at = (start + end) / 2
+        lam = lam + at * turn
+        w = s - times(lam, gram.matrix)
+    return lam
+
+
+def face_factor(matrix: Tensor, active: Tensor) -> Tensor:
+    """The Cholesky factor (B, m, m) of G on active (B, m) rows, and the identity on others."""
+    factor: Tensor = torch.linalg.cholesky_ex(_masked(matrix, active.to(matrix.dtype), TINY))[0]
+    return factor
+
+
+def _masked(matrix: Tensor, active: Tensor, delta: float) -> Tensor:
+    return matrix * active[:, :, None] * active[:, None] + torch.diag_embed(delta + 1 - active)
+
+
+def _row(gram: Gram, at: Tensor) -> Tensor:
+    """(B, m): row at (B,) of each item's G."""
+    return gram.matrix[at] if gram.matrix.ndim == 2 else gram.matrix[torch.arange(len(at), device=at.device), at]
+
+
+class _Block(NamedTuple):
+    """G on the active rows of each item, factored; gathered first, since active rows are few."""
+
+    order: Tensor  # (B, k): the active rows, and then others
+    mask: Tensor  # (B, k): 1 where active
+    matrix: Tensor  # (B, k, k), of those alone
+    factor: Tensor  # (B, k, k)
+
+    @classmethod
+    def of(cls, gram: Gram, active: Tensor) -> "_Block":
+        count = max(1, int(active.sum(-1).max()))
+        order = (~active).to(torch.int8).argsort(dim=-1, stable=True)[:, :count]
+        mask = active.gather(-1, order).to(gram.values.dtype)
+        if gram.matrix.ndim == 2:
+            block = gram.matrix[order[:, :, None], order[:, None]]
+        else:
+            every = torch.arange(len(order), device=order.device)[:, None, None]
+            block = gram.matrix[every, order[:, :, None], order[:, None]]
+        block = _masked(block, mask, 0.0)
+        diagonal = torch.eye(count, dtype=block.dtype, device=block.device) * TINY
+        return cls(order, mask, block, torch.linalg.cholesky_ex(block + diagonal)[0])
+
+    def solve(self, right: Tensor) -> Tensor:
+        """right (B, m) -> G_JJ^-1 right_J, 0 elsewhere (B, m)."""
+        part = (right.gather(-1, self.order) * self.mask)[..., None]
+        found = torch.cholesky_solve(part, self.factor)
+        found = found + torch.cholesky_solve(part - self.matrix @ found, self.factor)  # without what the diagonal changed
+        return torch.zeros_like(right).scatter(-1, self.order, found[..., 0])
+
+    def pivots(self, like: Tensor) -> Tensor:
+        """(B, m): squared distances of the active rows to the span of those before, 1 elsewhere."""
+        return torch.ones_like(like).scatter(-1, self.order, self.factor.diagonal(dim1=-2, dim2=-1).square())
