@@ -616,7 +616,7 @@ def test_a_certificate_that_needs_a_gradient_says_so():
         def cost(self, y, x):
             return super().cost(y, x).detach()
 
-    with pytest.raises(UserError, match=r"Flat\.cost: a certificate by `convex` needs its gradient"):
+    with pytest.raises(UserError, match=r"Flat\.cost: this certificate needs its gradient"):
         made(Flat).solve(rows(Flat, 2), certify=True)
 
 

@@ -113,6 +113,11 @@ class Domain(nn.Module):
         """
         raise UserError(f"{type(self).__name__}.linear: this set is unbounded; a bounded one (Box, Simplex, ...) is needed")
 
+    def around(self) -> tuple[Tensor, Tensor] | None:
+        """A box that contains Y, low and high, each (n,) or (B, n), where `linear` is too dear for certificates and bounds are
+        at hand; else None."""
+        return None
+
     def act(self, u: Tensor) -> Tensor:
         """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
         return self.project(self.reach * u)
@@ -136,13 +141,8 @@ def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Ten
         rounded: the dtype that they were rounded to; None if it is theirs.
     """
     slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
-    return y.isfinite().all(-1) & (domain.violation(finite(domain, y)) <= slack)
-
-
-def finite(domain: Domain, y: Tensor) -> Tensor:
-    """y (B, n) with non-finite items replaced by a point of Y."""
-    centre = domain.project(y.new_zeros(1, domain.inputs))
-    return y.where(y.isfinite().all(-1, keepdim=True), centre)
+    whole = y.isfinite().all(-1)
+    return whole & (domain.violation(y.where(whole[..., None], 0)) <= slack)
 
 
 def lacking(domain: Domain) -> UserError:

@@ -121,6 +121,22 @@ class Polyhedron(Domain):
             raise lacking(self)
         return self.rows.empty()
 
+    def around(self) -> tuple[Tensor, Tensor] | None:
+        """From rows of A with a single entry, which bound y itself; None unless they bound every coordinate of every item."""
+        if self.needs:
+            raise lacking(self)
+        A, low, high = (self.rows.data[name] for name in ("A", "low", "high"))
+        column = A.abs().argmax(-1)  # (m,) or (B, m)
+        entry = A.gather(-1, column[..., None])[..., 0]
+        alone = (A != 0).sum(-1) == 1
+        ends = torch.stack(torch.broadcast_tensors(low / entry, high / entry))
+        least, most = (end.where(alone, infinite) for end, infinite in ((ends.amin(0), -torch.inf), (ends.amax(0), torch.inf)))
+        shape = (*least.shape[:-1], self.dim)
+        at = column.expand(least.shape)
+        low = torch.full(shape, -torch.inf).to(least).scatter_reduce(-1, at, least, "amax")
+        high = torch.full(shape, torch.inf).to(most).scatter_reduce(-1, at, most, "amin")
+        return (low, high) if bool((low.isfinite() & high.isfinite()).all()) else None
+
     def linear(self, g: Tensor) -> Tensor:
         """By SciPy's HiGHS, an item at a time on the host: for certificates, not for updates. NaN where a set is empty."""
         from scipy.optimize import linprog  # here, since importing it takes longer than most runs of `linear`

@@ -256,7 +256,7 @@ def open_problem(
     made, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
     trial = OneStep(made, 2, device)
     trial.reset(0)
-    y = made.domain.act(torch.zeros(2, made.domain.inputs, device=device))
+    y = made.domain.at(trial.x).act(torch.zeros(2, made.domain.inputs, device=device))
     trial.step(y)
     if made.hidden:
         _try_support(trial, y)

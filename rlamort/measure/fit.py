@@ -54,7 +54,7 @@ class Acting(Model):
         self.agent, self.domain = agent, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        return self.domain.act(self.agent.act(x, explore=False))[None]
+        return self.domain.at(x).act(self.agent.act(x, explore=False))[None]
 
 
 def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **fields: Any) -> Solver:

@@ -134,7 +134,7 @@ def measure(
         gap.mean().item() + half,
         gap.quantile(0.99).item(),
         reference.cost[whole].abs().mean().item(),
-        domain.violation(y[y.isfinite().all(-1)]).max().item(),
+        domain.at(x).violation(y.nan_to_num(0.0, 0.0, 0.0))[y.isfinite().all(-1)].max().item(),
         len(x) - len(gap),
         reference.label,
         reference.agreement,

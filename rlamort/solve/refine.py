@@ -64,7 +64,7 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
     if x.is_meta:  # nothing has a value while sizes alone are asked
         return Refinement(Trial(inside, RATES[0], math.inf), Trial(chart, RATES[0], math.inf), math.inf)
     with _aside(x):
-        start = _mean(f(domain.project(x.new_zeros(len(x), domain.inputs)), x))
+        start = _mean(f(domain.at(x).project(x.new_zeros(len(x), domain.inputs)), x))
         return Refinement(_trial(f, x, inside), _trial(f, x, chart), start)
 
 
@@ -72,7 +72,7 @@ def _trial(f: Objective, x: Tensor, space: Space) -> Trial:
     found = []
     for rate in RATES:
         update = BestSoFar(Projected(Gradient(rate, clip=CLIP), space.domain), space.domain)
-        z = space.begin(x.new_zeros(len(x), space.whole.inputs))
+        z = space.begin(x.new_zeros(len(x), space.whole.inputs), x)
         try:
             y = next(itertools.islice(iterates(f.oracle(x), z[None], update, space), STEPS - 1, None))[0]
             cost = _mean(f(y, x))
@@ -100,5 +100,5 @@ def repeats(f: Objective, domain: Domain, x: Tensor) -> bool:
     if x.is_meta:
         return True
     with _aside(x):
-        y = domain.project(x.new_zeros(len(x), domain.inputs))
+        y = domain.at(x).project(x.new_zeros(len(x), domain.inputs))
         return torch.equal(f(y, x), f(y, x))
