@@ -62,7 +62,7 @@ class Amortize(Agent):
             raise UserError(
                 f"labels={labels.label()}: loss={loss.label()} does not use them; loss=regress loss.teacher=labels does"
             )
-        chosen = model.settled(setting)
+        chosen = model.tune(setting)
         self.chosen = {"model": chosen}
         self.model, self.loss = chosen(setting), loss(setting)
         # what `improve` trains: the model, and the problem's own trainable parameters

@@ -51,7 +51,7 @@ class TQC(Agent):
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         x = self.normaliser(x)
-        lam = self.model(x, self.f.oracle(x) if explore else self.f.settled(x))
+        lam = self.model(x, self.f.oracle(x) if explore else self.f.deterministic_oracle(x))
         return self.density.draw(lam) if explore else self.density.median(lam)
 
     def evaluate(self, batch: Batch) -> Metrics:

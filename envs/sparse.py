@@ -243,7 +243,7 @@ def solve(ista: Ista, x: Tensor, y: Tensor | None = None) -> Tensor:
     found = x.new_zeros(len(x), ista.dictionary.shape[1]) if y is None else y.clone()
     fista, oracle, left = Fista(exact, GradientRestart()), nothing(x), torch.arange(len(x), device=x.device)
     y, x = found.double(), x.double()
-    h = fista.start(y, x)
+    h = fista.start(y, x, oracle)
     for count in range(1, LIMIT + 1):
         y, h = fista(y, h, x, oracle)
         if count % CHECK_EVERY == 0:

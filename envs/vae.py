@@ -14,14 +14,14 @@ from rlamort.envs.images import load
 from torch import Tensor, nn
 
 from rlamort.config import Count, NonNegative, Positive, Widths
-from rlamort.domain import Domain, Gaussian
+from rlamort.domain import Gaussian
 from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.nets import mlp
-from rlamort.objective import Metrics, Objective, Soft, Temperature
+from rlamort.objective import Metrics, Objective, Oracle, Soft, Temperature
 from rlamort.problem import Problem
-from rlamort.solve.classical import Adam, Unconstrained
-from rlamort.update import Update
+from rlamort.solve.classical import iterates
+from rlamort.update import Adam, InChart
 
 ROWS = 2_048  # latents decoded at once: few enough for a processor's cache
 T = TypeVar("T")
@@ -298,8 +298,8 @@ class VAE(Problem[Tensor]):
         for rows in torch.split(torch.arange(len(x), device=x.device), max(1, ROWS // samples)):
             candidates = [start[rows] for start in starts]
             for start in starts:
-                path = Unconstrained("Adam", _adam, steps).path(f, self.domain, x[rows], start[rows])
-                candidates.append(next(itertools.islice(path, steps - 1, None)))
+                path = iterates(Oracle(f, x[rows]), start[None, rows], Adam(0.1), InChart(self.domain))
+                candidates.append(next(itertools.islice(path, steps - 1, None))[0])
             costs = torch.stack([f(lam, x[rows]) for lam in candidates]).nan_to_num(torch.inf)
             best = costs.argmin(0)
             found.append(torch.stack(candidates)[best, torch.arange(len(best), device=x.device)])
@@ -325,10 +325,6 @@ class VAE(Problem[Tensor]):
         best = self.optimum(x, [torch.zeros_like(lam), lam], steps=steps) if best is None else best
         both = self.elbo(torch.cat([lam, best]), x.repeat(2, 1), samples)
         return Gaps(both[: len(x)], both[len(x) :], self.iwae(best, x, samples), best)
-
-
-def _adam(domain: Domain) -> Update:
-    return Adam(0.1, domain)
 
 
 def _named(field: str, given: str, known: Mapping[str, T]) -> T:

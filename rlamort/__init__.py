@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rlamort.measure.fit import amortize, load_solver
     from rlamort.problem import Problem
     from rlamort.run.learner import Learner
-    from rlamort.run.restore import load
+    from rlamort.run.restore import load, resume
     from rlamort.solve.solver import Solver
 
     SAC: type[Learner]
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "run.learner": ("Learner",),
-    "run.restore": ("load",),
+    "run.restore": ("load", "resume"),
     "problem": ("Problem",),
     "measure.fit": ("amortize", "load_solver"),
     "solve.solver": ("Solver",),
@@ -59,7 +59,7 @@ HOMES = {
 __all__ = [
     "DDPG", "PSD", "SAC", "TD3", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault", "Gaussian",
     "Learner", "Orthant", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver", "Sphere", "SquashedGaussian",
-    "UserError", "amortize", "load", "load_solver",
+    "UserError", "amortize", "load", "load_solver", "resume",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ iMAML; `Truncated` is truncated backpropagation through time, `Implicit(Neumann(
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,10 +20,20 @@ Carry = tuple[Tensor, ...]
 Linear = Callable[[Tensor], Tensor]
 
 
+class Steps(Protocol):
+    """What a solver's `Update` does."""
+
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        """The carry h before the first step from y (B, n)."""
+
+    def __call__(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        """One step."""
+
+
 class Step(NamedTuple):
     """One step of a solver on B instances, (y, h) -> (y, h)."""
 
-    update: Callable[[Tensor, Carry, Tensor, Oracle], tuple[Tensor, Carry]]
+    update: Steps
     nearest: Callable[[Tensor], Tensor]  # onto Y
     x: Tensor  # (B, d)
     oracle: Oracle
@@ -31,6 +41,10 @@ class Step(NamedTuple):
     def __call__(self, y: Tensor, h: Carry) -> tuple[Tensor, Carry]:
         y, h = self.update(y, h, self.x, self.oracle)
         return self.nearest(y), h
+
+    def start(self, y: Tensor) -> Carry:
+        """The carry before the first step from y (B, n)."""
+        return self.update.start(y, self.x, self.oracle)
 
     def first_order(self) -> Self:
         return self._replace(oracle=self.oracle.first_order())
@@ -47,7 +61,7 @@ class Step(NamedTuple):
 class Adjoint:
     """Runs K steps and determines their autograd graph. Without gradients all adjoints run the same steps."""
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
         """y (B, n) -> (K + 1, B, n), oldest first, y itself included."""
         raise NotImplementedError
 
@@ -55,15 +69,16 @@ class Adjoint:
 class Unrolled(Adjoint):
     """Through every step, second derivatives of f included (tutorial, section 2.2.2). Memory grows with K."""
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
-        return torch.stack([y, *step.run(y, h, steps)[0]])
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
+        return torch.stack([y, *step.run(y, step.start(y), steps)[0]])
 
 
 class FirstOrder(Adjoint):
     """Through every step, with f's gradients as constants: without second derivatives (Finn et al., 2017, section 5.2)."""
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
-        return torch.stack([y, *step.first_order().run(y, h, steps)[0]])
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
+        step = step.first_order()
+        return torch.stack([y, *step.run(y, step.start(y), steps)[0]])
 
 
 class Truncated(Adjoint):
@@ -81,8 +96,8 @@ class Truncated(Adjoint):
             raise UserError(f"adjoint.steps: {steps} given; a window of at least 1 step is needed")
         self.steps = steps
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
-        path = [y]
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
+        path, h = [y], step.start(y)
         for k in range(steps):
             if k > 0 and (steps - k) % self.steps == 0:
                 y, h = y.detach(), tuple(part.detach() for part in h)
@@ -97,11 +112,11 @@ class OneStep(Adjoint):
     The iterates between the first and the last are constants.
     """
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
         if steps == 0:
             return y[None]
         with torch.no_grad():
-            path, carry = step.run(y, h, steps - 1)
+            path, carry = step.run(y, step.start(y), steps - 1)
         last, _ = step((path[-1] if path else y).detach(), carry)
         return torch.stack([y, *path, last])
 
@@ -132,9 +147,9 @@ class Implicit(Adjoint):
     def __init__(self, equation: Equation) -> None:
         self.equation = equation
 
-    def iterates(self, step: Step, y: Tensor, h: Carry, steps: int) -> Tensor:
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
         with torch.no_grad():
-            path, carry = step.run(y, h, steps)
+            path, carry = step.run(y, step.start(y), steps)
         if path and torch.is_grad_enabled():
             path[-1] = self._attach(step, path[-1], carry)
         return torch.stack([y, *path])

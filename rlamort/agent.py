@@ -213,7 +213,8 @@ class Agent(nn.Module):
         Raises:
             ValueError: the observation has another shape than the agent was trained on, or `state` another than the agent's.
         """
-        rows, batched = self.spec.observation.rows(observation, "observation")
+        exact = next((p.dtype for p in self.parameters() if p.is_floating_point()), None) is torch.float64
+        rows, batched = self.spec.observation.rows(observation, "observation", np.float64 if exact else np.float32)
         x = torch.from_numpy(rows).to(self.device)
         player = Player(self, len(x))
         if player.h and state is not None:

@@ -228,11 +228,14 @@ def check_problem(arguments: list[str]) -> None:
     """`rlamort check PROBLEM`."""
     parser = Parser("check", "Check a problem before anything is trained on it; exits with 1 if a check fails.")
     parser.add_argument("problem", help="module:Class, or a registered id")
+    parser.add_argument("keys", nargs="*", help="dtype=float64 checks it in that dtype")
     given = parser.parse_args(arguments)
+    fields = _values(given.keys)
+    check_names(fields, ["dtype"])
     from rlamort.env.one_step import problem_of
     from rlamort.measure.check import check
 
-    found = check(problem_of(given.problem))
+    found = check(problem_of(given.problem), **fields)
     print(found)
     if not found.ok:
         raise SystemExit(1)

@@ -13,7 +13,7 @@ from rlamort.config import Count, NonNegative, Whole
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle, nothing
-from rlamort.update import Update
+from rlamort.update import Update, best_so_far
 
 
 class Model(nn.Module):
@@ -105,15 +105,8 @@ class Unroll(Model):
         oracle = oracle or nothing(x)
         asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
         step = Step(self.update, self.domain.nearest, x, asked)
-        path = self.adjoint.iterates(step, y, self.update.start(y, x), self.steps)
+        path = self.adjoint.iterates(step, y, self.steps)
         return best_so_far(path, oracle) if self.keep_best else path
-
-
-def best_so_far(path: Tensor, oracle: Oracle) -> Tensor:
-    """Iterates (K + 1, B, n), oldest first -> the best iterate so far at every step, per item."""
-    with torch.no_grad():
-        best = oracle.values(path).nan_to_num(torch.inf).cummin(0).indices  # (K + 1, B)
-    return path.gather(0, best[..., None].expand_as(path))
 
 
 class Latent(Model):
@@ -136,11 +129,6 @@ class Latent(Model):
     def point(self, z: Tensor, x: Tensor) -> Tensor:
         """z (B, m), x (B, d) -> y (B, n) in Y."""
         return self.domain.project(self.decode(z, x))
-
-
-def itself(v: Tensor, x: Tensor) -> Tensor:
-    """The decoder of a chart: v (B, inputs) is what `project` takes."""
-    return v
 
 
 class Start(Model):

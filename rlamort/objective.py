@@ -31,8 +31,8 @@ class Objective:
         """The oracle that a model queries for x (B, d); it need not be of the objective that the loss scores."""
         return Oracle(self, self.seen(x))
 
-    def settled(self, x: Tensor) -> "Oracle":
-        """As `oracle`, without noise: for deterministic actions."""
+    def deterministic_oracle(self, x: Tensor) -> "Oracle":
+        """As `oracle`, the same at every call: for deterministic actions."""
         return self.oracle(x)
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
@@ -77,11 +77,16 @@ class Oracle:
 
     def grad(self, y: Tensor) -> Tensor:
         """y (B, n) -> df/dy (B, n), per item, also inside no_grad."""
+        return self.value_and_grad(y)[1]
+
+    def value_and_grad(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """y (B, n) -> f(y; x) (B,), detached, and df/dy (B, n) as `grad`, from one evaluation."""
         graph = torch.is_grad_enabled() and self.second_order
         with torch.enable_grad():
             at = y if graph and y.requires_grad else y.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.value(at).sum(), at, create_graph=graph)
-        return slope
+            value = self.value(at)
+            (slope,) = torch.autograd.grad(value.sum(), at, create_graph=graph)
+        return value.detach(), slope
 
     def map(self, y: Tensor) -> Tensor:
         """y (B, n) -> g(y; x) (B, n)."""
@@ -287,7 +292,7 @@ class Soft(Objective):
         """Over lam, with one fixed noise vector per context (common random numbers), so that it is deterministic."""
         return Deferred(lambda: self._held(x, self.density.noise(x.new_empty(len(x), self.density.parameters.dim))))
 
-    def settled(self, x: Tensor) -> Oracle:
+    def deterministic_oracle(self, x: Tensor) -> Oracle:
         """With one and the same draw for every context and at every call: learned steps have met gradients at draws alone."""
         noise = torch.randn(1, self.density.dim, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
         return self._held(x, noise.expand(len(x), -1))

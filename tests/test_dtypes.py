@@ -192,3 +192,55 @@ def test_a_domain_of_the_class_moves_with_its_problem():
     assert moved.domain is not Boxed.domain
     assert moved.domain.scale.dtype == torch.float64
     assert Boxed.domain.scale.dtype == torch.float32
+
+
+class Held(Alone):
+    """With a tensor of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("price", torch.tensor(0.5))
+
+    def cost(self, y, x):
+        assert y.dtype == x.dtype == self.price.dtype
+        return super().cost(y, x) + self.price
+
+
+@pytest.mark.parametrize("model", ["full", "semi"])
+def test_all_is_float64_where_that_is_asked_for_and_nothing_outside(model, tmp_path):
+    solver = ra.amortize(Held, **QUICK, dtype="float64", model=model, seed=0)
+    assert {p.dtype for p in (*solver.parameters(), *solver.problem.buffers()) if p.is_floating_point()} == {torch.float64}
+    assert torch.get_default_dtype() is torch.float32
+    x = torch.from_numpy(DATA[:10])
+    answer = solver.solve(x, tol=1e-12)
+    assert answer.y.dtype is torch.float64
+    assert answer.bound.max() <= 1e-12  # which no float32 could say
+    solver.save(tmp_path / "solver")
+    assert torch.equal(ra.load_solver(tmp_path / "solver", Held).predict(x), solver.predict(x))
+
+
+def test_an_agent_of_a_problem_in_float64_is_saved_loaded_scored_and_resumed_so(tmp_path):
+    fields = {"hidden": (8,), "batch_size": 8, "dtype": "float64", "seed": 0, "eval_episodes": 2, "checkpoint_every": 5}
+    learner = ra.AMORTIZE(Held, **fields, dir=tmp_path / "run").learn(10)
+    y, _ = learner.predict(DATA)
+    assert y.dtype == np.float64
+    assert learner.score(3).returns == learner.score(3).returns
+    learner.save(tmp_path / "kept")
+    learner.close()
+    loaded = ra.load(tmp_path / "kept", env=Held)
+    assert np.array_equal(loaded.predict(DATA)[0], y)
+    again, exactness = ra.resume(tmp_path / "run", env=Held)
+    assert exactness == "exact"
+    again.learn(5, reset_num_timesteps=False)
+    whole = ra.AMORTIZE(Held, **fields).learn(15)
+    assert np.array_equal(again.predict(DATA)[0], whole.predict(DATA)[0])
+
+
+def test_what_float64_is_not_for_is_said():
+    with pytest.raises(UserError, match="dtype=float64: td3 has no choice there"):
+        ra.TD3("Pendulum-v1", dtype="float64")
+    with pytest.raises(UserError, match="dtype=float64: loss=rl trains TD3, whose replay is float32"):
+        report(Held, ("full",), ("objective", "rl"), dtype="float64")
+    with pytest.raises(UserError, match="dtype=half: "):
+        check(Held(), dtype="half")
+    assert check(Held(), dtype="float64").ok

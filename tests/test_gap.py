@@ -17,13 +17,14 @@ from rlamort.env.simulate import EnvSimulator, RolloutSimulator, save
 from rlamort.losses import objective
 from rlamort.measure.claims import maxq
 from rlamort.measure.gap import by_episode, gap, in_critic, max_q, refine, search
-from rlamort.measure.time_to_match import FROM, Projected, Tried, _walk, settings, tutorial
+from rlamort.measure.time_to_match import FROM, Tried, _walk, settings, tutorial
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
 from rlamort.run.learner import learner_class
 from rlamort.score import score
+from rlamort.solve.classical import iterates
 from rlamort.source import Batch
-from rlamort.update import Gradient
+from rlamort.update import Gradient, InY, Projected
 
 SMALL = {"episodes": 2, "states": 8, "resimulated": 4, "horizon": 5, "acting": 1, "patience": 8}
 
@@ -121,7 +122,7 @@ class Bowl(Problem):
         return (y - x).square().sum(-1)
 
 
-@pytest.mark.parametrize("setting", settings(200), ids=lambda one: one.search.name)
+@pytest.mark.parametrize("setting", settings(200), ids=lambda one: one.solver.name)
 def test_every_solver_that_is_timed_finds_the_nearest_point_of_the_box(setting, device):
     problem = Bowl().to(device)
     x = torch.tensor([[0.3, -0.2], [0.5, 2.0], [-3.0, 4.0]], device=device)
@@ -155,8 +156,9 @@ def test_iterations_are_counted_to_the_first_that_is_low_enough():
 
 def test_projected_steps_are_those_of_the_solver_and_stay_in_the_box():
     problem, x = Bowl(), torch.tensor([[0.3, -0.2], [-3.0, 4.0]])
-    path = Projected("descent", lambda domain: Gradient(0.25), 9).path(Cost(problem), problem.domain, x, torch.zeros(2, 2))
-    first, second = itertools.islice(path, 2)
+    update = Projected(Gradient(0.25), problem.domain)
+    path = iterates(Cost(problem).oracle(x), torch.zeros(1, 2, 2), update, InY(problem.domain))
+    (first,), (second,) = itertools.islice(path, 2)
     torch.testing.assert_close(first, (0.5 * x).clamp(-1, 1))
     torch.testing.assert_close(second, (first + 0.5 * (x - first)).clamp(-1, 1))
 

@@ -16,8 +16,10 @@ from rlamort.errors import UserError
 from rlamort.model import Expert, Full, Latent, Model, Unroll
 from rlamort.objective import Objective, Oracle, Soft, Temperature
 from rlamort.update import (
+    Adam,
     Additive,
     Anderson,
+    BestSoFar,
     Cem,
     Fixed,
     Gated,
@@ -31,6 +33,7 @@ from rlamort.update import (
     Normed,
     Recurrent,
     SoftTop,
+    SpectralGradient,
 )
 
 N, D = 3, 4  # n and d of the problems below
@@ -102,6 +105,9 @@ UPDATES = {
     "soft cem": lambda: Cem(Euclid(N), samples=16, elites=4, smoothing=0.2, selection=SoftTop(0.5)),
     "anderson": lambda: Anderson(3),
     "lbfgs": lambda: Lbfgs(Euclid(N), history=3),
+    "spectral": lambda: SpectralGradient(Euclid(N), memory=3),
+    "adam": lambda: Adam(0.1),
+    "best so far": lambda: BestSoFar(Gradient(0.1), Euclid(N)),
 }
 ADJOINTS = {
     "unrolled": Unrolled(),

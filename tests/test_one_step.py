@@ -20,8 +20,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from rlamort.domain import Box, Euclid, Simplex, Sphere, SquashedGaussian
+from rlamort.env.bandit import Bandit
 from rlamort.env.gym import GymEnv
-from rlamort.env.make import open_env, spec_of
+from rlamort.env.make import open_env, open_gym, spec_of
 from rlamort.env.native import NativeEnv
 from rlamort.env.one_step import OneStep, contexts, open_problem, problem_of, single, vector
 from rlamort.errors import Diverged, Fault, UserError
@@ -30,7 +31,7 @@ from rlamort.measure.check import check
 from rlamort.problem import Problem, draw
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import load
-from rlamort.source import Batch
+from rlamort.source import Batch, Replay
 
 CPU = torch.device("cpu")
 
@@ -316,6 +317,58 @@ def test_one_step_td_is_regression_on_minus_f():
     batch = Batch(x, y, step.reward, torch.full((64,), 0.99), torch.from_numpy(step.terminated), step.x_next)
     for value_next in (torch.randn(64), torch.full((64,), math.nan)):
         assert torch.equal(td_target(batch, value_next), -env.problem.cost(y, x))
+
+
+@pytest.mark.parametrize("kind", PROBLEMS)
+def test_an_agent_meets_a_problem_as_one_batch_with_the_spaces_and_rewards_of_gymnasium(kind, device):
+    env, rows = open_env(kind, count=5, device=device), vector(kind().to(device), 5)
+    assert isinstance(env, Bandit)
+    assert env.spec.problem is None  # an agent that is not told the objective
+    assert env.spec == spec_of("", rows.single_observation_space, rows.single_action_space)
+    asked = []
+    env.inner.f.problem.cost = lambda y, x, cost=env.inner.f.problem.cost: asked.append(len(y)) or cost(y, x)
+    env.reset(0)
+    for _ in range(3):
+        x, u = env.x, env.domain.uniform(5)
+        step = env.step(u)
+        problem = env.inner.problem
+        y = torch.from_numpy(env.units.decode(u.numpy(force=True))).to(device)  # as `predict` says it to a user
+        y = y if isinstance(problem.domain, Box) else problem.domain.act(y)
+        cost = kind().to(device).cost(y, problem.layout.unpack(x))
+        torch.testing.assert_close(step.reward, -cost)
+        assert step.x_next.device.type == step.reward.device.type == device.type
+    assert asked == [5, 5, 5]
+
+
+def test_a_run_on_a_problem_goes_on_bit_for_bit(tmp_path):
+    keys = {"seed": 0, "hidden": [8], "num_envs": 3, "warmup_steps": 6, "batch_size": 8, "buffer_size": 60, "threads": 1,
+            "env": "rlamort/Sphere-v0", "eval_episodes": 2, "device": "cpu", "checkpoint_every": 15}  # fmt: skip
+    whole, parts = (rlamort.TD3(**keys, dir=tmp_path / name) for name in ("whole", "parts"))
+    whole.learn(60)
+    parts.learn(30)
+    parts.close()
+    again, exactness = rlamort.resume(tmp_path / "parts")
+    assert exactness == "exact"
+    again.learn(30, reset_num_timesteps=False)
+    for ours, theirs in zip(whole.agent.state_dict().values(), again.agent.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(whole.source.env.x, again.source.env.x)
+
+
+def test_a_run_that_played_a_problem_through_gymnasium_goes_on_with_new_contexts():
+    def rows(open):
+        made = Replay(open(Portfolio, count=3), buffer_size=60)
+        made.env.reset(0)
+        for _ in range(4):
+            made.collect(lambda: made.env.domain.uniform(3))
+        return made
+
+    older, ours = rows(open_gym), rows(open_env)
+    assert not ours.restore(older.state(), [older.frames_since(np.zeros(3, dtype=np.int64))])
+    assert "Gymnasium" in ours.env.unsaved[0]
+    assert len(ours) == len(older)
+    ours.collect(lambda: ours.env.domain.uniform(3))
+    assert len(ours) == len(older) + 3
 
 
 @pytest.mark.parametrize("name", ["SAC", "TD3"])

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import rlamort as ra
+from rlamort import parts
 from rlamort.measure.check import check
 from rlamort.objective import Cost
 from rlamort.run.learner import learner_class
-from rlamort.solve.refine import refinement, repeats, steps_in
+from rlamort.solve.refine import refinement, repeats
 
 
 class Entropic(ra.Problem):
@@ -108,7 +109,7 @@ def test_no_step_ends_above_where_it_began(kind, rate, space):
     torch.manual_seed(0)
     problem = kind()
     f, x = Cost(problem), problem.contexts(50)
-    model = steps_in(space, torch.nn.Linear(x.shape[1], problem.domain.inputs), problem.domain, rate, 6, None, keep_best=True)
+    model = parts.Refined(parts.Full(hidden=()), 6, space=space, rate=rate)(parts.Setting.of(problem, ()))
     with torch.no_grad():
         costs = torch.stack([f(y, x) for y in model.iterates(x, f.oracle(x))])
     assert costs.isfinite().all()

@@ -1,6 +1,5 @@
 """Reference solvers, certificates and what a user gets: known solutions, true bounds, and no item that takes others down."""
 
-import functools
 import itertools
 import math
 import re
@@ -19,21 +18,14 @@ from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
 from rlamort.problem import Problem
-from rlamort.solve.certificate import Conformal, DualityGap, solve_from
-from rlamort.solve.classical import (
-    Adam,
-    Descent,
-    Unconstrained,
-    best_found,
-    solution_of,
-    solvers,
-)
+from rlamort.solve.certificate import Conformal, DualityGap, Tolerance, solve_from
+from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_found, descent, minimisers, solution_of
 from rlamort.solve.solver import Solver
-from rlamort.update import Cem, Gradient, Lbfgs
+from rlamort.update import Cem, Gradient, InChart
 
 TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}
-QUICK = [Descent(60), Unconstrained("L-BFGS", Lbfgs, 20)]
-SIGMOID = Unconstrained("Adam", functools.partial(Adam, 1.0), 40)  # which stays in Y whatever `nearest` says
+QUICK = [PROJECTED._replace(iterations=60), LBFGS._replace(iterations=20)]
+SIGMOID = adam(1.0, 40)  # which stays in Y whatever `nearest` says
 
 
 class Portfolio(Problem):
@@ -129,13 +121,14 @@ def rows(kind, count, device="cpu", dtype=torch.float64, seed=1):
     return problem.layout.pack(problem.contexts(count)).to(device, dtype)
 
 
-@pytest.mark.parametrize("search", solvers(), ids=lambda search: search.name)
-def test_each_search_alone_reaches_the_smallest_eigenvalue(search, device):
+@pytest.mark.parametrize("solver", minimisers(), ids=lambda solver: solver.name)
+def test_each_solver_alone_reaches_the_smallest_eigenvalue(solver, device):
     problem, x = Eigen().to(device), rows(Eigen, 16, device)
     v = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     torch.manual_seed(0)
-    *_, y = itertools.islice(search.path(Cost(problem), problem.domain, x, v), search.iterations)
-    assert (problem.cost(y, problem.layout.unpack(x)) - smallest(problem, x)).max() < TOLERANCE[search.name]
+    *_, ys = itertools.islice(solver.iterates(Cost(problem), problem.domain, x, v[None]), solver.iterations)
+    y = ys[0]
+    assert (problem.cost(y, problem.layout.unpack(x)) - smallest(problem, x)).max() < TOLERANCE[solver.name]
 
 
 def test_best_found_is_the_solution_where_none_is_given(device):
@@ -164,7 +157,7 @@ def test_descent_matches_scipy_on_an_ill_conditioned_quadratic():
     torch.manual_seed(0)
     problem = Bowl()
     x = problem.contexts(4)
-    *_, y = itertools.islice(Descent().path(Cost(problem), problem.domain, x, x * 0), 1000)
+    *_, y = itertools.islice(descent(Cost(problem), problem.domain, x, torch.full_like(x, 0.5)), 1000)
     for one, of in zip(y, x, strict=True):
 
         def fun(point, of=of):
@@ -183,13 +176,13 @@ def test_the_better_of_two_wells_is_found(device):
     best = torch.stack([((grid**2 - 1) ** 2 + one * grid).min() for one in x[:, 0]])
     assert (found.y < 0).all()
     assert (found.cost - best).max() < 1e-8
-    timid = Unconstrained("Adam", functools.partial(Adam, 0.03), 300)  # which stays in the well where it starts
-    assert 0.2 < best_found(Cost(problem), problem.domain, x, searches=[timid]).agreement < 0.8
+    timid = adam(0.03, 300)  # which stays in the well where it starts
+    assert 0.2 < best_found(Cost(problem), problem.domain, x, solvers=[timid]).agreement < 0.8
 
 
 def test_best_found_on_the_sphere(device):
     problem, x = Eigen().to(device), rows(Eigen, 20, device)
-    found = best_found(Cost(problem), problem.domain, x, starts=4, searches=QUICK)
+    found = best_found(Cost(problem), problem.domain, x, starts=4, solvers=QUICK)
     assert (found.cost - smallest(problem, x)).abs().max() < 1e-8
 
 
@@ -202,11 +195,11 @@ def test_a_cost_without_gradients_is_solved_and_said():
 
 def test_the_reference_of_an_item_does_not_depend_on_its_neighbours():
     problem, x = Wells(), rows(Wells, 3)
-    some = [*QUICK, Unconstrained("CEM", Cem, 5)]
-    together = best_found(Cost(problem), problem.domain, x, starts=3, searches=some)
+    some = [*QUICK, Minimiser("CEM", Cem, InChart, 5)]
+    together = best_found(Cost(problem), problem.domain, x, starts=3, solvers=some)
     torch.rand(7)
     before = torch.get_rng_state()
-    alone = [best_found(Cost(problem), problem.domain, one, starts=3, searches=some) for one in x.split(1)]
+    alone = [best_found(Cost(problem), problem.domain, one, starts=3, solvers=some) for one in x.split(1)]
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(together.y, torch.cat([one.y for one in alone]), rtol=0, atol=1e-12)
 
@@ -286,12 +279,12 @@ def test_a_projection_that_lies_leads_no_reference_out_of_y():
 def test_nothing_that_is_given_is_taken_from_outside_y():
     problem, x = Led(), rows(Led, 20)
     f = Cost(problem)
-    outside = best_found(f, problem.domain, x, starts=2, extra=torch.full_like(x, 9.0), searches=[SIGMOID])
+    outside = best_found(f, problem.domain, x, starts=2, extra=torch.full_like(x, 9.0), solvers=[SIGMOID])
     assert problem.domain.violation(outside.y).max() == 0
     assert "the predictions: 20 of its points lie outside Lying, and are excluded" in outside.messages
     told = LedTold()
     wrong = x[:, 0] > 1.5
-    found = best_found(f, told.domain, x, starts=2, solution=solution_of(told), searches=[SIGMOID])
+    found = best_found(f, told.domain, x, starts=2, solution=solution_of(told), solvers=[SIGMOID])
     assert told.domain.violation(found.y).max() == 0
     assert found.label == f"solution; best found for {int(wrong.sum())} of 20"
     assert f"Led.solution: {int(wrong.sum())} of its points lie outside Lying, and are excluded" in found.messages
@@ -304,7 +297,7 @@ def test_where_nothing_in_y_is_found_there_is_no_reference():
             return 1 + y.abs().amax(-1)
 
     problem, x = Led(), rows(Led, 3)
-    found = best_found(Cost(problem), Nowhere(), x, starts=2, searches=[SIGMOID])
+    found = best_found(Cost(problem), Nowhere(), x, starts=2, solvers=[SIGMOID])
     assert found.cost.isnan().all()
     assert found.y.isnan().all()
 
@@ -319,7 +312,7 @@ def test_no_rival_wins_from_outside_y():
     row = measure("full", solver, x, solver.reference(x), training_seconds=1.0, sizes=(1,), repeats=2, limit=60)
     assert row.rival[1] == "L-BFGS"
     assert math.isfinite(row.rival_seconds[1])
-    assert _seconds_to(Descent(), solver, [x], 1, 60) == math.inf
+    assert _seconds_to(PROJECTED, solver, [x], 1, 60) == math.inf
 
 
 def test_predictions_outside_y_have_no_gap_and_no_bound():
@@ -350,10 +343,10 @@ def test_what_is_no_tensor_is_no_solution():
 
 def test_more_contexts_than_a_chunk_are_solved_alike(monkeypatch):
     problem, x = Portfolio(), rows(Portfolio, 4)
-    whole = best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK)
+    whole = best_found(Cost(problem), problem.domain, x, starts=2, solvers=QUICK)
     monkeypatch.setattr(rlamort.solve.classical, "CHUNK", 3)
     torch.testing.assert_close(
-        whole.y, best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK).y, rtol=0, atol=1e-12
+        whole.y, best_found(Cost(problem), problem.domain, x, starts=2, solvers=QUICK).y, rtol=0, atol=1e-12
     )
 
 
@@ -363,7 +356,7 @@ def test_a_problems_own_solution_is_taken_where_it_has_one():
     assert (found.label, found.agreement) == ("solution", 1.0)
     assert torch.equal(found.y, problem.domain.nearest(x))
     x[3, 0] = 6.0
-    found = best_found(Cost(problem), problem.domain, x, starts=2, solution=solution_of(problem), searches=QUICK)
+    found = best_found(Cost(problem), problem.domain, x, starts=2, solution=solution_of(problem), solvers=QUICK)
     assert found.label == "solution; best found for 1 of 10"
     assert "Told.solution raised ArithmeticError: no solution above 5" in found.messages
     assert (found.cost - problem.cost(problem.domain.nearest(x), x)).abs().max() < 1e-8
@@ -371,13 +364,11 @@ def test_a_problems_own_solution_is_taken_where_it_has_one():
 
 def test_predictions_are_never_better_than_the_reference():
     problem, x = Steps(), rows(Steps, 10)
-    found = best_found(
-        Cost(problem), problem.domain, x, starts=1, extra=x, searches=[Unconstrained("L-BFGS", Lbfgs, 2)][:0] or None
-    )
+    found = best_found(Cost(problem), problem.domain, x, starts=1, extra=x)
     assert (found.cost <= problem.cost(x, x)).all()
 
 
-def test_failing_searches_are_reported_and_all_of_them_a_fault():
+def test_failing_solvers_are_reported_and_all_of_them_a_fault():
     class Stiff(Problem):
         domain = Box([-1.0], [1.0])
 
@@ -389,13 +380,13 @@ def test_failing_searches_are_reported_and_all_of_them_a_fault():
 
     problem, x = Stiff(), rows(Stiff, 3)
     with pytest.raises(Fault, match=r"Stiff: every reference solver failed; projected gradient failed: RuntimeError"):
-        best_found(Cost(problem), problem.domain, x, searches=QUICK)
+        best_found(Cost(problem), problem.domain, x, solvers=QUICK)
 
 
 def test_an_item_without_a_cost_leaves_the_others_alone(device):
     problem, x = Portfolio().to(device), rows(Portfolio, 5, device)
     x[2] = math.nan
-    found = best_found(Cost(problem), problem.domain, x, starts=2, searches=QUICK)
+    found = best_found(Cost(problem), problem.domain, x, starts=2, solvers=QUICK)
     good = torch.tensor([0, 1, 3, 4], device=device)
     assert found.cost[2].isnan()
     torch.testing.assert_close(found.y[good], problem.domain.nearest(x[good]), rtol=0, atol=1e-6)
@@ -514,7 +505,7 @@ def test_the_conformal_bound_covers_fresh_contexts():
     conformal = solver.calibrate(99, level=0.9)
     x = solver.draw(400)
     answer = solver.solve(x, certify=True)
-    gap = answer.cost - best_found(solver.f, solver.problem.domain, x, starts=4, searches=QUICK).cost
+    gap = answer.cost - best_found(solver.f, solver.problem.domain, x, starts=4, solvers=QUICK).cost
     covered = (gap <= answer.bound).double().mean().item()
     # of 400, given a quantile of 99: the share is Beta(90, 10), and then binomial; four standard deviations
     assert abs(covered - 0.9) < 4 * math.sqrt(0.09 / 101 + 0.09 / 400)
@@ -603,6 +594,7 @@ def test_what_the_problem_returns_is_checked():
         def cost(self, y, x):
             return y
 
+    class Wider(Portfolio):
         def residual(self, y, x):
             return y
 
@@ -612,9 +604,10 @@ def test_what_the_problem_returns_is_checked():
     solver, x = made(Wide), rows(Wide, 2)
     with pytest.raises(UserError, match=r"Wide.cost: shape \(2, 20\)"):
         solver.solve(x)
-    with pytest.raises(UserError, match=r"Wide.residual: shape \(2, 20\)"):
+    solver = made(Wider)
+    with pytest.raises(UserError, match=r"Wider.residual: shape \(2, 20\)"):
         solver.solve(x, certify=True)
-    with pytest.raises(UserError, match=r"Wide.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
+    with pytest.raises(UserError, match=r"Wider.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
         solver.reference(x)
 
 
@@ -693,7 +686,85 @@ def test_a_rival_that_never_gets_there_is_said():
 def test_solve_from_stops_where_the_certificate_holds():
     problem, x = Portfolio(), rows(Portfolio, 50)
     f = Cost(problem)
-    loose = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 0.3, DualityGap(f, problem.domain), iterations=100)
-    tight = solve_from(f, problem.domain, x, problem.domain.project(x * 0), 1e-9, DualityGap(f, problem.domain), iterations=100)
+    loose = solve_from(
+        f, problem.domain, x, problem.domain.project(x * 0), Tolerance(0.3), DualityGap(f, problem.domain), iterations=100
+    )
+    tight = solve_from(
+        f, problem.domain, x, problem.domain.project(x * 0), Tolerance(1e-9), DualityGap(f, problem.domain), iterations=100
+    )
     assert loose[1].max() <= 0.3
     assert tight[1].max() <= 1e-9
+
+
+class Dispatch(Problem):
+    """30 units at the least cost; what is missing to the demand costs 50 times its square, so that conditions are 1e4."""
+
+    domain = Box([0.0] * 30, [2.0] * 30)
+    convex = True
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slope", torch.linspace(0.1, 1.1, 30))
+
+    def contexts(self, count):
+        return {"price": 1 + torch.rand(count, 30), "demand": 10 + 40 * torch.rand(count, 1)}
+
+    def cost(self, y, x):
+        missing = y.sum(-1, keepdim=True) - x["demand"]
+        return (x["price"] * y + 0.5 * self.slope * y.square()).sum(-1) + 50 * missing.square().sum(-1)
+
+
+def test_what_float32_cannot_hold_is_solved_in_float64_and_said():
+    """Certificates are computed in float64 of the solution as it is returned, so each is true, and none is rounding alone."""
+    solver = made(Dispatch, dtype=torch.float32)
+    torch.manual_seed(0)
+    x = solver.problem.contexts(60)
+    exact = {name: part.double() for name, part in x.items()}
+    best = made(Dispatch, dtype=torch.float64).solve(exact, tol=1e-8)
+    assert set(best.status) == {"re-solved"}
+    wide = solver.solve(x, tol=1e-4, dtype=torch.float64)
+    assert wide.y.dtype is torch.float64
+    assert set(wide.status) == {"re-solved"}
+    assert ((wide.cost - best.cost) <= wide.bound + 1e-8).all()
+    relative = solver.solve(x, rtol=1e-4)
+    assert relative.y.dtype is torch.float32
+    assert set(relative.status) == {"re-solved"}
+    assert (relative.bound <= 1e-4 * relative.cost * (1 + 1e-6)).all()
+    narrow = solver.solve(x, tol=1e-4)
+    floor = [status for status in narrow.status if "below what float32 solutions reach here" in status]
+    assert floor
+    assert all("dtype=torch.float64 does it" in status for status in floor)
+    assert all(status == "re-solved" or status in floor for status in narrow.status)
+    # the bound is of the rounded solution, and its cost in float64 does not exceed it
+    problem = made(Dispatch, dtype=torch.float64).problem
+    cost = problem.cost(narrow.y.double(), exact)
+    assert (cost - best.cost <= narrow.bound.double() * (1 + 1e-6) + 1e-8).all()
+    assert solver.problem.slope.dtype is torch.float32
+    assert all(answer.violation.max() == 0 for answer in (wide, relative, narrow))
+
+
+def test_a_problem_that_stays_in_float32_is_certified_there():
+    class Stubborn(Portfolio):
+        def cost(self, y, x):
+            return super().cost(y.float(), x.float())
+
+    solver, x = made(Stubborn, dtype=torch.float32), rows(Stubborn, 10, dtype=torch.float32)
+    assert solver.solve(x, tol=1e-3).bound.max() <= 1e-3
+    with pytest.raises(UserError, match=r"dtype: torch.float64 is given, but Stubborn.cost does not give float64"):
+        solver.solve(x, tol=1e-3, dtype=torch.float64)
+
+
+def test_the_copy_in_float64_follows_what_is_learned():
+    solver, x = made(Dispatch, dtype=torch.float32), made(Dispatch, dtype=torch.float32).problem.contexts(5)
+    before = solver.solve(x, rtol=1e-4).cost
+    with torch.no_grad():
+        solver.problem.slope.mul_(2)
+    assert (solver.solve(x, rtol=1e-4).cost > before).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("tol", 0.0), ("rtol", -1.0), ("rtol", math.nan), ("dtype", torch.float16), ("max_iterations", 0)]
+)
+def test_what_solve_cannot_use_is_named(field, value):
+    with pytest.raises(UserError, match=rf"^{field}: .* is needed"):
+        made(Portfolio).solve(rows(Portfolio, 2), **{field: value})

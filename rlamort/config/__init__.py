@@ -43,14 +43,14 @@ from rlamort.config.rows import (
     read_row,
     renamed,
     resolve,
-    settled,
     short_name,
+    unsupported,
 )  # fmt: skip
-from rlamort.config.run import Run, Tracked
+from rlamort.config.run import Dtype, Run, Tracked
 
 __all__ = [
-    "FIXED", "FREE", "KIND", "Config", "Count", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part", "Positive",
-    "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of", "convert",
-    "defaults", "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening", "part_of",
-    "read_row", "renamed", "resolve", "settled", "short_name", "takes_text",
+    "FIXED", "FREE", "KIND", "Config", "Count", "Dtype", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part",
+    "Positive", "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of",
+    "convert", "defaults", "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening",
+    "part_of", "read_row", "renamed", "resolve", "short_name", "takes_text", "unsupported",
 ]  # fmt: skip

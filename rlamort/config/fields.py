@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import os
 import re
 import types
 import typing
@@ -284,6 +285,8 @@ def _convert(value: Any, kind: Any) -> Any:
         if not math.isfinite(number):
             raise ValueError
         return number
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     if not isinstance(value, kind):
         raise ValueError
     return value

@@ -50,8 +50,8 @@ MOVED = {
 # keywords of an opener of environments that the run itself passes; the others are fields
 OPENING = {"count", "env_kwargs", "vectorization", "max_episode_steps", "max_faults", "timeout", "reset_options", "device"}
 TARGETS = ("opens", "source", "agent", "train")  # opens the environment; provides batches; learns; loops
-# A row also has its tuple; the row whose claims it shares; fields that nobody may change.
-ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "settled", *TARGETS)
+# A row also has its tuple; the row whose claims it shares; fields that it does not support.
+ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "unsupported", *TARGETS)
 
 
 def locate(path: str) -> Any:
@@ -157,9 +157,9 @@ def opening(config: Config) -> dict[str, Any]:
     return {name: config.values[name] for name in fields_of(locate(config.row["opens"])) if name not in OPENING}
 
 
-def settled(row: dict[str, Any]) -> list[str]:
-    """The fields that nobody may change: those that the row lists, and those that have no effect with its source."""
-    return [*row.get("settled", ()), *getattr(locate(row["source"]), "settled", ())]
+def unsupported(row: dict[str, Any]) -> list[str]:
+    """The fields that keep their defaults: those that the row lists, and those that have no effect with its source."""
+    return [*row.get("unsupported", ()), *getattr(locate(row["source"]), "unsupported", ())]
 
 
 def defaults(row: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def resolve(method: str, given: dict[str, Any], base: dict[str, Any] | None = No
     usual = defaults(row)
     chosen = usual if base is None else base
     values = {name: convert(name, value, known[name].type, chosen[name]) for name, value in {**chosen, **given}.items()}
-    for name in settled(row):
+    for name in unsupported(row):
         if values[name] != usual[name]:
             raise UserError(f"{name}={values[name]}: {method} has no choice there; only {usual[name]} is allowed")
     run = Run(**{name: values[name] for name in fields_of(Run)})

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from rlamort.config.fields import AtMost, Count, Fixed, Free, Range, Seconds, Seed, Size, Whole
 
 Tracked = Literal["none", "wandb", "tensorboard"]
+Dtype = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Run:
         steps: environment steps to train for.
         seed: of all randomness in training; environment i has seed + i. Evaluation has its own.
         device: of networks and data; auto takes a GPU if there is one.
+        dtype: of networks, contexts and the problem; float64 is for tolerances that float32 cannot reach.
         dir: the run directory, which must not exist yet; null makes a new one under runs/.
         num_envs: number of environments stepped side by side.
         vectorization: sync steps them in this process, async each in a worker process, on one thread.
@@ -64,6 +66,7 @@ class Run:
     steps: Free[Count] = 100_000
     seed: Fixed[Seed] = 0
     device: str = "auto"
+    dtype: Fixed[Dtype] = "float32"
     dir: Free[str | None] = None
     num_envs: Fixed[Size] = 1
     vectorization: Literal["sync", "async"] = "sync"

@@ -1,6 +1,6 @@
 """Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.base import LARGEST, Domain
+from rlamort.domain.base import LARGEST, Domain, finite, within
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.density import Density, Gaussian, SquashedGaussian
@@ -9,5 +9,6 @@ from rlamort.domain.weights import Weights
 
 __all__ = [
     "LARGEST", "PSD", "Birkhoff", "Box", "CappedSimplex", "Density", "Domain", "Euclid", "ExponentialCone", "Gaussian",
-    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "unit_box",
+    "Orthant", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "finite", "unit_box",
+    "within",
 ]  # fmt: skip

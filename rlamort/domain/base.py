@@ -5,6 +5,7 @@ y solution (B, n) · v unconstrained (B, inputs) · lam density parameters (B, i
 Items of a batch are independent: iterative projections run a fixed number of iterations, per item.
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any, SupportsFloat, SupportsIndex
@@ -74,6 +75,24 @@ class Domain(nn.Module):
         """Points of Y (count, dim), `act` of uniform actions, which is uniform in a box; drawn from torch's generator."""
         device = next(self.buffers(), torch.empty(0)).device
         return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
+
+
+def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Tensor:
+    """y (B, n) -> (B,) bool: feasibility, to rounding; False for non-finite y.
+
+    Args:
+        domain: Y.
+        y: points.
+        rounded: the dtype that they were rounded to; None if it is theirs.
+    """
+    slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
+    return y.isfinite().all(-1) & (domain.violation(finite(domain, y)) <= slack)
+
+
+def finite(domain: Domain, y: Tensor) -> Tensor:
+    """y (B, n) with non-finite items replaced by a point of Y."""
+    centre = domain.project(y.new_zeros(1, domain.inputs))
+    return y.where(y.isfinite().all(-1, keepdim=True), centre)
 
 
 def at_least_one(field: str, given: Any) -> int:

@@ -15,12 +15,13 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from rlamort.config.imports import class_at, module_of
-from rlamort.env import Space, Spec
+from rlamort.env import Env, Space, Spec
+from rlamort.env.bandit import Bandit
 from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
 from rlamort.env.known import equations_of
-from rlamort.env.one_step import single
+from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
@@ -248,8 +249,47 @@ def open_env(
     timeout: float = 60.0,
     reset_options: dict[str, Any] | None = None,
     device: torch.device | None = None,
+) -> Env:
+    """Test an environment of any accepted kind and return it as a batched `Env`: a problem as a `Bandit`, others by `open_gym`.
+
+    Args:
+        env: as in `open_gym`; the others too, but that a problem has neither workers nor episodes, as `open_problem` says.
+
+    Raises:
+        UserError, Fault: see `open_gym` and `open_problem`.
+    """
+    problem = _problem_in(env)
+    keywords: dict[str, Any] = {
+        "count": count, "env_kwargs": env_kwargs, "vectorization": vectorization, "max_episode_steps": max_episode_steps,
+        "max_faults": max_faults, "timeout": timeout, "reset_options": reset_options, "device": device,
+    }  # fmt: skip
+    return open_gym(env, **keywords) if problem is None else Bandit(open_problem(problem, **keywords))
+
+
+def _problem_in(env: Any) -> Problem | type[Problem] | str | None:
+    """The problem, its class or its id; None of other environments."""
+    if isinstance(env, str):
+        if ":" in env and (kind := _imported(env)) is not None:
+            env = kind
+        elif env in gymnasium.registry:  # what somebody's registration puts around it is Gymnasium's alone
+            spec = gymnasium.registry[env]
+            return env if spec.entry_point == ENTRY and not spec.additional_wrappers else None
+    return env if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)) else None
+
+
+def open_gym(
+    env: Any,
+    *,
+    count: int = 1,
+    env_kwargs: dict[str, Any] | None = None,
+    vectorization: str = "sync",
+    max_episode_steps: int | None = None,
+    max_faults: int = 0,
+    timeout: float = 60.0,
+    reset_options: dict[str, Any] | None = None,
+    device: torch.device | None = None,
 ) -> GymEnv:
-    """Test an environment of any accepted kind and return it as a batched `Env`.
+    """Test an environment of any accepted kind and return it through Gymnasium's interface, problems included.
 
     Args:
         env: as in `factory`, or a `gymnasium.vector.VectorEnv`, which has its own count.

@@ -38,7 +38,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def __init__(self, env: Env, solutions: bool = False) -> None:
         self.env, self.num_envs = env, env.count
-        self.single_observation_space, self.single_action_space, self._solution = _spaces(env, solutions)
+        self.single_observation_space, self.single_action_space, self._solution = spaces(env, solutions)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
@@ -77,7 +77,7 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if env.count != 1:
             raise UserError(f"env {env.name}: it has a count of {env.count}; 1 is needed here, or NativeVectorEnv for several")
         self.env = env
-        self.observation_space, self.action_space, self._solution = _spaces(env, solutions)
+        self.observation_space, self.action_space, self._solution = spaces(env, solutions)
         self._waiting = False  # the episode is over, and the first context of the next one is there already
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
@@ -100,8 +100,13 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 Solution = Callable[[Tensor], Tensor]  # actions -> y
 
 
-def _spaces(env: Env, solutions: bool) -> tuple[BoxSpace, BoxSpace, Solution]:
-    """The spaces of observations and actions, and the map from actions to solutions."""
+def spaces(env: Env, solutions: bool = False) -> tuple[BoxSpace, BoxSpace, Solution]:
+    """The spaces of observations and actions, and the map from actions to solutions.
+
+    Args:
+        env: of a problem.
+        solutions: as in `NativeVectorEnv`.
+    """
     observation, domain = BoxSpace(-LARGEST, LARGEST, (env.spec.x_dim,), np.float32), env.domain
     if isinstance(domain, Box):
         low, high = (bound.numpy(force=True).astype(np.float32) for bound in (domain.low, domain.high))

@@ -32,7 +32,7 @@ class OneStep(Env):
     Contexts depend on the seed of `reset` and on `count`. They have torch's default dtype.
 
     Args:
-        problem: the problem; it moves to `device`.
+        problem: the problem; it moves to `device`, and to float64 where that is torch's default.
         count: B.
         device: of x, y and rewards.
         max_faults: number of tolerated steps with non-finite costs; those items are no transitions.
@@ -45,7 +45,9 @@ class OneStep(Env):
 
     def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
         self.drawn = drawn
-        self.problem, self.name, self.count = begun(problem).to(device), type(problem).__name__, count
+        exact = torch.get_default_dtype() is torch.float64
+        self.problem = begun(problem).to(device, torch.float64 if exact else None)
+        self.name, self.count = type(problem).__name__, count
         with blaming(f"{self.name}.contexts"):
             d = problem.layout.seen.dim
         inputs = problem.domain.inputs

@@ -81,6 +81,17 @@ def device_of(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
+def default_dtype(name: str) -> Iterator[None]:
+    """A context in which new tensors of torch are of the dtype `name`, float32 or float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, name))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
 def fast_products() -> Iterator[None]:
     """A context with oneDNN as the float32 GEMM backend on CPUs where MKL, torch's default, is slower.
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from rlamort.config import Dtype, convert
+from rlamort.host.machine import default_dtype
 from rlamort.measure import check_cost, check_parts
 from rlamort.measure.trial import Line, Trial, Verdict
 from rlamort.problem import Problem, begun, presented
@@ -46,19 +48,22 @@ class Report(NamedTuple):
         return "\n".join([f"{line.verdict:<6} {self.name}.{line.what}: {line.detail}" for line in self.lines] + fits)
 
 
-def check(problem: Problem, count: int = 6, seed: int = 0) -> Report:
+def check(problem: Problem, count: int = 6, seed: int = 0, dtype: Dtype = "float32") -> Report:
     """Check a problem's methods on a few contexts. Exceptions become a line; nothing is trained, and generators are restored.
 
     Args:
         problem: the user's, which is checked on its device.
         count: contexts per batch.
         seed: of what is drawn.
+        dtype: in which models are to see it; the problem moves to float64, if that is it.
 
     Raises:
         UserError: its class does not call `super().__init__()`, so that nothing can be tried.
     """
-    device = _device(begun(problem))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    device, dtype = _device(begun(problem)), convert("dtype", dtype, Dtype)
+    if dtype == "float64":
+        problem.double()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), default_dtype(dtype):
         return _report(Trial(problem, count, seed, device))
 
 
@@ -95,13 +100,13 @@ def _semi(trial: Trial, fit: Fit) -> Fit:
     """The line of `semi`, with the space of its steps, from a trial."""
     x = presented(trial.problem, TRIED, trial.device)
     found = refinement(trial.f, trial.problem.domain, x)
-    inside, chart = found.trials["solution"].cost, found.trials["chart"].cost
+    inside, chart = found.inside.cost, found.chart.cost
     steps = fit.why if fit.fits else "gradient steps after a network, of which the best is kept"
-    if found.space == "solution":
+    if found.better is found.inside:
         return Fit("semi", True, f"{steps}; they are taken in Y") if math.isfinite(inside) else fit
     why = (
-        f"{steps}; they are taken in the unconstrained coordinates of Y (model.space=chart): {STEPS} steps from its middle "
-        f"end there at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
+        f"{steps}; they are taken in the unconstrained coordinates of Y (model.space={found.chart.space.name}): {STEPS} steps "
+        f"from its middle end there at a mean cost of {chart:.4g}, and in Y at {inside:.4g}"
     )
     return Fit("semi", True, why)
 

@@ -6,11 +6,10 @@ import copy
 import torch
 from torch import Tensor
 
-from rlamort.domain import Domain
+from rlamort.domain import Domain, within
 from rlamort.errors import UserError
 from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same
 from rlamort.problem import Layout
-from rlamort.solve.classical import within
 
 
 def domain(trial: Trial) -> Outcome:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from rlamort.agent import Agent
 from rlamort.env import Policy, Spec
+from rlamort.env.bandit import Bandit
 from rlamort.env.gym import GymEnv
+from rlamort.env.make import open_gym
 from rlamort.env.record import name_of
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, Saved, save
 from rlamort.envs.maxq import MaxQProblem, Visited, action_cost, visit
@@ -105,6 +107,8 @@ class _Place:
 
     def open(self, count: int) -> GymEnv:
         env = self.learner.environments.another(count)
+        if isinstance(env, Bandit):  # states are saved and put back by what stands around Gymnasium's environments
+            env = open_gym(env.inner.problem, count=count, device=env.device)
         assert isinstance(env, GymEnv)
         self.opened.append(env)
         return env

@@ -14,19 +14,12 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from rlamort.adjoint import Carry
 from rlamort.errors import Fault, UserError
-from rlamort.solve.classical import (
-    FAILURES,
-    Descent,
-    Known,
-    Reference,
-    Search,
-    Unconstrained,
-    extended,
-    solution_of,
-)
+from rlamort.objective import Oracle
+from rlamort.solve.classical import FAILURES, LBFGS, PROJECTED, Field, Minimiser, Reference, extended, solution_of
 from rlamort.solve.solver import Solver
-from rlamort.update import Lbfgs
+from rlamort.update import InY, Update
 
 WARM_UP = 3  # calls
 
@@ -122,15 +115,16 @@ def measure(
         raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
     gap = gap[whole].double()
     half = float(scipy.stats.t.ppf(0.975, len(gap) - 1)) * (gap.std() / len(gap) ** 0.5).item()
-    rivals: list[Search] = [Descent(), Unconstrained("L-BFGS", Lbfgs, limit)]
+    rivals = [PROJECTED, LBFGS]
     if reference.label.startswith("solution"):
-        rivals.append(Known(solution_of(solver.problem)))
+        known = Known(solution_of(solver.problem), f"{type(solver.problem).__name__}.solution")
+        rivals.append(Minimiser("solution", lambda domain: known, InY, 1))
     seconds, rival, rival_seconds = {}, {}, {}
     for size in sizes:
         different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
         batches = [x[(torch.arange(size, device=x.device) + i * size) % len(x)] for i in range(different)]
         seconds[size] = _median_seconds([lambda b=b: solver.predict_rows(b) for b in batches], repeats, x.device) / size  # type: ignore[misc]
-        times = {search.name: _seconds_to(search, solver, batches, repeats, limit) / size for search in rivals}
+        times = {one.name: _seconds_to(one, solver, batches, repeats, limit) / size for one in rivals}
         rival[size] = min(times, key=lambda one: times[one])
         rival_seconds[size] = times[rival[size]]
     return Row(
@@ -151,7 +145,26 @@ def measure(
     )
 
 
-def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
+class Known(Update):
+    """The problem's own solution as a step, to be timed like those of solvers: from anywhere it ends there.
+
+    Args:
+        field: x (B, d) -> y (B, n).
+        name: of it, for messages.
+    """
+
+    def __init__(self, field: Field, name: str) -> None:
+        super().__init__()
+        self.field, self.name = field, name
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        found = self.field(x)
+        if found is None:
+            raise UserError(f"{self.name}: None is returned; a solution is needed")
+        return found, h
+
+
+def _seconds_to(rival: Minimiser, solver: Solver, batches: Sequence[Tensor], repeats: int, limit: int) -> float:
     """Median seconds to the model's mean cost over a batch; inf if half of the batches never reach it."""
     runs: list[Callable[[], object]] = []
     lost = 0
@@ -160,21 +173,31 @@ def _seconds_to(search: Search, solver: Solver, batches: Sequence[Tensor], repea
         cost = extended(f, domain, solver.predict_rows(x), x)
         target = cost.mean() + 8 * torch.finfo(cost.dtype).eps * cost.abs().mean()
         try:
-            path = _numbered(search, solver, x, limit)
-            count = next((i for i, y in path if bool(extended(f, domain, y, x).mean() <= target)), None)
+            count = _iterations_to(rival, solver, x, target, limit)
         except FAILURES:  # a rival that cannot solve this problem is none
             return math.inf
         if count is not None:
-            runs.append(lambda x=x, count=count: [i for i, _ in _numbered(search, solver, x, count)])  # type: ignore[misc]
+            runs.append(lambda x=x, count=count: [i for i, _ in _numbered(rival, solver, x, count)])  # type: ignore[misc]
         elif (lost := lost + 1) * 2 >= len(batches):
             return math.inf
     return _median_seconds(runs, repeats, batches[0].device)
 
 
-def _numbered(search: Search, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
+def _iterations_to(rival: Minimiser, solver: Solver, x: Tensor, target: Tensor, limit: int) -> int | None:
+    """Iterations until the mean of each item's lowest cost so far is at most the target; None beyond the limit."""
+    lowest = x.new_full((len(x),), torch.inf)
+    for count, y in _numbered(rival, solver, x, limit):
+        lowest = torch.fmin(lowest, extended(solver.f, solver.problem.domain, y, x))
+        if bool(lowest.mean() <= target):
+            return count
+    return None
+
+
+def _numbered(rival: Minimiser, solver: Solver, x: Tensor, iterations: int) -> Iterator[tuple[int, Tensor]]:
     """Iterations of a solver from a cold start: number, from 1, and y."""
-    v = x.new_zeros(len(x), solver.problem.domain.inputs)
-    return enumerate(itertools.islice(search.path(solver.f, solver.problem.domain, x, v), iterations), 1)
+    v = x.new_zeros(1, len(x), solver.problem.domain.inputs)
+    path = rival.iterates(solver.f, solver.problem.domain, x, v)
+    return enumerate((y[0] for y in itertools.islice(path, iterations)), 1)
 
 
 def _median_seconds(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> float:

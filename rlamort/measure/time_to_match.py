@@ -16,9 +16,9 @@ from torch import Tensor
 from rlamort.domain import Domain
 from rlamort.env import Policy
 from rlamort.measure.report import Report, table
-from rlamort.objective import Objective, Oracle
-from rlamort.solve.classical import Adam, Descent, Search, Unconstrained, extended
-from rlamort.update import Cem, Lbfgs, Update
+from rlamort.objective import Objective
+from rlamort.solve.classical import PROJECTED, Minimiser, extended
+from rlamort.update import Adam, Cem, InChart, InY, Lbfgs, Projected, Update
 
 REPEATS, WITHIN = 50, 0.1  # repetitions of a timed call, and seconds; slow calls have fewer, but five
 RATES = (0.03, 0.1, 0.3, 1.0)  # of Adam
@@ -33,44 +33,38 @@ class Setting(NamedTuple):
 
     kind: str
     form: str  # settings of the same kind and form have the same time per iteration
-    search: Search
-
-
-class Projected(Search):
-    """Any `Update` in Y with a projection after each step, so that bounds are reached exactly.
-
-    Args:
-        name: for messages and tables.
-        make: the solver's step, for Y.
-        iterations: the default number.
-    """
-
-    def __init__(self, name: str, make: Callable[[Domain], Update], iterations: int) -> None:
-        self.name, self.make, self.iterations = name, make, iterations
-
-    def path(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
-        oracle, update, y = Oracle(f, x).first_order(), self.make(domain), domain.project(v)
-        h = update.start(y, x)
-        while True:
-            y, h = update(y, h, x, oracle)
-            y = domain.nearest(y)
-            yield y
+    solver: Minimiser
 
 
 def settings(patience: int) -> list[Setting]:
     """The tuning grid of solvers, apart from their starts. All stay in the box: by projection, or through tanh."""
-    grid = [Setting("projected gradient", "", Descent(patience))]
-    for form, kind in (("projected", Projected), ("through tanh", Unconstrained)):
+    grid = [Setting("projected gradient", "", PROJECTED._replace(iterations=patience))]
+    for form, space in (("projected", InY), ("through tanh", InChart)):
         for rate in RATES:
-            grid.append(Setting("Adam", form, kind(f"Adam at {rate:g}, {form}", functools.partial(Adam, rate), patience)))
+            name, update = f"Adam at {rate:g}, {form}", functools.partial(_adam, rate)
+            grid.append(Setting("Adam", form, Minimiser(name, update, space, patience)))
         for sizes in (3, 10):
-            name, make = f"L-BFGS of {sizes} step sizes, {form}", functools.partial(Lbfgs, candidates=sizes)
-            grid.append(Setting("L-BFGS", f"{form}, {sizes}", kind(name, make, patience // 4)))
+            name, update = f"L-BFGS of {sizes} step sizes, {form}", functools.partial(_lbfgs, sizes)
+            grid.append(Setting("L-BFGS", f"{form}, {sizes}", Minimiser(name, update, space, patience // 4)))
     for samples, elites in ((16, 2), (16, 4), (64, 8), (64, 16)):
-        sampled = functools.partial(Cem, samples=samples, elites=elites, sigma=0.5)
-        search = Projected(f"CEM of {samples} samples, {elites} elites", sampled, patience // 8)
-        grid.append(Setting("CEM", str(samples), search))
+        name, update = f"CEM of {samples} samples, {elites} elites", functools.partial(_cem, samples, elites)
+        grid.append(Setting("CEM", str(samples), Minimiser(name, update, InY, patience // 8)))
     return grid
+
+
+# steps that are projected, so that bounds are reached exactly; in the chart that changes nothing
+
+
+def _adam(rate: float, domain: Domain) -> Update:
+    return Projected(Adam(rate), domain)
+
+
+def _lbfgs(candidates: int, domain: Domain) -> Update:
+    return Projected(Lbfgs(domain, candidates=candidates), domain)
+
+
+def _cem(samples: int, elites: int, domain: Domain) -> Update:
+    return Projected(Cem(domain, samples, elites, sigma=0.5), domain)
 
 
 class Tried(NamedTuple):
@@ -117,14 +111,14 @@ def time_to_match(
     iteration: dict[tuple[str, str, int, int], float] = {}
     found: dict[tuple[str, str, int, int], Timed] = {}
     for (goal, cost), part, one in itertools.product(goals.items(), batches, tried):
-        count, size, search = one.iterations(cost), len(part), one.setting.search
+        count, size, solver = one.iterations(cost), len(part), one.setting.solver
         if count is None:
             continue
         form = one.setting.kind, one.setting.form, one.starts, size
         if form not in iteration:
-            iteration[form] = _iteration(f, domain, part, search, one.starts)
+            iteration[form] = _iteration(f, domain, part, solver, one.starts)
         seconds = count * iteration[form]
-        mine = Timed(one.setting.kind, goal, size, one.starts, search.name, count, seconds, seconds / forward[size])
+        mine = Timed(one.setting.kind, goal, size, one.starts, solver.name, count, seconds, seconds / forward[size])
         place = one.setting.kind, goal, size, one.starts
         found[place] = min(found.get(place, mine), mine, key=lambda timed: timed.seconds)
     rows = []
@@ -140,7 +134,7 @@ def time_to_match(
     for kind in dict.fromkeys(one.setting.kind for one in tried):
         fastest = _fastest(found.values(), kind, list(goals)[-1], len(x))
         if fastest is not None:
-            (same,) = (this for this in tried if (this.setting.search.name, this.starts) == (fastest.setting, fastest.starts))
+            (same,) = (this for this in tried if (this.setting.solver.name, this.starts) == (fastest.setting, fastest.starts))
             curves[kind] = {
                 "setting": _told(fastest), "seconds_per_iteration": fastest.seconds / fastest.iterations,
                 "gap": ((same.mean - best) / (zero - best)).tolist(),
@@ -163,20 +157,20 @@ def _told(one: Timed) -> str:
     return f"{one.times:.0f}x: {one.setting}, {start}, {one.iterations} iteration{'s'[: one.iterations - 1]}"
 
 
-def _path(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> Iterator[Tensor]:
-    """A solver's iterates (starts * B, n), from the zero action and from fixed points."""
+def _path(f: Objective, domain: Domain, x: Tensor, solver: Minimiser, starts: int) -> Iterator[Tensor]:
+    """A solver's iterates (starts, B, n), from the zero action and from fixed points."""
     v = torch.randn(starts, domain.inputs, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
     v[0] = 0
-    return solver.path(f, domain, x.repeat(starts, 1), v.repeat_interleave(len(x), 0))
+    return solver.iterates(f, domain, x, v[:, None].expand(-1, len(x), -1))
 
 
 @torch.no_grad()
 def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: float) -> list[Tried]:
     """Costs of a setting for each number of starts, until all reach the target. Items are independent."""
-    search, starts = setting.search, max(FROM)
+    solver, starts = setting.solver, max(FROM)
     many, lowest, means = x.repeat(starts, 1), x.new_full((starts, len(x)), torch.inf), []
-    for y in itertools.islice(_path(f, domain, x, search, starts), search.iterations):
-        lowest = torch.fmin(lowest, extended(f, domain, y, many).view(starts, -1))
+    for y in itertools.islice(_path(f, domain, x, solver, starts), solver.iterations):
+        lowest = torch.fmin(lowest, extended(f, domain, y.flatten(0, 1), many).view(starts, -1))
         means.append(lowest.cummin(0).values.double().mean(-1)[[count - 1 for count in FROM]])
         if bool((means[-1] <= wanted).all()):
             break
@@ -184,7 +178,7 @@ def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: flo
 
 
 @torch.no_grad()
-def _iteration(f: Objective, domain: Domain, x: Tensor, solver: Search, starts: int) -> float:
+def _iteration(f: Objective, domain: Domain, x: Tensor, solver: Minimiser, starts: int) -> float:
     """Seconds per iteration, warm."""
     path = _path(f, domain, x, solver, starts)
     return timed(lambda: next(path), x.device)

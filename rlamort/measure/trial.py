@@ -10,10 +10,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlamort.domain import within
 from rlamort.errors import UserError
 from rlamort.objective import Cost
 from rlamort.problem import Parts, Problem
-from rlamort.solve.classical import within
 
 Verdict = Literal["pass", "warn", "absent", "fail"]
 Outcome = tuple[Verdict, str]

@@ -25,6 +25,7 @@ from rlamort.parts.models import (
 )  # fmt: skip
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
+    Adam,
     Adjoint,
     Alista,
     Anderson,
@@ -41,6 +42,7 @@ from rlamort.parts.updates import (
     Momentum,
     OneStep,
     Recurrent,
+    SpectralGradient,
     StepIsta,
     Truncated,
     Unrolled,
@@ -49,10 +51,10 @@ from rlamort.parts.updates import (
 from rlamort.source import Labels
 
 __all__ = [
-    "Accelerated", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
+    "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
     "FirstOrder", "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled",
-    "Labels", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum",
-    "Objective", "OneStep", "Own", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded",
-    "Setting", "Simulator", "Smoothed", "Solution", "Solved", "Start", "StepIsta", "Teacher", "Truncated", "Unroll",
-    "Unrolled", "Update",
+    "Labels", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective",
+    "OneStep", "Own", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Simulator",
+    "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled",
+    "Update",
 ]  # fmt: skip

@@ -8,11 +8,12 @@ from rlamort import losses as trained
 from rlamort import model as models
 from rlamort import update as updates
 from rlamort.config import Fraction, Part, Positive, Size
+from rlamort.domain import within
 from rlamort.errors import UserError
 from rlamort.nets import Zeros
 from rlamort.parts.setting import Setting
 from rlamort.problem import presented
-from rlamort.solve.classical import solution_of, within
+from rlamort.solve.classical import solution_of
 from rlamort.update import sparse
 
 

@@ -25,7 +25,8 @@ from rlamort.parts.updates import (
     Update,
 )
 from rlamort.solve.refine import refinement, repeats
-from rlamort.update import sparse
+from rlamort.update import InChart as Chart
+from rlamort.update import InY, sparse
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Model(Part):
     def __call__(self, setting: Setting) -> models.Model:
         raise NotImplementedError
 
-    def settled(self, setting: Setting) -> Self:
+    def tune(self, setting: Setting) -> Self:
         """This part with its open choices made, by trial; they are recorded with the run."""
         return self
 
@@ -142,8 +143,9 @@ class InChart(Model):
     inner: Model = Unroll(keep_best=True)
 
     def __call__(self, setting: Setting) -> models.Model:
-        chart = setting._replace(domain=Euclid(setting.domain.inputs), previous=False)
-        return models.Latent(models.itself, self.inner(chart), setting.domain)
+        chart = Chart(setting.domain)
+        inner = self.inner(setting._replace(domain=chart.domain, previous=False))
+        return models.Latent(chart.decode, inner, setting.domain)
 
 
 @dataclass(frozen=True)
@@ -186,20 +188,21 @@ class Refined(Model):
     space: Literal["auto", "solution", "chart"] = "auto"
     rate: Positive | None = None
 
-    def settled(self, setting: Setting) -> Self:
+    def tune(self, setting: Setting) -> Self:
         if self.rate is not None:
-            return replace(self, space="solution" if self.space == "auto" else self.space)
+            return replace(self, space=InY.name if self.space == "auto" else self.space)
         problem = setting.known("model.rate, which is null, so that it is found by trial")
         assert setting.contexts is not None, "a setting of a problem has them"
         found = refinement(setting.f, problem.domain, setting.contexts)
-        space = found.space if self.space == "auto" else self.space
-        return replace(self, space=space, rate=found.trials[space].rate)
+        trial = found.better if self.space == "auto" else found.of(self.space)
+        return replace(self, space=trial.space.name, rate=trial.rate)
 
     def __call__(self, setting: Setting) -> models.Model:
-        chosen = self.settled(setting)
-        assert chosen.rate is not None, "settled has chosen it"
+        chosen = self.tune(setting)
+        assert chosen.rate is not None, "tune has chosen it"
         steps = Unroll(self.init, LearnedGradient(chosen.rate), self.steps, self.adjoint, keep_best=True)
-        return (InChart(steps) if chosen.space == "chart" else steps)(setting)
+        part: Model = {InY.name: steps, Chart.name: InChart(steps)}[chosen.space]
+        return part(setting)
 
 
 @dataclass(frozen=True)

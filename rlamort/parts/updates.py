@@ -120,6 +120,34 @@ class LearnedGradient(Update):
 
 
 @dataclass(frozen=True)
+class Adam(Update):
+    """Adam, per item, with a decreasing step size.
+
+    Args:
+        rate: initial step size.
+    """
+
+    rate: Positive = 0.1
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        return updates.Adam(self.rate)
+
+
+@dataclass(frozen=True)
+class SpectralGradient(Update):
+    """Spectral projected gradient: Barzilai-Borwein step sizes (Birgin, Martinez and Raydan, 2000).
+
+    Args:
+        memory: costs that the nonmonotone rule compares with.
+    """
+
+    memory: Size = 10
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        return updates.SpectralGradient(setting.domain, self.memory)
+
+
+@dataclass(frozen=True)
 class Recurrent(Update):
     """A learned step: a recurrent cell reads the iterate, its gradient and the context.
 
@@ -298,7 +326,8 @@ Adjoint.presets = {
     "implicit": Implicit(),
 }  # fmt: skip
 Update.presets = {
-    "gradient": Gradient(), "learned_gradient": LearnedGradient(), "recurrent": Recurrent(), "cem": Cem(), "lbfgs": Lbfgs(),
+    "gradient": Gradient(), "learned_gradient": LearnedGradient(), "adam": Adam(), "spectral": SpectralGradient(),
+    "recurrent": Recurrent(), "cem": Cem(), "lbfgs": Lbfgs(),
     "anderson": Anderson(), "ista": Ista(), "fista": Fista(), "lista": Lista(), "lista_cp": ListaCp(), "alista": Alista(),
     "step_ista": StepIsta(), "momentum": Momentum(),
 }  # fmt: skip

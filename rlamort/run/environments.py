@@ -15,6 +15,7 @@ from rlamort.env.make import copies_of
 from rlamort.env.record import name_of, recorded
 from rlamort.env.snapshot import layers, learned
 from rlamort.errors import UserError
+from rlamort.host.machine import default_dtype
 from rlamort.host.plain import plain
 from rlamort.problem import Problem
 
@@ -149,12 +150,13 @@ class Environments:
     def _open(self, env: Any, count: int, vectorization: str = "sync", own: bool = True) -> Env:
         """`own` for the training environment and others like it, which take the constructor's keywords."""
         run, vector = self.config.run, isinstance(env, VectorEnv)
-        opened: Env = locate(self.config.row["opens"])(
-            env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies, Problem)) else None,
-            vectorization=vectorization, max_episode_steps=None if vector else run.max_episode_steps,
-            max_faults=run.max_env_faults, timeout=run.env_timeout, reset_options=None if vector else run.reset_options,
-            device=self.device, **opening(self.config),
-        )  # fmt: skip
+        with default_dtype(run.dtype):
+            opened: Env = locate(self.config.row["opens"])(
+                env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies, Problem)) else None,
+                vectorization=vectorization, max_episode_steps=None if vector else run.max_episode_steps,
+                max_faults=run.max_env_faults, timeout=run.env_timeout, reset_options=None if vector else run.reset_options,
+                device=self.device, **opening(self.config),
+            )  # fmt: skip
         return opened
 
     def _frozen(self, env: Env, key: str) -> Env:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, settled
+from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, unsupported
 
 AFTER_KEYS = """
 -m key=a,b,c runs each value and plots all runs; hydra/launcher=... selects a launcher. hydra/sweeper=optuna optimises the
@@ -23,7 +23,7 @@ def train_help() -> None:
 
 def method_help(method: str, row: dict[str, Any]) -> None:
     print(f"rlamort train {method} key=value ...\n\n{row['about']}\n")
-    shown = [field for field in fields(row).values() if field.name not in settled(row)]
+    shown = [field for field in fields(row).values() if field.name not in unsupported(row)]
     for owner, group in itertools.groupby(shown, key=lambda field: field.owner):
         _show("keys of every run" if owner == "Run" else f"keys of {owner}", group, defaults(row))
     print(AFTER_KEYS)

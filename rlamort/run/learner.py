@@ -16,7 +16,7 @@ from rlamort.agent import Agent, Player
 from rlamort.config import Config, defaults, fields, locate, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
-from rlamort.host.machine import cores, device_of, fast_products, require_memory, versions
+from rlamort.host.machine import cores, default_dtype, device_of, fast_products, require_memory, versions
 from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
 from rlamort.host.saved import save_agent
@@ -88,9 +88,9 @@ class Learner:
         Raises:
             UserError: its networks do not fit the memory, or an environment that is given does not fit `spec`.
         """
-        with Randomness(0, self.device)():
+        with Randomness(0, self.device)(), default_dtype(self.config.run.dtype):
             require_memory(self.method, lambda: self._drawn(spec.apart()), self.device)
-        with self.randomness():
+        with self.randomness(), default_dtype(self.config.run.dtype):
             self.agent: Agent = self._drawn(spec).to(self.device)
         self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
@@ -127,7 +127,7 @@ class Learner:
     def source(self) -> Any:
         """p(x): opened, with its environment checked, when it is first needed."""
         if self._source is None:
-            with self.randomness():  # environments may draw while they are made
+            with self.randomness(), default_dtype(self.config.run.dtype):  # environments may draw while they are made
                 env = self.environments.training
                 env.reset(self.config.run.seed)
                 kind = locate(self.config.row["source"])
@@ -231,11 +231,11 @@ class Learner:
 
     @contextlib.contextmanager
     def at_work(self, randomness: Randomness) -> Iterator[None]:
-        """What holds while it learns or is evaluated: a stream of random numbers, threads, the fastest matrix products."""
+        """What holds while it learns or is evaluated: random numbers, threads, the dtype, the fastest matrix products."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with randomness(), fast_products():
+            with randomness(), default_dtype(self.config.run.dtype), fast_products():
                 yield
         finally:
             torch.set_num_threads(before)

@@ -3,27 +3,24 @@
 Steps in Y reach solutions at its boundary, where many problems have them. If the gradient grows without bound towards the
 boundary they fail; in the chart, the unconstrained coordinates v with y = project(v), the boundary is infinitely far away.
 
-x context (B, d) · y solution (B, n) · v (B, inputs)
+x context (B, d) · y solution (B, n) · v (B, inputs) · z iterate, y or v
 """
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlamort.adjoint import Adjoint
-from rlamort.domain import Domain, Euclid
-from rlamort.model import Full, Latent, Model, Unroll, itself
-from rlamort.nets import Zeros
+from rlamort.domain import Domain
 from rlamort.objective import Objective
-from rlamort.update import Gradient
+from rlamort.solve.classical import iterates
+from rlamort.update import BestSoFar, Gradient, InChart, InY, Projected, Space
 
-Space = Literal["solution", "chart"]
-SPACES: tuple[Space, ...] = ("solution", "chart")
 RATES = [10 ** (k / 2) for k in range(-6, 7)]
 TRIED, STEPS = 64, 30  # contexts, and steps from the middle of Y
 WORTH = 1e-3  # relative advantage that the chart must have, since boundaries are reached in Y alone
@@ -33,36 +30,28 @@ CLIP = 1e3  # largest gradient norm, per item
 class Trial(NamedTuple):
     """The result of gradient steps of the best size in one space."""
 
+    space: Space
     rate: float
     cost: float  # mean cost of the best iterates; infinite if none is finite
 
 
 class Refinement(NamedTuple):
-    """The better space, and the results of both."""
+    """The trials in both spaces."""
 
-    space: Space
-    trials: dict[Space, Trial]
+    inside: Trial  # in Y
+    chart: Trial
+    start: float  # mean cost of the middle of Y
 
+    @property
+    def better(self) -> Trial:
+        """That in the chart if its advantage is worth it."""
+        worth = WORTH * (self.start - min(self.inside.cost, self.chart.cost))
+        return self.chart if self.chart.cost < self.inside.cost - worth else self.inside
 
-def steps_in(
-    space: Space, net: nn.Module, domain: Domain, rate: float | nn.Module, steps: int, adjoint: Adjoint | None, keep_best: bool
-) -> Model:
-    """Gradient steps after the prediction project(net(x)).
-
-    Args:
-        space: solution takes steps in Y, each followed by the Euclidean projection; chart in v.
-        net: (B, d) -> (B, domain.inputs).
-        domain: Y.
-        rate: step size, or a module that computes it.
-        steps: K.
-        adjoint: how losses differentiate through them; None unrolls.
-        keep_best: whether each iterate is the best so far.
-    """
-    update = Gradient(rate, clip=CLIP)
-    if space == "solution":
-        return Unroll(Full(net, domain), update, steps, domain, adjoint, keep_best=keep_best)
-    chart = Euclid(domain.inputs)
-    return Latent(itself, Unroll(Full(net, chart), update, steps, chart, adjoint, keep_best=keep_best), domain)
+    def of(self, space: str) -> Trial:
+        """The trial in the space of that name."""
+        (found,) = (trial for trial in (self.inside, self.chart) if trial.space.name == space)
+        return found
 
 
 def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
@@ -71,26 +60,30 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
     Torch's generator state is unchanged.
     """
     x = x[:TRIED]
+    inside, chart = InY(domain), InChart(domain)
     if x.is_meta:  # nothing has a value while sizes alone are asked
-        return Refinement("solution", {space: Trial(RATES[0], math.inf) for space in SPACES})
+        return Refinement(Trial(inside, RATES[0], math.inf), Trial(chart, RATES[0], math.inf), math.inf)
     with _aside(x):
-        trials = {space: _trial(f, domain, x, space) for space in SPACES}
-        start = f(domain.project(x.new_zeros(len(x), domain.inputs)), x).nan_to_num(torch.inf).mean().item()
-    inside, chart = trials["solution"].cost, trials["chart"].cost
-    space: Space = "chart" if chart < inside - WORTH * (start - min(inside, chart)) else "solution"
-    return Refinement(space, trials)
+        start = _mean(f(domain.project(x.new_zeros(len(x), domain.inputs)), x))
+        return Refinement(_trial(f, x, inside), _trial(f, x, chart), start)
 
 
-def _trial(f: Objective, domain: Domain, x: Tensor, space: Space) -> Trial:
+def _trial(f: Objective, x: Tensor, space: Space) -> Trial:
     found = []
     for rate in RATES:
-        model = steps_in(space, Zeros(domain.inputs), domain, rate, STEPS, None, keep_best=True)
+        update = BestSoFar(Projected(Gradient(rate, clip=CLIP), space.domain), space.domain)
+        z = space.begin(x.new_zeros(len(x), space.whole.inputs))
         try:
-            cost = f(model(f.seen(x), f.oracle(x)), x).nan_to_num(torch.inf).mean().item()
+            y = next(itertools.islice(iterates(f.oracle(x), z[None], update, space), STEPS - 1, None))[0]
+            cost = _mean(f(y, x))
         except Exception:  # whatever a user's cost raises where such large steps lead
             cost = math.inf
-        found.append(Trial(rate, cost))
+        found.append(Trial(space, rate, cost))
     return min(found, key=lambda trial: trial.cost)
+
+
+def _mean(costs: Tensor) -> float:
+    return costs.nan_to_num(torch.inf).mean().item()
 
 
 @contextlib.contextmanager

@@ -14,25 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlamort.domain import within
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
 from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
-from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual
-from rlamort.solve.classical import (
-    STARTS,
-    Reference,
-    best_found,
-    extended,
-    solution_of,
-    within,
-)
+from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Tolerance
+from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
+from rlamort.solve.precision import Widened
 
 Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
+MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
 PREDICTED, RESOLVED = "predicted", "re-solved"
 
 
@@ -44,6 +40,7 @@ class Solution(NamedTuple):
     bound: Tensor  # (B,) the certificate of that `kind`; inf without one
     status: list[str]  # per item: "predicted", "re-solved", or "failed: " with a reason
     kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
+    violation: Tensor  # (B,) distance to Y, as the domain's `violation` measures it
 
 
 class Solver(nn.Module):
@@ -63,7 +60,7 @@ class Solver(nn.Module):
     def __init__(self, model: Model, problem: Problem, facts: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.model, self.problem, self.facts = model, problem, dict(facts or {})
-        self.f = Cost(problem)
+        self.f, self._widened = Cost(problem), Widened(problem)
         self.conformal: Conformal | None = None
 
     @torch.no_grad()
@@ -76,55 +73,100 @@ class Solver(nn.Module):
         return self.predict_rows(self.rows(x, scored=False))
 
     @torch.no_grad()
-    def solve(self, x: Given, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
+    def solve(
+        self,
+        x: Given,
+        tol: float | None = None,
+        certify: bool = False,
+        max_iterations: int = 2000,
+        *,
+        rtol: float | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Solution:
         """Predict, certify every item, and solve again those above the tolerance.
 
         The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded;
         else a split-conformal bound on the gap to the reference, for which `calibrate` is called if it was not before.
+        Whatever the dtype of the model, certificates are computed and items solved again in float64, if the cost can be; what
+        is said of an item is said of its solution as it is returned, rounded to `dtype`.
 
         Args:
             x: contexts, as for `predict`.
-            tol: absolute tolerance of the certificate, in the unit of the cost, or of the residual. Items above it are solved
-                again, from the prediction. None solves none again.
-            certify: compute certificates also without `tol`.
+            tol: tolerance of the certificate, in the unit of the cost, or of the residual. Items above it are solved again,
+                from the prediction. Without `tol` and `rtol` none are.
+            certify: compute certificates also without a tolerance.
             max_iterations: of projected gradient, for items that are solved again.
+            rtol: tolerance relative to |f| of each item; the larger of both is what counts.
+            dtype: of solutions; None gives the model's. float64 serves tolerances that no float32 solution meets.
 
         Raises:
-            UserError: as `predict`, or `tol` or `max_iterations` is not positive, or the cost has the wrong shape.
+            UserError: as `predict`; or `tol`, `rtol` or `max_iterations` is not positive, `dtype` is another, or the cost has
+                the wrong shape.
         """
-        if tol is not None and not tol > 0:
-            raise UserError(f"tol: {tol} is given; a positive number, or None, is needed")
+        for name, number in {"tol": tol, "rtol": rtol}.items():
+            if number is not None and not number > 0:
+                raise UserError(f"{name}: {number} is given; a positive number, or None, is needed")
         if max_iterations < 1:
             raise UserError(f"max_iterations: {max_iterations} is given; at least 1 is needed")
-        return self.solve_rows(self.rows(x), tol, certify, max_iterations)
+        if dtype not in (None, torch.float32, torch.float64):
+            raise UserError(f"dtype: {dtype} is given; torch.float32, torch.float64 or None is needed")
+        tolerance = None if tol is None and rtol is None else Tolerance(tol or 0.0, rtol or 0.0)
+        return self.solve_rows(self.rows(x, dtype=dtype), tolerance, certify, max_iterations)
 
     @torch.no_grad()
-    def solve_rows(self, rows: Tensor, tol: float | None = None, certify: bool = False, max_iterations: int = 2000) -> Solution:
-        """`solve` for contexts as vectors (B, d)."""
+    def solve_rows(
+        self, rows: Tensor, tolerance: Tolerance | None = None, certify: bool = False, max_iterations: int = 2000
+    ) -> Solution:
+        """`solve` for contexts as vectors (B, d), in the dtype that solutions are to have."""
         finite, rows = rows.isfinite().all(-1), rows.nan_to_num(0.0, 0.0, 0.0)
-        certificate = self.certificate() if certify or tol is not None else None
-        y = self.predict_rows(rows)
-        bound = y.new_full((len(y),), torch.inf)
-        if certificate is not None:
-            bound = certificate.bound(y, rows).where(within(self.problem.domain, y), torch.inf)
-        poor = torch.zeros_like(finite) if tol is None else ~((bound <= tol) & self.f(y, rows).isfinite()) & finite
-        if certificate is not None and tol is not None and bool(poor.any()):
-            again = certificate.improve(
-                self.f, self.problem.domain, rows[poor], y[poor], tol, max_iterations, solution_of(self.problem)
-            )
-            y[poor], bound[poor] = again
-        cost = self.f(y, rows)
+        y = self.predict_rows(rows.to(self._like())).to(rows)
+        certified = certify or tolerance is not None
+        problem = self._in_float64(y, rows) if certified or y.dtype is not self._like().dtype else self.problem
+        f, domain = Cost(problem), problem.domain
+        x = rows if problem is self.problem else rows.double()
+        if y.dtype is not self._like().dtype:  # in Y to the rounding of the model's dtype alone
+            y = placed(domain, y)
+        cost, bound, poor = f(y.to(x), x), torch.full_like(x[:, 0], torch.inf), torch.zeros_like(finite)
+        allowed, reached, kind = bound, bound, "none"  # reached: by what is solved again, before it is rounded
+        if certified:
+            certificate = self.certificate(problem)
+            kind, bound = certificate.kind, certificate.bound(y.to(x), x, y.dtype)
+            bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)
+        if tolerance is not None:
+            allowed = tolerance.of(f, y.to(x), x)
+            poor = ~((bound <= allowed) & cost.isfinite()) & finite
+        if bool(poor.any()):
+            aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
+            again, claimed = certificate.improve(f, domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem))
+            y[poor], reached = again.to(y), bound.index_put((poor,), claimed)
+            # a statistical bound is of predictions; what is solved again is its own reference
+            rounded = claimed if isinstance(certificate, Conformal) else certificate.bound(y[poor].to(x), x[poor], y.dtype)
+            bound = bound.index_put((poor,), rounded)
+            cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
+        violation = domain.violation(y.nan_to_num(0.0, 0.0, 0.0).to(x)).where(finite, torch.nan)
         y, cost, bound = y.where(finite[:, None], torch.nan), cost.where(finite, torch.nan), bound.where(finite, torch.inf)
-        kind = "none" if certificate is None else certificate.kind
-        flags = zip(finite.tolist(), poor.tolist(), cost.tolist(), bound.tolist(), strict=True)
-        return Solution(y, cost, bound, [_status(*item, kind=kind, tol=tol) for item in flags], kind)
+        items = zip(*(one.tolist() for one in (finite, poor, cost, bound, reached, allowed)), strict=True)
+        status = [_status(*item, kind=kind, dtype=y.dtype) for item in items]
+        return Solution(y, cost.to(y), bound.to(y), status, kind, violation.to(y))
 
-    def certificate(self) -> Certificate:
-        """The strongest certificate that the problem allows."""
-        if type(self.problem).residual is not Problem.residual:
-            return Residual(self.problem, self.problem.domain)
-        if self.problem.convex and _bounded(self.problem, self._like()):
-            return DualityGap(self.f, self.problem.domain)
+    def _in_float64(self, y: Tensor, rows: Tensor) -> Problem:
+        """The problem in float64, or as it is where it cannot be. Raises UserError where y is float64, so that it must be."""
+        problem = self._widened.at(y, rows)
+        if problem is self.problem and y.dtype is not self._like().dtype:
+            name = type(problem).__name__
+            raise UserError(
+                f"dtype: torch.float64 is given, but {name}.cost does not give float64 for y and x in float64; tensors that it "
+                f"holds move with it as buffers (register_buffer), or leave dtype out"
+            )
+        return problem
+
+    def certificate(self, problem: Problem | None = None) -> Certificate:
+        """The strongest certificate that the problem allows; `problem` is a copy of it in another dtype."""
+        problem = self.problem if problem is None else problem
+        if type(problem).residual is not Problem.residual:
+            return Residual(problem, problem.domain)
+        if problem.convex and _bounded(problem, self._like()):
+            return DualityGap(Cost(problem), problem.domain)
         return self.conformal or self.calibrate()
 
     @torch.no_grad()
@@ -156,17 +198,19 @@ class Solver(nn.Module):
         """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
         return unseen(self.problem, count).to(self._like())
 
-    def rows(self, x: Given, scored: bool = True) -> Tensor:
+    def rows(self, x: Given, scored: bool = True, dtype: torch.dtype | None = None) -> Tensor:
         """Contexts as a user has them -> vectors (B, d), after validation.
 
         Args:
             x: contexts.
             scored: whether the cost is evaluated, too, so that hidden keys are needed.
+            dtype: of the result; None gives the model's.
 
         Raises:
             UserError: as `predict`.
         """
         layout, like = self.problem.layout, self._like()
+        like = like if dtype is None else like.to(dtype)
         unread = [key for key in self.problem.hidden if isinstance(x, dict) and key not in x]
         if unread and scored:
             raise UserError(f"x: the key {unread[0]!r} is missing: models never read it, but the cost does; predict needs none")
@@ -271,14 +315,19 @@ class Solver(nn.Module):
         return next(own, torch.empty(0))
 
 
-def _status(finite: bool, poor: bool, cost: float, bound: float, *, kind: str, tol: float | None) -> str:
+def _status(
+    finite: bool, poor: bool, cost: float, bound: float, reached: float, allowed: float, *, kind: str, dtype: torch.dtype
+) -> str:
     if not finite:
         return "failed: context is not finite"
     if not math.isfinite(cost):
         return "failed: cost is not finite"
-    if tol is not None and not bound <= tol:
-        return f"failed: {kind} {bound:.1e} after solving again, above {tol:g}"
-    return RESOLVED if poor else PREDICTED
+    if bound <= allowed or math.isinf(allowed):
+        return RESOLVED if poor else PREDICTED
+    if reached <= allowed:
+        floor = f"below what {str(dtype).removeprefix('torch.')} solutions reach here, about {bound:.1e}"
+        return f"failed: {kind} {allowed:.1e} is {floor}; dtype=torch.float64 does it"
+    return f"failed: {kind} {bound:.1e} after solving again, above {allowed:.1e}"
 
 
 def _exported(path: Path) -> bool:

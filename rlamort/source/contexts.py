@@ -41,7 +41,7 @@ class Fresh:
         UserError: the environment is no `Problem`.
     """
 
-    # what fields of a run mean here, and those that mean nothing: see `rlamort.config.fields` and `settled`
+    # what fields of a run mean here, and those that mean nothing: see `rlamort.config.fields` and `unsupported`
     meaning = MappingProxyType({
         "env": "the problem: a registered id such as rlamort/Sphere-v0, or module:Class from the current folder or a package.",
         "env_kwargs": "keywords of its constructor, e.g. env_kwargs.price=2.",
@@ -55,7 +55,7 @@ class Fresh:
         "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
         "updates on. What was compiled is kept for later runs.",
     })  # fmt: skip
-    settled = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
+    unsupported = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
     resumable = True
     waiting = None
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames

@@ -38,6 +38,7 @@ class Replay:
     """
 
     resumable = True
+    unsupported = ("dtype",)  # frames are float32
 
     def __init__(
         self,

@@ -1,13 +1,18 @@
 """One step of a solver, y -> y, classical or learned. `rlamort.adjoint` differentiates through steps."""
 
+from rlamort.update.adam import Adam
 from rlamort.update.anderson import Anderson
-from rlamort.update.base import Update
+from rlamort.update.base import Projected, Update
+from rlamort.update.best import BestSoFar, best_so_far
 from rlamort.update.cem import Cem, HardTop, SoftTop
 from rlamort.update.gradient import Fixed, Gradient, Learned
 from rlamort.update.lbfgs import Lbfgs
 from rlamort.update.recurrent import Additive, Gated, Gru, LogSign, Lstm, Normed, Recurrent
+from rlamort.update.space import InChart, InY, Space
+from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
-    "Additive", "Anderson", "Cem", "Fixed", "Gated", "Gradient", "Gru", "HardTop", "Lbfgs", "Learned", "LogSign", "Lstm",
-    "Normed", "Recurrent", "SoftTop", "Update",
+    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Fixed", "Gated", "Gradient", "Gru", "HardTop", "InChart", "InY",
+    "Lbfgs", "Learned", "LogSign", "Lstm", "Normed", "Projected", "Recurrent", "SoftTop", "Space", "SpectralGradient", "Update",
+    "best_so_far",
 ]  # fmt: skip

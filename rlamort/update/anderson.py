@@ -27,7 +27,7 @@ class Anderson(Update):
             raise UserError(f"update.history: {history} given; at least 1 is needed")
         self.history, self.beta, self.ridge = history, beta, ridge
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         empty = y.new_zeros(len(y), self.history, y.shape[-1])
         return empty, empty, y.new_zeros(len(y), self.history)
 

@@ -11,7 +11,7 @@ from rlamort.objective import Oracle
 class Update(nn.Module):
     """(y, h) -> (y, h), by queries to an oracle of f(.; x). The result may lie outside Y; `Unroll` projects it."""
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         """The carry h before the first step from y (B, n)."""
         return ()
 
@@ -19,8 +19,32 @@ class Update(nn.Module):
         """One step."""
         raise NotImplementedError
 
+    def value(self, y: Tensor, h: Carry, oracle: Oracle) -> Tensor:
+        """f(y; x) (B,) at an iterate y with its carry h: from h where the update knows it, else by asking the oracle."""
+        return oracle.value(y)
 
-def within(domain: Domain, ys: Tensor) -> Tensor:
+
+class Projected(Update):
+    """Another update, of which each step is projected onto Y.
+
+    Args:
+        update: the other update.
+        domain: Y.
+    """
+
+    def __init__(self, update: Update, domain: Domain) -> None:
+        super().__init__()
+        self.update, self.domain = update, domain
+
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        return self.update.start(y, x, oracle)
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        y, h = self.update(y, h, x, oracle)
+        return self.domain.nearest(y), h
+
+
+def projections(domain: Domain, ys: Tensor) -> Tensor:
     """ys (S, B, n) -> their Euclidean projections onto Y."""
     return domain.nearest(ys.flatten(0, 1)).view_as(ys)
 

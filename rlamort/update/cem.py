@@ -10,7 +10,7 @@ from rlamort.config import Count, Fraction, Positive
 from rlamort.domain import CappedSimplex, Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
-from rlamort.update.base import Update, within
+from rlamort.update.base import Update, projections
 
 
 class HardTop(nn.Module):
@@ -76,13 +76,13 @@ class Cem(Update):
         self.domain, self.samples, self.elites, self.sigma = domain, samples, elites, sigma
         self.smoothing, self.floor, self.selection = smoothing, floor, selection or HardTop()
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return (torch.full_like(y, self.sigma),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         (std,) = h
         noise = torch.randn(self.samples, 1, y.shape[-1], dtype=y.dtype, device=y.device)
-        ys = within(self.domain, y + std * noise)  # (S, B, n)
+        ys = projections(self.domain, y + std * noise)  # (S, B, n)
         weights = self.selection(_finite(oracle.values(ys).mT), self.elites).mT[..., None] / self.elites  # (S, B, 1)
         mean = (weights * ys).sum(0)
         spread = ((weights * (ys - mean).square()).sum(0) + self.floor**2).sqrt()

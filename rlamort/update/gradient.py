@@ -59,7 +59,7 @@ class Gradient(Update):
         self.rate = rate if isinstance(rate, nn.Module) else Fixed(rate)
         self.momentum, self.clip = momentum, clip
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return torch.zeros_like(y), torch.zeros(len(y), dtype=torch.long, device=y.device)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:

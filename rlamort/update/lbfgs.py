@@ -8,7 +8,7 @@ from rlamort.config import Count, Positive
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
-from rlamort.update.base import Update, push, within
+from rlamort.update.base import Update, projections, push
 
 
 class Lbfgs(Update):
@@ -32,7 +32,7 @@ class Lbfgs(Update):
             raise UserError(f"update.history, candidates: {history}, {candidates} given; at least 1 of each is needed")
         self.domain, self.history, self.candidates, self.decrease = domain, history, candidates, decrease
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         pairs, numbers = y.new_zeros(len(y), self.history, y.shape[-1]), y.new_zeros(len(y), self.history)
         return pairs, pairs, numbers, numbers[:, 0], y, torch.zeros_like(y)
 
@@ -55,7 +55,7 @@ class Lbfgs(Update):
         direction = -self._newton(slope, moves, bends, rho, scale)
         with torch.no_grad():
             sizes = 1.5 ** -torch.arange(self.candidates, dtype=y.dtype, device=y.device)
-            points = within(self.domain, y + sizes[:, None, None] * direction)  # (J, B, n)
+            points = projections(self.domain, y + sizes[:, None, None] * direction)  # (J, B, n)
             values = oracle.values(torch.cat([y[None], points]))
             predicted = (slope * (points - y)).sum(-1)  # not gradient, whose part across the face cancels only to rounding
             rounding = torch.finfo(y.dtype).eps * values[0].abs()  # close to a solution f tells nothing, its gradient does

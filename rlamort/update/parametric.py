@@ -74,7 +74,7 @@ class Controlled(Update):
         self.policy, self.step = policy, step
         self.fold = Fold(step.decisions)
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return self.step.start(y, x)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:

@@ -144,7 +144,7 @@ class Recurrent(Update):
         self.cell = cell(dim + self.encoding.size(dim) + contexts, hidden)
         self.head = head(hidden, dim)
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         if (y.shape[-1], x.shape[-1] if self.contexts else 0) != (self.dim, self.contexts):
             raise UserError(
                 f"update.dim, contexts: {self.dim}, {self.contexts} given; iterates have {y.shape[-1]} numbers, contexts "

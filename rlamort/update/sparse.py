@@ -108,7 +108,7 @@ class Fista(Update):
         super().__init__()
         self.ista, self.restart = ista, restart or NoRestart()
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return y, torch.ones_like(y[:, :1]), torch.zeros_like(y[:, :1])
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -139,8 +139,8 @@ class Momentum(Update):
             raise UserError(f"update: {type(update).__name__} learns nothing, so there is no momentum to learn with it")
         self.share = nn.Parameter(torch.tensor([[(a - 1) / b] for a, b in pairwise(t[:-1])]).to(like))  # (layers, 1)
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
-        return y, _first(y), *self.update.start(y, x)
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        return y, _first(y), *self.update.start(y, x, oracle)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         before, k, *rest = h
@@ -167,7 +167,7 @@ class Lista(Update):
         self.read, self.mix = nn.Parameter(a.mT.clone()), nn.Parameter(a.mT @ a)
         self.theta = _positive(ista.size * ista.alpha, layers, a.shape[1])
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return self.size * (x @ self.read.mT), _first(y)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -193,7 +193,7 @@ class ListaCp(Update):
         self.weight = nn.Parameter(ista.dictionary.clone())  # W in units of the step
         self.theta = _positive(ista.size * ista.alpha, layers, ista.dictionary.shape[1])
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return (_first(y),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -223,7 +223,7 @@ class Alista(Update):
         self.register_buffer("weight", analytic(ista.dictionary))
         self.gamma, self.theta = (_positive(torch.tensor(v).to(self.weight), layers, 1) for v in (gamma, theta))
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return (_first(y),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -254,7 +254,7 @@ class StepIsta(Update):
         self.alpha = ista.alpha
         self.step = _positive(ista.size, layers, coordinates)
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return (_first(y),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
@@ -280,8 +280,8 @@ class Safeguarded(Update):
             raise UserError(f"ista.rate: {ista.rate} given; at most 1 is needed, beyond which a step may raise f")
         self.update, self.ista = update, ista
 
-    def start(self, y: Tensor, x: Tensor) -> Carry:
-        return y, *self.update.start(y, x)
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        return y, *self.update.start(y, x, oracle)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         shadow, *rest = h

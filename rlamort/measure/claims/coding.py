@@ -219,7 +219,7 @@ def baselines(problem: Lasso | SparseRecovery, x: Tensor, alphas: Sequence[float
 def _curve(problem: Lasso | SparseRecovery, update: Update, x: Tensor, metric: Metric) -> list[float]:
     """LIMIT + 1 values from zero; iterates are not stored, since they would take gigabytes."""
     y, oracle = x.new_zeros(len(x), problem.domain.dim), nothing(x)
-    h, found = update.start(y, x), [metric(y)]
+    h, found = update.start(y, x, oracle), [metric(y)]
     for _ in range(LIMIT):
         y, h = update(y, h, x, oracle)
         found.append(metric(y))

@@ -17,9 +17,10 @@ from rlamort.agent import Agent
 from rlamort.envs.sphere import Sphere
 from rlamort.measure.claims.clock import least_seconds
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Oracle
 from rlamort.run.learner import learner_class
-from rlamort.solve.classical import Descent
+from rlamort.solve.classical import iterates
+from rlamort.update import BestSoFar, InY, SpectralGradient
 
 UNSEEN, SEED = 1_000, 1_000_000
 REPEATS = 101  # of a timed call, of which the fastest counts
@@ -66,7 +67,7 @@ def _one(name: str, agent: Agent, f: Cost, x: Tensor) -> tuple[list[Verdict], di
     best = f(global_minimum(f, x), x)
     y = agent.act(x, explore=False)
     gap = f(y, x) - best
-    refined = next(itertools.islice(Descent().improve(f, f.problem.domain, x, y), 4, None))
+    refined = _refined(f, x, y, 5)
     after = f(refined, x) - best
     verdicts = [
         at_most(f"{name}: median gap on {len(x)} unseen functions", gap.median().item(), 5e-3),
@@ -95,13 +96,19 @@ def global_minimum(f: Cost, x: Tensor) -> Tensor:
         assert isinstance(centres, dict)
         chosen = torch.cat([points[costs.topk(8, largest=False).indices], centres["z"]], dim=1)  # (B, 8 + m, 3)
         for start in chosen.unbind(1):
-            y = next(itertools.islice(Descent().improve(f, f.problem.domain, x[part], start), 99, None))
-            y = torch.where((f(y, x[part]) <= f(start, x[part]))[:, None], y, start)  # a kink may be the minimum
+            y = _refined(f, x[part], start, 100)  # no worse than the start: a kink may be the minimum
             cost = f(y, x[part])
             better = cost < lowest[part]
             found[part] = y.where(better[:, None], found[part])
             lowest[part] = cost.where(better, lowest[part])
     return found
+
+
+def _refined(f: Cost, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """The best of `steps` iterates of spectral projected gradient and of y (B, 3)."""
+    sphere = f.problem.domain
+    path = iterates(Oracle(f, x), y[None], BestSoFar(SpectralGradient(sphere), sphere), InY(sphere))
+    return next(itertools.islice(path, steps - 1, None))[0]
 
 
 def lattice(count: int) -> Tensor:
@@ -116,8 +123,10 @@ def walk(f: Cost, x: Tensor, goals: dict[str, float]) -> dict[str, dict[int, int
     """goal -> starts -> iterations after which the mean cost over all of x is no higher; without those that need over LIMIT."""
     reached: dict[str, dict[int, int]] = {goal: {} for goal in goals}
     for starts in STARTS:
+        lowest = x.new_full((len(x),), torch.inf)
         for i, ys in enumerate(itertools.islice(_descent(f, x, starts), LIMIT), 1):
-            mean = f(ys, x.repeat_interleave(starts, 0)).view(-1, starts).amin(-1).mean().item()
+            lowest = torch.fmin(lowest, f(ys.flatten(0, 1), x.repeat(starts, 1)).view(starts, -1).amin(0))
+            mean = lowest.mean().item()
             for goal, wanted in goals.items():
                 if mean <= wanted:
                     reached[goal].setdefault(starts, i)
@@ -172,9 +181,9 @@ def pace(f: Cost, x: Tensor, starts: int) -> tuple[float, float]:
 
 
 def _descent(f: Cost, x: Tensor, starts: int) -> Iterator[Tensor]:
-    """Iterates (B * starts, 3) from points spread evenly over the sphere."""
-    begin = lattice(starts).to(x).repeat(len(x), 1)
-    return Descent().improve(f, f.problem.domain, x.repeat_interleave(starts, 0), begin)
+    """Iterates (starts, B, 3) from points spread evenly over the sphere."""
+    begin = lattice(starts).to(x)[:, None].expand(-1, len(x), -1)
+    return iterates(Oracle(f, x), begin, SpectralGradient(f.problem.domain), InY(f.problem.domain))
 
 
 def figure(agent: Agent, problem: Sphere, x: Tensor) -> Figure:
