@@ -85,11 +85,8 @@ class MPC(Agent):
                 metrics = open_loop(self.dynamics, source.sequences(MEASURED, horizon, latest=new))
         return metrics | fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
 
-    def evaluate(self, batch: Batch) -> Metrics:
-        return {}  # f is known, or learned in fits
-
-    def improve(self, batch: Batch) -> Metrics:
-        return {}
+    def update_from(self, sample: object, improve: bool) -> Metrics:
+        return {}  # f is known, or learned in fits, and nothing is amortized
 
 
 def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:

@@ -4,7 +4,7 @@ B batch · N environments side by side · d = x_dim · n = dim of an action · h
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,10 @@ class Agent(nn.Module):
         batch = batch.through(self.normaliser)
         metrics = self.evaluate(batch)
         return metrics | self.improve(batch) if improve else metrics
+
+    def update_from(self, sample: Callable[[], Batch | Contexts | Labelled], improve: bool) -> Metrics:
+        """One whole update on the next batch of a source; an agent that learns from none draws none."""
+        return self.update(sample(), improve)
 
     def unsound(self) -> str:
         """What is no longer finite: a tensor, or the loss of one of its optimisers at some update; empty where all is."""

@@ -164,6 +164,10 @@ class Previous(Model):
 class Guarded(Model):
     """A solver that is trained without safeguards, and predicts with them.
 
+    Which of both answers follows from whether gradients are recorded: a loss differentiates, and a prediction does not.
+    `Agent.predict`, players, scores and `Solver` run inside no_grad whatever the caller does; who calls a model itself, with
+    gradients, is taken for a loss, and gets what is trained.
+
     Args:
         trained: the model that losses differentiate through.
         acting: the model that predicts inside no_grad, with the same parameters.

@@ -44,7 +44,7 @@ class Eager:
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         metrics: Metrics = {}
         for improve in improves:
-            metrics |= self.agent.update(self.sample(), improve)
+            metrics |= self.agent.update_from(self.sample, improve)
         return Round(metrics, *_next(self.agent, x, h))
 
 
@@ -83,7 +83,7 @@ class Compiled:
         return Round(metrics, *_next(self.agent, x, h))
 
     def _update(self, improve: bool, x: Tensor | None, h: Carry) -> tuple[Metrics, Tensor | None, Carry]:
-        return self.agent.update(self.sample(), improve), *_next(self.agent, x, h)
+        return self.agent.update_from(self.sample, improve), *_next(self.agent, x, h)
 
 
 def _next(agent: Agent, x: Tensor | None, h: Carry) -> tuple[Tensor | None, Carry]:
