@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-13  # added to the diagonal of what is factored
-DEPENDENT = 1e-9  # squared distance of a unit row to the span of those before, below which it is left out of a guess
+DEPENDENT = 1e-6  # squared distance of a unit row to the span of those before, below which it is left out of a guess
 SPANNED = 1e-11  # the same for a row that is to be added, where that distance is not computed from products
 ADAPT = 15  # iterations of the splitting between changes of its penalty
 
@@ -94,8 +94,9 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         added = torch.where(pending, weight, 0.0)[:, None]
         lam = block.solve(s - bound - added * _row(gram, at)).scatter_add(-1, at[:, None], added)
         # the guess is mended until its multipliers have the right signs
-        wrong = active & ((block.pivots(s) < DEPENDENT) | (~free & (lam * side < 0)))
-        fresh = fresh & wrong.any(-1)
+        torn = block.failed > 0
+        wrong = active & ((block.pivots(s) < DEPENDENT) | (~torn[:, None] & ~free & (lam * side < 0)))
+        fresh = (fresh | torn) & wrong.any(-1)
         side = torch.where(fresh[:, None] & wrong, 0.0, side)
         # the most violated row, unless one is being added
         w = s - times(lam, gram.matrix)
@@ -124,9 +125,10 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         side[every[full], at[full]] = sign[full]
         side[every[part], first[part]] = 0
         weight = torch.where(part, weight + least * sign, weight)
-        row = torch.where(part, at, -1)
+        row = torch.where(part, at, -1)  # one that was being added when the factor failed is met again
         farkas[items[stuck]] = shown[stuck]
-        sides[items], solved[items] = side, done
+        tight = ~((w - bound).masked_fill(~active, 0).abs().amax(-1) > 1e4 * slack)  # else the active rows have no common point
+        sides[items], solved[items] = side, done & tight
         left = ~(done | stuck)
         if not bool(left.any()):
             break
@@ -176,6 +178,7 @@ class Block(NamedTuple):
     mask: Tensor  # (B, k): 1 where active
     matrix: Tensor  # (B, k, k), of those alone
     factor: Tensor  # (B, k, k)
+    failed: Tensor  # (B,): 0, or the first minor that is not positive, counted from 1
 
     @classmethod
     def of(cls, gram: Gram, active: Tensor) -> "Block":
@@ -189,7 +192,7 @@ class Block(NamedTuple):
             block = gram.matrix[every, order[:, :, None], order[:, None]]
         block = _masked(block, mask, 0.0)
         diagonal = torch.eye(count, dtype=block.dtype, device=block.device) * TINY
-        return cls(order, mask, block, torch.linalg.cholesky_ex(block + diagonal)[0])
+        return cls(order, mask, block, *torch.linalg.cholesky_ex(block + diagonal))
 
     def solve(self, right: Tensor) -> Tensor:
         """right (B, m) -> G_JJ^-1 right_J, 0 elsewhere (B, m)."""
@@ -199,5 +202,8 @@ class Block(NamedTuple):
         return torch.zeros_like(right).scatter(-1, self.order, found[..., 0])
 
     def pivots(self, like: Tensor) -> Tensor:
-        """(B, m): squared distances of the active rows to the span of those before, 1 elsewhere."""
-        return torch.ones_like(like).scatter(-1, self.order, self.factor.diagonal(dim1=-2, dim2=-1).square())
+        """(B, m): squared distances of the active rows to the span of those before, 1 elsewhere; 0 alone where it failed."""
+        found = self.factor.diagonal(dim1=-2, dim2=-1).square()
+        place = torch.arange(1, found.shape[-1] + 1, device=like.device)
+        found = torch.where(self.failed[:, None] > 0, (place != self.failed[:, None]).to(found), found)
+        return torch.ones_like(like).scatter(-1, self.order, found)

@@ -121,7 +121,7 @@ class Rows(nn.Module):
         if not sets.low.shape[-1]:
             return face(y, sets.b, sets.low, sets.E, sets.A, sets.low != 0, sets.factor)[0].view(p.shape)
         solved = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        # however far p was, the second pass makes the answer exact to the rounding of the set: most items have nothing to do there
+        # however far p was, the second pass makes the answer exact to the rounding of the set; most items have none to do
         for iterations in (self.iterations, 0):
             with torch.no_grad():
                 s, low, high = times(sets.onto_affine(y), sets.A.mT), sets.low.detach(), sets.high.detach()
@@ -170,22 +170,22 @@ class Rows(nn.Module):
         crossed = (self.data["low"] > self.data["high"]) | self.data["low"].isposinf() | self.data["high"].isneginf()
         shown = shown | crossed.any(-1)
         if not s.shape[-1]:
-            return shown & ~y.isnan().any(-1)
+            return torch.logical_and(shown, ~y.isnan().any(-1))
         gram = sets.factor.gram
         guess = splitting(s, sets.low, sets.high, gram, self.iterations)
         rows = identify(s, sets.low, sets.high, gram, guess, self.rounds).farkas
         most = torch.where(rows > 0, rows * sets.high, torch.where(rows < 0, rows * sets.low, 0.0)).sum(-1)
         gap = (rows * s).sum(-1) - most
-        return shown | ((gap > self.tol * size) & (gap >= FAR * size * times(rows, gram.rows).norm(dim=-1)))
+        apart = FAR * size * times(rows, gram.rows).norm(dim=-1)
+        return torch.logical_or(shown, (gap > self.tol * size) & (gap >= apart))
 
 
 def lengths(matrix: Tensor) -> Tensor:
     """(..., m, n) -> (..., m): of its rows, 1 of a row of zeros; detached, since they only scale."""
-    length = torch.linalg.vector_norm(matrix.detach(), dim=-1)
-    return torch.where(length > 0, length, 1.0)
+    length: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=-1)
+    return length.masked_fill(length == 0, 1.0)
 
 
 def _values(matrix: Tensor, y: Tensor) -> Tensor:
     """(m, n) or (B, m, n), y (blocks, B, n) -> (blocks, B, m)."""
-    found: Tensor = y @ matrix.mT if matrix.ndim == 2 else (matrix @ y[..., None])[..., 0]
-    return found
+    return y @ matrix.mT if matrix.ndim == 2 else (matrix @ y[..., None])[..., 0]
