@@ -68,6 +68,9 @@ def declared(data: dict[str, Tensor], fixed: str = "AE") -> Polyhedron:
 
 def bound(data: dict[str, Tensor], y: Tensor, matrices: str) -> Polyhedron:
     """With matrices that are fixed, or come with each item."""
+    if matrices == "one per item":
+        data = {**data, "A": per_item(data, y)["A"]}
+        return declared(data, "E").bind({name: part for name, part in data.items() if name != "E"})
     if matrices == "fixed":
         return declared(data).bind({name: part for name, part in data.items() if name not in "AE"})
     data = per_item(data, y)
@@ -93,7 +96,7 @@ def reference(data: dict[str, Tensor], y: Tensor) -> Tensor:
 # --- nearest
 
 
-@pytest.mark.parametrize("matrices", ["fixed", "per item"])
+@pytest.mark.parametrize("matrices", ["fixed", "one per item", "per item"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nearest_is_the_reference_solver_s(kind, matrices):
     data, y = random(kind)

@@ -82,7 +82,10 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
     side, farkas = guess.sign().nan_to_num(0.0), torch.zeros_like(s)
     sides, solved = side.clone(), torch.zeros(len(s), dtype=torch.bool, device=s.device)
     size = torch.stack([part.abs().where(part.isfinite(), 0) for part in (s, low, high)]).amax((0, -1))
-    slack, items = 1e-13 * max(10, s.shape[-1]) * size, torch.arange(len(s), device=s.device)
+    # from afar what is left is larger; from close by, where the guess is empty, rounding alone
+    near = (guess == 0).all(-1)
+    slack = torch.where(near, 5e-15, 1e-13 * max(10, s.shape[-1])) * size
+    items = torch.arange(len(s), device=s.device)
     row = torch.full_like(items, -1)  # being added; -1 for none
     waived = torch.zeros_like(s, dtype=torch.bool)  # rows that hold only to rounding
     weight, fresh = torch.zeros_like(size), torch.ones_like(solved)  # its multiplier so far; whether the guess is still mended

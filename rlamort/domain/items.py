@@ -93,7 +93,8 @@ class Ball(Domain):
     def project(self, v: Tensor) -> Tensor:
         length = norm_of(v)
         small = length < 1e-4  # tanh(t) / t is 1 - t^2 / 3 there, and what follows has no derivative at 0
-        near = v * ((1 - v.square().sum(-1) / 3) * self._radius(v).clamp(min=0))[..., None]
+        at = v.where(small[..., None], 0.0)  # the other branch's squares may overflow
+        near = at * ((1 - at.square().sum(-1) / 3) * self._radius(v).clamp(min=0))[..., None]
         return torch.where(small[..., None], near, self._shrunk(v.where(~small[..., None], 1.0), length.tanh()))
 
     def nearest(self, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.domain.base import Data, Domain, PerItem, checked, lacking
+from rlamort.domain.base import Data, Domain, PerItem, checked, lacking, magnitude
 from rlamort.domain.rows import Rows
 from rlamort.errors import UserError
 
@@ -144,6 +144,7 @@ class Polyhedron(Domain):
         if self.needs:
             raise lacking(self)
         slopes = self.rows.points(g, "Polyhedron.linear").detach()
+        slopes = slopes / magnitude(slopes)
         found = np.full(slopes.shape, np.nan)
         for block, item in np.ndindex(*slopes.shape[:2]):
             E, A, b, low, high = (self.rows.item(name, item).numpy(force=True) for name in ("E", "A", "b", "low", "high"))
@@ -156,7 +157,8 @@ class Polyhedron(Domain):
                 return super().linear(g)
             if answer.status == 0:
                 found[block, item] = answer.x
-        return torch.from_numpy(found).to(g).view(g.shape)
+        with torch.no_grad():  # a linear program's tolerances are no rounding
+            return self.rows.nearest(torch.from_numpy(found).to(slopes)).view(g.shape).to(g.dtype)
 
 
 D = TypeVar("D", Affine, Polyhedron)

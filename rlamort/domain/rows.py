@@ -16,6 +16,7 @@ from rlamort.domain.face import Factor, face, null_space
 from rlamort.errors import UserError
 
 MATRICES = ("E", "A")
+PASSES = 4  # enough for points as far as float32 reaches
 FAR = 1e6  # how far, in sizes of its data, an item's set is shown to have no point before it is called empty
 
 
@@ -121,15 +122,17 @@ class Rows(nn.Module):
         if not sets.low.shape[-1]:
             return face(y, sets.b, sets.low, sets.E, sets.A, sets.low != 0, sets.factor)[0].view(p.shape)
         solved = torch.ones(len(y), dtype=torch.bool, device=y.device)
-        # however far p was, the second pass makes the answer exact to the rounding of the set; most items have none to do
-        for iterations in (self.iterations, 0):
+        # an answer is exact to the rounding of p; from there the next pass begins, until it is exact to the rounding of the set
+        for i in range(PASSES):
             with torch.no_grad():
                 s, low, high = times(sets.onto_affine(y), sets.A.mT), sets.low.detach(), sets.high.detach()
-                guess = splitting(s, low, high, sets.factor.gram, iterations)
+                guess = splitting(s, low, high, sets.factor.gram, 0 if i else self.iterations)
                 found = identify(s, low, high, sets.factor.gram, guess, self.rounds)
             solved = solved & found.solved
             bound = torch.where(found.side > 0, sets.high, torch.where(found.side < 0, sets.low, 0.0))
             y = face(y, sets.b, bound, sets.E, sets.A, found.side != 0, sets.factor)[0]
+            if i and not bool(found.side.any()):  # it began within the inequalities, and is within the equalities now
+                break
         lost = (sets.low.isnan() | sets.high.isnan()).any(-1, keepdim=True)
         y = y + torch.where(lost, torch.nan, 0.0)  # a bound that is NaN is not just left out
         if not bool(solved.all()):  # of an empty set: the least violating point, without derivatives
