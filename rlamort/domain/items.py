@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rlamort.domain.base import Data, Domain, PerItem, at_least_one, magnitude, norm_of, number
+from rlamort.domain.base import Data, Domain, PerItem, at_least_one, bounded, magnitude, norm_of, number
 from rlamort.errors import UserError
 
 
@@ -40,6 +40,12 @@ class ItemBox(Domain):
     def act(self, u: Tensor) -> Tensor:
         low, high = self._ends(u)
         return (low + (high - low) * ((1 + u) / 2)).clamp(low, high)
+
+    def polyhedral(self) -> dict[str, Tensor]:
+        return bounded(self.low, self.high)
+
+    def empty(self) -> Tensor:
+        return (self.low > self.high).any(-1)
 
     def nearest(self, y: Tensor) -> Tensor:
         return y.clamp(*self._ends(y))
@@ -103,6 +109,9 @@ class Ball(Domain):
 
     def violation(self, y: Tensor) -> Tensor:
         return (norm_of(y) - self._radius(y)).clamp(min=0)
+
+    def empty(self) -> Tensor:
+        return self._datum("radius").reshape(-1) < 0
 
     def linear(self, g: Tensor) -> Tensor:
         return self._shrunk(-g.detach(), torch.ones_like(g[..., 0]))

@@ -50,6 +50,9 @@ class Affine(Domain):
     def project(self, v: Tensor) -> Tensor:
         return _completed(self, self.rows, v) if self.rows.chart else self.nearest(v)
 
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        return None if self.needs else dict(self.rows.data)
+
     def nearest(self, y: Tensor) -> Tensor:
         return _nearest(self, self.rows, y)
 
@@ -108,6 +111,9 @@ class Polyhedron(Domain):
 
     def project(self, v: Tensor) -> Tensor:
         return self.nearest(_completed(self, self.rows, v) if self.rows.chart else v)
+
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        return None if self.needs else dict(self.rows.data)
 
     def nearest(self, y: Tensor) -> Tensor:
         return _nearest(self, self.rows, y)

@@ -15,6 +15,7 @@ from rlamort.errors import UserError
 from rlamort.objective import Objective, Oracle
 from rlamort.problem import Problem
 from rlamort.solve.classical import CHECK_EVERY, FAILURES, Field, best_found, descent, placed, said, subject
+from rlamort.solve.quadratic import exactly
 
 STEPS = (1e-1, 1e-3, 1e-5)  # of the projections in a duality gap, relative to |y| over the slope's largest entry
 
@@ -201,15 +202,19 @@ def solve_from(
 ) -> tuple[Tensor, Tensor]:
     """Improve y (B, n) until each item's certificate is at most `tol` -> y (B, n), bound (B,).
 
-    Projected gradient from y for at most `iterations`; then `best_found` for items that are still above `tol`, such as those
-    of a nonconvex problem, and projected gradient from what it found. An item stops once it meets `tol`, so its solution does
-    not depend on the batch.
+    Convex quadratic programs are solved exactly, in float64. Other items take projected gradient from y for at most
+    `iterations`, then `best_found` if they are still above `tol`, as those of a nonconvex problem may be, and projected
+    gradient from what it found. An item stops once it meets `tol`, so its solution does not depend on the batch.
 
     Raises:
         UserError: the cost or the residual has the wrong shape, or has no gradient that the certificate needs.
     """
     y = placed(domain.at(x), y)
-    y, bound = _descended(f, domain, x, y, certificate.bound(y, x), tol, certificate, iterations)
+    bound = certificate.bound(y, x)
+    exact = exactly(f, domain, x)
+    if exact is not None:
+        y, bound = _tightened(certificate, f, x, y, bound, exact, tol)
+    y, bound = _descended(f, domain, x, y, bound, tol, certificate, iterations)
     poor = (bound > tol.of(f, y, x)).nonzero()[:, 0]
     if len(poor):
         found = best_found(f, domain, x[poor], extra=y[poor], solution=solution)
@@ -230,6 +235,8 @@ def _descended(
 ) -> tuple[Tensor, Tensor]:
     """The best certified of y (B, n), with its bound (B,), and of iterates of projected gradient from there."""
     stuck = ~f(y, x).isfinite()  # no descent can start there
+    if bool((stuck | (bound <= tol.of(f, y, x))).all()):
+        return y, bound
     with contextlib.suppress(*FAILURES):
         for count, at in enumerate(itertools.islice(descent(f, domain, x, y), iterations), 1):
             if count % CHECK_EVERY == 0 or count == iterations:

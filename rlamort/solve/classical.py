@@ -158,7 +158,10 @@ def best_found(
         known = answers(solution, x, domain.dim, f"{subject(f)}.solution", messages)
         if known is not None:  # it may be a view of what the user holds
             y, cost = known.clone(), _judged(f, domain, known, x, f"{subject(f)}.solution", lost)
-    missing = (~cost.isfinite()).nonzero()[:, 0]
+    empty = domain.at(x).empty().to(x.device).expand(len(x))  # of these no solver needs to be asked
+    if bool(empty.any()):
+        messages[f"{subject(f)}.domain: {int(empty.sum())} of {len(x)} contexts leave no point, which is proven"] = None
+    missing = (~cost.isfinite() & ~empty).nonzero()[:, 0]
     if not len(missing):
         return Reference(y, cost, "solution", 1.0, tuple(messages))
     agreements = []

@@ -18,17 +18,19 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem, unseen
 from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
 from rlamort.solve.contexts import Given, packed
 from rlamort.solve.precision import Widened
+from rlamort.solve.quadratic import exactly
 
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
 PREDICTED, RESOLVED = "predicted", "re-solved"
+EXACT, EXACTLY = "quadratic program", 1e-8  # label of such references; KKT residual, relative to the gradient
 CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
 
 
@@ -38,7 +40,7 @@ class Solution(NamedTuple):
     y: Tensor  # (B, n); NaN for a non-finite context
     cost: Tensor  # (B,)
     bound: Tensor  # (B,) the certificate of that `kind`; inf without one
-    status: list[str]  # per item: "predicted", "re-solved", or "failed: " with a reason
+    status: list[str]  # per item: "predicted", "re-solved", or "failed: " or "infeasible: " with a reason
     kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
     violation: Tensor  # (B,) distance to Y, as the domain's `violation` measures it
 
@@ -140,6 +142,7 @@ class Solver(nn.Module):
         domain = problem.domain.at(x)
         if y.dtype is not self._like().dtype:  # in Y to the rounding of the model's dtype alone
             y = placed(domain, y)
+        empty = domain.empty().to(finite.device).expand_as(finite) & finite
         cost, bound, poor = f(y.to(x), x), torch.full_like(x[:, 0], torch.inf), torch.zeros_like(finite)
         allowed, reached, kind = bound, bound, "none"  # reached: by what is solved again, before it is rounded
         if certified:
@@ -148,7 +151,7 @@ class Solver(nn.Module):
             bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)
         if tolerance is not None:
             allowed = tolerance.of(f, y.to(x), x)
-            poor = ~((bound <= allowed) & cost.isfinite()) & finite
+            poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
         if bool(poor.any()):
             aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
             again, claimed = certificate.improve(
@@ -161,7 +164,8 @@ class Solver(nn.Module):
             cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
         violation = domain.violation(y.nan_to_num(0.0, 0.0, 0.0).to(x)).where(finite, torch.nan)
         y, cost, bound = y.where(finite[:, None], torch.nan), cost.where(finite, torch.nan), bound.where(finite, torch.inf)
-        items = zip(*(one.tolist() for one in (finite, poor, cost, bound, reached, allowed)), strict=True)
+        outside = finite & ~within(domain, y.nan_to_num(0.0, 0.0, 0.0).to(x), y.dtype)
+        items = zip(*(one.tolist() for one in (finite, empty, outside, poor, cost, bound, reached, allowed)), strict=True)
         status = [_status(*item, kind=kind, dtype=y.dtype) for item in items]
         return Solution(y, cost.to(y), bound.to(y), status, kind, violation.to(y))
 
@@ -223,8 +227,24 @@ class Solver(nn.Module):
         return self.conformal
 
     def reference(self, x: Tensor, starts: int = STARTS, y: Tensor | None = None) -> Reference:
-        """The reference for contexts as vectors (B, d); `y` are further starts."""
+        """The reference for contexts as vectors (B, d); `y` are further starts.
+
+        It is the problem's own solution, or of convex quadratic programs the exact one in float64, or the best of all solvers.
+        """
+        if type(self.problem).solution is Problem.solution and (exact := self.exact(x)) is not None:
+            return Reference(exact, self.f(exact, x), EXACT, 1.0, ())
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
+
+    @torch.no_grad()
+    def exact(self, x: Tensor) -> Tensor | None:
+        """Solutions (B, n) for contexts as vectors (B, d), if all are convex quadratic programs with a solution; else None."""
+        problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
+        y = exactly(Cost(problem), problem.domain, x.double())
+        if y is None or not bool(within(problem.domain.at(x.double()), y).all()):
+            return None
+        residual = Stationarity(Cost(problem), problem.domain).bound(y, x.double())
+        size = 1 + Oracle(Cost(problem), x.double()).grad(y).norm(dim=-1)
+        return y.to(x) if bool((residual <= EXACTLY * size).all()) else None
 
     def draw(self, count: int) -> Tensor:
         """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
@@ -327,10 +347,24 @@ class Solver(nn.Module):
 
 
 def _status(
-    finite: bool, poor: bool, cost: float, bound: float, reached: float, allowed: float, *, kind: str, dtype: torch.dtype
+    finite: bool,
+    empty: bool,
+    outside: bool,
+    poor: bool,
+    cost: float,
+    bound: float,
+    reached: float,
+    allowed: float,
+    *,
+    kind: str,
+    dtype: torch.dtype,
 ) -> str:
     if not finite:
         return "failed: context is not finite"
+    if empty:
+        return "infeasible: no point satisfies its constraints, which is proven"
+    if outside:
+        return "failed: no point that satisfies its constraints was found"
     if not math.isfinite(cost):
         return "failed: cost is not finite"
     if bound <= allowed or math.isinf(allowed):
