@@ -122,3 +122,9 @@ def test_files_can_be_read_at_a_sitting():
 def test_the_top_is_a_table_of_contents():
     top = [path for path in (ROOT / "rlamort").glob("*.py") if not path.stem.startswith("__")]
     assert len(top) <= MODULES
+
+
+def test_every_package_is_in_the_wheel():
+    listed = (ROOT / "setup.cfg").read_text().split("packages =", 1)[1].split("install_requires", 1)[0].split()
+    present = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "rlamort").rglob("__init__.py")}
+    assert present <= set(listed)

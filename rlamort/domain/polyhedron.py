@@ -135,7 +135,7 @@ class Polyhedron(Domain):
         column = A.abs().argmax(-1)  # (m,) or (B, m)
         entry = A.gather(-1, column[..., None])[..., 0]
         alone = (A != 0).sum(-1) == 1
-        ends = torch.stack(torch.broadcast_tensors(low / entry, high / entry))
+        ends = torch.stack(list(torch.broadcast_tensors(low / entry, high / entry)))  # type: ignore[no-untyped-call]
         least, most = (end.where(alone, infinite) for end, infinite in ((ends.amin(0), -torch.inf), (ends.amax(0), torch.inf)))
         shape = (*least.shape[:-1], self.dim)
         at = column.expand(least.shape)

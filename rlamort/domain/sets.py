@@ -337,7 +337,10 @@ class Product(Domain):
         parts = [domain.polyhedral() for domain in self.domains]  # type: ignore[operator]
         if any(part is None or part["E"].ndim > 2 or part["A"].ndim > 2 for part in parts):
             return None
-        rows = {name: torch.block_diag(*(part[name] for part in parts)) for name in ("E", "A")}
+        rows = {
+            name: torch.block_diag(*(part[name] for part in parts))  # type: ignore[no-untyped-call]
+            for name in ("E", "A")
+        }
         count = max((len(part[name]) for part in parts for name in VECTORS if part[name].ndim > 1), default=0)
         shape = (count, -1) if count else (-1,)
         return rows | {name: torch.cat([part[name].expand(shape) for part in parts], dim=-1) for name in VECTORS}

@@ -15,10 +15,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from rlamort.config import Fixed, Size
+from rlamort.domain import within
 from rlamort.errors import UserError
 from rlamort.objective import Cost
 from rlamort.problem import Parts, Problem, presented
-from rlamort.solve.classical import CHUNK, STARTS, answers, best_found, solution_of, within
+from rlamort.solve.classical import CHUNK, STARTS, answers, best_found, solution_of
 from rlamort.source import Labelled, Labels
 
 Missing = Literal["error", "drop"]

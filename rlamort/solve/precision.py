@@ -16,7 +16,8 @@ class Widened:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self._stamp, self._twin = problem, (), problem
+        self.problem, self._twin = problem, problem
+        self._stamp: tuple[tuple[int, int], ...] = ()
 
     def at(self, y: Tensor, x: Tensor) -> Problem:
         """The problem in float64 for contexts x (B, d), B >= 1, and solutions y (B, n).

@@ -152,7 +152,7 @@ class Solver(nn.Module):
         if tolerance is not None:
             allowed = tolerance.of(f, y.to(x), x)
             poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
-        if bool(poor.any()):
+        if tolerance is not None and certified and bool(poor.any()):
             aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
             again, claimed = certificate.improve(
                 f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem)
