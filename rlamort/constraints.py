@@ -9,11 +9,13 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from rlamort.critic import frozen_copy, polyak
 from rlamort.errors import UserError
-from rlamort.objective import Metrics, Objective, Oracle
+from rlamort.objective import Deferred, Metrics, Objective, Oracle
 from rlamort.problem import Problem, presented
 
 PROBES = 4  # contexts at which constraints are checked
+FACTOR, SUFFICIENT = 2.0, 0.8  # of learned multipliers' penalty, where the violation did not fall to this share in a round
 
 
 class Constraints:
@@ -36,10 +38,11 @@ class Constraints:
         """
         if type(problem).constraints is Problem.constraints:
             return None
-        own = next((t for t in (*problem.parameters(), *problem.buffers())), None)
-        with torch.random.fork_rng([] if own is None or not own.is_cuda else [own.device]), torch.no_grad():
+        own = next(iter((*problem.parameters(), *problem.buffers())), None)
+        device = torch.device("cpu") if own is None else own.device  # also while networks' sizes alone are asked, on another
+        with torch.random.fork_rng([device] if own is not None and own.is_cuda else []), torch.no_grad(), device:
             torch.manual_seed(0)
-            x = presented(problem, PROBES, None if own is None else own.device)
+            x = presented(problem, PROBES, device)
             domain = problem.domain.at(x)
             y = domain.project(torch.randn(PROBES, domain.inputs, device=x.device, dtype=x.dtype))
             values = problem.constraints(y, problem.layout.seen.unpack(x[:, : problem.layout.seen.dim]))
@@ -216,28 +219,50 @@ class Predicted(nn.Module):
     """Multipliers of each context by a network, trained as the dual network of primal-dual learning.
 
     Park and Van Hentenryck (2023), algorithm 1: the network regresses to the updates lam + rho h and max(mu + rho g, 0) of
-    frozen multipliers. Theirs are copied anew after rounds of many steps; here the frozen network follows at a rate, as target
-    networks do, so that every update is the same function.
+    frozen multipliers, and rho grows where the violation did not fall enough since the round before. Their frozen network is a
+    copy, made once a round; here it follows at a rate, as target networks do, so that every update is the same function.
 
     Args:
         net: (B, columns that models read) -> (B, m + k).
-        frozen: the copy of it.
+        frozen: a copy of it, without gradients.
         sizes: m and k.
-        penalty: rho.
+        penalty: rho at the beginning.
+        rate: share by which the frozen network moves to the other in every update.
         bound: largest absolute value of a multiplier, which keeps those of infeasible contexts finite.
+        every: updates in a round.
+        most: largest factor by which rho grows.
     """
 
-    def __init__(self, net: nn.Module, frozen: nn.Module, sizes: tuple[int, int], penalty: float, bound: float) -> None:
-        super().__init__()
-        self.net, self.frozen, self.sizes, self.bound = net, frozen, sizes, bound
-        self.penalty = penalty
+    rho: Tensor
+    steps: Tensor
+    rounds: Tensor
 
+    def __init__(
+        self,
+        net: nn.Module,
+        frozen: nn.Module,
+        sizes: tuple[int, int],
+        penalty: float,
+        rate: float,
+        bound: float,
+        every: int = 500,
+        most: float = 100.0,
+    ) -> None:
+        super().__init__()
+        self.net, self.frozen, self.sizes = net, frozen_copy(net, frozen), sizes
+        self.rate, self.bound, self.every, self.most = rate, bound, every, most * penalty
+        self.register_buffer("rho", torch.tensor(float(penalty)))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer(
+            "rounds", torch.tensor([0.0, torch.finfo(torch.float32).max])
+        )  # violation so far, and the round's before
+
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Multipliers:
-        """x (B, d), what models read -> the frozen multipliers, detached."""
-        with torch.no_grad():
-            lam, mu = torch.split(self.frozen(x), list(self.sizes), -1)
-            rho = x.new_full((len(x), sum(self.sizes)), self.penalty)
-            return Multipliers(lam.clamp(-self.bound, self.bound), mu.clamp(0, self.bound), rho)
+        """x (B, d), what models read -> the frozen multipliers."""
+        lam, mu = torch.split(self.frozen(x), list(self.sizes), -1)
+        rho = self.rho.to(x.dtype).expand(len(x), sum(self.sizes))
+        return Multipliers(lam.clamp(-self.bound, self.bound), mu.clamp(0, self.bound), rho)
 
     def loss(self, x: Tensor, h: Tensor, g: Tensor) -> Tensor:
         """The squared distance of the network's multipliers to the updated ones of x (B, d) with h (B, m) and g (B, k), 0-d."""
@@ -245,6 +270,18 @@ class Predicted(nn.Module):
         aim = torch.cat([target.equality.clamp(-self.bound, self.bound), target.inequality.clamp_max(self.bound)], -1)
         loss: Tensor = (self.net(x) - aim.detach()).square().sum(-1).mean()
         return loss
+
+    @torch.no_grad()
+    def follow(self, x: Tensor, h: Tensor, g: Tensor) -> None:
+        """Move the frozen network, and rho at the end of a round, after an update of the network."""
+        polyak(self.frozen, self.net, self.rate)
+        short = torch.cat([h.abs(), self(x).shortfall(g).abs()], -1).amax(-1).mean()
+        self.steps += 1
+        over = self.steps % self.every == 0
+        mean, before = self.rounds[0] + short.to(self.rounds) / self.every, self.rounds[1]
+        grown = (FACTOR * self.rho).clamp_max(self.most)
+        self.rho.copy_(torch.where(over & (mean > SUFFICIENT * before), grown, self.rho))
+        self.rounds.copy_(torch.stack([torch.where(over, 0.0, mean), torch.where(over, mean, before)]))
 
 
 class Dual(Objective):
@@ -263,6 +300,9 @@ class Dual(Objective):
         return self.f.seen(x)
 
     def oracle(self, x: Tensor) -> Oracle:
+        return Deferred(lambda: self._held(x))
+
+    def _held(self, x: Tensor) -> Oracle:
         asked = self.f.oracle(x)
         over = AugmentedLagrangian(asked.f, self.constraints)
         return Oracle(over, over.contexts(asked.x, self.multipliers(self.f.seen(x))))

@@ -5,16 +5,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from test_cli import rlamort
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from rlamort.constraints import AugmentedLagrangian, Constraints, Multipliers, Penalised
+import rlamort as ra
+from rlamort.constraints import AugmentedLagrangian, Constraints, Multipliers, Penalised, Predicted
 from rlamort.domain import Box, Domain, Euclid, Orthant, PerItem, within
 from rlamort.errors import UserError
 from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem
+from rlamort.run.learner import learner_class
 from rlamort.solve.by_scipy import by_scipy
 from rlamort.solve.lagrangian import augmented_lagrangian, kkt
+from rlamort.source import Contexts
 
 F64 = torch.float64
 Columns = Callable[..., list[Tensor]]
@@ -137,8 +141,8 @@ class Quadratic(Problem[dict[str, Tensor]]):
 
     def contexts(self, count: int) -> dict[str, Tensor]:
         centre = 0.5 * torch.rand(count, 6, dtype=F64) - 0.25
-        c = centre @ self.G.T + 0.1 * torch.rand(count, 4, dtype=F64)
-        return {"q": 2 * torch.randn(count, 6, dtype=F64), "b": centre @ self.A.T, "c": c}
+        c = centre @ self.G.double().T + 0.1 * torch.rand(count, 4, dtype=F64)
+        return {"q": 2 * torch.randn(count, 6, dtype=F64), "b": centre @ self.A.double().T, "c": c}
 
     def cost(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:
         return 0.5 * ((y @ self.Q.to(y)) * y).sum(-1) + (x["q"].to(y) * y).sum(-1)
@@ -409,3 +413,143 @@ def test_bad_arguments_are_named():
         by_scipy(problem, x, torch.zeros(1, 2), "BFGS")
     with pytest.raises(UserError, match=r"y0: shape \(2, 2\) is given; \(1, 2\) is needed"):
         by_scipy(problem, x, torch.zeros(2, 2))
+
+
+QUICK = {"hidden": (16,), "batch_size": 64, "steps": 5, "device": "cpu", "seed": 0}
+
+
+class Disc(Problem[Tensor]):
+    """The point of the unit disc that is nearest to x, where coordinates sum to 0: x projected onto the line, and shrunk."""
+
+    domain = Box([-3.0, -3.0], [3.0, 3.0])
+
+    def contexts(self, count: int) -> Tensor:
+        return 2 * torch.randn(count, 2)
+
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
+        return (y - x).square().sum(-1)
+
+    def constraints(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return y.sum(-1, keepdim=True), y.square().sum(-1, keepdim=True) - 1
+
+    def best(self, x: Tensor) -> Tensor:
+        along = (x[:, 0] - x[:, 1]) / 2
+        return along.clamp(-(0.5**0.5), 0.5**0.5)[:, None] * x.new_tensor([1.0, -1.0])
+
+
+def trained(loss, steps, **keywords):
+    return learner_class("amortize")(Disc(), loss=loss, **{**QUICK, "hidden": (32,), "steps": steps, **keywords}).learn(steps)
+
+
+def test_learned_multipliers_violate_less_than_the_penalty_they_begin_with():
+    torch.manual_seed(0)
+    x, problem = Disc().contexts(500), Disc()
+    constraints, distance, violation = Constraints.of(problem), {}, {}
+    for name, loss in {
+        "penalty": {"kind": "penalty", "weight": 2.0},
+        "lagrangian": {"kind": "lagrangian", "weight": 2.0},
+    }.items():
+        y = trained(loss, 1200, learning_rate=3e-3).agent.act(x, explore=False).detach()
+        distance[name] = (y - problem.best(x)).norm(dim=-1).mean().item()
+        violation[name] = constraints.violation(y, x).mean().item()
+    assert violation["lagrangian"] < 0.3 * violation["penalty"]
+    assert distance["lagrangian"] < 0.5 * distance["penalty"]
+
+
+def test_a_round_without_less_violation_raises_the_penalty():
+    net, frozen = torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)
+    multipliers = Predicted(net, frozen, (1, 1), penalty=3.0, rate=0.5, bound=5.0, every=2, most=4.0)
+    x, row = torch.zeros(4, 1), torch.ones(4, 1)
+    seen = []
+    for size in (1.0, 1.0, 0.5, 0.5, 0.45, 0.45, 1.0, 1.0, 1.0, 1.0):
+        multipliers.follow(x, size * row, -0 * row)
+        seen.append(multipliers.rho.item())
+    assert seen == [3, 3, 3, 3, 3, 6, 6, 12, 12, 12]
+    held = multipliers(x)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor([100.0, -100.0]))
+        frozen.load_state_dict(net.state_dict())
+    held = multipliers(x)
+    assert held.equality.max() == 5
+    assert held.inequality.max() == 0
+    before = frozen.bias.clone()
+    with torch.no_grad():
+        net.bias.zero_()
+    multipliers.follow(x, row, row)
+    assert torch.allclose(frozen.bias, before / 2)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_multipliers_learn_from_evaluate_alone_and_models_from_improve():
+    agent = trained("lagrangian", 3).agent
+    batch = Contexts(Disc().contexts(16))
+    multipliers = agent.f.multipliers
+    policy = [p.clone() for p in agent.owned]
+    net = [p.clone() for p in multipliers.net.parameters()]
+    metrics = agent.evaluate(batch)
+    assert set(metrics) == {"multipliers/loss", "multipliers/penalty"}
+    assert all(torch.equal(*pair) for pair in zip(policy, agent.owned, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(net, multipliers.net.parameters(), strict=True))
+    net = [p.clone() for p in multipliers.net.parameters()]
+    metrics = agent.improve(batch)
+    assert {"model/cost", "model/violation", "model/violation_max"} <= set(metrics)
+    assert all(torch.equal(*pair) for pair in zip(net, multipliers.net.parameters(), strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(policy, agent.owned, strict=True))
+    names = [name for name in agent.state_dict() if "frozen" in name]
+    assert names
+    assert all(name.startswith("model.multipliers.") for name in names)
+
+
+@pytest.mark.parametrize("loss", ["penalty", {"kind": "lagrangian", "decay": 1.0}])
+@pytest.mark.parametrize("model", ["full", "semi", "recurrent"])
+def test_solvers_under_constraints_are_saved_and_predict_the_same(model, loss, tmp_path):
+    solver = ra.amortize(Disc(), model=model, loss=loss, **QUICK)
+    x = Disc().contexts(5)
+    y = solver.predict(x)
+    solver.save(tmp_path / "solver")
+    again = ra.load_solver(tmp_path / "solver", Disc())
+    assert torch.equal(again.predict(x), y)
+    assert set(again.model.state_dict()) == set(solver.model.state_dict())
+
+
+def test_steps_descend_on_the_penalised_cost():
+    """Far outside, the penalty is what gradients show; the cost alone would leave x where it is."""
+    solver = ra.amortize(Disc(), model={"kind": "semi", "steps": 20}, loss="penalty", **QUICK)
+    x = torch.tensor([[2.5, 2.5]])
+    start, *_, end = solver.model.iterates(x, solver.f.oracle(x))
+    constraints = Constraints.of(Disc())
+    assert constraints.violation(end, x).item() < 0.5 * constraints.violation(start, x).item() + 0.1
+
+
+def test_an_update_under_constraints_compiles_to_the_same():
+    eager, compiled = (trained("lagrangian", 30, compile=flag).agent for flag in (False, True))  # a fallback would warn
+    for (name, one), other in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
+        assert torch.allclose(one.double(), other.double(), rtol=1e-3, atol=1e-5), name
+
+
+def test_losses_that_do_not_fit_are_named(tmp_path):
+    class Free(Disc):
+        constraints = Problem.constraints
+
+    for loss in ("objective", "iterates", "es"):
+        with pytest.raises(
+            UserError, match=f"loss={loss}: it ignores the constraints of Disc; loss=penalty or loss=lagrangian"
+        ):
+            ra.amortize(Disc(), loss=loss, **QUICK)
+    for loss in ("penalty", "lagrangian"):
+        with pytest.raises(UserError, match=f"loss={loss}: Free has no constraints; a problem with `constraints"):
+            ra.amortize(Free(), loss=loss, **QUICK)
+        with pytest.raises(UserError, match=f"loss={loss}: it needs a known problem"):
+            learner_class("td3")("Pendulum-v1", loss=loss, device="cpu")
+    with pytest.raises(UserError, match=r"loss=regress: Disc.solution is not known, and the search .* ignores constraints"):
+        ra.amortize(Disc(), loss="regress", **QUICK)
+
+
+def test_the_command_line_trains_under_constraints(tmp_path):
+    quick = ["hidden=[8]", "steps=4", "eval_episodes=2", "eval_every=4", "log_every=1", "device=cpu"]
+    words = ["train", "amortize", "env=rlamort/ObstacleArm-v0", *quick]
+    rlamort(*words, "loss=penalty", "loss.weight=50", "dir=one", cwd=tmp_path)
+    rlamort(*words, "loss=lagrangian", "loss.rate=0.1", "dir=two", cwd=tmp_path)
+    records = (tmp_path / "two" / "metrics.jsonl").read_text()
+    assert "multipliers/penalty" in records
+    assert "model/violation" in records
