@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlamort.critic import frozen_copy, polyak
 from rlamort.errors import UserError
 from rlamort.objective import Deferred, Metrics, Objective, Oracle
-from rlamort.problem import Problem, presented
+from rlamort.problem import Problem, draw
 
 PROBES = 4  # contexts at which constraints are checked
 FACTOR, SUFFICIENT = 2.0, 0.8  # of learned multipliers' penalty, where the violation did not fall to this share in a round
@@ -38,18 +38,26 @@ class Constraints:
         """
         if type(problem).constraints is Problem.constraints:
             return None
+        try:
+            return cls._probed(problem, torch.get_default_dtype())
+        except RuntimeError:  # a problem whose tensors are float64 may take no others
+            return cls._probed(problem, torch.float64)
+
+    @classmethod
+    @torch.no_grad()
+    def _probed(cls, problem: Problem, dtype: torch.dtype) -> Self | None:
         own = next(iter((*problem.parameters(), *problem.buffers())), None)
         device = torch.device("cpu") if own is None else own.device  # also while networks' sizes alone are asked, on another
-        with torch.random.fork_rng([device] if own is not None and own.is_cuda else []), torch.no_grad(), device:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
             torch.manual_seed(0)
-            x = presented(problem, PROBES, device)
+            x = draw(problem, PROBES, device).to(dtype)
             domain = problem.domain.at(x)
-            y = domain.project(torch.randn(PROBES, domain.inputs, device=x.device, dtype=x.dtype))
+            y = domain.project(torch.randn(PROBES, domain.inputs, dtype=dtype))
             values = problem.constraints(y, problem.layout.seen.unpack(x[:, : problem.layout.seen.dim]))
             if values is None:
                 return None
-            pair = _pair(values, y, f"{type(problem).__name__}.constraints")
-            found = cls(problem, (pair[0].shape[1], pair[1].shape[1]))
+            h, g = _pair(values, y, f"{type(problem).__name__}.constraints")
+            found = cls(problem, (h.shape[1], g.shape[1]))
             found.check(y, x)
         return found
 

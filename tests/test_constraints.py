@@ -383,6 +383,17 @@ def test_wrong_constraints_are_named(values, message):
         Constraints.of(Wrong(values))
 
 
+def test_a_problem_in_float64_is_probed_in_float64():
+    class Double(Ring):
+        def constraints(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            return y @ torch.ones(2, 1, dtype=F64), y[:, :0]
+
+    assert Constraints.of(Double()).sizes == (1, 0)
+    state = torch.get_rng_state()
+    Constraints.of(Double())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_width_that_changes_is_named():
     constraints = Constraints.of(Wrong(lambda y, x: (y[:, :0], y if y[0, 0] < 100 else y[:, :1])))
     with pytest.raises(UserError, match=r"\(0, 1\) equalities and inequalities are returned; \(0, 2\), as before, are needed"):
