@@ -19,12 +19,11 @@ from rlamort.update import InY, SpectralGradient
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # by default
 BOUND = 1e8  # of multipliers of rows with unit gradients, the box in which updates are safeguarded
-GROWTH, SUFFICIENT = 10.0, 0.25  # of the penalty, where the violation did not fall to this share
-LARGEST_PENALTY = {torch.float64: 1e12, torch.float32: 1e5}  # above, rounding of the rows is all that it weighs
+GROWTH, SUFFICIENT = 3.0, 0.25  # of the penalty, where the violation did not fall to this share
+LARGEST_PENALTY = {torch.float64: 1e8, torch.float32: 1e5}  # of rows with unit gradients; above, rounding is all that it weighs
+LOOSE, TIGHTER, PATIENCE = 0.1, 0.3, 10  # stationarity of the first subproblem, its share at each next; rounds for one at most
 STRAYED = 1e6  # times farther out than where it began, an inner solve has found the subproblem to be unbounded
-STATIONARY = (
-    1e-3  # norm of the gradient of the distance to feasibility, whose rows have unit gradients, below which it is stuck
-)
+STATIONARY = 1e-3  # norm of the gradient of the distance to feasibility, in rows of unit gradients, below which it is stuck
 RESTORING = 500  # iterations of descent on the violation alone
 AGREES = 1e-6  # relative difference of costs below which the better certified one is taken
 SOLVED = "solved"
@@ -38,7 +37,7 @@ class Constrained(NamedTuple):
     multipliers: Multipliers  # of h and g, in the units of the rows, and the last penalty of each row
     violation: Tensor  # (B,) as `Constraints.violation`
     residual: Tensor  # (B,) of the KKT conditions: see `augmented_lagrangian`
-    iterations: Tensor  # (B,) outer ones
+    iterations: Tensor  # (B,) rounds
     status: list[str]  # per item: "solved", "infeasible: ..." or "failed: ..."
 
     @property
@@ -70,6 +69,14 @@ class _Ends(NamedTuple):
         return [self.y, *self.multipliers, self.violation, self.residual, self.iterations]
 
 
+class _Progress(NamedTuple):
+    """How far the subproblems of R items are."""
+
+    missed: Tensor  # (R,) what was missing to feasibility and complementarity at the update before
+    aim: Tensor  # (R,) stationarity at which the next update is due
+    waited: Tensor  # (R,) rounds since the one before
+
+
 @torch.no_grad()
 def augmented_lagrangian(
     f: Objective,
@@ -78,12 +85,14 @@ def augmented_lagrangian(
     x: Tensor,
     starts: Tensor,
     tol: float | None = None,
-    outer: int = 50,
+    outer: int = 100,
     inner: int = 100,
 ) -> Constrained:
     """The best of argmin f(y; x) over y in Y with h(y; x) = 0 and g(y; x) <= 0, from several starts.
 
-    Birgin and Martinez (2014), algorithm 4.1, with spectral projected gradient in Y for its subproblems, warm started.
+    Birgin and Martinez (2014), algorithm 4.1, with spectral projected gradient in Y for its subproblems, warm started. Its
+    steps are taken where an item's subproblem is solved to an accuracy that tightens, or after some rounds: penalties that
+    grow beside inexact subproblems make these worse.
     Everything is per item: multipliers, safeguarded in a box, the penalty, which grows only where violation and complementarity
     did not fall to a quarter, and its end, so an item's answer does not depend on its batch. Each row is weighed by the largest
     norm of its gradient at the item's starts, so a row's unit changes nothing. Where no start ends feasible, descent on the
@@ -100,8 +109,8 @@ def augmented_lagrangian(
         x: contexts (B, d).
         starts: points of Y (S, B, n).
         tol: of the residual and the violation; None takes 1e-6 in float64, 1e-3 in float32.
-        outer: largest number of updates of multipliers.
-        inner: iterations of each subproblem, fixed.
+        outer: rounds, after which multipliers are updated where their subproblem is solved well enough, at the most.
+        inner: iterations in each round, fixed.
 
     Raises:
         UserError: starts of another shape, or a number that is not positive; what f and the constraints raise.
@@ -177,16 +186,26 @@ class _Method:
     def run(self, items: Tensor, y: Tensor, outer: int) -> _Ends:
         """The method from y (R', n), for the starts with numbers `items` (R',)."""
         ends = self._begun(items, y)
-        missed = ends.violation.clone()  # violation and complementarity of the iteration before
+        progress = _Progress(ends.violation.clone(), torch.full_like(ends.violation, LOOSE), torch.zeros_like(items))
         active = torch.arange(len(items), device=y.device)
         for count in range(1, outer + 1):
-            now, measure = self._iterated(items[active], ends.at(active), missed[active], count)
+            was = _Progress(*(part[active] for part in progress))
+            now, moved = self._iterated(items[active], ends.at(active), was, count)
             ends.put(active, now)
-            missed[active] = measure
-            active = active[~((now.residual <= self.tol) & (now.violation <= self.tol))]
+            for whole, part in zip(progress, moved, strict=True):
+                whole[active] = part
+            done = (now.residual <= self.tol) & (now.violation <= self.tol)
+            active = active[~(done | self._spent(items[active], now, was, moved))]
             if not len(active):
                 break
         return ends
+
+    def _spent(self, items: Tensor, now: _Ends, was: _Progress, moved: _Progress) -> Tensor:
+        """Where the largest penalty leaves an infeasible point as it is (R',)."""
+        most = LARGEST_PENALTY.get(now.y.dtype, 1e5)
+        largest = (now.multipliers.penalty * self.rows[items].square() >= 0.99 * most).any(-1)
+        still = (moved.waited == 0) & ~(moved.missed < 0.9 * was.missed)
+        return largest & still & (now.violation > self.tol)
 
     def _begun(self, items: Tensor, y: Tensor) -> _Ends:
         x, (m, k) = self.x[items], self.constraints.sizes
@@ -199,8 +218,8 @@ class _Method:
         endless = y.new_full((len(y),), torch.inf)
         return _Ends(y.clone(), multipliers, self.violation(items, y), endless, torch.zeros_like(items))
 
-    def _iterated(self, items: Tensor, at: _Ends, missed: Tensor, count: int) -> tuple[_Ends, Tensor]:
-        """One subproblem and one update of the multipliers, and what is missing to feasibility and complementarity (R',)."""
+    def _iterated(self, items: Tensor, at: _Ends, was: _Progress, count: int) -> tuple[_Ends, _Progress]:
+        """One round on the subproblem, and an update of the multipliers of items where it is solved well enough."""
         x, rows, m = self.x[items], self.rows[items], self.constraints.sizes[0]
         contexts = self.lagrangian.contexts(x, at.multipliers)
         y = self._descended(self.lagrangian, contexts, at.y, self.inner)
@@ -216,15 +235,25 @@ class _Method:
         residual = residual.where(~astray & residual.isfinite(), torch.inf)
         updated = at.multipliers.updated(h, g)
         bound = BOUND * self.size[items, None] / rows
-        poor = astray | ~(measure <= torch.maximum(SUFFICIENT * missed, missed.new_tensor(self.tol / 10)))
+        near = ~(move > was.aim)
+        ready = astray | near | (was.waited >= PATIENCE)
+        # an inexact subproblem says little of its penalty, unless it leads away
+        share = torch.where(near, SUFFICIENT, 1.0)
+        poor = ready & (astray | ~(measure <= (share * was.missed).clamp_min(self.tol / 10)))
+        fine = (ready & ~astray)[:, None]
         most = LARGEST_PENALTY.get(y.dtype, 1e5) / rows.square()
         rho = torch.where(poor[:, None], torch.minimum(GROWTH * at.multipliers.penalty, most), at.multipliers.penalty)
         ahead = Multipliers(
-            updated.equality.clamp(-bound[:, :m], bound[:, :m]).where(~astray[:, None], at.multipliers.equality),
-            updated.inequality.minimum(bound[:, m:]).where(~astray[:, None], at.multipliers.inequality),
+            updated.equality.clamp(-bound[:, :m], bound[:, :m]).where(fine, at.multipliers.equality),
+            updated.inequality.minimum(bound[:, m:]).where(fine, at.multipliers.inequality),
             rho,
         )
-        return _Ends(y, ahead, violation, residual, torch.full_like(items, count)), measure
+        moved = _Progress(
+            torch.where(ready, measure, was.missed),
+            torch.where(ready & ~poor, (TIGHTER * was.aim).clamp_min(self.tol / 2), was.aim),
+            torch.where(ready, 0, was.waited + 1),
+        )
+        return _Ends(y, ahead, violation, residual, torch.full_like(items, count)), moved
 
     def _descended(self, f: Objective, contexts: Tensor, y: Tensor, iterations: int) -> Tensor:
         domain = self.domain.at(contexts)
@@ -270,10 +299,10 @@ class _Method:
         if feasible and residual <= self.tol:
             return SOLVED
         if feasible:
-            return f"failed: the KKT residual is {residual:.2g} after {iterations} updates of multipliers; tol={self.tol:g}"
+            return f"failed: the KKT residual is {residual:.2g} after {iterations} rounds; tol={self.tol:g}"
         if stuck:
             return f"infeasible: the violation, {violation:.3g}, is stationary there, and no start led to less"
-        return f"failed: the violation is {violation:.3g} after {iterations} updates of multipliers; tol={self.tol:g}"
+        return f"failed: the violation is {violation:.3g} after {iterations} rounds; tol={self.tol:g}"
 
 
 class _Zero(Objective):
