@@ -85,11 +85,8 @@ class MPC(Agent):
                 metrics = open_loop(self.dynamics, source.sequences(MEASURED, horizon, latest=new))
         return metrics | fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
 
-    def evaluate(self, batch: Batch) -> Metrics:
-        return {}  # f is known, or learned in fits
-
-    def improve(self, batch: Batch) -> Metrics:
-        return {}
+    def update_from(self, sample: object, improve: bool) -> Metrics:
+        return {}  # f is known, or learned in fits, and nothing is amortized
 
 
 def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
@@ -107,12 +104,12 @@ def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: i
     """
     pairs = ensemble.pairs(batch.x, batch.y, batch.x_next, batch.reward)  # (B, .)
     ensemble.standardise(pairs)
-    drawn = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
+    resamples = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
     losses: list[Tensor] = []
     for _ in range(epochs):
-        order = torch.rand_like(drawn, dtype=pairs.dtype).argsort(-1)
+        order = torch.rand_like(resamples, dtype=pairs.dtype).argsort(-1)
         losses = []
-        for index in torch.split(drawn.gather(-1, order), batch_size, -1):
+        for index in torch.split(resamples.gather(-1, order), batch_size, -1):
             loss = ensemble.loss(pairs[index])  # of (E, batch, .)
             descend(loss, ensemble.parameters(), adam)
             losses.append(loss.detach() / ensemble.members)

@@ -39,7 +39,7 @@ class TQC(Agent):
         learning_rate: Positive = 3e-4, discount: Fraction = 0.99, tau: Fraction = 0.005, normalise: Fixed[bool] = False,
     ) -> None:  # fmt: skip
         super().__init__(spec, normalise=normalise)
-        self.tau, self.kept = tau, critic.members * (critic.outputs - dropped)
+        self.tau, self.atom_count = tau, critic.members * (critic.outputs - dropped)
         self.density, self.alpha = SquashedGaussian(self.domain.dim), Temperature(1.0)
         setting = parts.Setting(self.density.parameters, spec.x_dim, hidden)
         self.model, self.loss = model(setting), loss(setting)
@@ -58,7 +58,9 @@ class TQC(Agent):
         with torch.no_grad():
             y_next, logq = self.density.sample(self.model(batch.x_next, self.f.oracle(batch.x_next)))
             atoms = self.target_critic.atoms(batch.x_next, y_next).transpose(0, 1).flatten(1)  # (B, E M)
-            target = td_target(batch, atoms.sort(-1).values[:, : self.kept] - self.alpha() * logq[:, None])  # (B, kept)
+            target = td_target(
+                batch, atoms.sort(-1).values[:, : self.atom_count] - self.alpha() * logq[:, None]
+            )  # (B, atom_count)
         loss = quantile_huber(self.critic.atoms(batch.x, batch.y), target)
         descend(loss, self.critic.parameters(), self.critic_adam)
         polyak(self.target_critic, self.critic, self.tau)

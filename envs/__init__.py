@@ -33,8 +33,10 @@ def _able(kind: ast.ClassDef) -> bool:
     """Whether its constructor has a default for every argument."""
     for part in kind.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
-            given = part.args
-            return len(given.posonlyargs + given.args) == len(given.defaults) + 1 and None not in given.kw_defaults
+            arguments = part.args
+            return (
+                len(arguments.posonlyargs + arguments.args) == len(arguments.defaults) + 1 and None not in arguments.kw_defaults
+            )
     return True
 
 

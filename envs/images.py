@@ -109,8 +109,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with ZipFile(path) as archive:
             for name in ("train_x", "test_x"):
                 _require_size(archive, f"{name}.npy")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:  # np.load leaves a damaged file open
-            return {name: kept[name] for name in ("train_x", "test_x")}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves a damaged file open
+            return {name: arrays[name] for name in ("train_x", "test_x")}
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(f"data={path}: it cannot be read: {error}") from error
     except KeyError as error:
@@ -119,17 +119,17 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 def _require_size(archive: ZipFile, name: str) -> None:
     """Raises ValueError if an array exceeds the size limit, or the size of the file that its header is in."""
-    held = archive.getinfo(name).file_size  # as declared; reading more than that is an error
-    if held > LARGEST:
-        raise ValueError(f"{name} would unpack to {held} bytes; {LARGEST} are allowed")
+    size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
+    if size > LARGEST:
+        raise ValueError(f"{name} would unpack to {size} bytes; {LARGEST} are allowed")
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if header is None:
             raise ValueError(f"{name} has format {version}; 1.0 or 2.0 is needed")
         shape, _, dtype = header(file)
-        if math.prod(shape) * dtype.itemsize > held:
-            raise ValueError(f"{name} declares shape {shape}, which is more than the {held} bytes that it holds")
+        if math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"{name} declares shape {shape}, which is more than the {size} bytes that it holds")
 
 
 def _idx(folder: Path) -> dict[str, np.ndarray]:

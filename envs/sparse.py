@@ -117,17 +117,17 @@ class SparseRecovery(Problem[dict[str, Tensor]]):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, given, allowed, need in (
+        for name, value, allowed, need in (
             ("measurements", measurements, measurements >= 1, "at least 1"),
             ("atoms", atoms, atoms >= 1, "at least 1"),
             ("density", density, 0 < density <= 1, "above 0 and at most 1"),
             ("noise", noise, 0 <= noise < math.inf, "0 or more"),
         ):
             if not allowed:
-                raise UserError(f"SparseRecovery.{name}={given}: {need} is needed")
+                raise UserError(f"SparseRecovery.{name}={value}: {need} is needed")
         self.density, self.noise = density, noise
-        made = torch.randn(measurements, atoms, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        self.ista = Ista(unit(made).to(torch.get_default_dtype()), alpha)
+        dictionary = torch.randn(measurements, atoms, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.ista = Ista(unit(dictionary).to(torch.get_default_dtype()), alpha)
         self.domain = Euclid(atoms)
 
     def contexts(self, count: int) -> dict[str, Tensor]:

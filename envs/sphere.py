@@ -33,9 +33,9 @@ class Sphere(Problem[dict[str, Tensor]]):
 
     def __init__(self, components: int = 4, power: int = 2, gamma: Positive = 0.5, spread: Positive = 0.7) -> None:
         super().__init__()
-        for name, given, allowed in (("components", components, components >= 1), ("power", power, power in (1, 2))):
+        for name, value, allowed in (("components", components, components >= 1), ("power", power, power in (1, 2))):
             if not allowed:
-                raise UserError(f"Sphere.{name}={given}: {'1 or 2' if name == 'power' else 'at least 1'} is needed")
+                raise UserError(f"Sphere.{name}={value}: {'1 or 2' if name == 'power' else 'at least 1'} is needed")
         self.components, self.power, self.gamma, self.spread = components, power, gamma, spread
 
     def contexts(self, count: int) -> dict[str, Tensor]:

@@ -327,10 +327,10 @@ class VAE(Problem[Tensor]):
         return Gaps(both[: len(x)], both[len(x) :], self.iwae(best, x, samples), best)
 
 
-def _named(field: str, given: str, known: Mapping[str, T]) -> T:
-    if given not in known:
-        raise UserError(f"VAE.{field}={given}: there is no such {field}. {nearest(given, known)}")
-    return known[given]
+def _named(field: str, name: str, known: Mapping[str, T]) -> T:
+    if name not in known:
+        raise UserError(f"VAE.{field}={name}: there is no such {field}. {nearest(name, known)}")
+    return known[name]
 
 
 def _two(hidden: Sequence[int]) -> tuple[int, int]:

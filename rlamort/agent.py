@@ -1,10 +1,10 @@
-"""The agent's contract, who plays it, and the one way in which anything learns.
+"""The base class of agents, the player that acts with them, and the gradient step that all learning takes.
 
 B batch · N environments side by side · d = x_dim · n = dim of an action · h carry, what an agent remembers of each environment
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def step(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        """Move the parameters, in place, against their gradients."""
+        """Update the parameters in place."""
         mean, square, (first, second) = list(self.mean), list(self.square), self.decay
         torch._foreach_lerp_(mean, gradients, 1 - first)
         torch._foreach_mul_(square, second)
@@ -80,7 +80,7 @@ class Adam(nn.Module):
 
     @torch.no_grad()
     def _correct(self) -> None:
-        """How the next step corrects for moments that began at zero."""
+        """The bias corrections of the next step."""
         unbiased = 1 - self.decays ** (self.steps + 1)
         corrections = self.scales * unbiased**self.powers  # rate / (1 - beta_1^t), and the inverse root for the second moment
         if self.horizon is not None:
@@ -94,7 +94,7 @@ def _state(tensors: Iterable[Tensor]) -> nn.ParameterList:
 
 
 def descend(loss: Tensor, parameters: Iterable[nn.Parameter], optimiser: Adam) -> None:
-    """One step down `loss` for exactly these parameters: no other gradient is computed, and none is left behind."""
+    """One gradient step on `loss` for exactly these parameters: no other gradient is computed, and none is stored."""
     owned: list[Tensor] = list(parameters)
     optimiser.sound.logical_and_(loss.detach().isfinite())
     optimiser.step(owned, list(torch.autograd.grad(loss, owned)))
@@ -133,25 +133,25 @@ class Agent(nn.Module):
 
     @property
     def domain(self) -> Domain:
-        """Y, where its answers lie: that of its environment."""
+        """Y, the domain of its actions: that of its environment."""
         return self.spec.domain
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors live."""
+        """The device of its tensors."""
         return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
 
     @property
     def acting(self) -> Model:
-        """The model that plays: the one that is trained, unless a planner does."""
+        """The model that acts: the one that is trained, unless a planner acts."""
         return self.model
 
     def start(self, count: int) -> Carry:
-        """What is remembered of `count` environments whose episodes begin: tensors (count, ...); none without a memory."""
+        """The carry of `count` environments whose episodes begin: tensors (count, ...); none without a memory."""
         return ()
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
-        """As `act`, with what is remembered of each environment, h, before and after. It is a function: h stays as it is."""
+        """As `act`, with the carry h of each environment, before and after. A pure function: h is not modified."""
         if type(self).act is Agent.act:
             raise NotImplementedError(f"{type(self).__name__}: it defines neither act nor play")
         return self.act(x, explore), h
@@ -169,17 +169,21 @@ class Agent(nn.Module):
         raise NotImplementedError
 
     def fit(self, source: Any) -> Metrics:
-        """Learn from all that a source has collected, which may take long and is never captured; detached 0-d tensors."""
+        """Learn from everything that a source has collected, outside captured updates; returns detached 0-d tensors."""
         return {}
 
     def update(self, batch: Batch | Contexts | Labelled, improve: bool) -> Metrics:
-        """One whole update on a raw batch: what is compiled, where something is."""
+        """One whole update on a raw batch, the unit of compilation."""
         batch = batch.through(self.normaliser)
         metrics = self.evaluate(batch)
         return metrics | self.improve(batch) if improve else metrics
 
+    def update_from(self, sample: Callable[[], Batch | Contexts | Labelled], improve: bool) -> Metrics:
+        """One whole update on the next batch of a source; no batch is drawn for an agent that does not use one."""
+        return self.update(sample(), improve)
+
     def unsound(self) -> str:
-        """What is no longer finite: a tensor, or the loss of one of its optimisers at some update; empty where all is."""
+        """What is not finite: a tensor, or the loss of one of its optimisers at some update; empty if all is finite."""
         for name, tensor in self.state_dict().items():
             if not tensor.isfinite().all():
                 return name
@@ -187,7 +191,7 @@ class Agent(nn.Module):
         return next((f"a loss of {name}" for name in losses), "")
 
     def observe(self, x: Tensor) -> None:
-        """Take contexts (B, d) met in play into the observation statistics."""
+        """Update the observation statistics with contexts (B, d) met in play."""
         self.normaliser.update(x)
 
     @torch.no_grad()
@@ -214,16 +218,16 @@ class Agent(nn.Module):
         x = torch.from_numpy(rows).to(self.device)
         player = Player(self, len(x))
         if player.h and state is not None:
-            given = (torch.from_numpy(np.array(part)).to(self.device) for part in state)
-            player = Player(self, len(x), tuple(given))
+            carry = (torch.from_numpy(np.array(part)).to(self.device) for part in state)
+            player = Player(self, len(x), tuple(carry))
             player.begin(np.broadcast_to(np.array(False if episode_start is None else episode_start, dtype=bool), len(x)))
         actions = self.units.decode(player(x, explore=not deterministic).numpy(force=True))
-        kept = tuple(part.numpy(force=True) for part in player.h) if player.h else state
-        return (actions if batched else actions[0, ...]), kept  # an array also where it has no axes
+        state = tuple(part.numpy(force=True) for part in player.h) if player.h else state
+        return (actions if batched else actions[0, ...]), state  # an array also where it has no axes
 
 
 class Player:
-    """An agent at play in environments side by side: keeps what it remembers of each.
+    """An agent acting in environments side by side, with the carry of each.
 
     Args:
         agent: who plays.
@@ -249,7 +253,7 @@ class Player:
         return y
 
     def begin(self, begins: np.ndarray) -> None:
-        """Forget all about the environments in which an episode begins, (N,) bool; of the others nothing changes."""
+        """Reset the carry of the environments in which an episode begins, (N,) bool; the others' is unchanged."""
         if self.h and begins.any():
             where = torch.from_numpy(np.array(begins)).to(self.h[0].device)
             fresh = zip(self.agent.start(self.count), self.h, strict=True)

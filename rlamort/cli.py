@@ -83,17 +83,17 @@ def train(arguments: list[str]) -> None:
     """`rlamort train METHOD key=value ...`: checks every key, then runs Hydra, which may launch several runs."""
     from rlamort.run.help import method_help, train_help
 
-    given = [argument for argument in arguments if argument not in ("-h", "--help")]
-    if not given and arguments:
+    words = [argument for argument in arguments if argument not in ("-h", "--help")]
+    if not words and arguments:
         train_help()
         return
-    if not given or given[0].startswith("-") or "=" in given[0]:
+    if not words or words[0].startswith("-") or "=" in words[0]:
         raise UserError(f"train: a method is needed first. Allowed: {', '.join(methods())}")
-    method, *rest = given
+    method, *rest = words
     row = read_row(method)
     if short_name(method) != method:  # a file of the user's own, which later commands must find from other folders
         method = str(Path(method).resolve())
-    if len(given) < len(arguments):
+    if len(words) < len(arguments):
         method_help(method, row)
         return
     from rlamort.run.compose import Composition
@@ -127,10 +127,10 @@ def resume_run(arguments: list[str]) -> None:
         "constructed by name",
     )
     _method_option(parser)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from rlamort.run.session import Session
 
-    Session(_leave_behind).resume(given.run, _values(given.changes), given.method)
+    Session(_leave_behind).resume(options.run, _values(options.changes), options.method)
 
 
 def _leave_behind(learner: "Learner", path: Path) -> None:
@@ -148,12 +148,12 @@ def push(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("changes", nargs="*", help="key=value: the wandb_ keys, e.g. wandb_project=mine, and track_timeout")
     parser.add_argument("--new", action="store_true", help="as a new run there")
-    given = parser.parse_args(arguments)
-    changes, known = _values(given.changes), fields_of(Run)
+    options = parser.parse_args(arguments)
+    changes, known = _values(options.changes), fields_of(Run)
     check_names(changes, [name for name in known if name.startswith("wandb_") or name == "track_timeout"])
     from rlamort.run.mirror import catch_up
 
-    print(catch_up(given.run, {name: convert(name, value, known[name].type) for name, value in changes.items()}, given.new))
+    print(catch_up(options.run, {name: convert(name, value, known[name].type) for name, value in changes.items()}, options.new))
 
 
 def _values(arguments: list[str]) -> dict[str, Any]:
@@ -170,15 +170,15 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--episodes", help="number of episodes (default: as in training)")
     _places_option(parser)
     _method_option(parser)
-    given = parser.parse_args(arguments)
-    episodes = None if given.episodes is None else convert("--episodes", given.episodes, Size)
+    options = parser.parse_args(arguments)
+    episodes = None if options.episodes is None else convert("--episodes", options.episodes, Size)
     from rlamort.run.restore import load
     from rlamort.score import interval
 
-    learner = load(given.run, method=given.method, **_places(given.places))
+    learner = load(options.run, method=options.method, **_places(options.places))
     returns = learner.score(episodes).returns
     learner.close()
-    print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {given.run}")
+    print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {options.run}")
     if learner.agent.spec.problem is None:
         what, digits, (mean, low, high) = "return", ".2f", interval(returns)
         count = "1 episode" if len(returns) == 1 else f"{len(returns)} episodes"
@@ -195,11 +195,11 @@ def video(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="run directory")
     _places_option(parser)
     _method_option(parser)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     if not os.environ.get("MUJOCO_GL"):
         from rlamort.measure.video import film_apart
 
-        said = film_apart(given.run, given.method, given.places)
+        said = film_apart(options.run, options.method, options.places)
         if said.startswith("no video"):
             raise UserError(said)
         print(said)
@@ -207,8 +207,8 @@ def video(arguments: list[str]) -> None:
     from rlamort.measure.video import film
     from rlamort.run.restore import load
 
-    learner = load(given.run, method=given.method, **_places(given.places))
-    out = _unused(given.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
+    learner = load(options.run, method=options.method, **_places(options.places))
+    out = _unused(options.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
     total = film(learner, out)
     print(f"video: {out} (return {total:.1f})")
 
@@ -218,10 +218,10 @@ def plot_runs(arguments: list[str]) -> None:
     parser = Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
     out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from rlamort.measure.plot import plot
 
-    print(plot(given.runs, free(given) or _unused(Path("curves.png"))))
+    print(plot(options.runs, free(options) or _unused(Path("curves.png"))))
 
 
 def check_problem(arguments: list[str]) -> None:
@@ -229,13 +229,13 @@ def check_problem(arguments: list[str]) -> None:
     parser = Parser("check", "Check a problem before anything is trained on it; exits with 1 if a check fails.")
     parser.add_argument("problem", help="module:Class, or a registered id")
     parser.add_argument("keys", nargs="*", help="dtype=float64 checks it in that dtype")
-    given = parser.parse_args(arguments)
-    fields = _values(given.keys)
+    options = parser.parse_args(arguments)
+    fields = _values(options.keys)
     check_names(fields, ["dtype"])
     from rlamort.env.one_step import problem_of
     from rlamort.measure.check import check
 
-    found = check(problem_of(given.problem), **fields)
+    found = check(problem_of(options.problem), **fields)
     print(found)
     if not found.ok:
         raise SystemExit(1)
@@ -248,15 +248,15 @@ def amortize_problem(arguments: list[str]) -> None:
     keys = "model=full,semi,... loss=objective,es,rl,...; they and the other keys: `rlamort train amortize --help`"
     parser.add_argument("keys", nargs="*", help=keys)
     out_option(parser, "folder for solvers, plots and data (default: a new one under runs/)")
-    given = parser.parse_args(arguments)
-    chosen = free(given, folder=True)
+    options = parser.parse_args(arguments)
+    chosen = free(options, folder=True)
     from rlamort.measure.fit import report
 
-    fields = _values(given.keys)
+    fields = _values(options.keys)
     models, losses = (_kinds(fields, key, default) for key, default in (("model", "full,semi"), ("loss", "objective")))
-    name = given.problem.split(":")[-1].replace("/", "-")
+    name = options.problem.split(":")[-1].replace("/", "-")
     out = chosen or _unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-    _tell(report(given.problem, models, losses, out, **fields), out / "report.json")
+    _tell(report(options.problem, models, losses, out, **fields), out / "report.json")
 
 
 def compare_losses(arguments: list[str]) -> None:
@@ -265,38 +265,38 @@ def compare_losses(arguments: list[str]) -> None:
     parser.add_argument("target", help="module:Class or a registered id; or a run or sb3:FILE.zip, for its critic")
     parser.add_argument("keys", nargs="*", help="model=... loss=... seeds=0,1,2, and keys of `rlamort train amortize --help`")
     out_option(parser, "a file for the data, as JSON")
-    given = parser.parse_args(arguments)
-    out = free(given)
+    options = parser.parse_args(arguments)
+    out = free(options)
     from rlamort.measure.fit import compare
 
-    fields = _values(given.keys)
+    fields = _values(options.keys)
     models, losses = _kinds(fields, "model", "full"), _kinds(fields, "loss", "") or None
     seeds = convert("seeds", _names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
-    _tell(compare(_target(given.target, fields), models, losses, seeds, **fields), out)
+    _tell(compare(_target(options.target, fields), models, losses, seeds, **fields), out)
 
 
-def _target(given: str, fields: dict[str, Any]) -> Any:
+def _target(target: str, fields: dict[str, Any]) -> Any:
     """A problem, or the max-Q problems of a run's critic in the `env` of the fields: for training, and held out."""
-    if not given.startswith("sb3:") and not (Path(given) / "config.yaml").is_file():
-        return given
+    if not target.startswith("sb3:") and not (Path(target) / "config.yaml").is_file():
+        return target
     from rlamort.measure.gap import max_q
 
-    return max_q(given, fields.pop("env", None))
+    return max_q(target, fields.pop("env", None))
 
 
 def _kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
     """The names of models or losses, removed from the fields; their keys stay there."""
-    given = fields.pop(key, default)
-    if isinstance(given, dict):
-        kinds = given.pop(KIND, default)
-        fields[key] = given
-        given = kinds
-    return _names(given) if given else []
+    value = fields.pop(key, default)
+    if isinstance(value, dict):
+        kinds = value.pop(KIND, default)
+        fields[key] = value
+        value = kinds
+    return _names(value) if value else []
 
 
-def _names(given: Any) -> list[str]:
+def _names(value: Any) -> list[str]:
     """A list written as `a,b`, `[a,b]` or one value."""
-    return [str(one) for one in given] if isinstance(given, list) else str(given).split(",")
+    return [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
 
 
 def _tell(report: Any, out: Path | None) -> None:
@@ -316,12 +316,12 @@ def policy_gap(arguments: list[str]) -> None:
         "keys", nargs="*", help="env=ID (for sb3: files), episodes, states, resimulated, horizon, acting, patience"
     )
     out_option(parser, "a file for the data, as JSON")
-    given = parser.parse_args(arguments)
-    out, fields = free(given), _values(given.keys)
+    options = parser.parse_args(arguments)
+    out, fields = free(options), _values(options.keys)
     check_names(fields, ["env", "episodes", "states", "resimulated", "horizon", "acting", "patience"])
     from rlamort.measure.gap import gap
 
-    _tell(gap(given.run, fields.pop("env", None), **fields), out)
+    _tell(gap(options.run, fields.pop("env", None), **fields), out)
 
 
 def reproduce_row(arguments: list[str]) -> None:
@@ -331,15 +331,15 @@ def reproduce_row(arguments: list[str]) -> None:
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of measurements")
-    given = parser.parse_args(arguments)
-    if given.row is not None and given.all:
-        raise UserError(f"reproduce {given.row} --all: either a row or --all is needed")
+    options = parser.parse_args(arguments)
+    if options.row is not None and options.all:
+        raise UserError(f"reproduce {options.row} --all: either a row or --all is needed")
     from rlamort.measure.reproduce import outline, reproduce, rows
 
-    if given.row is None and not given.all:
+    if options.row is None and not options.all:
         print(*outline(), sep="\n")
         return
-    verdicts = [one for row in (rows() if given.all else [given.row]) for one in reproduce(row, given.results)]
+    verdicts = [one for row in (rows() if options.all else [options.row]) for one in reproduce(row, options.results)]
     print(*verdicts, sep="\n")
     if not all(verdict.passed for verdict in verdicts):
         raise SystemExit(1)
@@ -353,13 +353,13 @@ def bench(arguments: list[str]) -> None:
     parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
     parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
     out_option(parser, "a file for the data, as JSON")
-    given = parser.parse_args(arguments)
-    out = free(given)
-    if given.algorithm and given.name not in ("speed", "profile"):
-        raise UserError(f"bench {given.name}: it takes no algorithm, and {given.algorithm} is given")
+    options = parser.parse_args(arguments)
+    out = free(options)
+    if options.algorithm and options.name not in ("speed", "profile"):
+        raise UserError(f"bench {options.name}: it takes no algorithm, and {options.algorithm} is given")
     from rlamort.measure.bench import BENCHES
 
-    _tell(BENCHES[given.name](*([given.algorithm] if given.algorithm else [])), out)
+    _tell(BENCHES[options.name](*([options.algorithm] if options.algorithm else [])), out)
 
 
 def _places_option(parser: argparse.ArgumentParser) -> None:
@@ -367,8 +367,8 @@ def _places_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("places", nargs="*", help=about)
 
 
-def _places(given: list[str]) -> dict[str, Any]:
-    places = _values(given)
+def _places(arguments: list[str]) -> dict[str, Any]:
+    places = _values(arguments)
     check_names(places, ["env", "eval_env"])
     return places
 

@@ -68,12 +68,12 @@ class Known(Dynamics):
         """Raises UserError if the step does not take contexts of `x_dim` numbers, or returns other shapes than needed."""
         x, y = torch.zeros(2, x_dim), torch.zeros(2, self.actions.dim)
         try:
-            given: list[Any] = [tuple(part.shape) for part in self(x, y)]
+            shapes: list[Any] = [tuple(part.shape) for part in self(x, y)]
         except (IndexError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            given = [f"{type(error).__name__}: {error}"]
-        if given != [(2, x_dim), (2,), (2,)]:
+            shapes = [f"{type(error).__name__}: {error}"]
+        if shapes != [(2, x_dim), (2,), (2,)]:
             raise UserError(
-                f"dynamics={self.name}: for x of shape {tuple(x.shape)} and u of shape {tuple(y.shape)} it gives {given}; "
+                f"dynamics={self.name}: for x of shape {tuple(x.shape)} and u of shape {tuple(y.shape)} it gives {shapes}; "
                 f"x_next, reward and continues of shapes {tuple(x.shape)}, (2,) and (2,) are needed"
             )
 
@@ -86,9 +86,9 @@ class Squared(nn.Module):
     def __init__(self, coordinates: int) -> None:
         super().__init__()
 
-    def forward(self, given: Tensor, target: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Outputs (E, B, k), targets (E, B, k) -> loss of each member (E,)."""
-        return (given - target).square().mean((1, 2))
+        return (outputs - target).square().mean((1, 2))
 
 
 class Normal(nn.Module):
@@ -107,9 +107,9 @@ class Normal(nn.Module):
         self.low = nn.Parameter(torch.full((coordinates,), -10.0))
         self.high = nn.Parameter(torch.full((coordinates,), 0.5))
 
-    def forward(self, given: Tensor, target: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Outputs (E, B, 2 k), targets (E, B, k) -> loss of each member (E,)."""
-        mean, log = given.chunk(2, -1)
+        mean, log = outputs.chunk(2, -1)
         log = self.high - nn.functional.softplus(self.high - log)
         log = self.low + nn.functional.softplus(log - self.low)
         likelihood = ((mean - target).square() * (-log).exp() + log).mean((1, 2))
@@ -160,9 +160,9 @@ class Ensemble(Dynamics):
 
     def loss(self, pairs: Tensor) -> Tensor:
         """Pairs (E, B, inputs + d + 1) of `pairs`, for each member its own -> the sum of the members' losses."""
-        given, target = torch.split(pairs, [self.inputs, self.x_dim + 1], -1)
+        inputs, target = torch.split(pairs, [self.inputs, self.x_dim + 1], -1)
         scaled = (target - self.shifts[self.inputs :]) / self.scales[self.inputs :]
-        losses: Tensor = self.likelihood(self._outputs(given), scaled)  # (E,)
+        losses: Tensor = self.likelihood(self._outputs(inputs), scaled)  # (E,)
         return losses.sum()
 
     @staticmethod
@@ -177,8 +177,8 @@ class Ensemble(Dynamics):
         self.shifts.copy_(pairs.mean(0))
         self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
 
-    def _outputs(self, given: Tensor) -> Tensor:
-        outputs: Tensor = self.net((given - self.shifts[: self.inputs]) / self.scales[: self.inputs])
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.net((inputs - self.shifts[: self.inputs]) / self.scales[: self.inputs])
         return outputs
 
 

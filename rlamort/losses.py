@@ -112,10 +112,10 @@ class Smoothed:
     Args:
         sigma: standard deviation of the smoothing, in the units of y.
         pairs: number of antithetic pairs e and -e.
-        nearest: projects evaluation points onto Y.
+        nearest: projects evaluation points y (B, n) onto Y, given the contexts x (B, d).
     """
 
-    def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+    def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor, Tensor], Tensor] = lambda y, x: y) -> None:
         self.sigma, self.pairs, self.nearest = sigma, pairs, nearest
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
@@ -125,7 +125,7 @@ class Smoothed:
             slope = torch.zeros_like(y)
             for _ in range(self.pairs):
                 e = torch.randn_like(y)
-                ahead, behind = (f(self.nearest(y + side * self.sigma * e), batch.x) for side in (1, -1))
+                ahead, behind = (f(self.nearest(y + side * self.sigma * e, batch.x), batch.x) for side in (1, -1))
                 slope += (ahead - behind)[:, None] * e / (2 * self.sigma * self.pairs)
         along = (slope * y).sum(-1).mean()
         loss = cost.mean() + along - along.detach()

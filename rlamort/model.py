@@ -40,7 +40,7 @@ class Full(Model):
         self.net, self.domain = net, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        return self.domain.project(self.net(x))[None]
+        return self.domain.at(x).project(self.net(x))[None]
 
 
 class Choice(Model):
@@ -61,7 +61,7 @@ class Choice(Model):
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         v = self.net(x).view(len(x), self.candidates, -1).transpose(0, 1)  # (M, B, inputs)
-        ys = self.domain.project(v.flatten(0, 1)).view(self.candidates, len(x), -1)
+        ys = self.domain.at(x).project(v)
         with torch.no_grad():
             best = (oracle or nothing(x)).values(ys).nan_to_num(torch.inf).argmin(0)  # (B,)
         return ys.gather(0, best[None, :, None].expand(1, -1, ys.shape[-1]))
@@ -104,7 +104,7 @@ class Unroll(Model):
         y = self.init(x, oracle)
         oracle = oracle or nothing(x)
         asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
-        step = Step(self.update, self.domain.nearest, x, asked)
+        step = Step(self.update, self.domain.at(x).nearest, x, asked)
         path = self.adjoint.iterates(step, y, self.steps)
         return best_so_far(path, oracle) if self.keep_best else path
 
@@ -128,7 +128,7 @@ class Latent(Model):
 
     def point(self, z: Tensor, x: Tensor) -> Tensor:
         """z (B, m), x (B, d) -> y (B, n) in Y."""
-        return self.domain.project(self.decode(z, x))
+        return self.domain.at(x).project(self.decode(z, x))
 
 
 class Start(Model):
@@ -143,7 +143,7 @@ class Start(Model):
         self.domain, self.v = domain, nn.Parameter(domain.initial())
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        return self.domain.project(self.v.expand(len(x), -1))[None]
+        return self.domain.at(x).project(self.v.expand(len(x), -1))[None]
 
 
 class Previous(Model):
@@ -163,6 +163,10 @@ class Previous(Model):
 
 class Guarded(Model):
     """A solver that is trained without safeguards, and predicts with them.
+
+    Which of both answers follows from whether gradients are recorded: a loss differentiates, and a prediction does not.
+    `Agent.predict`, players, scores and `Solver` run inside no_grad whatever the caller does; who calls a model itself, with
+    gradients, is taken for a loss, and gets what is trained.
 
     Args:
         trained: the model that losses differentiate through.

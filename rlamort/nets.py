@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def bfloat16_product(a: Tensor, b: Tensor) -> Tensor:
-    """a b, with both and the result rounded to bfloat16's eight bits but sums in float32; given back in a's type."""
+    """a b, with both and the result rounded to bfloat16's eight bits but sums in float32; returned in a's dtype."""
     return (a.bfloat16() @ b.bfloat16()).to(a.dtype)
 
 
@@ -22,7 +22,7 @@ class Bfloat16Linear(nn.Linear):
 
 
 class Arithmetic(NamedTuple):
-    """What the matrix products of a network are computed in; nothing else is.
+    """The dtype of a network's matrix products, and of nothing else.
 
     Not `torch.autocast`, which would round outputs and a cost's own products too, and whose copies of weights would outlive
     the step that moves them.
@@ -46,7 +46,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic
 
 
 class NoNorm(nn.Module):
-    """Hidden units as they are, whoever's: what stands where there is no norm."""
+    """The identity, for networks without normalisation."""
 
     def __init__(self, members: int, width: int) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Ensemble(nn.Module):
 
 
 class Standardise(nn.Module):
-    """(x - mean) / std by the statistics of a sample, held from the start.
+    """(x - mean) / std by the statistics of a sample, fixed at construction.
 
     Args:
         sample: contexts (B, d).
@@ -157,7 +157,7 @@ class Standardise(nn.Module):
 
 
 class Zeros(nn.Module):
-    """Zeros, whatever is asked.
+    """Zeros for every input.
 
     Args:
         outputs: how many.
@@ -189,7 +189,7 @@ class Concatenated(nn.Module):
 
 
 class Unnormalised(nn.Module):
-    """Contexts as they come."""
+    """The identity, for agents that do not normalise."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -199,7 +199,7 @@ class Unnormalised(nn.Module):
 
 
 class Normaliser(nn.Module):
-    """(x - mean) / std by running statistics, clipped to +-10. Statistics move in `update` alone.
+    """(x - mean) / std by running statistics, clipped to +-10. Only `update` changes the statistics.
 
     Chan, Golub and LeVeque (1979) for the merge of two samples' moments; kept in float64, since runs are long.
 
@@ -223,7 +223,7 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take x (B, dim) into the statistics."""
+        """Update the statistics with x (B, dim)."""
         x = x.double()
         fresh = x.shape[0]
         total = self.count + fresh

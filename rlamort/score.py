@@ -1,4 +1,4 @@
-"""Measuring: what an agent is worth in environments of its own."""
+"""Evaluation of agents in separate environments, and statistics over seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -48,9 +48,9 @@ def stratified_bootstrap(
         draws: how many.
         seed: of the draws.
     """
-    made = np.random.default_rng(seed)
-    drawn = [statistic(np.concatenate([made.choice(group, len(group)) for group in groups])) for _ in range(draws)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    generator = np.random.default_rng(seed)
+    statistics = [statistic(np.concatenate([generator.choice(group, len(group)) for group in groups])) for _ in range(draws)]
+    low, high = np.percentile(statistics, [2.5, 97.5])
     return Interval(statistic(np.concatenate(groups)), float(low), float(high))
 
 
@@ -61,7 +61,7 @@ class Score(NamedTuple):
     lengths: list[int]
 
     def values(self) -> dict[str, float | list[float]]:
-        """As a record; bounds that a single episode does not have are left out."""
+        """As a record, without the bounds that a single episode does not have."""
         mean, low, high = interval(self.returns)
         record: dict[str, float | list[float]] = {"eval/return": mean, "eval/length": float(np.mean(self.lengths))}
         if not math.isnan(low):

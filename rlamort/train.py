@@ -18,11 +18,11 @@ from rlamort.score import Score
 from rlamort.source import Batch, Collected, Contexts, Labelled
 
 Values = dict[str, float | list[float]]
-WINDOW = 5.0  # seconds of training whose pace is told
+WINDOW = 5.0  # seconds of training over which the speed is averaged
 
 
 class Schedule(NamedTuple):
-    """Integers that say how often: see `rlamort.config.Run` for each."""
+    """When things happen, in environment steps and updates: see `rlamort.config.Run` for each."""
 
     steps: int  # of the environment, in this call
     warmup_steps: int
@@ -35,7 +35,7 @@ class Schedule(NamedTuple):
 
 @dataclass
 class Clock:
-    """How far a run is, over all calls of `train`, and what it has measured but not yet recorded."""
+    """The progress of a run over all calls of `train`, and measurements that are not recorded yet."""
 
     env_step: int = 0
     updates: int = 0
@@ -43,8 +43,8 @@ class Clock:
     scored: int = 0  # the env_step of the latest evaluation
     metrics: Metrics = field(default_factory=dict)  # of the latest update
     episodes: list[Episode] = field(default_factory=list)  # that ended since the latest record
-    y: torch.Tensor | None = None  # what the agent has already chosen to do next
-    h: Carry | None = None  # what it remembers then of each environment; None where all episodes begin
+    y: torch.Tensor | None = None  # the next actions, if they are chosen already
+    h: Carry | None = None  # the agent's carry then; None where all episodes begin
 
 
 class Source(Protocol):
@@ -54,8 +54,8 @@ class Source(Protocol):
     collected: int
 
     @property
-    def waiting(self) -> torch.Tensor | None: ...  # the contexts that wait for an answer; None where nobody acts
-    def prepare(self) -> None: ...  # what takes time and need not be done where a state is restored
+    def waiting(self) -> torch.Tensor | None: ...  # the contexts to act on; None if no agent acts
+    def prepare(self) -> None: ...  # slow work that a restored state makes unnecessary
     def collect(self, choose: Callable[[], torch.Tensor]) -> Collected: ...
     def sample(self, count: int) -> Batch | Contexts | Labelled: ...
 
@@ -67,12 +67,12 @@ Scorer = Callable[[Agent], Score]
 
 
 class Pace:
-    """Steps per second over the last `WINDOW` seconds of training; once there are updates, over none before the first of them.
+    """Steps per second over the last `WINDOW` seconds of training, from the first update on.
 
-    A round that takes longer, as one that is compiled does, counts no more once there is another.
+    A slow round, such as one that compiles, does not count once there is another.
 
     Attributes:
-        learning: whether there are updates: before, the pace says nothing of the time left.
+        learning: whether there are updates; before, the pace does not predict the time left.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class Pace:
         self._points: deque[tuple[float, int]] = deque()
 
     def note(self, seconds: float, env_step: int, updates: int) -> None:
-        """How far training has come."""
+        """Take the present step into the average."""
         if updates and not self.learning:
             self.learning = True
             self._points.clear()
@@ -95,26 +95,26 @@ class Pace:
         return (last - first) / (now - then) if now > then else None
 
     def left(self, steps: int) -> float | None:
-        """Seconds that so many steps will take, where the pace says it."""
+        """Seconds that so many steps will take; None if unknown."""
         return steps / self.steps_per_s if self.learning and self.steps_per_s else None
 
 
 class Tracker(Protocol):
-    """What takes a run's records."""
+    """A sink of a run's records."""
 
     def record(self, env_step: int, values: Values) -> None:
-        """Numbers worth keeping."""
+        """Take one record."""
 
     def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
-        """Called after every step of the loop, with the latest finished episode; cheap."""
+        """Called after every step of the loop, with the latest finished episode; must be fast."""
 
 
 class Journal:
-    """What a run leaves behind: records, evaluations, checkpoints.
+    """Records, evaluations and checkpoints of a run.
 
     Args:
-        trackers: take every record.
-        score: measures the agent in environments of its own; None does without.
+        trackers: receive every record.
+        score: evaluates the agent in separate environments; None skips evaluations.
         keep: called at the end of every round of the loop, when all state is consistent; may save, and may stop the run.
     """
 
@@ -134,7 +134,7 @@ class Journal:
             tracker.progress(clock.env_step, self.pace, clock.episodes[-1] if clock.episodes else None)
 
     def measure(self, agent: Agent, clock: Clock) -> None:
-        """Score the agent, unless there is nothing to score it with or it has just been done."""
+        """Evaluate the agent and record the result, unless there is no scorer or this step is evaluated already."""
         if self.score is not None and clock.scored != clock.env_step:
             found = self.score(agent)
             # a problem's return is minus its cost, and the cost is what it is about
@@ -147,9 +147,9 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
     """Train `agent` for `schedule.steps` environment steps.
 
     Args:
-        agent: what learns.
-        source: where its batches come from.
-        schedule: how often what happens.
+        agent: to train.
+        source: of its batches.
+        schedule: of warm-up, updates, evaluations and records.
         clock: where the run stands; moved on.
         updates: updates the agent on batches of the source, and then acts: see `rlamort.run.capture`.
         journal: what is left behind.
@@ -192,12 +192,12 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
 
 
 def crosses(before: int, after: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time. None of 0 does."""
+    """Whether a multiple of `every` lies in (before, after]: env steps come num_envs at a time. False for `every` = 0."""
     return every > 0 and before // every < after // every
 
 
 def finite(clock: Clock) -> Values:
-    """The latest losses as numbers. Raises Diverged where one is none."""
+    """The latest losses as numbers. Raises Diverged if one is not finite."""
     values: Values = {name: float(value) for name, value in clock.metrics.items()}
     for name, value in values.items():
         if not math.isfinite(value):  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def finite(clock: Clock) -> Values:
 
 
 def summary(episodes: list[Episode]) -> Values:
-    """Training returns since the last record: exploring, so not what the agent is worth."""
+    """Training returns since the last record, with exploration."""
     if not episodes:
         return {}
     return {
@@ -218,6 +218,6 @@ def summary(episodes: list[Episode]) -> Values:
 
 
 def speed(clock: Clock, pace: Pace) -> Values:
-    """Seconds of training in all, and steps per second lately, where that is known: see `Pace`."""
+    """Seconds of training in total, and the present steps per second, if known: see `Pace`."""
     lately: Values = {} if pace.steps_per_s is None else {"time/steps_per_s": pace.steps_per_s}
     return {"time/seconds": clock.seconds, **lately, "time/updates": clock.updates}

@@ -67,7 +67,7 @@ def test_no_iterate_is_above_the_one_before_nor_above_the_start(name, wall, doma
     update = BestSoFar(Projected(UPDATES[name](space.domain), space.domain), space.domain)
     v = 0.2 * torch.randn(4, 6, domain.inputs)
     v[..., 0] = -v[..., 0].abs()  # beginnings on this side of the wall
-    z = space.begin(v.flatten(0, 1)).view(4, 6, -1)
+    z = space.begin(v.flatten(0, 1), x.repeat(4, 1)).view(4, 6, -1)
     path = torch.cat([domain.project(v.flatten(0, 1)).view(1, 4, 6, 3), walked(f, x, z, update, space)])
     costs = f(path.flatten(0, 2), x.repeat(len(path) * 4, 1)).view(len(path), -1)
     begun = costs[0].isfinite()

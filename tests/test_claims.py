@@ -80,7 +80,7 @@ def test_the_table_says_what_is_missing(tmp_path):
 def test_what_is_stored_is_found_by_the_present_names():
     results = Path(__file__).parent.parent / "docs" / "results"
     for row in rows():
-        assert not [entry.claim() for entry in entries(row) if entry.waiting(reproduce._kept(row, results))]
+        assert not [entry.claim() for entry in entries(row) if entry.waiting(reproduce._read(row, results))]
     assert (results / "README.md").read_text() == table(results)
 
 
@@ -217,7 +217,7 @@ def test_a_claim_is_reported_only_where_a_bound_shows_that_none_can_pass():
         assert verdict.outcome == outcome, (value, most)
         assert verdict.passed == (outcome != "FAIL")
         assert (verdict.threshold == "") == (outcome == "reported")
-        assert Verdict.read(json.loads(json.dumps(verdict.kept()))) == verdict
+        assert Verdict.read(json.loads(json.dumps(verdict.values()))) == verdict
     assert at_least("faster", 4.0, 100, "x").outcome == "FAIL"  # none is known
     assert at_least("faster", 4.0, 100, "x", 300.0, "f twice").limit == ">= 100x, within what is possible: at most 300x"
     told = str(at_least("faster", 4.0, 100, "x", 60.0, "f twice at least"))

@@ -13,6 +13,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from rlamort.domain import (
     PSD,
+    Affine,
+    Ball,
     Birkhoff,
     Box,
     CappedSimplex,
@@ -21,6 +23,7 @@ from rlamort.domain import (
     ExponentialCone,
     Gaussian,
     Orthant,
+    Polyhedron,
     Product,
     SecondOrderCone,
     Simplex,
@@ -46,10 +49,13 @@ DOMAINS = {
     "exponential cone": ExponentialCone(),
     "birkhoff": Birkhoff(4),
     "birkhoff, one": Birkhoff(1),
+    "ball": Ball(3, 2.0),
+    "affine": Affine([[1.0, 2.0, 0.0, -1.0], [0.0, 1.0, 1.0, 1.0]], [1.0, -0.5]),
+    "polyhedron": Polyhedron(torch.eye(4), 0.0, 0.6, [[1.0, 1.0, 1.0, 1.0]], 1.0),
     "product": Product([Simplex(3), Box([0.0], [1.0]), Product([ExponentialCone(), Birkhoff(2)])]),
     "bounded product": Product([Simplex(3), Box([-1.0], [1.0]), Birkhoff(2)]),
 }
-UNBOUNDED = ("euclid", "orthant", "second-order cone", "ray", "psd", "exponential cone", "product")
+UNBOUNDED = ("euclid", "affine", "orthant", "second-order cone", "ray", "psd", "exponential cone", "product")
 NOT_CONVEX = ("sphere",)
 
 
@@ -112,6 +118,13 @@ def feasible(domain: Domain, y: torch.Tensor, tol: float) -> bool:
             matrix = y.reshape(-1, domain.size, domain.size)
             margins = torch.cat([matrix.sum(-1), matrix.sum(-2)], -1)
             return ((matrix >= 0).all() and ((margins - 1).abs() <= tol).all()).item()
+        case Ball():
+            return (torch.linalg.vector_norm(y, dim=-1) <= 2 + tol).all().item()
+        case Affine():
+            first, second = y[..., 0] + 2 * y[..., 1] - y[..., 3] - 1, y[..., 1:].sum(-1) + 0.5
+            return (torch.maximum(first.abs(), second.abs()) <= tol * (1 + y.abs().amax(-1)) * 4).all().item()
+        case Polyhedron():
+            return ((y >= -tol).all() and (y <= 0.6 + tol).all() and ((y.sum(-1) - 1).abs() <= tol).all()).item()
         case Product():
             return all(feasible(d, part, tol) for d, part in zip(domain.domains, y.split(domain.sizes, -1), strict=True))
     raise AssertionError(domain)
@@ -132,7 +145,7 @@ def test_project_and_nearest_and_act_end_in_y_from_anywhere(domain, dtype, tol, 
 
 
 PARTS = ("simplex", "point", "capped", "capped, all but one", "capped, a fraction", "birkhoff", "birkhoff, one", "product",
-         "bounded product")  # fmt: skip
+         "bounded product", "affine", "polyhedron")  # fmt: skip
 
 
 @where(without=PARTS)
@@ -467,6 +480,13 @@ def outside(domain: Domain, y: np.ndarray) -> np.ndarray:
             matrix = y.reshape(-1, domain.size, domain.size)
             margins = np.concatenate([matrix.sum(1), matrix.sum(2)], -1)
             return np.maximum(-y.min(-1), abs(margins - 1).max(-1))
+        case Ball():
+            return np.sqrt((y**2).sum(-1)) / 2 - 1
+        case Affine():
+            first, second = y[:, 0] + 2 * y[:, 1] - y[:, 3] - 1, y[:, 1:].sum(-1) + 0.5
+            return np.maximum(abs(first), abs(second)) / (1 + size)
+        case Polyhedron():
+            return np.maximum.reduce([-y.min(-1), y.max(-1) - EXACT("0.6"), abs(y.sum(-1) - 1)])
         case Product():
             parts = np.split(y, np.cumsum(domain.sizes)[:-1], -1)
             return np.maximum.reduce([outside(d, part) for d, part in zip(domain.domains, parts, strict=True)])

@@ -80,7 +80,7 @@ def test_an_environment_shows_what_is_seen_and_scores_by_all():
     shown = env.reset(0)
     assert shown.shape == (3, N)
     assert env.spec.x_dim == N
-    posed = env.problem.layout.unpack(env.posed)
+    posed = env.problem.layout.unpack(env.whole_x)
     step = env.step(shown)
     torch.testing.assert_close(step.reward, -(shown - posed["truth"]).square().sum(-1))
     other = OneStep(Noisy(), 3, torch.device("cpu"))

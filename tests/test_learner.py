@@ -439,7 +439,7 @@ def test_an_agent_can_be_drawn_without_taking_memory(method):
     """So that what a file describes is compared with its tensors before it is believed."""
     agent = getattr(ra, method)("Pendulum-v1", **SMALL)
     with torch.device("meta"):
-        drawn = agent._drawn(agent.agent.spec)
+        drawn = agent._fresh_agent(agent.agent.spec)
     assert {tensor.device.type for tensor in drawn.state_dict().values()} == {"meta"}
 
 

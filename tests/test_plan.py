@@ -14,6 +14,8 @@ from rlamort.agent import Player
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.model import Model
+from rlamort.run.capture import Eager
+from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.run.track import read_records
 from rlamort.score import score
@@ -67,6 +69,15 @@ def test_a_plan_is_never_worse_than_the_one_before(planner):
     plan = agent.model(torch.cat([env.x, before], -1), agent.f.oracle(env.x))
     assert (agent.f(plan, env.x) <= agent.f(before, env.x)).all()
     assert moved.shape == (3, 5)
+
+
+@pytest.mark.parametrize("method", ["mpc", "pets"])
+def test_a_planner_acts_after_an_update_for_which_no_batch_is_drawn(method):
+    planner = learner_class(method)("Pendulum-v1", **SMALL)
+    x = planner.source.env.x
+    found = Eager(planner.agent, lambda: pytest.fail("a batch is drawn"))([True, False], x, planner.agent.start(1))
+    assert found.metrics == {}
+    assert found.y.shape == (1, 1)
 
 
 def test_any_solver_may_plan(planner):

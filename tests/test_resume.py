@@ -326,13 +326,13 @@ def test_a_checkpoint_killed_between_writing_and_publishing_is_swept(tmp_path):
 def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     """A limit on the size of files, at any point of the writing; training goes on, and the next checkpoint is whole."""
     learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "checkpoint_every": 10_000}).learn(100)
-    kept = learner.durable.kept
+    kept = learner.durable.newest_step
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     rng = random.Random(1)
     try:
         for _ in range(8):
-            learner.durable.kept = -1  # as if there were something new
+            learner.durable.newest_step = -1  # as if there were something new
             resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
             with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
                 learner.durable.save()

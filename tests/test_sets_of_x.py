@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import linprog, nnls
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -54,9 +54,8 @@ def random(kind: str, items: int = 12) -> tuple[dict[str, Tensor], Tensor]:
     return {"A": A, "low": low, "high": high, "E": E, "b": centre @ E.mT}, y
 
 
-KINDS = (
-    "ordinary", "redundant rows", "vertices", "one-sided", "equal bounds", "touching", "free", "no equalities", "far", "inside",
-)  # fmt: skip
+KINDS = ("ordinary", "redundant rows", "vertices", "one-sided", "equal bounds", "touching", "free", "no equalities", "far",
+         "inside")  # fmt: skip
 
 
 def per_item(data: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
@@ -69,6 +68,9 @@ def declared(data: dict[str, Tensor], fixed: str = "AE") -> Polyhedron:
 
 def bound(data: dict[str, Tensor], y: Tensor, matrices: str) -> Polyhedron:
     """With matrices that are fixed, or come with each item."""
+    if matrices == "one per item":
+        data = {**data, "A": per_item(data, y)["A"]}
+        return declared(data, "E").bind({name: part for name, part in data.items() if name != "E"})
     if matrices == "fixed":
         return declared(data).bind({name: part for name, part in data.items() if name not in "AE"})
     data = per_item(data, y)
@@ -94,7 +96,7 @@ def reference(data: dict[str, Tensor], y: Tensor) -> Tensor:
 # --- nearest
 
 
-@pytest.mark.parametrize("matrices", ["fixed", "per item"])
+@pytest.mark.parametrize("matrices", ["fixed", "one per item", "per item"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_nearest_is_the_reference_solver_s(kind, matrices):
     data, y = random(kind)
@@ -106,6 +108,37 @@ def test_nearest_is_the_reference_solver_s(kind, matrices):
     assert not domain.empty().any()
     if kind == "inside":
         torch.testing.assert_close(near, y, rtol=1e-14, atol=1e-13)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_item_is_lost_among_many_with_nearly_dependent_rows(seed):
+    """Half of the bounds hold from both sides or one at a common point, and most rows are combinations of five."""
+    torch.manual_seed(100 + seed)
+    rows = normal(30, 20)
+    A = torch.cat([rows, rows[:10], normal(10, 5) @ rows[:5]])
+    w = normal(400, 20) @ A.mT
+    room = [uniform(*w.shape) * (uniform(*w.shape) > 0.3) for _ in range(2)]
+    data, y = {"A": A, "low": w - room[0], "high": w + room[1]}, 10 * normal(400, 20)
+    domain = bound(data, y, "fixed")
+    near = domain.nearest(y)
+    assert (domain.violation(near) <= 1e-12 * (1 + near.norm(dim=-1))).all()
+    assert not domain.empty().any()
+    few = {name: part if name == "A" else part[:40] for name, part in data.items()}
+    torch.testing.assert_close(near[:40], reference(few, y[:40]), rtol=1e-9, atol=1e-9)
+
+
+def test_emptiness_is_what_a_linear_program_says():
+    torch.manual_seed(0)
+    A, centre = normal(12, 4), normal(150, 12)
+    low, high = centre - 3 * uniform(150, 12), centre + 5 * uniform(150, 12)
+    domain = bound({"A": A, "low": low, "high": high}, normal(150, 4), "fixed")
+    rows = np.concatenate([A.numpy(), -A.numpy()])
+    ends = torch.cat([high, -low], -1).numpy()
+    feasible = [linprog(np.zeros(4), rows, end, bounds=(None, None)).status == 0 for end in ends]
+    assert 20 < sum(feasible) < 130
+    assert domain.empty().logical_not().tolist() == feasible
+    off = domain.violation(domain.nearest(normal(150, 4)))
+    assert ((off <= 1e-12) == torch.tensor(feasible)).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

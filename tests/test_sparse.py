@@ -14,6 +14,7 @@ from rlamort.envs import sparse
 from rlamort.envs.sparse import Lasso, Patches, SparseRecovery, nmse, solve, unit
 from sklearn.decomposition import sparse_encode
 
+from rlamort.agent import Player
 from rlamort.domain import Euclid
 from rlamort.env import Spec
 from rlamort.env.one_step import OneStep
@@ -406,6 +407,8 @@ def test_the_answer_is_safeguarded_but_not_the_training():
         agent.improve(Contexts(problem.contexts(32)))
     with torch.no_grad():
         assert (problem.cost(agent.act(x, explore=False), x) <= theirs + 1e-12).all()
+    assert torch.is_grad_enabled()  # a player guards itself
+    assert (problem.cost(Player(agent, len(x))(x, explore=False), x) <= theirs + 1e-12).all()
     raw = path(agent.model.trained.update, x, 4, 24)[-1]
     assert (problem.cost(raw, x) > theirs).any()
 

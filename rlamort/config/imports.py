@@ -45,6 +45,6 @@ def class_at(path: str, field: str, kinds: tuple[type, ...], wanted: str) -> typ
         raise UserError(f"{field}={path}: module {name!r} has no {attribute!r}. {nearest(attribute, public)}")
     found = getattr(module, attribute)
     if not (isinstance(found, type) and issubclass(found, kinds)):  # the name may be a file's: nothing is called
-        given = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        raise UserError(f"{field}={path}: it is {given}; a class derived from {wanted} is needed")
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise UserError(f"{field}={path}: it is {what}; a class derived from {wanted} is needed")
     return found

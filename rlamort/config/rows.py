@@ -165,24 +165,24 @@ def unsupported(row: dict[str, Any]) -> list[str]:
 def defaults(row: dict[str, Any]) -> dict[str, Any]:
     """The default of each field: the row's, or the signature's."""
     known = fields(row)
-    given = nested({key: value for key, value in row.items() if key not in ROW_KEYS or key in known})
-    check_names(given, known)
+    values = nested({key: value for key, value in row.items() if key not in ROW_KEYS or key in known})
+    check_names(values, known)
     return {
         name: (
             field.default
-            if name not in given
-            else given[name]
+            if name not in values
+            else values[name]
             if part_of(field.type) is None
-            else convert(name, given[name], field.type, field.default)
+            else convert(name, values[name], field.type, field.default)
         )
         for name, field in known.items()
     }
 
 
-def check_names(given: Iterable[str], known: Iterable[str], renamed: Mapping[str, str] = MappingProxyType({})) -> None:
+def check_names(names: Iterable[str], known: Iterable[str], renamed: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raises UserError for the first unknown key; `renamed` maps former names to present ones."""
     known = list(known)
-    for name in given:
+    for name in names:
         if name not in known:
             hint = f"It is {renamed[name]} now" if name in renamed else nearest(name, known)
             raise UserError(f"{name}: there is no such key. {hint}")
@@ -194,10 +194,10 @@ def renamed(row: dict[str, Any]) -> Mapping[str, str]:
     return names
 
 
-def nested(given: Mapping[str, Any]) -> dict[str, Any]:
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings; the name of a part with further keys becomes its `kind`."""
     found: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in flat.items():
         *parents, last = name.split(".")
         place = found
         for parent in parents:
@@ -212,23 +212,23 @@ def nested(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def resolve(method: str, given: dict[str, Any], base: dict[str, Any] | None = None) -> Config:
+def resolve(method: str, overrides: dict[str, Any], base: dict[str, Any] | None = None) -> Config:
     """A method with overrides on the row's values on the signatures' defaults; every value is checked.
 
     Args:
         method: a row's name, or the path of a user's file.
-        given: overrides by key; keys of parts are dotted or nested.
+        overrides: by key; keys of parts are dotted or nested.
         base: the values that are overridden; None takes the defaults.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or out of range, with its name, value and what is allowed.
     """
     row = read_row(method)
-    known, given = fields(row), nested(given)
-    check_names(given, known, renamed(row))
+    known, overrides = fields(row), nested(overrides)
+    check_names(overrides, known, renamed(row))
     usual = defaults(row)
     chosen = usual if base is None else base
-    values = {name: convert(name, value, known[name].type, chosen[name]) for name, value in {**chosen, **given}.items()}
+    values = {name: convert(name, value, known[name].type, chosen[name]) for name, value in {**chosen, **overrides}.items()}
     for name in unsupported(row):
         if values[name] != usual[name]:
             raise UserError(f"{name}={values[name]}: {method} has no choice there; only {usual[name]} is allowed")

@@ -1,17 +1,18 @@
 """Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.base import LARGEST, Data, Domain, PerItem, finite, within
+from rlamort.domain.base import LARGEST, Data, Domain, PerItem, within
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.context import ContextDomain
 from rlamort.domain.density import Density, Gaussian, SquashedGaussian
 from rlamort.domain.items import Ball
 from rlamort.domain.polyhedron import Affine, Polyhedron
+from rlamort.domain.rows import Rows
 from rlamort.domain.sets import Box, CappedSimplex, Euclid, Orthant, Product, Simplex, Sphere, unit_box
 from rlamort.domain.weights import Weights
 
 __all__ = [
     "LARGEST", "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "ContextDomain", "Data", "Density", "Domain",
-    "Euclid", "ExponentialCone", "Gaussian", "Orthant", "PerItem", "Polyhedron", "Product", "SecondOrderCone", "Simplex",
-    "Sphere", "SquashedGaussian", "Weights", "finite", "unit_box", "within",
+    "Euclid", "ExponentialCone", "Gaussian", "Orthant", "PerItem", "Polyhedron", "Product", "Rows", "SecondOrderCone",
+    "Simplex", "Sphere", "SquashedGaussian", "Weights", "unit_box", "within",
 ]  # fmt: skip

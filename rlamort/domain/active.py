@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 TINY = 1e-13  # added to the diagonal of what is factored
-DEPENDENT = 1e-9  # squared distance of a unit row to the span of those before, below which it is left out of a guess
-SPANNED = 1e-10  # the same for a row that is to be added, beside the squares of its coefficients in that span
+DEPENDENT = 1e-6  # squared distance of a unit row to the span of those before, below which it is left out of a guess
+SPANNED = 1e-11  # the same for a row that is to be added, where that distance is not computed from products
 ADAPT = 15  # iterations of the splitting between changes of its penalty
 
 
 class Gram(NamedTuple):
-    """G of unit rows and its eigendecomposition, so that each item may have a penalty of its own."""
+    """Unit rows, their products G, and its eigendecomposition, so that each item may have a penalty of its own."""
 
+    rows: Tensor  # (m, n) or (B, m, n): those of A, projected onto E's null space
     matrix: Tensor  # (m, m) or (B, m, m)
     vectors: Tensor  # the same shape
     values: Tensor  # (m,) or (B, m), >= 0
@@ -81,23 +82,28 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
     side, farkas = guess.sign().nan_to_num(0.0), torch.zeros_like(s)
     sides, solved = side.clone(), torch.zeros(len(s), dtype=torch.bool, device=s.device)
     size = torch.stack([part.abs().where(part.isfinite(), 0) for part in (s, low, high)]).amax((0, -1))
-    slack, items = 1e-13 * max(10, s.shape[-1]) * size, torch.arange(len(s), device=s.device)
+    # from afar what is left is larger; from close by, where the guess is empty, rounding alone
+    near = (guess == 0).all(-1)
+    slack = torch.where(near, 5e-15, 1e-13 * max(10, s.shape[-1])) * size
+    items = torch.arange(len(s), device=s.device)
     row = torch.full_like(items, -1)  # being added; -1 for none
+    waived = torch.zeros_like(s, dtype=torch.bool)  # rows that hold only to rounding
     weight, fresh = torch.zeros_like(size), torch.ones_like(solved)  # its multiplier so far; whether the guess is still mended
     for _ in range(rounds):
         free, active, every = low == high, side != 0, torch.arange(len(s), device=s.device)
-        block, pending = _Block.of(gram, active), row >= 0
+        block, pending = Block.of(gram, active), row >= 0
         at = row.clamp(min=0)
         bound = torch.where(side > 0, high, torch.where(side < 0, low, s))
         added = torch.where(pending, weight, 0.0)[:, None]
         lam = block.solve(s - bound - added * _row(gram, at)).scatter_add(-1, at[:, None], added)
         # the guess is mended until its multipliers have the right signs
-        wrong = active & ((block.pivots(s) < DEPENDENT) | (~free & (lam * side < 0)))
-        fresh = fresh & wrong.any(-1)
+        torn = block.failed > 0
+        wrong = active & ((block.pivots(s) < DEPENDENT) | (~torn[:, None] & ~free & (lam * side < 0)))
+        fresh = (fresh | torn) & wrong.any(-1)
         side = torch.where(fresh[:, None] & wrong, 0.0, side)
         # the most violated row, unless one is being added
         w = s - times(lam, gram.matrix)
-        worst, most = torch.maximum(low - w, w - high).masked_fill(active, -1).max(-1)
+        worst, most = torch.maximum(low - w, w - high).masked_fill(active | waived, -1).max(-1)
         done = ~fresh & ~pending & ~(worst > slack)
         moves = ~fresh & ~done
         begins = moves & ~pending
@@ -105,28 +111,33 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         # how far its multiplier goes until the row holds, or until that of an active one is 0
         value, below, above = (part[every, at] for part in (w, low, high))
         sign = torch.where(value - above > below - value, 1.0, -1.0).to(s)
+        beyond = torch.maximum(value - above, below - value)
         slope = block.solve(_row(gram, at))
-        apart = gram.matrix.diagonal(dim1=-2, dim2=-1).expand_as(s)[every, at] - (slope * _row(gram, at)).sum(-1)
-        further = apart > SPANNED * (1 + slope.square().sum(-1))
-        whole = torch.where(further, torch.maximum(value - above, below - value).clamp(min=0) / apart, torch.inf)
+        shown = (-slope * sign[:, None]).scatter(-1, at[:, None], sign[:, None])
+        apart = times(shown, gram.rows).square().sum(-1)
+        whole = torch.where(apart > SPANNED, beyond.clamp(min=0) / apart, torch.inf)
         rate = side * sign[:, None] * slope
-        reach = torch.where(active & ~free & (rate > 1e-12), (lam * side).clamp(min=0) / rate, torch.inf)
-        least, first = reach.min(-1)
+        falls = active & ~free & (rate > 1e-10 * slope.abs().amax(-1, keepdim=True))
+        least, first = torch.where(falls, (lam * side).clamp(min=0) / rate, torch.inf).min(-1)
+        # a row that depends on active ones is off by their rounding, enlarged by its coefficients: that is no violation
+        rounding = moves & (apart <= SPANNED) & (beyond <= 10 * slack * (1 + slope.abs().sum(-1)))
+        waived = waived | (rounding[:, None] & (torch.arange(s.shape[-1], device=s.device) == at[:, None]))
+        moves, fresh = moves & ~rounding, fresh | rounding
         stuck = moves & least.isinf() & whole.isinf()
         full, part = moves & ~stuck & (whole <= least), moves & ~stuck & (whole > least)
         side[every[full], at[full]] = sign[full]
         side[every[part], first[part]] = 0
         weight = torch.where(part, weight + least * sign, weight)
-        done = done | (stuck & (worst <= 1e4 * slack))  # it is rounding that does not hold
-        row = torch.where(part, at, -1)
-        farkas[items[stuck]] = (-slope * sign[:, None]).scatter(-1, at[:, None], sign[:, None])[stuck]
-        sides[items], solved[items] = side, done
+        row = torch.where(part, at, -1)  # one that was being added when the factor failed is met again
+        farkas[items[stuck]] = shown[stuck]
+        tight = ~((w - bound).masked_fill(~active, 0).abs().amax(-1) > 1e4 * slack)  # else the active rows have no common point
+        sides[items], solved[items] = side, done & tight
         left = ~(done | stuck)
         if not bool(left.any()):
             break
         gram = gram.take(left)
         s, low, high, side, slack = s[left], low[left], high[left], side[left], slack[left]
-        items, row, weight, fresh = items[left], row[left], weight[left], fresh[left]
+        items, row, weight, fresh, waived = items[left], row[left], weight[left], fresh[left], waived[left]
     return Active(sides, farkas, solved)
 
 
@@ -154,12 +165,6 @@ def least_violating(s: Tensor, low: Tensor, high: Tensor, gram: Gram, rounds: in
     return lam
 
 
-def face_factor(matrix: Tensor, active: Tensor) -> Tensor:
-    """The Cholesky factor (B, m, m) of G on active (B, m) rows, and the identity on others."""
-    factor: Tensor = torch.linalg.cholesky_ex(_masked(matrix, active.to(matrix.dtype), TINY))[0]
-    return factor
-
-
 def _masked(matrix: Tensor, active: Tensor, delta: float) -> Tensor:
     return matrix * active[:, :, None] * active[:, None] + torch.diag_embed(delta + 1 - active)
 
@@ -169,16 +174,17 @@ def _row(gram: Gram, at: Tensor) -> Tensor:
     return gram.matrix[at] if gram.matrix.ndim == 2 else gram.matrix[torch.arange(len(at), device=at.device), at]
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """G on the active rows of each item, factored; gathered first, since active rows are few."""
 
     order: Tensor  # (B, k): the active rows, and then others
     mask: Tensor  # (B, k): 1 where active
     matrix: Tensor  # (B, k, k), of those alone
     factor: Tensor  # (B, k, k)
+    failed: Tensor  # (B,): 0, or the first minor that is not positive, counted from 1
 
     @classmethod
-    def of(cls, gram: Gram, active: Tensor) -> "_Block":
+    def of(cls, gram: Gram, active: Tensor) -> "Block":
         count = max(1, int(active.sum(-1).max()))
         order = (~active).to(torch.int8).argsort(dim=-1, stable=True)[:, :count]
         mask = active.gather(-1, order).to(gram.values.dtype)
@@ -189,7 +195,7 @@ class _Block(NamedTuple):
             block = gram.matrix[every, order[:, :, None], order[:, None]]
         block = _masked(block, mask, 0.0)
         diagonal = torch.eye(count, dtype=block.dtype, device=block.device) * TINY
-        return cls(order, mask, block, torch.linalg.cholesky_ex(block + diagonal)[0])
+        return cls(order, mask, block, *torch.linalg.cholesky_ex(block + diagonal))
 
     def solve(self, right: Tensor) -> Tensor:
         """right (B, m) -> G_JJ^-1 right_J, 0 elsewhere (B, m)."""
@@ -199,5 +205,8 @@ class _Block(NamedTuple):
         return torch.zeros_like(right).scatter(-1, self.order, found[..., 0])
 
     def pivots(self, like: Tensor) -> Tensor:
-        """(B, m): squared distances of the active rows to the span of those before, 1 elsewhere."""
-        return torch.ones_like(like).scatter(-1, self.order, self.factor.diagonal(dim1=-2, dim2=-1).square())
+        """(B, m): squared distances of the active rows to the span of those before, 1 elsewhere; 0 alone where it failed."""
+        found = self.factor.diagonal(dim1=-2, dim2=-1).square()
+        place = torch.arange(1, found.shape[-1] + 1, device=like.device)
+        found = torch.where(self.failed[:, None] > 0, (place != self.failed[:, None]).to(found), found)
+        return torch.ones_like(like).scatter(-1, self.order, found)

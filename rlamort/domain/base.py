@@ -113,6 +113,20 @@ class Domain(nn.Module):
         """
         raise UserError(f"{type(self).__name__}.linear: this set is unbounded; a bounded one (Box, Simplex, ...) is needed")
 
+    def empty(self) -> Tensor:
+        """(B,) bool, or (1,) of fixed data: whether it is proven that an item's set has no point."""
+        return torch.zeros(1, dtype=torch.bool)
+
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        """E, b, A, low and high in float64, of which each may have a leading B, with Y = {y : E y = b, low <= A y <= high};
+        None if Y is no polyhedron, or is not known as one."""
+        return None
+
+    def around(self) -> tuple[Tensor, Tensor] | None:
+        """A box that contains Y, low and high, each (n,) or (B, n), where `linear` is too dear for certificates and bounds are
+        at hand; else None."""
+        return None
+
     def act(self, u: Tensor) -> Tensor:
         """u (B, inputs) in [-1, 1] -> y (B, dim) in Y, for agents that act in Y."""
         return self.project(self.reach * u)
@@ -136,13 +150,16 @@ def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Ten
         rounded: the dtype that they were rounded to; None if it is theirs.
     """
     slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
-    return y.isfinite().all(-1) & (domain.violation(finite(domain, y)) <= slack)
+    whole = y.isfinite().all(-1)
+    return whole & (domain.violation(y.where(whole[..., None], 0)) <= slack)
 
 
-def finite(domain: Domain, y: Tensor) -> Tensor:
-    """y (B, n) with non-finite items replaced by a point of Y."""
-    centre = domain.project(y.new_zeros(1, domain.inputs))
-    return y.where(y.isfinite().all(-1, keepdim=True), centre)
+def bounded(low: Tensor, high: Tensor, total: float | None = None) -> dict[str, Tensor]:
+    """`polyhedral` of {y : low <= y <= high}, and sum y = total where that is given; low and high (n,) or (B, n)."""
+    low, high = low.double(), high.double()
+    n, rows = low.shape[-1], 0 if total is None else 1
+    E, b = low.new_ones(rows, n), low.new_full((rows,), total or 0.0)
+    return {"E": E, "b": b, "A": torch.eye(n, dtype=low.dtype, device=low.device), "low": low, "high": high}
 
 
 def lacking(domain: Domain) -> UserError:

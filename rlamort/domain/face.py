@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain.active import Gram, face_factor, times
+from rlamort.domain.active import Block, Gram, times
 
-REFINEMENTS = 3  # each removes what rounding, and what the factor's regularisation, left of the residual
+REFINEMENTS = 2  # the second removes what rounding left of the residual
 
 
 class Factor(NamedTuple):
@@ -19,8 +19,7 @@ class Factor(NamedTuple):
     inverse: Tensor  # (n, k), the pseudo-inverse of E
     basis: Tensor  # (n, n - rank) of the null space of E, orthonormal; of each item, (B, n, n), 0 columns in place of the rest
     scale: Tensor  # (m,), the lengths of A's rows within that space, by which they are divided
-    reduced: Tensor  # (m, n), those rows
-    gram: Gram  # of them
+    gram: Gram  # of those rows
 
     @classmethod
     def of(cls, E: Tensor, A: Tensor, tol: float) -> "Factor":
@@ -34,18 +33,18 @@ class Factor(NamedTuple):
         within = torch.where(length > 0, 1 / scale, 0.0)[..., None] * within
         matrix = within @ within.mT
         values, vectors = torch.linalg.eigh(matrix)
-        return cls(inverse, basis, scale, within @ basis.mT, Gram(matrix, vectors, values.clamp(min=0)))
+        return cls(inverse, basis, scale, Gram(within @ basis.mT, matrix, vectors, values.clamp(min=0)))
 
     def to(self, device: torch.device) -> "Factor":
-        inverse, basis, scale, reduced = (part.to(device) for part in self[:4])
-        return Factor(inverse, basis, scale, reduced, Gram(*(part.to(device) for part in self.gram)))
+        inverse, basis, scale = (part.to(device) for part in self[:3])
+        return Factor(inverse, basis, scale, Gram(*(part.to(device) for part in self.gram)))
 
     def repeated(self, times: int) -> "Factor":
         """Of items that are repeated as a block; fixed rows are everybody's."""
         if self.scale.ndim == 1:
             return self
-        parts = [part.repeat(times, *[1] * (part.ndim - 1)) for part in (*self[:4], *self.gram)]
-        return Factor(parts[0], parts[1], parts[2], parts[3], Gram(*parts[4:]))
+        parts = [part.repeat(times, *[1] * (part.ndim - 1)) for part in (*self[:3], *self.gram)]
+        return Factor(parts[0], parts[1], parts[2], Gram(*parts[3:]))
 
 
 def null_space(E: Tensor, tol: float) -> tuple[Tensor, Tensor]:
@@ -70,26 +69,26 @@ class Face(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, p: Tensor, b: Tensor, d: Tensor, E: Tensor, A: Tensor, active: Tensor, factor: Factor, chol: Tensor | None
+        ctx: Any, p: Tensor, b: Tensor, d: Tensor, E: Tensor, A: Tensor, active: Tensor, factor: Factor, block: Block | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if chol is None and d.shape[-1]:
-            chol = face_factor(factor.gram.matrix, active)
+        if block is None and d.shape[-1]:
+            block = Block.of(factor.gram, active)
         y, lam = p, torch.zeros_like(d)
-        for _ in range(REFINEMENTS if chol is not None else 2):
+        for _ in range(REFINEMENTS):
             y = y - times(times(y, E.mT) - b, factor.inverse.mT)
-            if chol is not None:
-                step = torch.cholesky_solve(((times(y, A.mT) - d) * active)[..., None], chol)[..., 0]
-                y, lam = y - times(step, factor.reduced), lam + step
+            if block is not None:
+                step = block.solve(times(y, A.mT) - d)
+                y, lam = y - times(step, factor.gram.rows), lam + step
         y = y - times(times(y, E.mT) - b, factor.inverse.mT)
         mu = times(p - y - times(lam, A), factor.inverse)
         ctx.save_for_backward(y, mu, lam, E, A, active)
-        ctx.factor, ctx.chol = factor, chol
+        ctx.factor, ctx.block = factor, block
         return y, mu, lam
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         y, mu, lam, E, A, active = ctx.saved_tensors
-        w, nu, kappa = face(slopes[0], slopes[1], slopes[2] * active, E, A, active, ctx.factor, ctx.chol)
+        w, nu, kappa = face(slopes[0], slopes[1], slopes[2] * active, E, A, active, ctx.factor, ctx.block)
         kappa = kappa * active
         of_rows = [
             -_outer(first, w, rows) - _outer(second, y, rows) if needed else None
@@ -99,13 +98,13 @@ class Face(torch.autograd.Function):
 
 
 def face(
-    p: Tensor, b: Tensor, d: Tensor, E: Tensor, A: Tensor, active: Tensor, factor: Factor, chol: Tensor | None = None
+    p: Tensor, b: Tensor, d: Tensor, E: Tensor, A: Tensor, active: Tensor, factor: Factor, block: Block | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `Face`: p (B, n), b (B, k), d (B, m), active (B, m) bool -> y (B, n), mu (B, k), lam (B, m).
 
-    `A` is divided by `factor.scale`. `chol` is the factor of the active rows, where it is known.
+    `A` is divided by `factor.scale`. `block` is G on the active rows, where it is known.
     """
-    found: tuple[Tensor, Tensor, Tensor] = Face.apply(p, b, d, E, A, active, factor, chol)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor] = Face.apply(p, b, d, E, A, active, factor, block)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rlamort.domain.base import Data, Domain, PerItem, at_least_one, magnitude, norm_of, number
+from rlamort.domain.base import Data, Domain, PerItem, at_least_one, bounded, magnitude, norm_of, number
 from rlamort.errors import UserError
 
 
@@ -40,6 +40,12 @@ class ItemBox(Domain):
     def act(self, u: Tensor) -> Tensor:
         low, high = self._ends(u)
         return (low + (high - low) * ((1 + u) / 2)).clamp(low, high)
+
+    def polyhedral(self) -> dict[str, Tensor]:
+        return bounded(self.low, self.high)
+
+    def empty(self) -> Tensor:
+        return (self.low > self.high).any(-1)
 
     def nearest(self, y: Tensor) -> Tensor:
         return y.clamp(*self._ends(y))
@@ -93,7 +99,8 @@ class Ball(Domain):
     def project(self, v: Tensor) -> Tensor:
         length = norm_of(v)
         small = length < 1e-4  # tanh(t) / t is 1 - t^2 / 3 there, and what follows has no derivative at 0
-        near = v * ((1 - v.square().sum(-1) / 3) * self._radius(v).clamp(min=0))[..., None]
+        at = v.where(small[..., None], 0.0)  # the other branch's squares may overflow
+        near = at * ((1 - at.square().sum(-1) / 3) * self._radius(v).clamp(min=0))[..., None]
         return torch.where(small[..., None], near, self._shrunk(v.where(~small[..., None], 1.0), length.tanh()))
 
     def nearest(self, y: Tensor) -> Tensor:
@@ -102,6 +109,9 @@ class Ball(Domain):
 
     def violation(self, y: Tensor) -> Tensor:
         return (norm_of(y) - self._radius(y)).clamp(min=0)
+
+    def empty(self) -> Tensor:
+        return self._datum("radius").reshape(-1) < 0
 
     def linear(self, g: Tensor) -> Tensor:
         return self._shrunk(-g.detach(), torch.ones_like(g[..., 0]))

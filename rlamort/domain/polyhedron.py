@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.domain.base import Data, Domain, PerItem, checked, lacking
+from rlamort.domain.base import Data, Domain, PerItem, checked, lacking, magnitude
 from rlamort.domain.rows import Rows
 from rlamort.errors import UserError
 
@@ -49,6 +49,9 @@ class Affine(Domain):
 
     def project(self, v: Tensor) -> Tensor:
         return _completed(self, self.rows, v) if self.rows.chart else self.nearest(v)
+
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        return None if self.needs else dict(self.rows.data)
 
     def nearest(self, y: Tensor) -> Tensor:
         return _nearest(self, self.rows, y)
@@ -109,6 +112,9 @@ class Polyhedron(Domain):
     def project(self, v: Tensor) -> Tensor:
         return self.nearest(_completed(self, self.rows, v) if self.rows.chart else v)
 
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        return None if self.needs else dict(self.rows.data)
+
     def nearest(self, y: Tensor) -> Tensor:
         return _nearest(self, self.rows, y)
 
@@ -121,6 +127,22 @@ class Polyhedron(Domain):
             raise lacking(self)
         return self.rows.empty()
 
+    def around(self) -> tuple[Tensor, Tensor] | None:
+        """From rows of A with a single entry, which bound y itself; None unless they bound every coordinate of every item."""
+        if self.needs:
+            raise lacking(self)
+        A, low, high = (self.rows.data[name] for name in ("A", "low", "high"))
+        column = A.abs().argmax(-1)  # (m,) or (B, m)
+        entry = A.gather(-1, column[..., None])[..., 0]
+        alone = (A != 0).sum(-1) == 1
+        ends = torch.stack(torch.broadcast_tensors(low / entry, high / entry))
+        least, most = (end.where(alone, infinite) for end, infinite in ((ends.amin(0), -torch.inf), (ends.amax(0), torch.inf)))
+        shape = (*least.shape[:-1], self.dim)
+        at = column.expand(least.shape)
+        low = torch.full(shape, -torch.inf).to(least).scatter_reduce(-1, at, least, "amax")
+        high = torch.full(shape, torch.inf).to(most).scatter_reduce(-1, at, most, "amin")
+        return (low, high) if bool((low.isfinite() & high.isfinite()).all()) else None
+
     def linear(self, g: Tensor) -> Tensor:
         """By SciPy's HiGHS, an item at a time on the host: for certificates, not for updates. NaN where a set is empty."""
         from scipy.optimize import linprog  # here, since importing it takes longer than most runs of `linear`
@@ -128,6 +150,7 @@ class Polyhedron(Domain):
         if self.needs:
             raise lacking(self)
         slopes = self.rows.points(g, "Polyhedron.linear").detach()
+        slopes = slopes / magnitude(slopes)
         found = np.full(slopes.shape, np.nan)
         for block, item in np.ndindex(*slopes.shape[:2]):
             E, A, b, low, high = (self.rows.item(name, item).numpy(force=True) for name in ("E", "A", "b", "low", "high"))
@@ -140,7 +163,8 @@ class Polyhedron(Domain):
                 return super().linear(g)
             if answer.status == 0:
                 found[block, item] = answer.x
-        return torch.from_numpy(found).to(g).view(g.shape)
+        with torch.no_grad():  # a linear program's tolerances are no rounding
+            return self.rows.nearest(torch.from_numpy(found).to(slopes)).view(g.shape).to(g.dtype)
 
 
 D = TypeVar("D", Affine, Polyhedron)

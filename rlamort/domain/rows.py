@@ -16,6 +16,7 @@ from rlamort.domain.face import Factor, face, null_space
 from rlamort.errors import UserError
 
 MATRICES = ("E", "A")
+PASSES = 4  # enough for points as far as float32 reaches
 FAR = 1e6  # how far, in sizes of its data, an item's set is shown to have no point before it is called empty
 
 
@@ -120,17 +121,18 @@ class Rows(nn.Module):
         y = p.flatten(0, 1)
         if not sets.low.shape[-1]:
             return face(y, sets.b, sets.low, sets.E, sets.A, sets.low != 0, sets.factor)[0].view(p.shape)
-        guess, solved = None, torch.ones(len(y), dtype=torch.bool, device=y.device)
-        # however far p was, the second pass makes the answer exact to the rounding of the set
-        for _ in range(2):
+        solved = torch.ones(len(y), dtype=torch.bool, device=y.device)
+        # an answer is exact to the rounding of p; from there the next pass begins, until it is exact to the rounding of the set
+        for i in range(PASSES):
             with torch.no_grad():
                 s, low, high = times(sets.onto_affine(y), sets.A.mT), sets.low.detach(), sets.high.detach()
-                if guess is None:
-                    guess = splitting(s, low, high, sets.factor.gram, self.iterations)
+                guess = splitting(s, low, high, sets.factor.gram, 0 if i else self.iterations)
                 found = identify(s, low, high, sets.factor.gram, guess, self.rounds)
-            guess, solved = found.side, solved & found.solved
-            bound = torch.where(guess > 0, sets.high, torch.where(guess < 0, sets.low, 0.0))
-            y = face(y, sets.b, bound, sets.E, sets.A, guess != 0, sets.factor)[0]
+            solved = solved & found.solved
+            bound = torch.where(found.side > 0, sets.high, torch.where(found.side < 0, sets.low, 0.0))
+            y = face(y, sets.b, bound, sets.E, sets.A, found.side != 0, sets.factor)[0]
+            if i and not bool(found.side.any()):  # it began within the inequalities, and is within the equalities now
+                break
         lost = (sets.low.isnan() | sets.high.isnan()).any(-1, keepdim=True)
         y = y + torch.where(lost, torch.nan, 0.0)  # a bound that is NaN is not just left out
         if not bool(solved.all()):  # of an empty set: the least violating point, without derivatives
@@ -143,7 +145,7 @@ class Rows(nn.Module):
         s, low, high = (part[items] for part in (times(y, sets.A.mT), sets.low, sets.high))
         lam = torch.zeros_like(sets.low)
         lam[items] = least_violating(s, low, high, sets.factor.gram.take(items), 40)
-        return y - times(lam, sets.factor.reduced)
+        return y - times(lam, sets.factor.gram.rows)
 
     def violation(self, y: Tensor) -> Tensor:
         """y (blocks, B, n) in float64 -> (blocks, B): the largest distance to the set of one row."""
@@ -171,22 +173,22 @@ class Rows(nn.Module):
         crossed = (self.data["low"] > self.data["high"]) | self.data["low"].isposinf() | self.data["high"].isneginf()
         shown = shown | crossed.any(-1)
         if not s.shape[-1]:
-            return shown & ~y.isnan().any(-1)
+            return torch.logical_and(shown, ~y.isnan().any(-1))
         gram = sets.factor.gram
         guess = splitting(s, sets.low, sets.high, gram, self.iterations)
         rows = identify(s, sets.low, sets.high, gram, guess, self.rounds).farkas
         most = torch.where(rows > 0, rows * sets.high, torch.where(rows < 0, rows * sets.low, 0.0)).sum(-1)
         gap = (rows * s).sum(-1) - most
-        return shown | ((gap > self.tol * size) & (gap >= FAR * size * times(rows, sets.factor.reduced).norm(dim=-1)))
+        apart = FAR * size * times(rows, gram.rows).norm(dim=-1)
+        return torch.logical_or(shown, (gap > self.tol * size) & (gap >= apart))
 
 
 def lengths(matrix: Tensor) -> Tensor:
     """(..., m, n) -> (..., m): of its rows, 1 of a row of zeros; detached, since they only scale."""
-    length = torch.linalg.vector_norm(matrix.detach(), dim=-1)
-    return torch.where(length > 0, length, 1.0)
+    length: Tensor = torch.linalg.vector_norm(matrix.detach(), dim=-1)
+    return length.masked_fill(length == 0, 1.0)
 
 
 def _values(matrix: Tensor, y: Tensor) -> Tensor:
     """(m, n) or (B, m, n), y (blocks, B, n) -> (blocks, B, m)."""
-    found: Tensor = y @ matrix.mT if matrix.ndim == 2 else (matrix @ y[..., None])[..., 0]
-    return found
+    return y @ matrix.mT if matrix.ndim == 2 else (matrix @ y[..., None])[..., 0]

@@ -8,9 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain.base import LARGEST, Bounds, Data, Domain, PerItem, at_least_one, checked, magnitude, norm_of, number
+from rlamort.domain.base import (
+    LARGEST,
+    Bounds,
+    Data,
+    Domain,
+    PerItem,
+    at_least_one,
+    bounded,
+    checked,
+    magnitude,
+    norm_of,
+    number,
+)
 from rlamort.domain.items import ItemBox
 from rlamort.errors import UserError
+
+VECTORS = ("b", "low", "high")  # of `polyhedral`
 
 
 class Euclid(Domain):
@@ -26,6 +40,10 @@ class Euclid(Domain):
 
     def project(self, v: Tensor) -> Tensor:
         return v
+
+    def polyhedral(self) -> dict[str, Tensor]:
+        none = torch.zeros(0, self.dim, dtype=torch.float64)
+        return {"E": none, "b": none[:, 0], "A": none, "low": none[:, 0], "high": none[:, 0]}
 
     def nearest(self, y: Tensor) -> Tensor:
         return y
@@ -107,6 +125,9 @@ class Box(Domain):
         """Y -> [-1, 1]^n, affine."""
         return (y - self._datum("offset")) / self._datum("scale")
 
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        return None if self.needs else bounded(self.low, self.high)
+
     def nearest(self, y: Tensor) -> Tensor:
         return y.clamp(self._datum("low").to(y.dtype), self._datum("high").to(y.dtype))
 
@@ -140,6 +161,9 @@ class Orthant(Domain):
     def project(self, v: Tensor) -> Tensor:
         return nn.functional.softplus(v)
 
+    def polyhedral(self) -> dict[str, Tensor]:
+        return bounded(torch.zeros(self.dim), torch.full((self.dim,), torch.inf))
+
     def nearest(self, y: Tensor) -> Tensor:
         return y.relu()
 
@@ -160,6 +184,9 @@ class Simplex(Domain):
 
     def project(self, v: Tensor) -> Tensor:
         return v.softmax(-1)
+
+    def polyhedral(self) -> dict[str, Tensor]:
+        return bounded(torch.zeros(self.dim), torch.full((self.dim,), torch.inf), 1.0)
 
     def nearest(self, y: Tensor) -> Tensor:
         return _waterfill(y, 1)
@@ -218,6 +245,9 @@ class CappedSimplex(Domain):
         slope = (y * (-v - nu).sigmoid()).sum(-1, keepdim=True)
         # where every coordinate is 0 or 1 to rounding, nu may be anything, and must not follow the rounding
         return nu - (y.sum(-1, keepdim=True) - self.k) / slope.clamp(min=self.dim * torch.finfo(v.dtype).eps)
+
+    def polyhedral(self) -> dict[str, Tensor]:
+        return bounded(torch.zeros(self.dim), torch.ones(self.dim), self.k)
 
     def nearest(self, y: Tensor) -> Tensor:
         return _waterfill(y, self.k)
@@ -295,6 +325,22 @@ class Product(Domain):
 
     def project(self, v: Tensor) -> Tensor:
         return torch.cat([domain.project(part) for domain, part in self._factors(self.input_sizes, v)], dim=-1)
+
+    def empty(self) -> Tensor:
+        found = torch.zeros(1, dtype=torch.bool)
+        for domain in self.domains:
+            part = domain.empty()  # type: ignore[operator]
+            found = found.to(part.device) | part
+        return found
+
+    def polyhedral(self) -> dict[str, Tensor] | None:
+        parts = [domain.polyhedral() for domain in self.domains]  # type: ignore[operator]
+        if any(part is None or part["E"].ndim > 2 or part["A"].ndim > 2 for part in parts):
+            return None
+        rows = {name: torch.block_diag(*(part[name] for part in parts)) for name in ("E", "A")}
+        count = max((len(part[name]) for part in parts for name in VECTORS if part[name].ndim > 1), default=0)
+        shape = (count, -1) if count else (-1,)
+        return rows | {name: torch.cat([part[name].expand(shape) for part in parts], dim=-1) for name in VECTORS}
 
     def nearest(self, y: Tensor) -> Tensor:
         return torch.cat([domain.nearest(part) for domain, part in self._factors(self.sizes, y)], dim=-1)

@@ -35,7 +35,7 @@ class Bandit(Env):
         return self.inner.reset(seed)
 
     def step(self, y: Tensor) -> Step:
-        return self.inner.step(self.inner.domain.act(y))
+        return self.inner.step(self.inner.domain.at(self.x).act(y))
 
     def episodes(self) -> list[Episode]:
         return self.inner.episodes()

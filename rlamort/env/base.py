@@ -83,18 +83,18 @@ class Space(NamedTuple):
         low, high = ([float(x) for x in facts[name]] for name in ("low", "high"))
         return cls(tuple(facts["shape"]), facts["dtype"], low, high)
 
-    def rows(self, given: Any, what: str, dtype: Any = np.float32) -> tuple[np.ndarray, bool]:
+    def rows(self, elements: Any, what: str, dtype: Any = np.float32) -> tuple[np.ndarray, bool]:
         """An element, or a batch along the first axis -> (B, d), and whether it is a batch.
 
         Args:
-            given: elements in the space's own shape, or flat.
+            elements: in the space's own shape, or flat.
             what: their name, for messages.
             dtype: of the result.
 
         Raises:
             ValueError: it has another shape.
         """
-        x, d = np.asarray(given, dtype=dtype), self.dim
+        x, d = np.asarray(elements, dtype=dtype), self.dim
         for shape in (self.shape, (d,)):
             if x.shape == shape:
                 return x.reshape(1, d), False

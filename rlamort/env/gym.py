@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from rlamort.env import Env, Episode, Spec, Step
-from rlamort.env.snapshot import FAULT, Everybodys, learn, learned
+from rlamort.env.snapshot import FAULT, SharedState, learn, learned
 from rlamort.env.vector import LOST, LocalVectorEnv, VectorFactory, abandon, parts
 from rlamort.errors import Diverged, Fault, UserError
 
@@ -88,7 +88,7 @@ class GymEnv(Env):
         except LOST as error:
             return self._lost(error)
         self._steps += 1
-        successor, given = self._rows(observation), reward
+        successor, raw_reward = self._rows(observation), reward
         with np.errstate(over="ignore"):  # what float32 cannot hold is said below
             reward = np.array(reward, dtype=np.float32)
         terminated, truncated = np.array((terminated, truncated), dtype=bool)
@@ -96,9 +96,9 @@ class GymEnv(Env):
         if not (np.isfinite(reward).all() and np.isfinite(successor).all()):
             sound = np.isfinite(reward) & np.isfinite(successor).all(-1)
             if self.ours is None:
-                self._finite(reward, "reward", given)
+                self._finite(reward, "reward", raw_reward)
                 self._finite(successor, "observation", observation)
-            self._forgive(~sound, self._reason(~sound, observation, given, info))
+            self._forgive(~sound, self._reason(~sound, observation, raw_reward, info))
             valid, ended, reward[~sound], successor[~sound] = valid & sound, ended | ~sound, 0, 0
         following = successor
         if self.mode is AutoresetMode.NEXT_STEP:
@@ -176,7 +176,7 @@ class GymEnv(Env):
     def undisturbed(self) -> Iterator[None]:
         """A context in which others of its kind may be stepped; state shared with them is restored at its end."""
         row = next((inside[0] for inside in parts(self.vector)[1:]), None)
-        with contextlib.nullcontext() if row is None else Everybodys(row).kept():
+        with contextlib.nullcontext() if row is None else SharedState(row).restoring():
             yield
 
     def prove(self) -> None:
@@ -270,10 +270,10 @@ class GymEnv(Env):
             )
         return rows
 
-    def _finite(self, array: np.ndarray, what: str, given: Any) -> np.ndarray:
-        """`array` if it is finite; messages show the original values `given`."""
+    def _finite(self, array: np.ndarray, what: str, raw: Any) -> np.ndarray:
+        """`array` if it is finite; messages show the `raw` values."""
         if not np.isfinite(array).all():
-            raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(given)}")
+            raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(raw)}")
         return array
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
@@ -292,9 +292,9 @@ class GymEnv(Env):
             raise Fault(f"env {self.name}: it raised at step {self._steps + 1}: {what}") from error
 
 
-def _odd(given: Any) -> str | None:
+def _odd(raw: Any) -> str | None:
     """The first value that is not finite in float32, and what is needed; None if there is none."""
-    values = np.asarray(given, dtype=np.float64).ravel()
+    values = np.asarray(raw, dtype=np.float64).ravel()
     if len(odd := values[~np.isfinite(values)]):
         return f"{odd[0]}; finite numbers are needed"
     if len(odd := values[np.abs(values) > LARGEST]):

@@ -107,7 +107,7 @@ class IterateEnv(Env):
         x, oracle = self.solving, self.f.oracle(self.solving)
         with blaming(self.name):
             y_next, h = self.solver(self.fold.items(y), self.y, self.h, self.f.seen(x), oracle)
-            y_next = self.problem.domain.nearest(y_next)
+            y_next = self.problem.domain.at(x).nearest(y_next)
             residual = self.problem.residual(y_next, self.problem.layout.unpack(x))
             assert residual is not None, "a class that defines `residual` gives one"
             reward = self.reward(self.y, y_next, ~(residual < self.tol), oracle)

@@ -54,8 +54,8 @@ def factory(
         _refuse_kwargs(name, kwargs)
         return lambda: limited(copies(), name, max_episode_steps)
     if isinstance(env, str):
-        made = _imported(env) if ":" in env else None
-        if made is None:
+        constructor = _imported(env) if ":" in env else None
+        if constructor is None:
             try:
                 registered = gymnasium.spec(env)
             except gymnasium.error.Error as error:
@@ -71,7 +71,7 @@ def factory(
                 return gymnasium.make(name, disable_env_checker=True, **limit, **kwargs)
 
             return named
-        env = made
+        env = constructor
     kind: Callable[..., Any] = env
     if isinstance(env, Problem) or (isinstance(env, type) and issubclass(env, Problem)):
         kind = functools.partial(single, env)
@@ -185,8 +185,8 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         if not (isinstance(outcome, tuple) and len(outcome) == 5):
             raise Fault(f"env {name}: step must return (observation, reward, terminated, truncated, info), got {outcome!r}")
         second, reward, terminated, truncated, _ = outcome
-        for when, given in (("reset", first), ("step", second)):
-            _check_observation(name, when, given, env.observation_space)
+        for when, observation in (("reset", first), ("step", second)):
+            _check_observation(name, when, observation, env.observation_space)
         if not np.isfinite(float(reward)):
             raise Fault(f"env {name}: step returned reward {reward}; a finite number is needed")
         for flag, value in (("terminated", terminated), ("truncated", truncated)):
@@ -223,18 +223,18 @@ def _hear_mujoco_once() -> None:
         mujoco.set_mju_user_warning(functools.cache(lambda message: print(f"MuJoCo: {message}", file=sys.stderr)))
 
 
-def _check_observation(name: str, when: str, given: Any, space: gymnasium.Space[Any]) -> None:
+def _check_observation(name: str, when: str, observation: Any, space: gymnasium.Space[Any]) -> None:
     declared = f"shape {space.shape} and dtype {space.dtype}"
-    if not isinstance(given, np.ndarray | np.generic):
+    if not isinstance(observation, np.ndarray | np.generic):
         raise Fault(
-            f"env {name}: {when} returned an observation of type {type(given).__name__}; an array of {declared} is needed"
+            f"env {name}: {when} returned an observation of type {type(observation).__name__}; an array of {declared} is needed"
         )
-    if given.shape != space.shape:
-        raise Fault(f"env {name}: {when} returned an observation of shape {given.shape}; it declares {declared}")
-    if given.dtype.kind != np.dtype(space.dtype).kind:  # widths may differ: training is in float32 anyway
-        raise Fault(f"env {name}: {when} returned an observation of dtype {given.dtype}; it declares {declared}")
-    if not np.isfinite(given).all():
-        odd = np.asarray(given)[~np.isfinite(given)][0]
+    if observation.shape != space.shape:
+        raise Fault(f"env {name}: {when} returned an observation of shape {observation.shape}; it declares {declared}")
+    if observation.dtype.kind != np.dtype(space.dtype).kind:  # widths may differ: training is in float32 anyway
+        raise Fault(f"env {name}: {when} returned an observation of dtype {observation.dtype}; it declares {declared}")
+    if not np.isfinite(observation).all():
+        odd = np.asarray(observation)[~np.isfinite(observation)][0]
         raise Fault(f"env {name}: {when} returned an observation with {odd}; finite numbers are needed")
 
 
@@ -307,13 +307,13 @@ def open_gym(
     """
     device, name = device or torch.device("cpu"), name_of(env)
     if isinstance(env, VectorEnv):
-        for key, given in (
+        for key, value in (
             ("env_kwargs", env_kwargs),
             ("max_episode_steps", max_episode_steps),
             ("reset_options", reset_options),
         ):
-            if given:
-                raise UserError(f"{key}={given}: {name} is a vector environment that is made already, so it comes too late")
+            if value:
+                raise UserError(f"{key}={value}: {name} is a vector environment that is made already, so it comes too late")
         spec = spec_of(name, env.single_observation_space, env.single_action_space)
         rows = getattr(env.unwrapped, "envs", [])
         if len({id(row.unwrapped) for row in rows}) < len(rows):

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rlamort.domain import Box
+from rlamort.domain import Box, Domain
 from rlamort.env import Env, Step
 from rlamort.errors import UserError
 
@@ -97,7 +97,7 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.env.close()
 
 
-Solution = Callable[[Tensor], Tensor]  # actions -> y
+Solution = Callable[[Domain, Tensor], Tensor]  # C(x), actions -> y
 
 
 def spaces(env: Env, solutions: bool = False) -> tuple[BoxSpace, BoxSpace, Solution]:
@@ -110,10 +110,18 @@ def spaces(env: Env, solutions: bool = False) -> tuple[BoxSpace, BoxSpace, Solut
     observation, domain = BoxSpace(-LARGEST, LARGEST, (env.spec.x_dim,), np.float32), env.domain
     if isinstance(domain, Box):
         low, high = (bound.numpy(force=True).astype(np.float32) for bound in (domain.low, domain.high))
-        return observation, BoxSpace(low, high, dtype=np.float32), domain.nearest
+        return observation, BoxSpace(low, high, dtype=np.float32), _nearest
     if solutions:
-        return observation, BoxSpace(-LARGEST, LARGEST, (domain.dim,), np.float32), domain.nearest
-    return observation, BoxSpace(-1.0, 1.0, (domain.inputs,), np.float32), domain.act
+        return observation, BoxSpace(-LARGEST, LARGEST, (domain.dim,), np.float32), _nearest
+    return observation, BoxSpace(-1.0, 1.0, (domain.inputs,), np.float32), _act
+
+
+def _nearest(domain: Domain, y: Tensor) -> Tensor:
+    return domain.nearest(y)
+
+
+def _act(domain: Domain, u: Tensor) -> Tensor:
+    return domain.act(u)
 
 
 def _observed(x: Tensor) -> np.ndarray:
@@ -122,4 +130,4 @@ def _observed(x: Tensor) -> np.ndarray:
 
 def _played(env: Env, actions: np.ndarray, solution: Solution) -> Step:
     y = torch.from_numpy(np.asarray(actions, dtype=np.float32)).to(env.device, torch.get_default_dtype())
-    return env.step(solution(y))
+    return env.step(solution(env.domain.at(env.x), y))

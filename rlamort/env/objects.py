@@ -47,13 +47,13 @@ def name_of(value: Any) -> str:
 def attributes(value: Any) -> dict[str, Any]:
     """The attributes of an instance, slots included, without the cached spec of Gymnasium's wrappers."""
     slots = [name for kind in type(value).__mro__ for name in _words(vars(kind).get("__slots__", ()))]
-    held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
+    in_slots = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
     own = getattr(value, "__dict__", {})
-    return held | {name: one for name, one in own.items() if isinstance(name, str) and name != "_cached_spec"}
+    return in_slots | {name: one for name, one in own.items() if isinstance(name, str) and name != "_cached_spec"}
 
 
-def _words(given: Any) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
+def _words(names: Any) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def global_names(code: types.CodeType) -> set[str]:
@@ -69,6 +69,6 @@ def is_filled(cell: types.CellType) -> bool:
         return False
 
 
-def held_in(holder: Any, name: str) -> Any:
+def value_in(holder: Any, name: str) -> Any:
     """One of `Reader.places`."""
     return holder[name] if isinstance(holder, dict) else getattr(holder, name)

@@ -36,15 +36,17 @@ class OneStep(Env):
         count: B.
         device: of x, y and rewards.
         max_faults: number of tolerated steps with non-finite costs; those items are no transitions.
-        drawn: draws contexts: `draw`, or `unseen`.
+        sampler: draws contexts: `draw`, or `unseen`.
 
     Raises:
         UserError: its contexts are not tensors, or of unequal count.
         Fault: its methods raise.
     """
 
-    def __init__(self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, drawn: Drawn = draw) -> None:
-        self.drawn = drawn
+    def __init__(
+        self, problem: Problem, count: int, device: torch.device, *, max_faults: int = 0, sampler: Drawn = draw
+    ) -> None:
+        self.sampler = sampler
         exact = torch.get_default_dtype() is torch.float64
         self.problem = begun(problem).to(device, torch.float64 if exact else None)
         self.name, self.count = type(problem).__name__, count
@@ -62,14 +64,14 @@ class OneStep(Env):
         self._generator = np.random.default_rng(seed)
         self._finished.clear()
         x = self._draw()
-        if not self.posed.isfinite().all():
-            raise Fault(f"{self._odd_part(self.posed)}; finite numbers are needed")
+        if not self.whole_x.isfinite().all():
+            raise Fault(f"{self._odd_part(self.whole_x)}; finite numbers are needed")
         return x
 
     def _draw(self) -> Tensor:
         """Draw new contexts; their hidden parts are not in x."""
-        self.posed = contexts(self.problem, self.count, self.device, self._generator, self.drawn)
-        self.x = self.f.seen(self.posed)
+        self.whole_x = contexts(self.problem, self.count, self.device, self._generator, self.sampler)
+        self.x = self.f.seen(self.whole_x)
         return self.x
 
     def _odd_part(self, x: Tensor) -> str:
@@ -82,7 +84,7 @@ class OneStep(Env):
     @torch.no_grad()
     def step(self, y: Tensor) -> Step:
         """Solve the contexts with y (B, n) in Y."""
-        x = self.posed
+        x = self.whole_x
         with stream(self._generator, self.device), blaming(f"{self.name}.cost"):
             reward = -self.f(y, x)  # a cost may draw, as an ELBO does
         rewards = reward.numpy(force=True)
@@ -102,7 +104,7 @@ class OneStep(Env):
 
     def state(self) -> dict[str, Any]:
         return {
-            "x": self.posed,
+            "x": self.whole_x,
             "generator": self._generator.bit_generator.state,
             "steps": self.steps,
             "faults": self.faults.count,
@@ -110,14 +112,14 @@ class OneStep(Env):
         }
 
     def restore(self, state: dict[str, Any]) -> bool:
-        self.posed = state["x"].to(self.device)
-        self.x = self.f.seen(self.posed)
+        self.whole_x = state["x"].to(self.device)
+        self.x = self.f.seen(self.whole_x)
         self._generator.bit_generator.state = state["generator"]
         self.steps, self.faults.count, self._finished = state["steps"], state["faults"], list(state["finished"])
         return True
 
     def held_out(self) -> "OneStep":
-        return OneStep(self.problem, self.count, self.device, max_faults=self.faults.allowed, drawn=unseen)
+        return OneStep(self.problem, self.count, self.device, max_faults=self.faults.allowed, sampler=unseen)
 
     def close(self) -> None:
         """Nothing to release."""
@@ -145,7 +147,9 @@ def stream(generator: np.random.Generator, device: torch.device) -> Iterator[Non
         yield
 
 
-def contexts(problem: Problem, count: int, device: torch.device, generator: np.random.Generator, drawn: Drawn = draw) -> Tensor:
+def contexts(
+    problem: Problem, count: int, device: torch.device, generator: np.random.Generator, sampler: Drawn = draw
+) -> Tensor:
     """x ~ p(x) (count, d) as vectors in torch's default dtype, seeded by `generator`; torch's generator state is unchanged.
 
     Raises:
@@ -154,7 +158,7 @@ def contexts(problem: Problem, count: int, device: torch.device, generator: np.r
     """
     name = type(problem).__name__
     with stream(generator, device), torch.no_grad(), blaming(f"{name}.contexts"):
-        x = presented(problem, count, device, drawn)
+        x = presented(problem, count, device, sampler)
         if len(x) != count:
             raise UserError(f"{name}.contexts({count}): {len(x)} are returned; the leading axis must be the count")
     return x
@@ -203,17 +207,17 @@ def problem_of(problem: Problem | type[Problem] | str, kwargs: dict[str, Any] | 
     """
     name = problem if isinstance(problem, str) else getattr(problem, "__name__", type(problem).__name__)
     try:
-        made = _made(problem, kwargs or {})
+        instance = _construct(problem, kwargs or {})
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"problem={name}: it cannot be made: {type(error).__name__}: {error}") from error
-    domain = getattr(made, "domain", None)
+    domain = getattr(instance, "domain", None)
     if not isinstance(domain, Domain):
-        given = "none is given" if domain is None else f"a {type(domain).__name__} is given"
+        what = "none is given" if domain is None else f"a {type(domain).__name__} is given"
         allowed = "a domain is needed, such as Box or Simplex, or the `parameters` of a density"
-        raise UserError(f"{type(made).__name__}.domain: {given}; {allowed}")
-    return made
+        raise UserError(f"{type(instance).__name__}.domain: {what}; {allowed}")
+    return instance
 
 
 def open_problem(
@@ -253,21 +257,21 @@ def open_problem(
         raise UserError(f"max_episode_steps={max_episode_steps}: an episode of a problem is one step; leave it out")
     if reset_options is not None:
         raise UserError(f"reset_options={reset_options}: a problem draws its contexts by itself; leave it out")
-    made, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
-    trial = OneStep(made, 2, device)
+    instance, device = problem_of(problem, env_kwargs), device or torch.device("cpu")
+    trial = OneStep(instance, 2, device)
     trial.reset(0)
-    y = made.domain.act(torch.zeros(2, made.domain.inputs, device=device))
+    y = instance.domain.at(trial.x).act(torch.zeros(2, instance.domain.inputs, device=device))
     trial.step(y)
-    if made.hidden:
+    if instance.hidden:
         _try_support(trial, y)
-    return OneStep(made, count, device, max_faults=max_faults)
+    return OneStep(instance, count, device, max_faults=max_faults)
 
 
 def _try_support(env: OneStep, y: Tensor) -> None:
     """Raises UserError if `support` reads hidden parts."""
     with blaming(f"{env.name}.support"), stream(np.random.default_rng(0), env.device), torch.no_grad():
         try:
-            env.f.oracle(env.posed).value(y)
+            env.f.oracle(env.whole_x).value(y)
         except KeyError as error:
             raise UserError(
                 f"{env.name}.support: its cost reads {error}, which is hidden; define `support(y, x)`, which solvers query"
@@ -276,12 +280,12 @@ def _try_support(env: OneStep, y: Tensor) -> None:
 
 def single(problem: Problem | type[Problem] | str, **keywords: Any) -> NativeEnv:
     """A problem as a `gymnasium.Env`; `keywords` are its constructor's."""
-    return NativeEnv(_opened(_made(problem, keywords), 1))
+    return NativeEnv(_opened(_construct(problem, keywords), 1))
 
 
 def vector(problem: Problem | type[Problem] | str, num_envs: int = 1, **keywords: Any) -> NativeVectorEnv:
     """A problem as a `gymnasium.vector.VectorEnv`; `keywords` are its constructor's."""
-    return NativeVectorEnv(_opened(_made(problem, keywords), num_envs))
+    return NativeVectorEnv(_opened(_construct(problem, keywords), num_envs))
 
 
 def _opened(problem: Problem, count: int) -> OneStep:
@@ -290,7 +294,7 @@ def _opened(problem: Problem, count: int) -> OneStep:
     return OneStep(problem, count, torch.device("cpu") if first is None else first.device)
 
 
-def _made(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> Problem:
+def _construct(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> Problem:
     """The problem; exceptions of its constructor propagate, since Gymnasium and Stable-Baselines3 catch its TypeError."""
     if isinstance(problem, Problem):
         if keywords:

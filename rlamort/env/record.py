@@ -26,20 +26,20 @@ class Recorded(NamedTuple):
 
 def recorded(env: Any, env_kwargs: dict[str, Any] | None, max_episode_steps: int | None) -> Recorded:
     """The name, keywords and time limit that construct an environment like `env`, of any accepted kind, if there are such."""
-    told = (env_kwargs, max_episode_steps)
+    settings = (env_kwargs, max_episode_steps)
     if env is None or isinstance(env, str):
-        return Recorded(env, *told)
+        return Recorded(env, *settings)
     if isinstance(env, type):
         path = path_of(env)
-        return Recorded(path or env.__name__, *told, "" if path else f"{env.__name__} {_nowhere(env)}")
+        return Recorded(path or env.__name__, *settings, "" if path else f"{env.__name__} {_nowhere(env)}")
     if isinstance(env, Problem):
-        return Recorded(type(env).__name__, *told, f"an instance of {type(env).__name__} is given, not its class")
+        return Recorded(type(env).__name__, *settings, f"an instance of {type(env).__name__} is given, not its class")
     if isinstance(env, VectorEnv):
         return _of_rows(env)
     if isinstance(env, gymnasium.Env):
         return _of_instance(env, max_episode_steps)
     name = getattr(env, "__name__", type(env).__name__)
-    return Recorded(name, *told, f"{name} is a function, and nothing that a file names is called")
+    return Recorded(name, *settings, f"{name} is a function, and nothing that a file names is called")
 
 
 def path_of(kind: type) -> str:

@@ -39,7 +39,7 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
     Raises:
         UserError: part of the environment's state cannot be saved, or it is a user's vector environment.
     """
-    kept: dict[tuple[int, int], tuple[Tensor, Any, Tensor, float, Tensor]] = {}
+    records: dict[tuple[int, int], tuple[Tensor, Any, Tensor, float, Tensor]] = {}
     x = env.reset(seed)
     for now in range(int(time.max()) + 1):
         wanted = episode[time == now]
@@ -52,14 +52,14 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
         y = policy(x)
         step = env.step(y)
         for e in wanted:
-            kept[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), step.x_next[e].clone())
+            records[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), step.x_next[e].clone())
         x = env.x
     env.episodes()
-    states = [kept[int(e), int(t)] for e, t in zip(episode, time, strict=True)]
-    at, held, played, rewards, after = zip(*states, strict=True)
-    if any(not equal(_unnumbered(row["shared"]), _unnumbered(held[0]["shared"])) for row in held):
+    states = [records[int(e), int(t)] for e, t in zip(episode, time, strict=True)]
+    at, snapshots, played, rewards, after = zip(*states, strict=True)
+    if any(not equal(_unnumbered(row["shared"]), _unnumbered(snapshots[0]["shared"])) for row in snapshots):
         raise UserError(f"env={env.name}: it changes what all of its class share, so its states cannot stand side by side")
-    return Saved(torch.stack(at), list(held), episode, time, torch.stack(played), np.array(rewards), torch.stack(after))
+    return Saved(torch.stack(at), list(snapshots), episode, time, torch.stack(played), np.array(rewards), torch.stack(after))
 
 
 def _unnumbered(tree: Any) -> Any:
@@ -326,7 +326,7 @@ class Simulator(Dynamics):
         return self.follow(x, [y])[0]
 
     def follow(self, x: Tensor, actions: Sequence[Tensor]) -> list[Moved]:
-        if torch.is_grad_enabled() and any(given.requires_grad for given in (x, *actions)):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *actions)):
             raise UserError(
                 "dynamics=simulator: MuJoCo gives values without gradients, and gradients are asked for; a model that queries "
                 "values alone is needed, as with model.update=Cem"

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from rlamort.env.objects import held_in, name_of
+from rlamort.env.objects import name_of, value_in
 from rlamort.env.state import Reader, Tree, Unlike, Writer
 from rlamort.errors import UserError
 
@@ -146,8 +146,8 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         state = self.snapshot()
         if state["unsaved"]:
             return
-        self._everybodys = Everybodys(self.env)
-        with self._everybodys.kept():
+        self._shared_state = SharedState(self.env)
+        with self._shared_state.restoring():
             try:
                 copied = Snapshot(self.make, 0, self.options)
             except UserError:  # there can be no second one
@@ -168,12 +168,12 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._copy is None:
             return play(self.env)
         copied = self._copy
-        before = self._everybodys.read()
+        before = self._shared_state.read()
         if seed is not None:
             copied._seed_all(seed)
         answer = play(self.env)
-        with self._everybodys.kept():
-            self._everybodys.write(before)
+        with self._shared_state.restoring():
+            self._shared_state.write(before)
             if seed is not None:
                 copied._seed_all(seed)
             try:
@@ -277,7 +277,7 @@ def preserved() -> Iterator[None]:
         _write_globals(state)
 
 
-class Everybodys:
+class SharedState:
     """State that an environment shares with others in this process: of its classes and modules, and the global generators.
 
     Args:
@@ -290,24 +290,24 @@ class Everybodys:
         for layer in self.layers:
             reader.layer(layer)
         reader.shared()
-        self.places = [(held, name) for _, held, name in reader.places()]
+        self.places = [(holder, name) for _, holder, name in reader.places()]
 
     def read(self) -> Tree:
         """The present state."""
         reader = Reader(self.layers)
-        return [_read_globals(), *(reader.read(held_in(held, name), name) for held, name in self.places)]
+        return [_read_globals(), *(reader.read(value_in(holder, name), name) for holder, name in self.places)]
 
     def write(self, state: Tree) -> None:
         """Restore a state from `read`."""
         _write_globals(state[0])
         writer = Writer(self.layers) if self.places else None
-        for (held, name), tree in zip(self.places, state[1:], strict=True):
+        for (holder, name), tree in zip(self.places, state[1:], strict=True):
             with contextlib.suppress(Unlike):
                 assert writer is not None
-                writer.put_at(held, name, tree)
+                writer.put_at(holder, name, tree)
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def restoring(self) -> Iterator[None]:
         """A context that restores the state at its end."""
         state = self.read()
         try:

@@ -30,9 +30,9 @@ from rlamort.env.objects import (
     attributes,
     constant,
     global_names,
-    held_in,
     is_filled,
     name_of,
+    value_in,
 )
 from rlamort.env.physics import model_arrays, read_data, write_data, write_model
 
@@ -68,9 +68,9 @@ class Reader:
     def shared(self) -> Tree:
         """State of the classes and functions found so far, which is shared in this process."""
         trees: dict[str, Tree] = {}
-        while fresh := {place: (held, name) for place, held, name in self.places() if place not in trees}:
-            for place, (held, name) in fresh.items():  # what is found may lead to further classes
-                trees[place] = self.read(held_in(held, name), place)
+        while fresh := {place: (holder, name) for place, holder, name in self.places() if place not in trees}:
+            for place, (holder, name) in fresh.items():  # what is found may lead to further classes
+                trees[place] = self.read(value_in(holder, name), place)
         return trees
 
     def places(self) -> Iterator[tuple[str, Any, str]]:
@@ -152,13 +152,13 @@ class Reader:
         return self._attributes(value, where) if hasattr(value, "__dict__") else {}
 
     def _attributes(self, value: Any, where: str) -> dict[str, Tree]:
-        made_in_c = [kind for kind in type(value).__mro__ if not kind.__flags__ & HEAP_TYPE and kind is not object]
-        held = attributes(value)
-        if (made_in_c and not isinstance(value, (*CONTAINERS.values(), dict))) or type(value).__mro__ == (object,):
+        c_types = [kind for kind in type(value).__mro__ if not kind.__flags__ & HEAP_TYPE and kind is not object]
+        own = attributes(value)
+        if (c_types and not isinstance(value, (*CONTAINERS.values(), dict))) or type(value).__mro__ == (object,):
             return self._give_up(value, where)
         for kind in type(value).__mro__:
             self._use(kind)
-        return {"class": name_of(type(value)), "attributes": {k: self.read(v, f"{where}.{k}") for k, v in held.items()}}
+        return {"class": name_of(type(value)), "attributes": {k: self.read(v, f"{where}.{k}") for k, v in own.items()}}
 
     def _give_up(self, value: Any, where: str) -> dict[str, Tree]:
         self.lost[f"{where} holds a {type(value).__qualname__}, whose state cannot be read"] = None
@@ -199,7 +199,7 @@ class Writer:
         self.reader = Reader(layers)  # knows the classes that may be made
         for layer in layers:
             self.reader.layer(layer)
-        self._made: dict[int, Any] = dict(enumerate(layers))
+        self._objects: dict[int, Any] = dict(enumerate(layers))
         ours = {kind.__module__ for kind in self.reader.classes.values()}
         self._module = "" if "__main__" in ours or not layers else type(layers[-1]).__module__
 
@@ -216,20 +216,20 @@ class Writer:
     def shared(self, trees: Tree) -> None:
         """Restore a tree of `Reader.shared`."""
         self.reader.shared()
-        places = {place: (held, name) for place, held, name in self.reader.places()}
+        places = {place: (holder, name) for place, holder, name in self.reader.places()}
         for place, tree in trees.items():
             if self._here(place) not in places:
                 raise Unlike(f"there is no {place}")
             self.put_at(*places[self._here(place)], tree)
 
-    def put_at(self, held: Any, name: str, tree: Tree) -> None:
+    def put_at(self, holder: Any, name: str, tree: Tree) -> None:
         """Restore the value of one of `Reader.places`."""
-        live = held_in(held, name)
+        live = value_in(holder, name)
         value = self.put(tree, live)
-        if value is not live and isinstance(held, dict):
-            held[name] = value
+        if value is not live and isinstance(holder, dict):
+            holder[name] = value
         elif value is not live:
-            setattr(held, name, value)
+            setattr(holder, name, value)
 
     def what_fits(self, tree: Tree, live: Any) -> None:
         """Restore those attributes of a layer that match."""
@@ -249,38 +249,38 @@ class Writer:
             name = self._here(tree["constant"])
             return live if constant(live) and name_of(live) == name else self._named(name)
         if "again" in tree:
-            return self._made[tree["again"]]
+            return self._objects[tree["again"]]
         if "lost" in tree:
             raise Unlike(f"the state of a {tree['lost']} was not read")
         number, kind = tree["object"], next(key for key in tree if key != "object")
         if kind in CONTAINERS:
             return self._container(number, kind, tree, live)
         if kind in ("dict", "class"):
-            made = self._like(tree, live)
-            self._made[number] = made
+            value = self._like(tree, live)
+            self._objects[number] = value
             if kind == "dict":
-                before = dict(made)
-                made.clear()
+                before = dict(value)
+                value.clear()
                 for key, one in tree["dict"]:
                     key = self.put(key, None)
-                    made[key] = self.put(one, before.get(key))
+                    value[key] = self.put(one, before.get(key))
             if "attributes" in tree:
-                self._set_attributes(tree["attributes"], made)
-            return made
-        self._made[number] = made = self._leaf(kind, tree, live)
-        return made
+                self._set_attributes(tree["attributes"], value)
+            return value
+        self._objects[number] = value = self._leaf(kind, tree, live)
+        return value
 
     def _container(self, number: int, kind: str, tree: Tree, live: Any) -> Any:
-        held = list(live) if isinstance(live, CONTAINERS[kind]) else []
-        olds = [*held, *[None] * len(tree[kind])]
+        present = list(live) if isinstance(live, CONTAINERS[kind]) else []
+        olds = [*present, *[None] * len(tree[kind])]
         if kind in ("tuple", "frozenset"):
             items = [self.put(one, old) for one, old in zip(tree[kind], olds, strict=False)]
-            made = type(live)(*items) if isinstance(live, tuple) and hasattr(live, "_fields") else CONTAINERS[kind](items)
-            self._made[number] = made
-            return made
+            value = type(live)(*items) if isinstance(live, tuple) and hasattr(live, "_fields") else CONTAINERS[kind](items)
+            self._objects[number] = value
+            return value
         own = self._like(tree, live) if "class" in tree else live
         filled = cast(Any, own if isinstance(own, CONTAINERS[kind]) else CONTAINERS[kind]())
-        self._made[number] = filled
+        self._objects[number] = filled
         items = [self.put(one, old) for one, old in zip(tree[kind], olds, strict=False)]
         filled.clear()
         (filled.update if kind == "set" else filled.extend)(items)
@@ -334,9 +334,9 @@ class Writer:
                 return live
             return content.copy() if kind == "array" else content.clone()
         if kind == "objects":
-            made = np.empty(len(content), dtype=object)
-            made[:] = [self.put(one, None) for one in content]
-            return made.reshape(tree["shape"])
+            array = np.empty(len(content), dtype=object)
+            array[:] = [self.put(one, None) for one in content]
+            return array.reshape(tree["shape"])
         if kind == "generator":
             state = self.put(content, None)
             if not isinstance(live, np.random.Generator) or type(live.bit_generator).__name__ != state["bit_generator"]:

@@ -113,13 +113,13 @@ class VectorFactory:
 def _main_left_out() -> Iterator[None]:
     """A context in which processes start without importing the user's script; its objects are sent by value."""
     main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    attributes = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
-        for name in kept:
+        for name in attributes:
             setattr(main, name, None)
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in attributes.items():
             setattr(main, name, value)
 
 

@@ -33,19 +33,19 @@ def out_option(parser: argparse.ArgumentParser, about: str) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
-def free(given: argparse.Namespace, folder: bool = False) -> Path | None:
+def free(options: argparse.Namespace, folder: bool = False) -> Path | None:
     """The path of --out, None without it.
 
     Raises:
         UserError: it exists and would be overwritten, or is of the wrong kind.
     """
-    out: Path | None = given.out
+    out: Path | None = options.out
     if out is None:
         return None
     if out.exists() and out.is_dir() != folder:
         there, needed = ("file", "folder") if folder else ("folder", "file")
         raise UserError(f"--out {out}: it is a {there}; a {needed} is needed")
-    if out.exists() and not given.force and not (folder and not any(out.iterdir())):
+    if out.exists() and not options.force and not (folder and not any(out.iterdir())):
         raise UserError(f"--out {out}: it exists already; --force overwrites it")
     return out
 
@@ -65,8 +65,8 @@ def guarded(work: Callable[[], Any]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error))):
             raise
-        asked = re.search(r"allocate [\d.]+ \w+", str(error))
-        what = f"could not {asked[0]}" if asked else str(error) or "nothing is left"
+        size = re.search(r"allocate [\d.]+ \w+", str(error))
+        what = f"could not {size[0]}" if size else str(error) or "nothing is left"
         return say(UserError(f"memory: it does not suffice ({what}); smaller sizes may fit"), 2)
     return 0
 

@@ -34,7 +34,7 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def drawn_without_memory(make: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
+def state_dict_on_meta(make: Callable[[], nn.Module]) -> dict[str, Tensor] | None:
     """The `state_dict` of the module that `make` builds, on the meta device; None if it cannot be built there.
 
     Raises:
@@ -57,7 +57,7 @@ def require_memory(what: str, make: Callable[[], nn.Module], device: torch.devic
     """
     has = memory(device)
     try:
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in (drawn_without_memory(make) or {}).values())
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in (state_dict_on_meta(make) or {}).values())
         size = f"{needed / 2**30:,.0f} GiB"
     except OverflowError:
         needed, size = has + 1, "more than any machine's memory"
@@ -106,10 +106,10 @@ def fast_products() -> Iterator[None]:
 
 def products() -> str:
     """The float32 GEMM backend of a training on the CPU: oneDNN, torch's BLAS, or the user's setting."""
-    given = MATMUL.fp32_precision
-    if given == "bf16":
+    precision = MATMUL.fp32_precision
+    if precision == "bf16":
         return "oneDNN" if _exact() else "oneDNN in bfloat16"
-    return "oneDNN" if given == "none" and _favours_onednn() else "BLAS"
+    return "oneDNN" if precision == "none" and _favours_onednn() else "BLAS"
 
 
 @functools.cache

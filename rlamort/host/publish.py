@@ -52,13 +52,13 @@ def _refuse_foreign(path: Path, names: Collection[str], ours: Callable[[Path], b
         raise UserError(f"{path}: it is a file; the name of a new folder is needed")
     if path.resolve() in (here := Path.cwd(), *here.parents):
         raise UserError(f"{path}: the current folder lies there; the name of a folder inside it is needed, which may be new")
-    held = sorted(path.iterdir())
-    odd = [file.name for file in held if file.name not in names or file.is_symlink() or not file.is_file()]
+    content = sorted(path.iterdir())
+    odd = [file.name for file in content if file.name not in names or file.is_symlink() or not file.is_file()]
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise UserError(f"{path}: it holds {odd[0]}{more}, which rlamort did not save there; choose a new or empty folder")
-    if held and not ours(path):
-        raise UserError(f"{path}: its {held[0].name} is not one that rlamort wrote; choose a new or empty folder")
+    if content and not ours(path):
+        raise UserError(f"{path}: its {content[0].name} is not one that rlamort wrote; choose a new or empty folder")
 
 
 def _replace(path: Path, fresh: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from rlamort.errors import UserError
-from rlamort.host.machine import drawn_without_memory
+from rlamort.host.machine import state_dict_on_meta
 from rlamort.host.publish import published_folder
 
 FORMAT = 1
@@ -40,7 +40,7 @@ class Saved(NamedTuple):
             UserError: the file cannot be read, or its tensors are another agent's.
         """
         try:
-            own = drawn_without_memory(make)
+            own = state_dict_on_meta(make)
         except OverflowError as error:
             raise UserError(f"{self.path / FACTS}: the agent that it describes is too large to exist: {error}") from error
         if own is not None:

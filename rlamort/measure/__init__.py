@@ -1,1 +1,1 @@
-"""What is measured of agents, solvers and problems, and the claims made of them."""
+"""Measurements of agents, solvers and problems, and the claims about them."""

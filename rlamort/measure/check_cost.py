@@ -28,7 +28,7 @@ def finite(trial: Trial) -> Outcome:
     """Values at points where functions tend to fail."""
     x, v, _ = trial.sample()
     for scale in (0.0, 1.0, 3.0):
-        cost = trial.value(trial.problem.domain.project(scale * v), x)
+        cost = trial.value(trial.problem.domain.at(x).project(scale * v), x)
         if not cost.isfinite().all():
             odd = cost[~cost.isfinite()]
             where = f"y = project({scale:g} v) with v ~ N(0, 1)"
@@ -73,7 +73,7 @@ def gradient(trial: Trial) -> Outcome:
     """df/dy, against finite differences."""
     x, v, _ = trial.sample()
     twin, x, v, size, tol, floor = trial.widened(x, v)
-    project = twin.problem.domain.project
+    project = twin.problem.domain.at(x).project
 
     def value(v: Tensor) -> Tensor:
         return twin.value(project(v), x)
@@ -124,7 +124,7 @@ def curvature(trial: Trial) -> Outcome:
         return "absent", "there is no first derivative"
     x, v, _ = trial.sample()
     twin, x, v, size, tol, floor = trial.widened(x, v)
-    y = twin.problem.domain.project(v).detach().requires_grad_()
+    y = twin.problem.domain.at(x).project(v).detach().requires_grad_()
     direction = nn.functional.normalize(torch.randn_like(y), dim=-1)
 
     def slope(y: Tensor, graph: bool) -> Tensor:

@@ -18,9 +18,12 @@ def domain(trial: Trial) -> Outcome:
     if not isinstance(domain, Domain):
         given = "nothing" if domain is None else f"a {type(domain).__name__}"
         return "fail", f"{given} is given; a domain of rlamort.domain is needed, such as Box, Simplex or Euclid"
-    y = domain.project(torch.randn(2, domain.inputs, device=trial.device))
-    if y.shape != (2, domain.dim):
-        return "fail", f"project gives shape {tuple(y.shape)} for two points; (2, {domain.dim}) is needed"
+    if domain.needs:  # C(x): the set of some contexts, which have a check of their own later
+        domain = domain.at(trial.rows(trial.problem.contexts(trial.count)))
+    shape = (trial.count, domain.dim)
+    y = domain.project(torch.randn(trial.count, domain.inputs, device=trial.device))
+    if y.shape != shape:
+        return "fail", f"project gives shape {tuple(y.shape)} for {trial.count} points; {shape} is needed"
     for scale in (1e-3, 1.0, 1e3, 1e6):
         v, y = (scale * torch.randn(trial.count, size, device=trial.device) for size in (domain.inputs, domain.dim))
         for name, found in (("project", domain.project(v)), ("nearest", domain.nearest(y))):
@@ -86,8 +89,8 @@ def devices(trial: Trial) -> Outcome:
         device = torch.device("cuda")
         moved = copy.deepcopy(trial.problem).to(device)
         twin = Trial(moved, trial.count, trial.seed, device)
-        twin.f(moved.domain.project(torch.randn(trial.count, moved.domain.inputs, device=device)),
-                twin.rows(moved.contexts(trial.count)))  # fmt: skip
+        x = twin.rows(moved.contexts(trial.count))
+        twin.f(moved.domain.at(x).project(torch.randn(trial.count, moved.domain.inputs, device=device)), x)
         return "pass", "it moves to a GPU, and works there"
     if plain:
         held = ", ".join(plain)
@@ -104,7 +107,7 @@ def solution(trial: Trial) -> Outcome:
     best, changed = kept(trial.problem.solution, None, trial.problem.layout.unpack(x))
     if best is None:
         return "absent", "it is not defined; the best of reference solvers is used instead"
-    domain = trial.problem.domain
+    domain = trial.problem.domain.at(x)
     if (wrong := changed or trial.misshapen(best, (trial.count, domain.dim))) is not None:
         return wrong
     best = best.to(x)
@@ -177,7 +180,7 @@ def convex(trial: Trial) -> Outcome:
     if not trial.problem.convex:
         return "absent", "it is not claimed (`convex = True`), so gradients certify nothing"
     x, v, _ = trial.sample()
-    domain = trial.problem.domain
+    domain = trial.problem.domain.at(x)
     for scale in (0.3, 1.0, 3.0):
         a, b = domain.project(scale * torch.randn_like(v)), domain.project(scale * torch.randn_like(v))
         middle = (a + b) / 2

@@ -33,7 +33,7 @@ from rlamort.run.stored import values_of
 from rlamort.score import interval
 from rlamort.solve.certificate import Tolerance
 from rlamort.solve.classical import LBFGS, PROJECTED, Reference, best_found, extended, solution_of
-from rlamort.solve.solver import Solver
+from rlamort.solve.solver import EXACT, Solver
 
 HELD_OUT = 1_000  # held-out contexts, on which all are measured
 SEED = 1_000_000  # of those contexts
@@ -54,7 +54,7 @@ class Acting(Model):
         self.agent, self.domain = agent, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        return self.domain.act(self.agent.act(x, explore=False))[None]
+        return self.domain.at(x).act(self.agent.act(x, explore=False))[None]
 
 
 def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **fields: Any) -> Solver:
@@ -225,7 +225,7 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         print(f"timing: {', '.join(solvers)}, and classical solvers", flush=True)
         rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
-    agreed = "" if reference.label == "solution" else f"; {reference.agreement:.0%} of its starts agree"
+    agreed = "" if reference.label in ("solution", EXACT) else f"; {reference.agreement:.0%} of its starts agree"
     lines = [
         f"{type(problem).__name__}: {len(x):,} contexts held out, {torch.get_num_threads()} threads",
         f"reference: {reference.label}{agreed}",

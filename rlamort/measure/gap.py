@@ -83,18 +83,18 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
     print(f"playing: {episodes} episodes of {run}, for the states in them", flush=True)
     with _Place(learner) as place, Randomness(0, learner.device)():
         visited = visit(place.policy, place.open(episodes), TRAINING)
-    training, held = visited.split(held_out)
-    return MaxQProblem(agent, training.x), MaxQProblem(agent, held.x)
+    training, testing = visited.split(held_out)
+    return MaxQProblem(agent, training.x), MaxQProblem(agent, testing.x)
 
 
 class _Place:
     """Opens environments for a learner's policy, and closes them at the end."""
 
     def __init__(self, learner: Learner) -> None:
-        self.learner, self.given = learner, learner.environments.find("env")
-        if self.given is None:
+        self.learner, self.env = learner, learner.environments.find("env")
+        if self.env is None:
             raise UserError("env: this agent was loaded without one; pass one")
-        if isinstance(self.given, VectorEnv):
+        if isinstance(self.env, VectorEnv):
             raise UserError("env: as many environments as there are states are needed; pass a single one, not a vector")
         self.opened: list[GymEnv] = []
 
@@ -167,8 +167,8 @@ def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> I
     if len(groups) < 2:
         return Interval(mean, float("nan"), float("nan"))
     totals, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
-    drawn = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
-    low, high = np.percentile(totals[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
+    resamples = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
+    low, high = np.percentile(totals[resamples].sum(1) / sizes[resamples].sum(1), [2.5, 97.5])
     return Interval(mean, float(low), float(high))
 
 
@@ -211,9 +211,9 @@ def gap(
         problem = MaxQProblem(agent, chosen.x)
         print(f"solving and timing: {len(chosen.x)} states, by the critic", flush=True)
         critic = in_critic(problem, place.policy, chosen, patience)
-        data: dict[str, Any] = {"run": str(run), "env": name_of(place.given), "critic": critic.data}
+        data: dict[str, Any] = {"run": str(run), "env": name_of(place.env), "critic": critic.data}
         lines = [
-            f"{run} in {name_of(place.given)}: {len(chosen.x)} states of {episodes} episodes, without exploration",
+            f"{run} in {name_of(place.env)}: {len(chosen.x)} states of {episodes} episodes, without exploration",
             "", "In its own critic", *critic.lines,
         ]  # fmt: skip
         if resimulated:
@@ -232,9 +232,9 @@ def gap(
 
 def _spread(episode: np.ndarray, count: int) -> np.ndarray:
     """Indices of about `count` states, equally many of each episode, at random, sorted."""
-    made, groups = np.random.default_rng(0), [np.flatnonzero(episode == e) for e in np.unique(episode)]
+    generator, groups = np.random.default_rng(0), [np.flatnonzero(episode == e) for e in np.unique(episode)]
     each = max(1, count // len(groups))
-    return np.concatenate([np.sort(made.choice(group, min(each, len(group)), replace=False)) for group in groups])
+    return np.concatenate([np.sort(generator.choice(group, min(each, len(group)), replace=False)) for group in groups])
 
 
 class InCritic(NamedTuple):

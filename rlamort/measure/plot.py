@@ -93,13 +93,13 @@ def _leaves(tree: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]
 def _names(configs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
     """A run's legend: its method, and the settings in which runs of that method on that environment differ."""
     shared = {"seed", "row", *(field.name for field in fields_of(Run).values() if field.mark is FREE)}
-    told = {
+    settings = {
         run: {key: value for key, value in _leaves(config) if key.split(".")[0] not in shared}
         for run, config in configs.items()
     }
     names = {}
-    for run, own in told.items():
-        alike = [one for one in told.values() if (one["env"], one["method"]) == (own["env"], own["method"])]
+    for run, own in settings.items():
+        alike = [one for one in settings.values() if (one["env"], one["method"]) == (own["env"], own["method"])]
         differing = [f"{key}={own[key]}" for key in own if any(one.get(key, own[key]) != own[key] for one in alike)]
         names[run] = " ".join([short_name(own["method"]), *differing])
     return names

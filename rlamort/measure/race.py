@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlamort.measure.study import Kept, Task, training
+from rlamort.measure.study import Results, Task, training
 from rlamort.measure.verdict import Verdict, at_most
 
 
@@ -50,57 +50,57 @@ class Race(NamedTuple):
         """All its runs, interleaved."""
         return [training(self.command(contender, seed)) for seed in self.seeds for contender in self.race]
 
-    def due(self, kept: Kept) -> list[Task]:
+    def due(self, results: Results) -> list[Task]:
         """Runs without a stored result."""
-        return [task for task in self.tasks() if task.key not in kept]
+        return [task for task in self.tasks() if task.key not in results]
 
-    def waiting(self, kept: Kept) -> str:
+    def waiting(self, results: Results) -> str:
         """A line about missing measurements, or ""."""
-        left = len(self.due(kept))
+        left = len(self.due(results))
         return f"{self.env}, {self.steps:,} steps, {len(self.race)} contenders: {left} runs to go" if left else ""
 
-    def whole(self, kept: Kept) -> list[str]:
+    def whole(self, results: Results) -> list[str]:
         """Contenders with stored runs for every seed."""
-        return [one for one in self.race if all(self.key(one, seed) in kept for seed in self.seeds)]
+        return [one for one in self.race if all(self.key(one, seed) in results for seed in self.seeds)]
 
-    def reached(self, contender: str, target: float, measure: str, kept: Kept) -> np.ndarray:
+    def reached(self, contender: str, target: float, measure: str, results: Results) -> np.ndarray:
         """(seeds,) of `measure`, time/seconds or env_step, at the first evaluation at or above `target`; inf without one."""
-        runs = [kept[self.key(contender, seed)]["evaluations"] for seed in self.seeds]
+        runs = [results[self.key(contender, seed)]["evaluations"] for seed in self.seeds]
         return np.array([next((one[measure] for one in run if one["eval/return"] >= target), math.inf) for run in runs])
 
-    def results(self, contender: str, kept: Kept) -> list[float]:
+    def results(self, contender: str, results: Results) -> list[float]:
         """Medians over seeds of last return, area, and steps per training second."""
-        runs = [kept[self.key(contender, seed)] for seed in self.seeds]
+        runs = [results[self.key(contender, seed)] for seed in self.seeds]
         returns = np.array([[one["eval/return"] for one in run["evaluations"]] for run in runs])
         speeds = [self.steps / run["seconds"] for run in runs]
         return [float(np.median(values)) for values in (returns[:, -1], returns.mean(-1), speeds)]
 
-    def seconds(self, contender: str, target: float, kept: Kept) -> float:
+    def seconds(self, contender: str, target: float, results: Results) -> float:
         """Median over seeds until it reaches the target."""
-        return float(np.median(self.reached(contender, target, "time/seconds", kept)))
+        return float(np.median(self.reached(contender, target, "time/seconds", results)))
 
-    def judge(self, kept: Kept) -> list[Verdict]:
-        """Its first claim, once both whom it is about have run from every seed; its second, once all have."""
-        where, whole = f"on {self.env}, seeds {self.seeds}", self.whole(kept)
+    def judge(self, results: Results) -> list[Verdict]:
+        """The first claim, once both of its contenders have run with every seed; the second, once all have."""
+        where, whole = f"on {self.env}, seeds {self.seeds}", self.whole(results)
         verdicts = []
         if {self.ours, self.baseline} <= set(whole):
-            ours, theirs = (self.reached(one, self.targets[0], "time/seconds", kept) for one in (self.ours, self.baseline))
+            ours, theirs = (self.reached(one, self.targets[0], "time/seconds", results) for one in (self.ours, self.baseline))
             with np.errstate(invalid="ignore"):  # where neither reaches it there is no ratio, and a NaN fails
                 ratio = float(np.median(ours / theirs))
             what = f"training seconds to a return of {self.targets[0]:g} {where}: {self.ours} over {self.baseline}"
             verdicts.append(at_most(what, ratio, self.limit, "x"))
         if whole == list(self.race):
             target = self.targets[-1]
-            seconds = {one: self.seconds(one, target, kept) for one in whole}
+            seconds = {one: self.seconds(one, target, results) for one in whole}
             first = min(seconds, key=seconds.__getitem__)
             measured = f"{first}: {seconds[first]:.0f} s; {self.baseline}: {seconds[self.baseline]:.0f} s"
             passed = first != self.baseline and seconds[first] < math.inf
             verdicts.append(Verdict(f"first at a return of {target:g} {where}", measured, f"not {self.baseline}", passed))
         return verdicts
 
-    def report(self, kept: Kept) -> list[str]:
+    def report(self, results: Results) -> list[str]:
         """A table of the contenders with stored runs for all seeds: medians, with the fastest to each target in bold."""
-        done = self.whole(kept)
+        done = self.whole(results)
         if not done:
             return []
         lines = [
@@ -112,27 +112,27 @@ class Race(NamedTuple):
             "later runs.",
             "",
         ]
-        seconds = {target: {one: self.seconds(one, target, kept) for one in done} for target in self.targets}
+        seconds = {target: {one: self.seconds(one, target, results) for one in done} for target in self.targets}
         names = ["contender", "command", *(f"{what} to {t:g}" for t in self.targets for what in ("seconds", "steps"))]
         lines.append(f"| {' | '.join([*names, 'last return', 'area', 'steps/s'])} |")
         lines.append("|---" * (len(names) + 3) + "|")
         for one in done:
             cells = [one, f"`{' '.join(self.race[one])}`"]
             for target, taken in seconds.items():
-                steps = np.median(self.reached(one, target, "env_step", kept))
+                steps = np.median(self.reached(one, target, "env_step", results))
                 best = taken[one] == min(taken.values()) < math.inf
                 cells += [f"**{taken[one]:.0f}**" if best else f"{taken[one]:.0f}", f"{steps:.0f}"]
-            lines.append(f"| {' | '.join([*cells, *(f'{value:.1f}' for value in self.results(one, kept))])} |")
+            lines.append(f"| {' | '.join([*cells, *(f'{value:.1f}' for value in self.results(one, results))])} |")
         return lines
 
-    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+    def panel(self, results: Results) -> Callable[[Axes], None] | None:
         """A function that draws returns against training seconds, one line per run."""
-        done = self.whole(kept)
+        done = self.whole(results)
 
         def draw(axes: Axes) -> None:
             for i, one in enumerate(done):
                 for j, seed in enumerate(self.seeds):
-                    run = kept[self.key(one, seed)]["evaluations"]
+                    run = results[self.key(one, seed)]["evaluations"]
                     at, returns = [e["time/seconds"] for e in run], [e["eval/return"] for e in run]
                     axes.plot(at, returns, marker="o", markersize=3, color=f"C{i}", label=None if j else one)
             for target in self.targets:

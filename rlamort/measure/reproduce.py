@@ -25,7 +25,7 @@ from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
 from rlamort.measure.race import Race
-from rlamort.measure.study import Kept, Study, Task
+from rlamort.measure.study import Results, Study, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import span
 from rlamort.score import Interval, iqm, stratified_bootstrap
@@ -42,23 +42,23 @@ class Entry(Protocol):
         """The claim in one line."""
         ...
 
-    def due(self, kept: Kept) -> list[Task]:
+    def due(self, results: Results) -> list[Task]:
         """Tasks without a stored result."""
         ...
 
-    def waiting(self, kept: Kept) -> str:
+    def waiting(self, results: Results) -> str:
         """A line about missing measurements, or ""."""
         ...
 
-    def judge(self, kept: Kept) -> list[Verdict]:
+    def judge(self, results: Results) -> list[Verdict]:
         """Verdicts from stored results."""
         ...
 
-    def report(self, kept: Kept) -> list[str]:
+    def report(self, results: Results) -> list[str]:
         """Further lines of Markdown."""
         ...
 
-    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+    def panel(self, results: Results) -> Callable[[Axes], None] | None:
         """A function that draws its panel of the row's figure, if there is one."""
         ...
 
@@ -73,7 +73,7 @@ class Claim(NamedTuple):
         """The first sentence of its function's docstring."""
         return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
 
-    def due(self, kept: Kept) -> list[Task]:
+    def due(self, results: Results) -> list[Task]:
         return [Task(self.measure, self.run)]
 
     def run(self, results: Path) -> dict[str, Any]:
@@ -87,21 +87,21 @@ class Claim(NamedTuple):
             "versions": versions(),
             "threads": torch.get_num_threads(),
             "seconds": time.perf_counter() - started,
-            "verdicts": [verdict.kept() for verdict in verdicts],
+            "verdicts": [verdict.values() for verdict in verdicts],
             "figures": sorted(figures),
             "data": data,
         }
 
-    def waiting(self, kept: Kept) -> str:
-        return "" if self.measure in kept else f"{self.measure.rpartition('.')[2]}: not measured yet"
+    def waiting(self, results: Results) -> str:
+        return "" if self.measure in results else f"{self.measure.rpartition('.')[2]}: not measured yet"
 
-    def judge(self, kept: Kept) -> list[Verdict]:
-        return [Verdict.read(one) for one in kept[self.measure]["verdicts"]] if self.measure in kept else []
+    def judge(self, results: Results) -> list[Verdict]:
+        return [Verdict.read(one) for one in results[self.measure]["verdicts"]] if self.measure in results else []
 
-    def report(self, kept: Kept) -> list[str]:
-        return [f"![{name}]({name}.png)" for name in kept[self.measure]["figures"]] if self.measure in kept else []
+    def report(self, results: Results) -> list[str]:
+        return [f"![{name}]({name}.png)" for name in results[self.measure]["figures"]] if self.measure in results else []
 
-    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+    def panel(self, results: Results) -> Callable[[Axes], None] | None:
         return None  # its figures are its own
 
 
@@ -142,18 +142,18 @@ def reproduce(row: str, results: Path) -> list[Verdict]:
 
     Each result is stored in `results`/ROW.json immediately; a training is not repeated while its command stays the same.
     """
-    given = entries(row)
+    claims = entries(row)
     _refuse_foreign(row, results)
     results.mkdir(parents=True, exist_ok=True)
-    for entry in given:
-        for key, run in entry.due(_kept(row, results)):
+    for entry in claims:
+        for key, run in entry.due(_read(row, results)):
             print(f"running: {key}", flush=True)
             found = run(results)
-            _write(results / f"{row}.json", json.dumps({**_kept(row, results), key: found}, indent=1) + "\n")
-    kept = _kept(row, results)
-    draw([panel for entry in given if (panel := entry.panel(kept))], results / f"{row}.png")
+            _write(results / f"{row}.json", json.dumps({**_read(row, results), key: found}, indent=1) + "\n")
+    data = _read(row, results)
+    draw([panel for entry in claims if (panel := entry.panel(data))], results / f"{row}.png")
     _write(results / "README.md", table(results))
-    return [verdict for entry in given for verdict in entry.judge(kept)]
+    return [verdict for entry in claims for verdict in entry.judge(data)]
 
 
 def _refuse_foreign(row: str, results: Path) -> None:
@@ -169,7 +169,7 @@ def _refuse_foreign(row: str, results: Path) -> None:
         raise UserError(f"--results {results}: its {data.name} was not written by `rlamort reproduce`; choose another folder")
 
 
-def _kept(row: str, results: Path) -> Kept:
+def _read(row: str, results: Path) -> Results:
     """Stored results, by the present paths of their functions and keys of their commands."""
     file = results / f"{row}.json"
     found = json.loads(file.read_text()) if file.exists() else {}
@@ -224,28 +224,28 @@ def table(results: Path) -> str:
     lines += [f"- {row}: {summary(row, results)}" for row in rows() if row not in claimed.values()]
     for row in rows():
         lines += ["", *section(row, results)]
-    studied = [(one, _kept(row, results)) for row in rows() for one in entries(row) if isinstance(one, Study) and one.baseline]
-    whole = [(study, kept) for study, kept in studied if not study.due(kept)]
+    studied = [(one, _read(row, results)) for row in rows() for one in entries(row) if isinstance(one, Study) and one.baseline]
+    whole = [(study, data) for study, data in studied if not study.due(data)]
     return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
 
 
 def section(row: str, results: Path) -> list[str]:
     """All claims of a row, with figures and notes."""
-    kept, given = _kept(row, results), entries(row)
-    lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({row}.json)" if kept else "")]
+    data, claims = _read(row, results), entries(row)
+    lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({row}.json)" if data else "")]
     lines += ["", "| claim | threshold | measured | verdict |", "|---|---|---|---|"]
-    for entry in given:
-        for verdict in entry.judge(kept):
+    for entry in claims:
+        for verdict in entry.judge(data):
             cells = [verdict.claim, verdict.limit, verdict.measured, verdict.outcome.replace("FAIL", "**FAIL**")]
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        if what := entry.waiting(kept):
+        if what := entry.waiting(data):
             lines.append(f"| {what} | | | open |")
     if note := _declared(row).get("note"):
         lines += ["", note.strip()]
-    if any(entry.panel(kept) for entry in given):
+    if any(entry.panel(data) for entry in claims):
         lines += ["", f"![{row}]({row}.png)"]
-    for entry in given:
-        lines += ["", *text] if (text := entry.report(kept)) else []
+    for entry in claims:
+        lines += ["", *text] if (text := entry.report(data)) else []
     return lines
 
 
@@ -257,29 +257,29 @@ def claims_of(method: str) -> str | None:
 
 def summary(row: str, results: Path) -> str:
     """How many of a row's claims hold, and how many are only reported, with a link; bold if one fails."""
-    kept = _kept(row, results)
-    came = Counter(verdict.outcome for entry in entries(row) for verdict in entry.judge(kept))
-    held = came["pass"] + came["FAIL"]
-    told = [f"{came['pass']} of {held} hold"] if held else []
-    told += [f"{came['reported']} reported"] if came["reported"] else []
-    if any(entry.waiting(kept) for entry in entries(row)):
-        told.append("not all measured yet" if told else "not measured yet")
-    text = f"[{', '.join(told)}](#{row})"
+    data = _read(row, results)
+    came = Counter(verdict.outcome for entry in entries(row) for verdict in entry.judge(data))
+    count = came["pass"] + came["FAIL"]
+    parts = [f"{came['pass']} of {count} hold"] if count else []
+    parts += [f"{came['reported']} reported"] if came["reported"] else []
+    if any(entry.waiting(data) for entry in entries(row)):
+        parts.append("not all measured yet" if parts else "not measured yet")
+    text = f"[{', '.join(parts)}](#{row})"
     return f"**{text}**" if came["FAIL"] else text
 
 
-def overall(whole: Sequence[tuple[Study, Kept]]) -> list[str]:
+def overall(whole: Sequence[tuple[Study, Results]]) -> list[str]:
     """All studies with a baseline together: interquartile means with stratified bootstrap intervals (Agarwal et al., 2021).
 
     Returns are scaled from 0, the lowest evaluation of any run of the study, to 1, the baseline's final mean.
     """
     ours, theirs = [], []
-    for study, kept in whole:
+    for study, data in whole:
         assert study.baseline is not None
-        low = min(study.curves(row, kept).min() for row in study.contenders())
-        high = study.last(study.baseline, kept).mean()
-        ours.append((study.last(study.row, kept) - low) / (high - low))
-        theirs.append((study.last(study.baseline, kept) - low) / (high - low))
+        low = min(study.curves(row, data).min() for row in study.contenders())
+        high = study.last(study.baseline, data).mean()
+        ours.append((study.last(study.row, data) - low) / (high - low))
+        theirs.append((study.last(study.baseline, data) - low) / (high - low))
     return [
         f"Over these {len(whole)} studies with a baseline, returns scaled from 0, the lowest evaluation of any run, to 1, the",
         "baseline's mean: interquartile mean of rlamort "

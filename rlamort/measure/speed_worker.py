@@ -75,9 +75,9 @@ def measure(library: str, algorithm: str, env: str, threads: int) -> dict[str, f
     observation = model.source.env.x.numpy()[0] if library == "rlamort" else model._last_obs[0]
     latencies = []
     for _ in range(ACTIONS):
-        asked = time.perf_counter()
+        start = time.perf_counter()
         model.predict(observation)
-        latencies.append(time.perf_counter() - asked)
+        latencies.append(time.perf_counter() - start)
     rate = TIMED / (learned - warmed)
     return {
         "steps_per_s": rate,

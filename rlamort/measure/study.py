@@ -16,7 +16,7 @@ from rlamort.measure.verdict import Verdict
 from rlamort.run.track import read_records
 from rlamort.score import Interval, interval
 
-Kept = Mapping[str, Any]  # stored results, by the command that a user types for them
+Results = Mapping[str, Any]  # stored results, by the command that a user types for them
 
 
 class Task(NamedTuple):
@@ -61,53 +61,54 @@ class Study(NamedTuple):
         """All its runs, interleaved."""
         return [training(self.command(row, seed)) for seed in self.seeds for row in self.contenders()]
 
-    def due(self, kept: Kept) -> list[Task]:
+    def due(self, results: Results) -> list[Task]:
         """Runs without a stored result."""
-        return [task for task in self.tasks() if task.key not in kept]
+        return [task for task in self.tasks() if task.key not in results]
 
-    def waiting(self, kept: Kept) -> str:
+    def waiting(self, results: Results) -> str:
         """A line about missing measurements, or ""."""
-        left = len(self.due(kept))
+        left = len(self.due(results))
         return f"{self.env}, {self.steps:,} steps, beside {self.baseline}: {left} runs to go" if left else ""
 
-    def seeds_of(self, row: str, kept: Kept) -> list[int]:
+    def seeds_of(self, row: str, results: Results) -> list[int]:
         """Its seeds with stored runs."""
-        return [seed for seed in self.seeds if self.key(row, seed) in kept]
+        return [seed for seed in self.seeds if self.key(row, seed) in results]
 
-    def curves(self, row: str, kept: Kept) -> np.ndarray:
+    def curves(self, row: str, results: Results) -> np.ndarray:
         """(seeds, evaluations) returns."""
-        runs = [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds]
+        runs = [results[self.key(row, seed)]["evaluations"] for seed in self.seeds]
         return np.array([[one["eval/return"] for one in run] for run in runs])
 
-    def last(self, row: str, kept: Kept) -> np.ndarray:
+    def last(self, row: str, results: Results) -> np.ndarray:
         """(seeds,) returns of the last evaluation."""
-        return np.array(self.curves(row, kept)[:, -1])
+        return np.array(self.curves(row, results)[:, -1])
 
-    def judge(self, kept: Kept) -> list[Verdict]:
+    def judge(self, results: Results) -> list[Verdict]:
         """Verdicts on its claims with complete runs."""
         what = f"{' '.join([self.row, *self.overrides])} on {self.env}, {self.steps:,} steps, seeds {self.seeds}"
-        whole = [row for row in self.contenders() if self.seeds_of(row, kept) == self.seeds]
+        whole = [row for row in self.contenders() if self.seeds_of(row, results) == self.seeds]
         verdicts: list[Verdict] = []
         if self.row in whole and self.threshold is not None:
-            ours = self.last(self.row, kept)
+            ours = self.last(self.row, results)
             measured, passed = ", ".join(f"{value:.1f}" for value in ours), bool(ours.min() >= self.threshold)
             verdicts.append(Verdict(f"return of {what}: each seed", measured, f">= {self.threshold:g}", passed))
         if self.baseline is not None and whole == self.contenders():
-            a, b = (interval(list(self.last(row, kept))) for row in whole)
-            area, other = (self.curves(row, kept).mean(-1) for row in whole)
+            a, b = (interval(list(self.last(row, results))) for row in whole)
+            area, other = (self.curves(row, results).mean(-1) for row in whole)
             measured = f"{_shown(a)} (area {area.mean():.1f})"
             threshold = f"interval overlaps or lies above {_shown(b)} (area {other.mean():.1f})"
             verdicts.append(Verdict(f"return of {what}: beside {self.baseline}", measured, threshold, a.high >= b.low))
         return verdicts
 
-    def report(self, kept: Kept) -> list[str]:
+    def report(self, results: Results) -> list[str]:
         """Further lines of Markdown: none."""
         return []
 
-    def panel(self, kept: Kept) -> Callable[[Axes], None] | None:
+    def panel(self, results: Results) -> Callable[[Axes], None] | None:
         """A function that draws evaluation returns of stored runs, mean over seeds with 95 % Student intervals."""
         known = {
-            row: [kept[self.key(row, seed)]["evaluations"] for seed in self.seeds_of(row, kept)] for row in self.contenders()
+            row: [results[self.key(row, seed)]["evaluations"] for seed in self.seeds_of(row, results)]
+            for row in self.contenders()
         }
 
         def draw(axes: Axes) -> None:

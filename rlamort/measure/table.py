@@ -18,7 +18,7 @@ from rlamort.adjoint import Carry
 from rlamort.errors import Fault, UserError
 from rlamort.objective import Oracle
 from rlamort.solve.classical import FAILURES, LBFGS, PROJECTED, Field, Minimiser, Reference, extended, solution_of
-from rlamort.solve.solver import Solver
+from rlamort.solve.solver import EXACT, Solver
 from rlamort.update import InY, Update
 
 WARM_UP = 3  # calls
@@ -96,8 +96,9 @@ def measure(
     """Compare a solver's model with a reference on contexts x (B, d).
 
     Times are medians over `repeats` calls on alternating batches, warm and synchronised. A rival (projected gradient,
-    L-BFGS, and the problem's own solution if that is the reference) has a cold start, at domain.project(0). Its iterations are
-    counted first, so that evaluating its cost and feasibility is not timed; more than `limit` count as never reached.
+    L-BFGS, and the problem's own solution, or the solver of quadratic programs, if that is the reference) has a cold start, at
+    domain.project(0). Its iterations are counted first, so that evaluating its cost and feasibility is not timed; more than
+    `limit` count as never reached.
 
     Raises:
         UserError: there are fewer than two contexts, or not one reference for each.
@@ -119,6 +120,9 @@ def measure(
     if reference.label.startswith("solution"):
         known = Known(solution_of(solver.problem), f"{type(solver.problem).__name__}.solution")
         rivals.append(Minimiser("solution", lambda domain: known, InY, 1))
+    elif reference.label == EXACT:
+        program = Known(solver.exact, f"{type(solver.problem).__name__}, as a quadratic program")
+        rivals.append(Minimiser(EXACT, lambda domain: program, InY, 1))
     seconds, rival, rival_seconds = {}, {}, {}
     for size in sizes:
         different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
@@ -134,7 +138,7 @@ def measure(
         gap.mean().item() + half,
         gap.quantile(0.99).item(),
         reference.cost[whole].abs().mean().item(),
-        domain.violation(y[y.isfinite().all(-1)]).max().item(),
+        domain.at(x).violation(y.nan_to_num(0.0, 0.0, 0.0))[y.isfinite().all(-1)].max().item(),
         len(x) - len(gap),
         reference.label,
         reference.agreement,

@@ -124,7 +124,7 @@ def time_to_match(
     rows = []
     for kind, goal in itertools.product(dict.fromkeys(one.setting.kind for one in tried), goals):
         cells = [_fastest(found.values(), kind, goal, len(part)) for part in batches]
-        rows.append([kind, goal, *("not reached" if one is None else _told(one) for one in cells)])
+        rows.append([kind, goal, *("not reached" if one is None else _describe(one) for one in cells)])
     lines = [
         "the policy, one call: " + ", ".join(f"{1e3 * seconds:.3f} ms at batch {size}" for size, seconds in forward.items()),
         f"solvers from {', '.join(map(str, FROM))} starts, the fastest of {len(settings(patience))} settings:",
@@ -136,7 +136,7 @@ def time_to_match(
         if fastest is not None:
             (same,) = (this for this in tried if (this.setting.solver.name, this.starts) == (fastest.setting, fastest.starts))
             curves[kind] = {
-                "setting": _told(fastest), "seconds_per_iteration": fastest.seconds / fastest.iterations,
+                "setting": _describe(fastest), "seconds_per_iteration": fastest.seconds / fastest.iterations,
                 "gap": ((same.mean - best) / (zero - best)).tolist(),
             }  # fmt: skip
     data = {
@@ -152,7 +152,7 @@ def _fastest(found: Iterable[Timed], kind: str, goal: str, batch: int) -> Timed 
     return min(same, key=lambda one: one.seconds, default=None)
 
 
-def _told(one: Timed) -> str:
+def _describe(one: Timed) -> str:
     start = f"{one.starts} start{'s'[: one.starts - 1]}"
     return f"{one.times:.0f}x: {one.setting}, {start}, {one.iterations} iteration{'s'[: one.iterations - 1]}"
 

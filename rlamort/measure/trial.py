@@ -71,7 +71,7 @@ class Trial:
         """Contexts and solutions as models see them: vectors, in the dtype of networks."""
         x = self.rows(self.problem.contexts(self.count))
         v = torch.randn(self.count, self.problem.domain.inputs, device=self.device)
-        return Sample(x, v, self.problem.domain.project(v))
+        return Sample(x, v, self.problem.domain.at(x).project(v))
 
     def rows(self, x: Parts) -> Tensor:
         return self.problem.layout.pack(x).to(self.device, torch.get_default_dtype())
@@ -83,7 +83,7 @@ class Trial:
 
     def special(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Points of Y (B, n) where functions tend to fail, which random ones miss, with their names."""
-        domain, like = self.problem.domain, x.new_empty(self.count, self.problem.domain.dim)
+        domain, like = self.problem.domain.at(x), x.new_empty(self.count, self.problem.domain.dim)
         yield "the point of Y nearest to 0", domain.nearest(torch.zeros_like(like))
         far = 1e3
         try:
@@ -122,7 +122,7 @@ class Trial:
         """The trial in float64, for accurate differences, if the problem can be moved there."""
         try:
             twin = Trial(copy.deepcopy(self.problem).double(), self.count, self.seed, self.device)
-            exact = twin.value(twin.problem.domain.project(v.double()), x.double()).dtype is torch.float64
+            exact = twin.value(twin.problem.domain.at(x.double()).project(v.double()), x.double()).dtype is torch.float64
         except Exception:  # whatever a user's code raises at a dtype that nobody asked it to take
             exact = False
         return Scale(twin, x.double(), v.double(), 1e-6, 1e-3, 1e-7) if exact else Scale(self, x, v, 1e-2, 5e-2, 1e-3)

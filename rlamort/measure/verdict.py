@@ -64,16 +64,16 @@ class Verdict:
     def __str__(self) -> str:
         return f"{self.outcome}  {self.claim}\n      measured {self.measured}; threshold {self.limit}"
 
-    def kept(self) -> list[Any]:
+    def values(self) -> list[Any]:
         """As JSON values; a reported one ends in the fields of its bound."""
         if self.bound is None:
             return [self.claim, self.measured, self.threshold, self.passed]
         return [self.claim, self.measured, "reported", self.bound._asdict()]
 
     @classmethod
-    def read(cls, kept: Sequence[Any]) -> "Verdict":
-        """From the values of `kept`. Raises ValueError as the constructor does."""
-        claim, measured, threshold, last = kept
+    def read(cls, values: Sequence[Any]) -> "Verdict":
+        """From what `values` returns. Raises ValueError as the constructor does."""
+        claim, measured, threshold, last = values
         if isinstance(last, bool):
             return cls(claim, measured, threshold, last)
         return cls(claim, measured, "", True, Bound(**last))

@@ -86,8 +86,8 @@ def _begun(learner: "Learner") -> tuple[gymnasium.Env[Any, Any], Any, np.ndarray
     except Exception as error:
         raise UserError(f"video: {env} does not render here: {type(error).__name__}: {error}") from error
     if not (isinstance(first, np.ndarray) and first.dtype == np.uint8):
-        given = f"numbers of type {first.dtype}" if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
-        raise UserError(f"video: {env} renders {given}; an image is needed, an array of uint8")
+        what = f"numbers of type {first.dtype}" if isinstance(first, np.ndarray) else f"a {type(first).__name__}"
+        raise UserError(f"video: {env} renders {what}; an image is needed, an array of uint8")
     return playing, observation, first
 
 
@@ -100,13 +100,13 @@ def _filmed(find: Callable[[str], Any], env_kwargs: dict[str, Any] | None) -> tu
 def unfilmable(env: Any, env_kwargs: dict[str, Any] | None) -> str:
     """Why an environment cannot be rendered; "" if it may."""
     try:
-        made = factory(env, env_kwargs)()
-        made.close()
+        instance = factory(env, env_kwargs)()
+        instance.close()
     except UserError as error:
         return str(error)
     except Exception:  # it is its constructor's to say, where it is made to be filmed
         return ""
-    plain = made.unwrapped
+    plain = instance.unwrapped
     if isinstance(plain, NativeEnv):
         return f"{env} is a problem, or a solver, and neither moves: there is nothing to film"
     if type(plain).render is gymnasium.Env.render:

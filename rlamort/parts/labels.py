@@ -152,10 +152,11 @@ def checked(found: Labelled, problem: Problem, missing: Missing, name: str, why:
             raise UserError(f"{said}; labels.missing=drop leaves such items out, if there are others")
         warnings.warn(f"{said}; they are left out", stacklevel=2)
     x, y = found.x[finite], found.y[finite]
-    outside = (~within(problem.domain, y)).nonzero()[:, 0].tolist()
+    domain = problem.domain.at(x)
+    outside = (~within(domain, y)).nonzero()[:, 0].tolist()
     if outside:
-        first, kind = int(finite.nonzero()[outside[0], 0]), type(problem.domain).__name__
-        far = problem.domain.violation(y[outside]).max().item()
+        first, kind = int(finite.nonzero()[outside[0], 0]), type(domain).__name__
+        far = domain.violation(y)[outside].max().item()
         raise UserError(
             f"{name}: {len(outside)} of {count} labels lie outside {kind}, by up to {far:.3g}, of which {first} is the first; "
             "points in it are needed"

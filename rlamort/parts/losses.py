@@ -34,7 +34,8 @@ class Solution(Teacher):
     def __call__(self, setting: Setting) -> trained.Teacher:
         problem = setting.known("loss.teacher")
         solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
-        y = solution(presented(problem, 2))
+        x = presented(problem, 2)
+        y = solution(x)
         if y is None and setting.constraints is not None:
             raise UserError(
                 f"loss=regress: {name} is not known, and the search that replaces it ignores constraints; "
@@ -42,8 +43,9 @@ class Solution(Teacher):
             )
         if y is None:
             return _searched(setting, updates.Lbfgs(problem.domain), 50)
-        if not within(problem.domain, y).all():
-            outside, kind = problem.domain.violation(y).max().item(), type(problem.domain).__name__
+        domain = problem.domain.at(x)
+        if not within(domain, y).all():
+            outside, kind = domain.violation(y).max().item(), type(domain).__name__
             raise UserError(f"loss=regress: {name} returns points {outside:.3g} outside {kind}; points in it are needed")
         return models.Expert(solution, name)
 
@@ -188,7 +190,7 @@ class Smoothed(Loss):
     pairs: Size = 8
 
     def __call__(self, setting: Setting) -> trained.Loss:
-        return trained.Smoothed(self.sigma, self.pairs, setting.domain.nearest)
+        return trained.Smoothed(self.sigma, self.pairs, lambda y, x: setting.domain.at(x).nearest(y))
 
 
 @dataclass(frozen=True)

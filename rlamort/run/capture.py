@@ -1,8 +1,7 @@
-"""Updates as the loop runs them: one call after another, or captured as a whole. N rows of environments · d = x_dim
+"""Rounds of updates, run eagerly or captured as one graph. N environments · d = x_dim
 
-A round is what follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and
-then exploring actions for the contexts x (N, d) that stand now, where somebody acts (x is not None); h is what the agent
-remembers of the environments, before and after that.
+A round follows one step of the environments: an update for each entry of `improves`, with or without `improve`, and then
+exploring actions for the present contexts x (N, d), if the agent acts (x is not None); h is its carry, before and after that.
 """
 
 import copy
@@ -23,7 +22,7 @@ Sampler = Callable[[], Batch | Contexts | Labelled]
 
 
 class Round(NamedTuple):
-    """What came of a round."""
+    """The results of a round."""
 
     metrics: Metrics  # of the latest updates
     y: Tensor | None  # (N, n) in [-1, 1]^n; None where nobody acts
@@ -31,7 +30,7 @@ class Round(NamedTuple):
 
 
 class Eager:
-    """Rounds as Python runs them.
+    """Rounds run eagerly.
 
     Args:
         agent: what is updated.
@@ -44,7 +43,7 @@ class Eager:
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         metrics: Metrics = {}
         for improve in improves:
-            metrics |= self.agent.update(self.sample(), improve)
+            metrics |= self.agent.update_from(self.sample, improve)
         return Round(metrics, *_next(self.agent, x, h))
 
 
@@ -83,11 +82,11 @@ class Compiled:
         return Round(metrics, *_next(self.agent, x, h))
 
     def _update(self, improve: bool, x: Tensor | None, h: Carry) -> tuple[Metrics, Tensor | None, Carry]:
-        return self.agent.update(self.sample(), improve), *_next(self.agent, x, h)
+        return self.agent.update_from(self.sample, improve), *_next(self.agent, x, h)
 
 
 def _next(agent: Agent, x: Tensor | None, h: Carry) -> tuple[Tensor | None, Carry]:
-    """What the agent does next, and what it remembers then."""
+    """The agent's next actions, and its carry after them."""
     with torch.no_grad():
         return (None, h) if x is None else agent.play(x, h, explore=True)
 
@@ -110,8 +109,8 @@ class CudaGraph:
             self.graphs[pattern] = self._record(pattern, x, h)
         graph, buffers, found = self.graphs[pattern]
         if x is not None:
-            for buffer, given in zip(buffers, (x, *h), strict=True):
-                buffer.copy_(given)
+            for buffer, value in zip(buffers, (x, *h), strict=True):
+                buffer.copy_(value)
         graph.replay()
         y = None if found.y is None else found.y.clone()
         metrics = {name: value.clone() for name, value in found.metrics.items()}
@@ -119,27 +118,27 @@ class CudaGraph:
 
     def _record(self, pattern: tuple[bool, ...], x: Tensor | None, h: Carry) -> tuple[torch.cuda.CUDAGraph, Carry, Round]:
         before = AgentSnapshot(self.eager.agent)
-        buffers = () if x is None else tuple(given.clone() for given in (x, *h))
-        asked, kept = (buffers[0], buffers[1:]) if buffers else (None, ())
+        buffers = () if x is None else tuple(value.clone() for value in (x, *h))
+        x_buffer, h_buffers = (buffers[0], buffers[1:]) if buffers else (None, ())
         device = self.eager.agent.device
         aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
             for _ in range(3):
-                self.eager(pattern, asked, kept)
+                self.eager(pattern, x_buffer, h_buffers)
         torch.cuda.current_stream(device).wait_stream(aside)
         before.restore()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = self.eager(pattern, asked, kept)
+            found = self.eager(pattern, x_buffer, h_buffers)
         return graph, buffers, found
 
 
 class AgentSnapshot:
-    """An agent's state and the random generators', to come back to.
+    """A snapshot of an agent's state and of the random generators.
 
     Args:
-        agent: whose state is kept, on whatever device it is.
+        agent: whose state is copied, on its device.
     """
 
     def __init__(self, agent: Agent) -> None:
@@ -149,7 +148,7 @@ class AgentSnapshot:
         self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self) -> None:
-        """Everything as it was, in the same memory."""
+        """Restore everything, in the same memory."""
         self.agent.load_state_dict(self.tensors)
         torch.set_rng_state(self.random)
         if self.random_on_device is not None:
@@ -157,7 +156,7 @@ class AgentSnapshot:
 
 
 class Captured:
-    """Rounds by `Compiled` or, on a GPU, by `CudaGraph`, each pattern of them held against the eager one at its first use.
+    """Rounds by `Compiled` or, on a GPU, by `CudaGraph`, each pattern verified against eager execution at its first use.
 
     Where capturing fails, or the two differ, rounds go on eager, with one warning.
 
@@ -197,13 +196,13 @@ class Captured:
 
 
 def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
-    """All that a round gives or changes."""
+    """All tensors that a round returns or changes, by name."""
     acted = {} if found.y is None else {"y": found.y, **{f"h[{i}]": part for i, part in enumerate(found.h)}}
     return {**found.metrics, **agent.state_dict(), **acted}
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Whether they are no further apart than float32 arithmetic in another order explains.
+    """Whether they differ by no more than the rounding of float32 arithmetic in another order.
 
     By norms, since Adam's first step turns a rounding of a vanishing gradient into a step of full size.
     """

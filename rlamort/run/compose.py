@@ -75,19 +75,19 @@ class Composition:
             self.runs = [Path(os.path.relpath(note.read_text())) for note in Path(folder).glob("*.run")]
         return code
 
-    def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], made: Callable[[Path], Any]) -> int:
-        """Run with `more` overrides, and pass the folder of each run to `made`, in the run's process; returns the exit code."""
+    def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], on_run: Callable[[Path], Any]) -> int:
+        """Run with `more` overrides, and call `on_run` with the folder of each run, in its process; returns the exit code."""
         scores: list[float | None] = []
 
         def one(composed: DictConfig) -> None:
             try:
-                given = OmegaConf.to_container(composed, resolve=True)
+                values = OmegaConf.to_container(composed, resolve=True)
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
-            assert isinstance(given, dict)
-            unsaid = [name for name, field in self.known.items() if part_of(field.type) and given[name] == {}]
-            path = start(self.method, {str(key): given[key] for key in given if key in self.known and key not in unsaid})
-            made(path)
+            assert isinstance(values, dict)
+            unsaid = [name for name, field in self.known.items() if part_of(field.type) and values[name] == {}]
+            path = start(self.method, {str(key): values[key] for key in values if key in self.known and key not in unsaid})
+            on_run(path)
             scores.append(last_score(path))
 
         def job(composed: DictConfig) -> float | None:
@@ -140,9 +140,9 @@ def _parted(arguments: list[str], known: dict[str, Field], former: Mapping[str, 
     parser = Parser("train METHOD", "", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
-    given, rest = parser.parse_known_args(arguments)
-    flags = (["--multirun"] if given.multirun else []) + (["--cfg", given.cfg] if given.cfg else [])
-    return flags, [_checked(argument, known, given.multirun, former) for argument in rest]
+    options, rest = parser.parse_known_args(arguments)
+    flags = (["--multirun"] if options.multirun else []) + (["--cfg", options.cfg] if options.cfg else [])
+    return flags, [_checked(argument, known, options.multirun, former) for argument in rest]
 
 
 def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Mapping[str, str]) -> str:

@@ -79,7 +79,7 @@ class Directory:
             holder = os.read(lock, 1000).decode()
             self.close()
             raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
-        if (held := os.read(lock, 8)) and held != OURS:
+        if (content := os.read(lock, 8)) and content != OURS:
             self.close()
             raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; choose a new folder")
         os.ftruncate(lock, 0)

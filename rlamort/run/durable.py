@@ -1,4 +1,4 @@
-"""What makes a run outlive its process: checkpoints, copies of its records elsewhere, a report of what diverged."""
+"""Checkpoints of a run, mirrors of its records, and a report on divergence."""
 
 import json
 import shutil
@@ -21,8 +21,8 @@ from rlamort.run.track import Records
 from rlamort.train import Clock, crosses
 
 
-class Kept(Protocol):
-    """What a learner is to those who keep it."""
+class Checkpointable(Protocol):
+    """What a checkpoint needs of a learner."""
 
     config: Config
     agent: Agent
@@ -38,51 +38,51 @@ class Kept(Protocol):
 
 
 class Durable:
-    """Keeps a learner in a run directory.
+    """Saves a learner to a run directory and restores it from there.
 
     Args:
-        learner: what is kept; held weakly, since it holds this.
-        directory: where.
+        learner: what is saved; referenced weakly, since it references this.
+        directory: the run directory.
 
     Attributes:
-        kept: environment steps at the newest checkpoint.
+        newest_step: environment steps at the newest checkpoint; 0 if there is none.
         mirrors: processes that copy the records elsewhere.
     """
 
-    def __init__(self, learner: Kept, directory: Directory) -> None:
-        self.learner: Kept = weakref.proxy(learner)
+    def __init__(self, learner: Checkpointable, directory: Directory) -> None:
+        self.learner: Checkpointable = weakref.proxy(learner)
         self.directory = directory
-        self.kept = 0
+        self.newest_step = 0
         self.mirrors: list[Mirror] = []
         self._frames: np.ndarray | None = None  # of the replay, up to which the newest checkpoint holds them
         self._final = 0  # bytes of records that no resume will write again
         self._proved = False
 
     def records(self) -> Records:
-        """Where records go, from now on followed by the mirrors."""
+        """The records' file; from the first call on, the mirrors copy it."""
         if not self.mirrors:
             timeout = self.learner.config.run.track_timeout
             self.mirrors = [Mirror(self.directory.path, backend, timeout) for backend in self.learner.tracked]
         return self.directory.records
 
     def prove(self) -> None:
-        """Find out, once, whether checkpoints can hold all of the environment's state: see `rlamort.env.Env.prove`."""
+        """Test, once, whether checkpoints can hold all of the environment's state: see `rlamort.env.Env.prove`."""
         if not self._proved:
             self.learner.source.env.prove()
             self._proved = True
 
     def keep(self, stopping: bool) -> bool:
-        """Called after every round: saves when it is time to, or when the run is `stopping`; whether it did."""
-        due = crosses(self.kept, self.learner.clock.env_step, self.learner.config.run.checkpoint_every)
+        """Called after every round: saves if a checkpoint is due or the run is `stopping`; returns whether it did."""
+        due = crosses(self.newest_step, self.learner.clock.env_step, self.learner.config.run.checkpoint_every)
         saved = (stopping or due) and self.save()
         for mirror in self.mirrors if stopping else ():
             mirror.preempted()
         return saved
 
     def save(self) -> bool:
-        """Write everything that `restore` needs into the run directory; whether there is a new checkpoint.
+        """Write everything that `restore` needs to the run directory; returns whether there is a new checkpoint.
 
-        Storage that fails costs a warning, not the run.
+        An error of the storage is a warning, and training continues.
 
         Raises:
             Diverged: something in the agent is no longer finite.
@@ -93,7 +93,7 @@ class Durable:
             self._release()
             return False
         learner.check_finite()
-        if self._frames is not None and (self.kept, self._final) == (step, records.size()):
+        if self._frames is not None and (self.newest_step, self._final) == (step, records.size()):
             return False  # it is the newest already
         frames = source.frames_since(np.zeros_like(source.written) if self._frames is None else self._frames)
         try:
@@ -109,14 +109,14 @@ class Durable:
                 stacklevel=2,
             )
             return False
-        first, self.kept, self._frames = not self.kept, step, frames["high"]
+        first, self.newest_step, self._frames = not self.newest_step, step, frames["high"]
         self._release()
-        if first:  # once more, since much may have come about since the beginning
+        if first:  # once more, since the state may have grown since the beginning
             source.env.prove()
         return True
 
     def restore(self, loaded: Loaded) -> bool:
-        """Everything as it was in a checkpoint; False where only new episodes could be begun.
+        """Restore everything from a checkpoint; returns False if episodes had to begin anew.
 
         Raises:
             UserError: it is of another run.
@@ -128,11 +128,11 @@ class Durable:
             self.directory.records.cut(loaded.state["records"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, Damaged) as error:
             raise UserError(f"{loaded.saved.path}: it does not fit this run: {error}") from error
-        self.kept, self._frames = learner.clock.env_step, learner.source.written.copy()
+        self.newest_step, self._frames = learner.clock.env_step, learner.source.written.copy()
         return exact
 
     def report_nan(self, error: Diverged) -> Path:
-        """Write what is known of a divergence beside the run: losses, and the state of every tensor; the file."""
+        """Write losses and the range of every tensor to a file in the run directory, and return its path."""
         clock = self.learner.clock
         tensors = {
             name: {"finite": bool(t.isfinite().all()), "largest": float(t.abs().max()) if t.numel() else 0.0}
@@ -145,13 +145,13 @@ class Durable:
         return file
 
     def close(self) -> None:
-        """Let the mirrors finish, and give the directory back."""
+        """Wait for the mirrors, and unlock the directory."""
         for mirror in self.mirrors:
             mirror.close(self._final)
         self.directory.close()
 
     def _release(self) -> None:
-        """Records so far are final: those who follow the run may have them."""
+        """Let the mirrors copy the records so far, which no resume will write again."""
         self._final = self.directory.records.size()
         for mirror in self.mirrors:
             mirror.advance(self._final)

@@ -20,7 +20,7 @@ from rlamort.host.plain import plain
 from rlamort.problem import Problem
 
 KEYS = ("env", "eval_env")
-MADE = (gymnasium.Env, VectorEnv)  # instances, which users construct themselves
+INSTANCES = (gymnasium.Env, VectorEnv)  # instances, which users construct themselves
 
 
 class Environments:
@@ -43,7 +43,7 @@ class Environments:
 
     def __init__(self, config: Config, device: torch.device, env: Any, eval_env: Any, unnamed: dict[str, str]) -> None:
         self.config, self.device, self.unnamed = config, device, unnamed
-        self._given = {"env": env, "eval_env": eval_env}
+        self._envs = {"env": env, "eval_env": eval_env}
         self.spec: Spec | None = None
         self.saved: dict[str, Any] | None = None
         self._training: Env | None = None
@@ -58,9 +58,9 @@ class Environments:
         Raises:
             UserError: it cannot be constructed by that name.
         """
-        if self._given[key] is None and key in self.unnamed:
+        if self._envs[key] is None and key in self.unnamed:
             raise UserError(f"{key}: {self.unnamed[key]}, so it cannot be constructed by name; pass {key}=...")
-        return self.config.values[key] if self._given[key] is None else self._given[key]
+        return self.config.values[key] if self._envs[key] is None else self._envs[key]
 
     def _env(self) -> Any:
         found = self.find("env")
@@ -70,16 +70,16 @@ class Environments:
 
     def require_second(self, must: bool) -> None:
         """Test whether a second environment like the training one can be made; an error if it `must`, else a warning."""
-        if self._given["eval_env"] is None and isinstance(self._given["env"], MADE):
+        if self._envs["eval_env"] is None and isinstance(self._envs["env"], INSTANCES):
             try:
-                self._copies = copies_of(self._given["env"], self.config.run.reset_options)
+                self._copies = copies_of(self._envs["env"], self.config.run.reset_options)
             except UserError as error:
                 if must:
                     raise
                 warnings.warn(str(error), stacklevel=4)
         if self._copies is not None and _keeps_to_itself(self._copies):
             warnings.warn(
-                f"env={name_of(self._given['env'])}: running statistics of wrappers in its worker processes are not visible to "
+                f"env={name_of(self._envs['env'])}: running statistics of wrappers in its worker processes are not visible to "
                 "evaluations and saved agents; pass a function that makes one environment, with num_envs and "
                 "vectorization=async, or use normalise=true instead of these wrappers",
                 stacklevel=4,
@@ -87,23 +87,23 @@ class Environments:
 
     def require_spaces(self) -> None:
         """Open the environments that were passed, and raise UserError if their spaces differ from the agent's."""
-        if self._given["env"] is not None:
+        if self._envs["env"] is not None:
             self._match(self.training, "env")
-        if self._given["eval_env"] is not None:
+        if self._envs["eval_env"] is not None:
             self.evaluation(1)
 
     @property
     def training(self) -> Env:
         """The training environment."""
         if self._training is None:
-            run, given = self.config.run, self._env()
-            self._training = self._open(given, run.num_envs, run.vectorization)
+            run, env = self.config.run, self._env()
+            self._training = self._open(env, run.num_envs, run.vectorization)
             if self.saved is not None:
                 self._training.take(self.saved, frozen=False)
             observation = self._training.spec.observation
             if observation.dtype == "uint8" and len(observation.shape) > 1:
                 warnings.warn(
-                    f"env={name_of(given)}: its observations are images, {observation}; networks here see them flattened, as "
+                    f"env={name_of(env)}: its observations are images, {observation}; networks here see them flattened, as "
                     f"{observation.dim} numbers up to 255; normalise=true scales them",
                     stacklevel=4,
                 )
@@ -111,27 +111,27 @@ class Environments:
 
     def another(self, count: int) -> Env:
         """Environments like the training one, `count` of them, or for a vector environment as many as it has."""
-        given = self._env()
-        if isinstance(given, MADE):
-            self._copies = self._copies or copies_of(given, self.config.run.reset_options)
-            given = self._copies() if isinstance(given, VectorEnv) else self._copies
+        env = self._env()
+        if isinstance(env, INSTANCES):
+            self._copies = self._copies or copies_of(env, self.config.run.reset_options)
+            env = self._copies() if isinstance(env, VectorEnv) else self._copies
         elif self.spec is not None and self.spec.problem is not None:
-            given = self.spec.problem  # what is learned with the solver is shared
-        return self._frozen(self._open(given, count).held_out(), "env")
+            env = self.spec.problem  # what is learned with the solver is shared
+        return self._frozen(self._open(env, count).held_out(), "env")
 
     def evaluation(self, episodes: int) -> Env:
         """The evaluation environment for so many episodes, side by side where possible."""
-        given, before = self.find("eval_env"), self._evaluation
-        if given is not None:
-            rows = 1 if isinstance(given, gymnasium.Env) else episodes
-            if before is None or (before.count != rows and not isinstance(given, VectorEnv)):
-                self._evaluation = self._frozen(self._open(given, rows, own=False).held_out(), "eval_env")
+        env, before = self.find("eval_env"), self._evaluation
+        if env is not None:
+            rows = 1 if isinstance(env, gymnasium.Env) else episodes
+            if before is None or (before.count != rows and not isinstance(env, VectorEnv)):
+                self._evaluation = self._frozen(self._open(env, rows, own=False).held_out(), "eval_env")
         elif before is None or before.count != episodes or self._copies is not None:  # of what can be changed, a fresh copy
             self._evaluation = self.another(episodes)
         if before is not None and before is not self._evaluation:
             before.close()
         assert self._evaluation is not None
-        return self._frozen(self._evaluation, "eval_env" if given is not None else "env")
+        return self._frozen(self._evaluation, "eval_env" if env is not None else "env")
 
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
         """A context in which other environments may be opened and stepped without affecting the training one."""
@@ -152,8 +152,9 @@ class Environments:
         run, vector = self.config.run, isinstance(env, VectorEnv)
         with default_dtype(run.dtype):
             opened: Env = locate(self.config.row["opens"])(
-                env, count=count, env_kwargs=run.env_kwargs if own and not isinstance(env, (*MADE, Copies, Problem)) else None,
-                vectorization=vectorization, max_episode_steps=None if vector else run.max_episode_steps,
+                env, count=count, vectorization=vectorization,
+                env_kwargs=run.env_kwargs if own and not isinstance(env, (*INSTANCES, Copies, Problem)) else None,
+                max_episode_steps=None if vector else run.max_episode_steps,
                 max_faults=run.max_env_faults, timeout=run.env_timeout, reset_options=None if vector else run.reset_options,
                 device=self.device, **opening(self.config),
             )  # fmt: skip
@@ -171,7 +172,7 @@ class Environments:
             self.spec.require(env.spec, f"{key}={env.name}")
 
 
-def told(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def environment_values(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration's values for environments that are passed, and why one cannot be constructed by name, by key.
 
     Args:
@@ -204,7 +205,7 @@ def told(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple[dict[str, Any
 
 def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
     """Raises UserError for a key that does not apply to an existing `env`."""
-    late = ["env_kwargs"] if isinstance(env, MADE) else []
+    late = ["env_kwargs"] if isinstance(env, INSTANCES) else []
     if isinstance(env, VectorEnv):
         late += ["max_episode_steps", "reset_options", "vectorization", "max_env_faults", "env_timeout"]
     for key in late:
@@ -215,12 +216,12 @@ def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
 
 
 def _keeps_to_itself(copies: Copies) -> bool:
-    """Whether it has worker processes in which wrappers keep running statistics."""
+    """Whether wrappers in its worker processes keep running statistics."""
     return isinstance(copies.env.unwrapped, AsyncVectorEnv) and bool(learned(layers(copies.first.unwrapped.envs[0]))["layers"])
 
 
 def _innermost(env: Any) -> set[int]:
     """The ids of the innermost environments of an instance."""
-    if not isinstance(env, MADE):
+    if not isinstance(env, INSTANCES):
         return set()
     return {id(env.unwrapped), *(id(row.unwrapped) for row in getattr(env.unwrapped, "envs", ()))}

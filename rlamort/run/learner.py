@@ -1,4 +1,4 @@
-"""A method built for an environment, which learns, is measured, and is saved."""
+"""A method on an environment: trained, evaluated, saved and loaded."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ from rlamort.run.callback import Callback, Called, Enough
 from rlamort.run.capture import Captured, Eager
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
-from rlamort.run.environments import Environments, told
+from rlamort.run.environments import Environments, environment_values
 from rlamort.run.mirror import require
 from rlamort.run.resets import Resets
 from rlamort.run.sharing import Sharing
@@ -51,56 +51,56 @@ class Learner:
     """
 
     method: ClassVar[str]
-    durable: Durable | None = None  # keeps it in its run directory, where it has one
+    durable: Durable | None = None  # saves it to its run directory, where it has one
     closed = False
     loaded = False  # from a file without a replay
 
     def __init__(self, env: Any, *others: Any, eval_env: Any = None, **fields: Any) -> None:
         if others:
             raise UserError(_one_argument(type(self).__name__, env, len(others)))
-        values, unnamed = told(env, eval_env, fields)
+        values, unnamed = environment_values(env, eval_env, fields)
         self._settle(resolve(self.method, {**fields, **values}), env, eval_env, unnamed)
-        given = self.config.run.dir
-        self.environments.require_second(must=bool(given) or self.config.run.num_envs > 1)
+        directory = self.config.run.dir
+        self.environments.require_second(must=bool(directory) or self.config.run.num_envs > 1)
         self._begin()
         self.build(self.source.env.spec)
-        if given:
-            self.durable = Durable(self, Directory(Path(given), self.description()))
-        if self.tracked and not given:
+        if directory:
+            self.durable = Durable(self, Directory(Path(directory), self.description()))
+        if self.tracked and not directory:
             raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
-        for key, reason in unnamed.items() if given else ():
+        for key, reason in unnamed.items() if directory else ():
             warnings.warn(
-                f"{key}: {reason}, so no command can make it again for {given}: `rlamort resume` and the others, and "
+                f"{key}: {reason}, so no command can make it again for {directory}: `rlamort resume` and the others, and "
                 f"rlamort.resume and rlamort.load, will need {key}=...",
                 stacklevel=2,
             )
 
     @classmethod
     def unbuilt(cls, config: Config, env: Any, eval_env: Any, unnamed: dict[str, str]) -> Self:
-        """A learner without an agent, which `build` makes: for those who know one from a file."""
+        """A learner whose agent `build` makes later, for agents that come from files."""
         learner = cls.__new__(cls)
         learner._settle(config, env, eval_env, unnamed)
         return learner
 
     def build(self, spec: Spec) -> None:
-        """Make the agent.
+        """Construct the agent.
 
         Raises:
-            UserError: its networks do not fit the memory, or an environment that is given does not fit `spec`.
+            UserError: its networks do not fit in memory, or the spaces of an environment that was passed differ from `spec`.
         """
         with Randomness(0, self.device)(), default_dtype(self.config.run.dtype):
-            require_memory(self.method, lambda: self._drawn(spec.apart()), self.device)
+            require_memory(self.method, lambda: self._fresh_agent(spec.apart()), self.device)
         with self.randomness(), default_dtype(self.config.run.dtype):
-            self.agent: Agent = self._drawn(spec).to(self.device)
+            self.agent: Agent = self._fresh_agent(spec).to(self.device)
         self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
         self.environments.require_spaces()
 
-    def _drawn(self, spec: Spec) -> Agent:
-        """An agent that has learned nothing yet."""
+    def _fresh_agent(self, spec: Spec) -> Agent:
+        """An untrained agent."""
         kind = locate(self.config.row["agent"])
-        drawn: Agent = kind(spec, **self.config.keywords(kind))
-        return drawn
+        agent: Agent = kind(spec, **self.config.keywords(kind))
+        return agent
 
     def _settle(self, config: Config, env: Any, eval_env: Any, unnamed: dict[str, str]) -> None:
         self.config = config
@@ -125,7 +125,7 @@ class Learner:
 
     @property
     def source(self) -> Any:
-        """p(x): opened, with its environment checked, when it is first needed."""
+        """p(x), over the training environment; constructed when it is first needed."""
         if self._source is None:
             with self.randomness(), default_dtype(self.config.run.dtype):  # environments may draw while they are made
                 env = self.environments.training
@@ -135,7 +135,7 @@ class Learner:
         return self._source
 
     def _begin(self) -> None:
-        """Let the source do what takes time, unless it has, or its state was restored."""
+        """Let the source do its slow preparation, unless that is done or restored."""
         source = self.source
         with self.randomness():
             source.prepare()
@@ -149,7 +149,7 @@ class Learner:
             return score(agent, self.environments.evaluation(episodes), episodes=episodes)
 
     def close(self) -> None:
-        """Give back what the environments hold, worker processes among it."""
+        """Release the environments' resources, worker processes included, and the run directory."""
         self.environments.close()
         if self.durable is not None:
             self.durable.close()
@@ -169,59 +169,36 @@ class Learner:
 
         Args:
             total_timesteps: environment steps, over all environments.
-            callback: called with the learner after every record, evaluation and checkpoint; where it gives False, learning ends
-                there, as if `total_timesteps` were over.
+            callback: called with the learner after every record, evaluation and checkpoint; where it returns False, learning
+                ends there, as if `total_timesteps` were over.
             reset_num_timesteps: count steps in records from zero again; what was learned and stored stays either way.
             progress_bar: show progress in the terminal.
             trackers: take losses, returns and evaluations; without one, and without `dir`, there are no evaluations.
-            stop: asked after every step; when it says so, the run saves itself and `Preempted` is raised.
+            stop: called after every step; where it returns True, a checkpoint is saved and `Preempted` is raised.
 
         Raises:
             Diverged: something in the agent is no longer finite.
         """
-        run, source, durable = self.config.run, self.source, self.durable
-        called = Called(callback, self)
+        called, durable = Called(callback, self), self.durable
         self._begin()
         if reset_num_timesteps and self.clock.env_step and durable is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
             self.clock = Clock(updates=self.clock.updates, y=self.clock.y, h=self.clock.h)
-        schedule = Schedule(
-            total_timesteps, run.warmup_steps, run.warmup_steps if run.update_after is None else run.update_after,
-            run.utd, run.batch_size, run.eval_every, run.log_every,
-        )  # fmt: skip
+        schedule, updates = self._schedule(total_timesteps), self.clock.updates
         takers = [*([] if durable is None else [durable.records()]), *trackers]
-        scorer = functools.partial(self._scored, run.eval_episodes) if takers else None
+        scorer = functools.partial(self._scored, self.config.run.eval_episodes) if takers else None
         if scorer is not None:
             with self.environments.undisturbed():
-                self.environments.evaluation(run.eval_episodes)  # now, so that one that cannot be made stops nothing later
-        updates = self.clock.updates
-
-        def keep() -> None:
-            stopping = stop()
-            if durable is not None and durable.keep(stopping):
-                called()
-            if stopping:
-                raise Preempted(f"stopped at step {self.clock.env_step:,}")
-            called.stop_if_asked()
-
+                self.environments.evaluation(self.config.run.eval_episodes)  # now, so that an error in it comes before training
         with contextlib.ExitStack() as around:
             if progress_bar:
                 takers.append(around.enter_context(Terminal(total_timesteps)))
-            journal = Journal([*takers, called], scorer, keep)
             around.enter_context(self.training())
-            if durable is not None:
-                durable.prove()
-            with contextlib.suppress(Enough):
-                locate(self.config.row["train"])(
-                    self.agent, source, schedule, self.clock, self._prepared(total_timesteps * run.utd), journal
-                )
-            self.check_finite()
-            with contextlib.suppress(Enough):
-                journal.measure(self.agent, self.clock)
+            self._train(schedule, Journal([*takers, called], scorer, lambda: self._after_round(called, stop())))
             if durable is not None and durable.save():
                 called()
-        if self.loaded and self.clock.updates == updates and source.resumable:
+        if self.loaded and self.clock.updates == updates and self.source.resumable:
             warnings.warn(
                 f"learn({total_timesteps}): the agent is as it was loaded. Its replay began empty, and updates begin after "
                 f"{schedule.update_after:,} steps (warmup_steps, update_after); learn longer, or set these lower",
@@ -229,9 +206,32 @@ class Learner:
             )
         return self
 
+    def _schedule(self, steps: int) -> Schedule:
+        run = self.config.run
+        update_after = run.warmup_steps if run.update_after is None else run.update_after
+        return Schedule(steps, run.warmup_steps, update_after, run.utd, run.batch_size, run.eval_every, run.log_every)
+
+    def _train(self, schedule: Schedule, journal: Journal) -> None:
+        """Run the method's loop, until its end or the callback's, and a last evaluation."""
+        if self.durable is not None:
+            self.durable.prove()
+        with contextlib.suppress(Enough):
+            updates = self._prepared(schedule.steps * schedule.utd)
+            locate(self.config.row["train"])(self.agent, self.source, schedule, self.clock, updates, journal)
+        self.check_finite()
+        with contextlib.suppress(Enough):
+            journal.measure(self.agent, self.clock)
+
+    def _after_round(self, called: Called, stopping: bool) -> None:
+        if self.durable is not None and self.durable.keep(stopping):
+            called()
+        if stopping:
+            raise Preempted(f"stopped at step {self.clock.env_step:,}")
+        called.stop_if_asked()
+
     @contextlib.contextmanager
     def at_work(self, randomness: Randomness) -> Iterator[None]:
-        """What holds while it learns or is evaluated: random numbers, threads, the dtype, the fastest matrix products."""
+        """A context with its random numbers, threads, default dtype and the fastest matrix products."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -241,7 +241,7 @@ class Learner:
             torch.set_num_threads(before)
 
     def training(self) -> contextlib.AbstractContextManager[None]:
-        """What holds while it learns."""
+        """The context in which it learns."""
         return self.at_work(self.randomness)
 
     def _prepared(self, planned: int) -> Updates:
@@ -254,17 +254,17 @@ class Learner:
             if run.threads is None and self.threads > 1 and self.device.type == "cpu":
                 self.updates = Sharing(self.updates, self.agent, self.threads)
             if run.reset_every:
-                fresh = functools.partial(self._drawn, self.agent.spec)
+                fresh = functools.partial(self._fresh_agent, self.agent.spec)
                 self.updates = Resets(self.updates, self.agent, fresh, run.reset_every, lambda: self.clock.updates)
         return self.updates
 
     def check_finite(self) -> None:
-        """Raises Diverged where something of the agent is no longer finite, so that it is never saved or given away."""
+        """Raises Diverged if some tensor of the agent is not finite, so that it is never saved."""
         if what := self.agent.unsound():
             raise Diverged(f"{what} is no longer finite at environment step {self.clock.env_step}: learning has diverged")
 
     def state(self) -> dict[str, Any]:
-        """Everything but the agent and the frames of the replay, for `restore`."""
+        """Everything that `restore` needs but the agent and the frames of the replay."""
         clock = self.clock
         return {
             "clock": {
@@ -279,7 +279,7 @@ class Learner:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any], frames: Iterator[dict[str, Any]]) -> bool:
-        """Go on from `state`, with the replay's parts in the order they were written; False if only with new episodes."""
+        """Continue from `state` and the replay's frames, in the order of writing; returns False if episodes begin anew."""
         clock = state["clock"]
         self.clock = Clock(
             clock["env_step"], clock["updates"], clock["seconds"], clock["scored"],
@@ -314,7 +314,7 @@ class Learner:
         save_agent(Path(path), self.agent.state_dict(), self.facts())
 
     def facts(self) -> dict[str, Any]:
-        """What a saved agent says beside its tensors."""
+        """The JSON that is saved beside an agent's tensors."""
         written = self.description()
         del written["row"]
         return {
@@ -327,34 +327,34 @@ class Learner:
         }
 
     def description(self) -> dict[str, Any]:
-        """The configuration as files hold it."""
+        """The configuration as plain values, for files."""
         values, unnamed = self.config.plain(), self.environments.unnamed
-        if "env" in unnamed:  # nobody makes it from these again, and they may hold what no file can
+        if "env" in unnamed:  # it is not constructed from these again, and they may hold what no file can
             values = values | {"env_kwargs": None}
         written = {name: plain(value) if isinstance(value, dict) else value for name, value in values.items()}
         return {"method": self.config.method, "row": self.config.row, "unnamed": unnamed, "values": written}
 
     @classmethod
     def load(cls, path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Self:
-        """The agent that `save` wrote; the folder of a run counts as that of its agent.
+        """Load an agent from a folder that `save` wrote, or from a run directory.
 
         Args:
             path: the folder.
-            env: to learn on; None takes the one it was trained on, opened when it is needed.
-            eval_env: to be evaluated in; None takes the one it was evaluated in.
-            method: the YAML file of a method of your own. What a saved agent says of such a file is not followed, since
+            env: to train on; None takes the one it was trained on, constructed when it is needed.
+            eval_env: to evaluate on; None takes the one it was evaluated on.
+            method: the YAML file of a method of your own. The file that a saved agent names is not read, since
                 that would import what it names.
 
         Raises:
-            UserError: there is none, or its parts do not fit each other, or another method's.
+            UserError: there is none, or it is incomplete, or of another method.
         """
         saved = agent_in(Path(path))
         try:
             method = trusted(saved.facts["method"], method)
             values = values_of(method, revived(saved.facts["values"]))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
-            spec, posed = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
-            posed = posed or locate(read_row(method)["agent"]).of_environment
+            spec, from_env = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
+            from_env = from_env or locate(read_row(method)["agent"]).of_environment
             unnamed, statistics = dict(saved.facts.get("unnamed", {})), revived(saved.facts.get("statistics"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
@@ -364,16 +364,16 @@ class Learner:
         learner = cls.unbuilt(resolve(method, {**values, **rows, "dir": None}), env, eval_env, unnamed)
         learner.environments.saved = statistics
         learner.environments.require_second(must=False)
-        if not posed:  # neither a problem nor equations can be read from a file: they are opened
-            saved.require_fit(lambda: learner._drawn(spec))
-        learner.build(learner.source.env.spec if posed else spec)
+        if not from_env:  # neither a problem nor equations can be read from a file: they are opened
+            saved.require_fit(lambda: learner._fresh_agent(spec))
+        learner.build(learner.source.env.spec if from_env else spec)
         saved.fill(learner.agent)
         learner.clock, learner.loaded = clock, True
         return learner
 
 
 def _one_argument(name: str, env: Any, more: int) -> str:
-    """The message for those who come from Stable-Baselines3, where a policy's name comes first."""
+    """The error for positional arguments, as of Stable-Baselines3, where a policy's name comes first."""
     policy = f"{env} names a policy of Stable-Baselines3's; here " if isinstance(env, str) and "Policy" in env else ""
     return (
         f"{policy}the environment comes first, and nothing else is given without a name: "
@@ -382,7 +382,7 @@ def _one_argument(name: str, env: Any, more: int) -> str:
 
 
 def learner_class(name: str) -> type[Learner]:
-    """The `Learner` of one method."""
+    """The subclass of `Learner` for one method, with its keys in the signature and docstring."""
     row = read_row(name)
     known = [field for field in fields(row).values() if field.name not in ("env", "eval_env")]
     chosen = defaults(row)
@@ -392,9 +392,7 @@ def learner_class(name: str) -> type[Learner]:
         inspect.Parameter("eval_env", keyword, default=None),
         *(inspect.Parameter(field.name, keyword, default=chosen[field.name], annotation=field.type) for field in known),
     ]
-    lines = [f"{field.name}: {field.help}" for field in known]
-    about = "\n".join(
-        [f"{row['about']}.", "", inspect.getdoc(Learner) or "", "", "Fields:", *(f"    {line}" for line in lines)]
-    )
+    lines = [f"    {field.name}: {field.help}" for field in known]
+    about = "\n".join([f"{row['about']}.", "", inspect.getdoc(Learner) or "", "", "Fields:", *lines])
     facts = {"method": name, "__doc__": about, "__signature__": inspect.Signature(parameters)}
     return type(short_name(name).upper().replace("/", "_"), (Learner,), facts)

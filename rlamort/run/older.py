@@ -13,13 +13,13 @@ def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file with former keys replaced by the parts that they chose."""
     names = renamed(dict(row))
     old = {name: values[name] for name in names if name in values}
-    kept = {name: value for name, value in values.items() if name not in names}
+    current = {name: value for name, value in values.items() if name not in names}
     if not old:
-        return kept
+        return current
     if row["agent"] != AMORTIZE:
-        return kept | {names[name]: value for name, value in old.items()}
-    model, loss = _model(kept.get("model", "full"), old), _loss(kept.get("loss", "objective"), old)
-    return kept | {"model": model, "loss": loss}
+        return current | {names[name]: value for name, value in old.items()}
+    model, loss = _model(current.get("model", "full"), old), _loss(current.get("loss", "objective"), old)
+    return current | {"model": model, "loss": loss}
 
 
 def _model(name: str, old: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,43 +27,43 @@ def _model(name: str, old: Mapping[str, Any]) -> dict[str, Any]:
     init = "middle" if old.get("start") == "middle" else "full"
     adjoint = old.get("adjoint", "unrolled")
     if name == "choice":
-        return {"kind": "choice", **_given(old, candidates="candidates")}
+        return {"kind": "choice", **_rename(old, candidates="candidates")}
     if name == "semi":
         return {
             "kind": "semi",
             "init": init,
             "adjoint": adjoint,
-            **_given(old, iterations="steps", space="space", inner_rate="rate"),
+            **_rename(old, iterations="steps", space="space", inner_rate="rate"),
         }
     if name == "recurrent":
         return {
             "kind": "recurrent",
             "init": init,
-            "update": _given(old, head="head", memory="memory"),
-            **_given(old, iterations="steps"),
+            "update": _rename(old, head="head", memory="memory"),
+            **_rename(old, iterations="steps"),
         }
     if name == "latent":
         step = {"kind": "LearnedGradient", "rate": old.get("inner_rate") or 0.1}
-        inner = {"kind": "Unroll", "update": step, "adjoint": adjoint, **_given(old, iterations="steps")}
-        return {"kind": "latent", "inner": inner, **_given(old, latent_dim="dim")}
+        inner = {"kind": "Unroll", "update": step, "adjoint": adjoint, **_rename(old, iterations="steps")}
+        return {"kind": "latent", "inner": inner, **_rename(old, latent_dim="dim")}
     if name in STEPPED:
         step = {"rate": old.get("rate", 1.0)} if name != "alista" else {}
         if old.get("momentum") == "fista":
             step = {"kind": "momentum", "update": {"kind": STEPPED[name], **step}}
-        solver = {"kind": name, "update": step, **_given(old, layers="steps")}
+        solver = {"kind": name, "update": step, **_rename(old, layers="steps")}
         return {"kind": "Safeguarded", "inner": solver} if old.get("safeguard") == "ista" else solver
     return {"kind": name}
 
 
 def _loss(name: str, old: Mapping[str, Any]) -> dict[str, Any]:
     if name == "es":
-        return {"kind": "es", **_given(old, sigma="sigma", pairs="pairs")}
+        return {"kind": "es", **_rename(old, sigma="sigma", pairs="pairs")}
     if name in ("iterates", "truth"):
-        return {"kind": name, **_given(old, decay="decay")}
+        return {"kind": name, **_rename(old, decay="decay")}
     if name == "regress" and "teacher_steps" in old:
         return {"kind": "regress", "teacher": {"kind": "fista", "steps": old["teacher_steps"]}}
     return {"kind": name}
 
 
-def _given(old: Mapping[str, Any], **names: str) -> dict[str, Any]:
+def _rename(old: Mapping[str, Any], **names: str) -> dict[str, Any]:
     return {new: old[name] for name, new in names.items() if name in old}

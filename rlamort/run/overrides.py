@@ -29,11 +29,11 @@ def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an argument is not key=value.
     """
-    given: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for argument in arguments:
         key, text = split(argument)
         *parents, last = key.split(".")
-        place = given
+        place = tree
         for parent in parents:
             inner = place.setdefault(parent, {})
             if isinstance(inner, str):  # the name of a part, beside keys of it
@@ -43,7 +43,7 @@ def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
             place = inner
         value, beside = read(text, kinds.get(key, Any)), place.get(last)
         place[last] = {KIND: value, **beside} if isinstance(value, str) and isinstance(beside, dict) else value
-    return given
+    return tree
 
 
 def split(argument: str) -> tuple[str, str]:

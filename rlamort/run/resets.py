@@ -30,7 +30,7 @@ class Resets:
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> tuple[Metrics, Tensor | None, Carry]:
         done = self.done()
         if crosses(done, done + len(improves), self.every):
-            drawn = self.fresh()
-            drawn.normaliser = self.agent.normaliser
-            self.agent.load_state_dict(drawn.state_dict())
+            agent = self.fresh()
+            agent.normaliser = self.agent.normaliser
+            self.agent.load_state_dict(agent.state_dict())
         return self.updates(improves, x, h)

@@ -12,7 +12,7 @@ from rlamort.errors import UserError
 from rlamort.host.machine import versions
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
-from rlamort.run.environments import told
+from rlamort.run.environments import environment_values
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.sb3_file import read_sb3
 from rlamort.run.stored import agent_in, run_facts, trusted, values_of
@@ -30,7 +30,7 @@ def load(path: str | Path, env: Any = None, method: str | None = None, eval_env:
 
 def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:
     foreign = read_sb3(path)
-    values, unnamed = told(env, eval_env, {})
+    values, unnamed = environment_values(env, eval_env, {})
     config = resolve(foreign.method, {**foreign.values, **values})
     learner = learner_class(foreign.method).unbuilt(config, env, eval_env, unnamed)
     learner.environments.require_second(must=False)
@@ -70,9 +70,9 @@ def resume(
     facts = run_facts(path)
     method = trusted(facts["method"], method)
     before = resolve(method, values_of(method, facts["values"]))
-    given = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
-    for key, one in given.items():
-        name = told(one, None, {})[0]["env"]
+    environments = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
+    for key, one in environments.items():
+        name = environment_values(one, None, {})[0]["env"]
         if one is not None and key not in facts["unnamed"] and name != before.values[key]:
             raise _another_run(key, path, before.values[key], name)
     config = resolve(method, {**changes, "dir": str(path)}, before.values)
@@ -83,8 +83,8 @@ def resume(
         if marked[name] is FIXED:
             raise _another_run(name, path, old, new)
         warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
-    learner = learner_class(method).unbuilt(config, given["env"], given["eval_env"], facts["unnamed"])
-    for key in given:
+    learner = learner_class(method).unbuilt(config, environments["env"], environments["eval_env"], facts["unnamed"])
+    for key in environments:
         learner.environments.find(key)
     learner.environments.require_second(must=True)
     directory = Directory(path, learner.description(), fresh=False)
@@ -102,11 +102,11 @@ def resume(
         if changed:
             raise UserError(f"{', '.join(changed)}: what the run in {path} has learned does not fit this; {error}") from error
         raise
-    made, present = loaded.saved.facts["versions"], versions()
-    for name in sorted(present):
-        if made.get(name) != present[name]:
-            warnings.warn(f"{name} is {present[name]} now; the run was made with {made.get(name)}", stacklevel=2)
-    same = made == present and learner.device.type == "cpu" and not changed
+    old_versions, new_versions = loaded.saved.facts["versions"], versions()
+    for name in sorted(new_versions):
+        if old_versions.get(name) != new_versions[name]:
+            warnings.warn(f"{name} is {new_versions[name]} now; the run was made with {old_versions.get(name)}", stacklevel=2)
+    same = old_versions == new_versions and learner.device.type == "cpu" and not changed
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
 
 

@@ -26,20 +26,20 @@ class Session:
     def __init__(self, finish: Callable[[Learner, Path], None]) -> None:
         self.finish = finish
 
-    def start(self, method: str, given: dict[str, Any]) -> Path:
+    def start(self, method: str, overrides: dict[str, Any]) -> Path:
         """Train in a new directory, or with resume=auto continue the run in it; returns the directory.
 
         Raises:
             UserError: a key is missing or has an invalid value.
         """
-        config = resolve(method, given)
+        config = resolve(method, overrides)
         if config.run.env is None:
             raise UserError("env: it is missing; a Gymnasium id such as env=HalfCheetah-v5, or env=module:Class, is needed")
         if config.run.resume == "auto":
             if config.run.dir is None:
                 raise UserError("resume=auto: it needs dir=..., the run directory to look for")
             if (Path(config.run.dir) / "config.yaml").is_file():
-                changes = {name: value for name, value in config.values.items() if name in given}
+                changes = {name: value for name, value in config.values.items() if name in overrides}
                 return self.resume(Path(config.run.dir), changes, method)
         with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
             learner = learner_class(method)(**{**config.values, "dir": str(path)})
@@ -74,7 +74,7 @@ class Session:
         run, path = learner.config.run, durable.directory.path
         try:
             learner.learn(
-                run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.asked
+                run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.should_stop
             )
         except Preempted as end:
             terminal.print(f"{end}; `rlamort resume {path}` continues from there")
@@ -109,7 +109,7 @@ class Interrupts:
         for number, handler in zip(self.SIGNALS, self.before, strict=True):
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
+    def should_stop(self) -> bool:
         return self.count > 0
 
     def ending(self) -> None:

@@ -17,17 +17,17 @@ from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.older import modern
 
 
-def trusted(named: Any, given: str | None) -> str:
-    """The method that a file names, if it is one of rlamort's; else the user's, since files never cause its import.
+def trusted(name: Any, file: str | None) -> str:
+    """A saved agent's method `name`, if it is one of rlamort's; else the user's `file`, since saved names are not imported.
 
     Raises:
-        UserError: the file names a method that is not rlamort's, and the user names none.
+        UserError: the method is not one of rlamort's, and the user names no file.
     """
-    if named in methods():
-        return str(named)
-    if given is None:
-        raise UserError(f"method: {named} is not one of rlamort's; name its file yourself to have it imported (method=FILE)")
-    return str(Path(given).resolve())
+    if name in methods():
+        return str(name)
+    if file is None:
+        raise UserError(f"method: {name} is not one of rlamort's; name its file yourself to have it imported (method=FILE)")
+    return str(Path(file).resolve())
 
 
 FUNCTION = re.compile(r"[\w.]+:[A-Za-z_]\w*")  # module:function, as parts take it

@@ -74,12 +74,12 @@ class Records:
 
         If it is shorter than that, complete records are kept, with a warning.
         """
-        held = self.size()
-        if held < size:
-            whole = self.path.read_bytes().rfind(b"\n") + 1 if held else 0
+        length = self.size()
+        if length < size:
+            whole = self.path.read_bytes().rfind(b"\n") + 1 if length else 0
             warnings.warn(f"{self.path}: {size - whole} of its {size} bytes are lost; its first records are kept", stacklevel=2)
             size = whole
-        if held > size:
+        if length > size:
             os.truncate(self.path, size)
 
     def sync(self) -> None:
@@ -103,7 +103,7 @@ class Terminal:
         self.steps = steps
         self.console = Console(file=sys.stdout)
         self.bar: Progress | None = None
-        self.drawn = 0.0
+        self.last_draw = 0.0
         self.pace = Pace()
 
     def __enter__(self) -> Self:
@@ -131,8 +131,8 @@ class Terminal:
     def progress(self, env_step: int, pace: Pace, episode: Episode | None) -> None:
         self.pace = pace
         now = time.monotonic()
-        if self.bar is not None and now - self.drawn > 0.1:
-            self.drawn = now
+        if self.bar is not None and now - self.last_draw > 0.1:
+            self.last_draw = now
             shown = [f"return {episode.total:.1f}"] if episode else []
             self.bar.update(self.task, completed=env_step, status=" · ".join(self._pace(env_step, shown)))
 

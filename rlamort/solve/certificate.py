@@ -15,6 +15,9 @@ from rlamort.errors import UserError
 from rlamort.objective import Objective, Oracle
 from rlamort.problem import Problem
 from rlamort.solve.classical import CHECK_EVERY, FAILURES, Field, best_found, descent, placed, said, subject
+from rlamort.solve.quadratic import exactly
+
+STEPS = (1e-1, 1e-3, 1e-5)  # of the projections in a duality gap, relative to |y| over the slope's largest entry
 
 
 class Tolerance(NamedTuple):
@@ -81,11 +84,15 @@ class Residual(Certificate):
             raise UserError(
                 f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
             )
-        return _claimed(residual.to(y.dtype), y, self.domain, rounded)
+        return _claimed(residual.to(y.dtype), y, self.domain.at(x), rounded)
 
 
 class DualityGap(Certificate):
     """max_{s in Y} <grad f(y), y - s> >= f(y) - min f, for convex f and bounded convex Y (Jaggi, 2013, eq. 2).
+
+    Where the domain knows a box around Y, the maximum is bounded by projections alone. Let g = grad f(y), p the projection of
+    y - t g and r = (y - p) / t. Then <g, p - s> <= <r, p - s> for s in Y, so that the maximum is at most
+    <g, y - p> + max over s in the box of <r, p - s>: 0 at a solution, where r = 0, for every t > 0.
 
     Args:
         f: the cost.
@@ -98,14 +105,56 @@ class DualityGap(Certificate):
         self.f, self.domain = f, domain
 
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
-        try:
-            slope = Oracle(self.f, x).first_order().grad(y)
-        except RuntimeError as error:
-            raise UserError(f"{subject(self.f)}.cost: a certificate by `convex` needs its gradient: {said(error)}") from error
-        broken = ~slope.isfinite().all(-1)
-        s = self.domain.linear(slope.masked_fill(broken[:, None], 0))
-        gap = (slope.double() * (y - s).double()).sum(-1).clamp_min(0)  # the sum must not round what it bounds
-        return _claimed(gap.to(y.dtype).masked_fill(broken, torch.inf), y, self.domain, rounded)
+        slope = _slope(self.f, y, x)
+        broken, domain = ~slope.isfinite().all(-1), self.domain.at(x)
+        slope = slope.masked_fill(broken[:, None], 0)
+        around = domain.around()
+        if around is None:
+            gap = (slope.double() * (y - domain.linear(slope)).double()).sum(-1)  # the sum must not round what it bounds
+        else:
+            size = y.abs().amax(-1).clamp_min(1) / slope.abs().amax(-1).clamp_min(torch.finfo(y.dtype).tiny)
+            gap = torch.stack([_gap_by(domain, around, y, slope, t * size[:, None]) for t in STEPS]).amin(0)
+        gap = gap.clamp_min(0)
+        return _claimed(gap.to(y.dtype).masked_fill(broken, torch.inf), y, self.domain.at(x), rounded)
+
+
+def _gap_by(domain: Domain, around: tuple[Tensor, Tensor], y: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    """The bound of `DualityGap` by a projection from a step of size t (B, 1)."""
+    p = domain.nearest(y - t * slope).double()
+    g, r = slope.double(), (y - p) / t
+    low, high = (end.double() for end in around)
+    widest = torch.maximum(r * (p - low), r * (p - high)).sum(-1)
+    return (g * (y - p)).sum(-1) + widest
+
+
+class Stationarity(Certificate):
+    """|y - P(y - grad f(y))|, with the projection P onto Y: 0 exactly at points that meet the first-order (KKT) conditions.
+
+    It says nothing of the cost: of a nonconvex f, a local minimum, or a saddle, has a residual of 0.
+
+    Args:
+        f: the cost.
+        domain: Y.
+    """
+
+    kind = "KKT residual"
+
+    def __init__(self, f: Objective, domain: Domain) -> None:
+        self.f, self.domain = f, domain
+
+    def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
+        slope = _slope(self.f, y, x)
+        broken, domain = ~slope.isfinite().all(-1), self.domain.at(x)
+        residual = (y - domain.nearest(y - slope.masked_fill(broken[:, None], 0))).norm(dim=-1)
+        return _claimed(residual.masked_fill(broken, torch.inf), y, domain, rounded)
+
+
+def _slope(f: Objective, y: Tensor, x: Tensor) -> Tensor:
+    """df/dy (B, n). Raises UserError where there is none."""
+    try:
+        return Oracle(f, x).first_order().grad(y)
+    except RuntimeError as error:
+        raise UserError(f"{subject(f)}.cost: this certificate needs its gradient: {said(error)}") from error
 
 
 class Conformal(Certificate):
@@ -153,15 +202,19 @@ def solve_from(
 ) -> tuple[Tensor, Tensor]:
     """Improve y (B, n) until each item's certificate is at most `tol` -> y (B, n), bound (B,).
 
-    Projected gradient from y for at most `iterations`; then `best_found` for items that are still above `tol`, such as those
-    of a nonconvex problem, and projected gradient from what it found. An item stops once it meets `tol`, so its solution does
-    not depend on the batch.
+    Convex quadratic programs are solved exactly, in float64. Other items take projected gradient from y for at most
+    `iterations`, then `best_found` if they are still above `tol`, as those of a nonconvex problem may be, and projected
+    gradient from what it found. An item stops once it meets `tol`, so its solution does not depend on the batch.
 
     Raises:
         UserError: the cost or the residual has the wrong shape, or has no gradient that the certificate needs.
     """
-    y = placed(domain, y)
-    y, bound = _descended(f, domain, x, y, certificate.bound(y, x), tol, certificate, iterations)
+    y = placed(domain.at(x), y)
+    bound = certificate.bound(y, x)
+    exact = exactly(f, domain, x)
+    if exact is not None:
+        y, bound = _tightened(certificate, f, x, y, bound, exact, tol)
+    y, bound = _descended(f, domain, x, y, bound, tol, certificate, iterations)
     poor = (bound > tol.of(f, y, x)).nonzero()[:, 0]
     if len(poor):
         found = best_found(f, domain, x[poor], extra=y[poor], solution=solution)
@@ -182,6 +235,8 @@ def _descended(
 ) -> tuple[Tensor, Tensor]:
     """The best certified of y (B, n), with its bound (B,), and of iterates of projected gradient from there."""
     stuck = ~f(y, x).isfinite()  # no descent can start there
+    if bool((stuck | (bound <= tol.of(f, y, x))).all()):
+        return y, bound
     with contextlib.suppress(*FAILURES):
         for count, at in enumerate(itertools.islice(descent(f, domain, x, y), iterations), 1):
             if count % CHECK_EVERY == 0 or count == iterations:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlamort.domain import Domain, finite, within
+from rlamort.domain import Domain, within
 from rlamort.errors import Fault, UserError
 from rlamort.objective import Cost, Objective, Oracle
 from rlamort.problem import Problem
@@ -50,7 +50,7 @@ class Minimiser(NamedTuple):
     def iterates(self, f: Objective, domain: Domain, x: Tensor, v: Tensor) -> Iterator[Tensor]:
         """Iterates y (S, B, n) in Y from the points project(v (S, B, inputs)), an infinite iterator."""
         space = self.space(domain)
-        z = space.begin(v.flatten(0, 1)).reshape(*v.shape[:2], -1)
+        z = space.begin(v.flatten(0, 1), x.repeat(len(v), 1)).reshape(*v.shape[:2], -1)
         return iterates(Oracle(f, x), z, self.update(space.domain), space)
 
 
@@ -72,7 +72,7 @@ def iterates(oracle: Oracle, z: Tensor, update: Update, space: Space) -> Iterato
     h = update.start(at, x, asked)
     while True:
         at, h = update(at, h, x, asked)
-        yield space.point(at).reshape(*z.shape[:2], -1)
+        yield space.point(at, x).reshape(*z.shape[:2], -1)
 
 
 def descent(f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -111,7 +111,7 @@ def solution_of(problem: Problem) -> Field:
 
 def extended(f: Objective, domain: Domain, y: Tensor, x: Tensor) -> Tensor:
     """The extended value of f (B,), infinity outside Y, for comparisons (Boyd and Vandenberghe, 2004, 3.1.2)."""
-    return f(y, x).where(within(domain, y), torch.inf)
+    return f(y, x).where(within(domain.at(x), y), torch.inf)
 
 
 def subject(f: Objective) -> str:
@@ -158,7 +158,10 @@ def best_found(
         known = answers(solution, x, domain.dim, f"{subject(f)}.solution", messages)
         if known is not None:  # it may be a view of what the user holds
             y, cost = known.clone(), _judged(f, domain, known, x, f"{subject(f)}.solution", lost)
-    missing = (~cost.isfinite()).nonzero()[:, 0]
+    empty = domain.at(x).empty().to(x.device).expand(len(x))  # of these no solver needs to be asked
+    if bool(empty.any()):
+        messages[f"{subject(f)}.domain: {int(empty.sum())} of {len(x)} contexts leave no point, which is proven"] = None
+    missing = (~cost.isfinite() & ~empty).nonzero()[:, 0]
     if not len(missing):
         return Reference(y, cost, "solution", 1.0, tuple(messages))
     agreements = []
@@ -187,13 +190,14 @@ def _minimise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best of all -> y (B, n), cost (B,), and the share of starts (B,) that agree with it."""
     v = _starts(domain, starts, x)[:, None].expand(-1, len(x), -1)  # (S, B, inputs)
-    many, first = x.repeat(starts, 1), domain.project(v.flatten(0, 1))
+    many = x.repeat(starts, 1)
+    first = domain.at(many).project(v.flatten(0, 1))
     # what is wrong with the cost itself is said before any solver is blamed
     begun = first, _judged(f, domain, first, many, "the starts", lost)
     runs = [(one.name, many, one.iterations, one.iterates(f, domain, x, v)) for one in solvers]
     found = []
     if extra is not None:
-        given = placed(domain, extra)
+        given = placed(domain.at(x), extra)
         found.append((given, _judged(f, domain, given, x, "the predictions", lost)))
         runs.append((f"{PROJECTED.name} from the prediction", x, PROJECTED.iterations, descent(f, domain, x, given)))
     ends = []
@@ -213,7 +217,7 @@ def _minimise(
     found += _by_start(*begun, len(x))
     y, cost = _best([y for y, _ in found], [cost for _, cost in found])
     with contextlib.suppress(*FAILURES):  # if it fails it has failed before, which has been said
-        path = descent(f, domain, x, finite(domain, y))
+        path = descent(f, domain, x, placed(domain.at(x), y))
         polished, after = _walk(f, domain, path, x, PROJECTED.iterations, "polishing", lost)
         y, cost = _best([polished, y], [after, cost])
     ended = torch.stack(ends).nan_to_num(torch.inf).amin(0)  # (S, B): a start has found what any solver found from it
@@ -238,7 +242,7 @@ def _walk(
 
 def _judged(f: Objective, domain: Domain, y: Tensor, x: Tensor, name: str, lost: Counter[str]) -> Tensor:
     """f(y; x) (B,), NaN if it is not finite or y is outside Y, which `lost[name]` counts."""
-    cost, inside = f(y, x), within(domain, y)
+    cost, inside = f(y, x), within(domain.at(x), y)
     if outside := int((y.isfinite().all(-1) & ~inside).sum()):
         lost[name] += outside
     return cost.where(inside & cost.isfinite(), torch.nan)
@@ -289,5 +293,5 @@ def said(error: Exception) -> str:
 
 def placed(domain: Domain, y: Tensor) -> Tensor:
     """The projection onto Y; y itself if that is feasible and its projection is not."""
-    near = domain.nearest(finite(domain, y))
+    near = domain.nearest(y.nan_to_num(0.0, 0.0, 0.0))
     return y.where((within(domain, y) & ~within(domain, near))[:, None], near)

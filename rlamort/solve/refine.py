@@ -10,11 +10,11 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlamort.domain import Domain
 from rlamort.objective import Objective
@@ -64,22 +64,48 @@ def refinement(f: Objective, domain: Domain, x: Tensor) -> Refinement:
     if x.is_meta:  # nothing has a value while sizes alone are asked
         return Refinement(Trial(inside, RATES[0], math.inf), Trial(chart, RATES[0], math.inf), math.inf)
     with _aside(x):
-        start = _mean(f(domain.project(x.new_zeros(len(x), domain.inputs)), x))
+        start = _mean(f(domain.at(x).project(x.new_zeros(len(x), domain.inputs)), x))
         return Refinement(_trial(f, x, inside), _trial(f, x, chart), start)
 
 
 def _trial(f: Objective, x: Tensor, space: Space) -> Trial:
-    found = []
-    for rate in RATES:
-        update = BestSoFar(Projected(Gradient(rate, clip=CLIP), space.domain), space.domain)
-        z = space.begin(x.new_zeros(len(x), space.whole.inputs))
-        try:
-            y = next(itertools.islice(iterates(f.oracle(x), z[None], update, space), STEPS - 1, None))[0]
-            cost = _mean(f(y, x))
-        except Exception:  # whatever a user's cost raises where such large steps lead
-            cost = math.inf
-        found.append(Trial(space, rate, cost))
-    return min(found, key=lambda trial: trial.cost)
+    try:
+        costs = _costs(f, x, space, RATES)
+    except Exception:  # whatever a user's cost raises where such large steps lead: by itself, every other rate may do
+        costs = [_alone(f, x, space, rate) for rate in RATES]
+    return min((Trial(space, rate, cost) for rate, cost in zip(RATES, costs, strict=True)), key=lambda trial: trial.cost)
+
+
+def _alone(f: Objective, x: Tensor, space: Space, rate: float) -> float:
+    try:
+        return _costs(f, x, space, [rate])[0]
+    except Exception:
+        return math.inf
+
+
+def _costs(f: Objective, x: Tensor, space: Space, rates: Sequence[float]) -> list[float]:
+    """The mean cost that steps of each size end at, all of them side by side."""
+    each = Each(x.new_tensor(rates).repeat_interleave(len(x)))
+    update = BestSoFar(Projected(Gradient(each, clip=CLIP), space.domain), space.domain)
+    z = space.begin(x.new_zeros(len(x), space.whole.inputs), x).expand(len(rates), -1, -1)
+    ys = next(itertools.islice(iterates(f.oracle(x), z, update, space), STEPS - 1, None))
+    return [_mean(f(y, x)) for y in ys]
+
+
+class Each(nn.Module):
+    """A step size for each item.
+
+    Args:
+        rates: (B,).
+    """
+
+    def __init__(self, rates: Tensor) -> None:
+        super().__init__()
+        self.rates = rates
+
+    def forward(self, y: Tensor, k: Tensor) -> Tensor:
+        """As `Fixed`."""
+        return self.rates[:, None].expand(-1, 1)
 
 
 def _mean(costs: Tensor) -> float:
@@ -100,5 +126,5 @@ def repeats(f: Objective, domain: Domain, x: Tensor) -> bool:
     if x.is_meta:
         return True
     with _aside(x):
-        y = domain.project(x.new_zeros(len(x), domain.inputs))
+        y = domain.at(x).project(x.new_zeros(len(x), domain.inputs))
         return torch.equal(f(y, x), f(y, x))

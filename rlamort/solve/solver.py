@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,17 +18,20 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem, unseen
-from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Tolerance
+from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
+from rlamort.solve.contexts import Given, packed
 from rlamort.solve.precision import Widened
+from rlamort.solve.quadratic import exactly
 
-Given = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
 PREDICTED, RESOLVED = "predicted", "re-solved"
+EXACT, EXACTLY = "quadratic program", 1e-8  # label of such references; KKT residual, relative to the gradient
+CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
 
 
 class Solution(NamedTuple):
@@ -38,7 +40,7 @@ class Solution(NamedTuple):
     y: Tensor  # (B, n); NaN for a non-finite context
     cost: Tensor  # (B,)
     bound: Tensor  # (B,) the certificate of that `kind`; inf without one
-    status: list[str]  # per item: "predicted", "re-solved", or "failed: " with a reason
+    status: list[str]  # per item: "predicted", "re-solved", or "failed: " or "infeasible: " with a reason
     kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
     violation: Tensor  # (B,) distance to Y, as the domain's `violation` measures it
 
@@ -82,11 +84,13 @@ class Solver(nn.Module):
         *,
         rtol: float | None = None,
         dtype: torch.dtype | None = None,
+        by: str | None = None,
     ) -> Solution:
         """Predict, certify every item, and solve again those above the tolerance.
 
-        The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded;
-        else a split-conformal bound on the gap to the reference, for which `calibrate` is called if it was not before.
+        The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded, and
+        the KKT residual if Y is not; else a split-conformal bound on the gap to the reference, for which `calibrate` is called
+        if it was not before.
         Whatever the dtype of the model, certificates are computed and items solved again in float64, if the cost can be; what
         is said of an item is said of its solution as it is returned, rounded to `dtype`.
 
@@ -98,6 +102,7 @@ class Solver(nn.Module):
             max_iterations: of projected gradient, for items that are solved again.
             rtol: tolerance relative to |f| of each item; the larger of both is what counts.
             dtype: of solutions; None gives the model's. float64 serves tolerances that no float32 solution meets.
+            by: the kind of certificate, one of CERTIFICATES; None takes the first of those above.
 
         Raises:
             UserError: as `predict`; or `tol`, `rtol` or `max_iterations` is not positive, `dtype` is another, or the cost has
@@ -110,34 +115,48 @@ class Solver(nn.Module):
             raise UserError(f"max_iterations: {max_iterations} is given; at least 1 is needed")
         if dtype not in (None, torch.float32, torch.float64):
             raise UserError(f"dtype: {dtype} is given; torch.float32, torch.float64 or None is needed")
+        if by is not None and by not in CERTIFICATES:
+            raise UserError(f"by: {by} is given. {nearest(by, CERTIFICATES)}")
+        if rtol is not None and by != "duality gap":  # the others are not in the unit of the cost
+            kind = self.certificate(by).kind
+            if kind in ("residual", "KKT residual"):
+                raise UserError(f"rtol: {rtol} is given; it is relative to the cost, and the certificate is a {kind}; give tol")
         tolerance = None if tol is None and rtol is None else Tolerance(tol or 0.0, rtol or 0.0)
-        return self.solve_rows(self.rows(x, dtype=dtype), tolerance, certify, max_iterations)
+        return self.solve_rows(self.rows(x, dtype=dtype), tolerance, certify, max_iterations, by)
 
     @torch.no_grad()
     def solve_rows(
-        self, rows: Tensor, tolerance: Tolerance | None = None, certify: bool = False, max_iterations: int = 2000
+        self,
+        rows: Tensor,
+        tolerance: Tolerance | None = None,
+        certify: bool = False,
+        max_iterations: int = 2000,
+        by: str | None = None,
     ) -> Solution:
         """`solve` for contexts as vectors (B, d), in the dtype that solutions are to have."""
         finite, rows = rows.isfinite().all(-1), rows.nan_to_num(0.0, 0.0, 0.0)
         y = self.predict_rows(rows.to(self._like())).to(rows)
         certified = certify or tolerance is not None
         problem = self._in_float64(y, rows) if certified or y.dtype is not self._like().dtype else self.problem
-        f, domain = Cost(problem), problem.domain
-        x = rows if problem is self.problem else rows.double()
+        f, x = Cost(problem), rows if problem is self.problem else rows.double()
+        domain = problem.domain.at(x)
         if y.dtype is not self._like().dtype:  # in Y to the rounding of the model's dtype alone
             y = placed(domain, y)
+        empty = domain.empty().to(finite.device).expand_as(finite) & finite
         cost, bound, poor = f(y.to(x), x), torch.full_like(x[:, 0], torch.inf), torch.zeros_like(finite)
         allowed, reached, kind = bound, bound, "none"  # reached: by what is solved again, before it is rounded
         if certified:
-            certificate = self.certificate(problem)
+            certificate = self.certificate(by, problem)
             kind, bound = certificate.kind, certificate.bound(y.to(x), x, y.dtype)
             bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)
         if tolerance is not None:
             allowed = tolerance.of(f, y.to(x), x)
-            poor = ~((bound <= allowed) & cost.isfinite()) & finite
+            poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
         if bool(poor.any()):
             aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
-            again, claimed = certificate.improve(f, domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem))
+            again, claimed = certificate.improve(
+                f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem)
+            )
             y[poor], reached = again.to(y), bound.index_put((poor,), claimed)
             # a statistical bound is of predictions; what is solved again is its own reference
             rounded = claimed if isinstance(certificate, Conformal) else certificate.bound(y[poor].to(x), x[poor], y.dtype)
@@ -145,7 +164,8 @@ class Solver(nn.Module):
             cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
         violation = domain.violation(y.nan_to_num(0.0, 0.0, 0.0).to(x)).where(finite, torch.nan)
         y, cost, bound = y.where(finite[:, None], torch.nan), cost.where(finite, torch.nan), bound.where(finite, torch.inf)
-        items = zip(*(one.tolist() for one in (finite, poor, cost, bound, reached, allowed)), strict=True)
+        outside = finite & ~within(domain, y.nan_to_num(0.0, 0.0, 0.0).to(x), y.dtype)
+        items = zip(*(one.tolist() for one in (finite, empty, outside, poor, cost, bound, reached, allowed)), strict=True)
         status = [_status(*item, kind=kind, dtype=y.dtype) for item in items]
         return Solution(y, cost.to(y), bound.to(y), status, kind, violation.to(y))
 
@@ -160,13 +180,29 @@ class Solver(nn.Module):
             )
         return problem
 
-    def certificate(self, problem: Problem | None = None) -> Certificate:
-        """The strongest certificate that the problem allows; `problem` is a copy of it in another dtype."""
+    def certificate(self, by: str | None = None, problem: Problem | None = None) -> Certificate:
+        """The certificate of a kind of CERTIFICATES, or the strongest that the problem allows.
+
+        Args:
+            by: the kind; None chooses.
+            problem: a copy of the problem in another dtype; None takes the problem itself.
+
+        Raises:
+            UserError: the problem does not allow that kind.
+        """
         problem = self.problem if problem is None else problem
-        if type(problem).residual is not Problem.residual:
-            return Residual(problem, problem.domain)
-        if problem.convex and _bounded(problem, self._like()):
-            return DualityGap(Cost(problem), problem.domain)
+        name, f, domain = type(problem).__name__, Cost(problem), problem.domain
+        own = type(problem).residual is not Problem.residual
+        if by == "residual" and not own:
+            raise UserError(f"by: residual is given, and {name} defines none; allowed: {', '.join(CERTIFICATES[1:])}")
+        if by == "duality gap" and not problem.convex:
+            raise UserError(f"by: duality gap is given, and {name} does not declare `convex = True`; only then is it a bound")
+        if by == "residual" or (by is None and own):
+            return Residual(problem, domain)
+        if by == "duality gap" or (by is None and problem.convex and _bounded(problem, unseen(problem, 1).to(self._like()))):
+            return DualityGap(f, domain)
+        if by == "KKT residual" or (by is None and problem.convex):
+            return Stationarity(f, domain)
         return self.conformal or self.calibrate()
 
     @torch.no_grad()
@@ -191,8 +227,24 @@ class Solver(nn.Module):
         return self.conformal
 
     def reference(self, x: Tensor, starts: int = STARTS, y: Tensor | None = None) -> Reference:
-        """The reference for contexts as vectors (B, d); `y` are further starts."""
+        """The reference for contexts as vectors (B, d); `y` are further starts.
+
+        It is the problem's own solution, or of convex quadratic programs the exact one in float64, or the best of all solvers.
+        """
+        if type(self.problem).solution is Problem.solution and (exact := self.exact(x)) is not None:
+            return Reference(exact, self.f(exact, x), EXACT, 1.0, ())
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
+
+    @torch.no_grad()
+    def exact(self, x: Tensor) -> Tensor | None:
+        """Solutions (B, n) for contexts as vectors (B, d), if all are convex quadratic programs with a solution; else None."""
+        problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
+        y = exactly(Cost(problem), problem.domain, x.double())
+        if y is None or not bool(within(problem.domain.at(x.double()), y).all()):
+            return None
+        residual = Stationarity(Cost(problem), problem.domain).bound(y, x.double())
+        size = 1 + Oracle(Cost(problem), x.double()).grad(y).norm(dim=-1)
+        return y.to(x) if bool((residual <= EXACTLY * size).all()) else None
 
     def draw(self, count: int) -> Tensor:
         """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
@@ -209,29 +261,8 @@ class Solver(nn.Module):
         Raises:
             UserError: as `predict`.
         """
-        layout, like = self.problem.layout, self._like()
-        like = like if dtype is None else like.to(dtype)
-        unread = [key for key in self.problem.hidden if isinstance(x, dict) and key not in x]
-        if unread and scored:
-            raise UserError(f"x: the key {unread[0]!r} is missing: models never read it, but the cost does; predict needs none")
-        layout = layout.seen if unread else layout
-        if isinstance(x, dict) != (layout.keys is not None):
-            needed = "a tensor" if layout.keys is None else f"a dict with the keys {', '.join(layout.keys)}"
-            raise UserError(f"x: a {type(x).__name__} is given; {needed} is needed")
-        parts: dict[str, Any] = x if isinstance(x, dict) else {"": x}
-        for key in sorted(set(parts) ^ set(layout.keys or ("",))):
-            raise UserError(
-                f"x: the key {key!r} is {'not known' if key in parts else 'missing'}. {nearest(key, layout.keys or ())}"
-            )
-        names = layout.keys or ("",)
-        checked = [
-            _part(f"x[{name!r}]" if name else "x", parts[name], shape, dtype, like)
-            for name, shape, dtype in zip(names, layout.shapes, layout.dtypes, strict=True)
-        ]
-        for name, part in zip(names, checked, strict=True):
-            if len(part) != len(checked[0]):
-                raise UserError(f"x[{name!r}]: {len(part)} contexts are given; x[{names[0]!r}] has {len(checked[0])}")
-        return layout.pack(checked[0] if layout.keys is None else dict(zip(names, checked, strict=True))).to(like)
+        like = self._like()
+        return packed(self.problem, x, scored, like if dtype is None else like.to(dtype))
 
     @torch.no_grad()
     def export(self, path: str | Path) -> None:
@@ -316,10 +347,24 @@ class Solver(nn.Module):
 
 
 def _status(
-    finite: bool, poor: bool, cost: float, bound: float, reached: float, allowed: float, *, kind: str, dtype: torch.dtype
+    finite: bool,
+    empty: bool,
+    outside: bool,
+    poor: bool,
+    cost: float,
+    bound: float,
+    reached: float,
+    allowed: float,
+    *,
+    kind: str,
+    dtype: torch.dtype,
 ) -> str:
     if not finite:
         return "failed: context is not finite"
+    if empty:
+        return "infeasible: no point satisfies its constraints, which is proven"
+    if outside:
+        return "failed: no point that satisfies its constraints was found"
     if not math.isfinite(cost):
         return "failed: cost is not finite"
     if bound <= allowed or math.isinf(allowed):
@@ -338,31 +383,10 @@ def _exported(path: Path) -> bool:
         return any(name.endswith(MARK) for name in archive.namelist())
 
 
-def _bounded(problem: Problem, like: Tensor) -> bool:
+def _bounded(problem: Problem, x: Tensor) -> bool:
+    """Whether C(x) is bounded for contexts x (B, d), so that a linear function has a minimum there."""
     try:
-        problem.domain.linear(like.new_zeros(1, problem.domain.dim))
+        problem.domain.at(x).linear(x.new_zeros(len(x), problem.domain.dim))
     except UserError:
         return False
     return True
-
-
-def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """One part of the contexts, with the solver's dtype and device."""
-    # what `contexts` gives is taken as it is; networks compute in their own dtype
-    allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
-    needed = next(iter(allowed))
-    if isinstance(given, np.ndarray):
-        if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool):
-            raise UserError(f"{name}: an array of {given.dtype} is given; numbers are needed")
-        given = torch.from_numpy(np.ascontiguousarray(given)).to(like.device, needed)  # NumPy's floats are float64 unasked
-    if not isinstance(given, Tensor):
-        raise UserError(f"{name}: a {type(given).__name__} is given; a tensor, or a NumPy array, is needed")
-    if given.ndim != len(shape) + 1 or tuple(given.shape[1:]) != shape or not len(given):
-        raise UserError(
-            f"{name}: shape {tuple(given.shape)} is given; (B{''.join(f', {size}' for size in shape)}), B >= 1, is needed"
-        )
-    if given.dtype not in allowed:
-        raise UserError(f"{name}: {given.dtype} is given; {' or '.join(map(str, allowed))} is needed")
-    if given.device != like.device:
-        raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
-    return given.detach()

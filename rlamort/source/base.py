@@ -1,4 +1,4 @@
-"""What sources give, as batches of fixed shape. N environments side by side · B batch · d = x_dim · n = dim of an action"""
+"""Batches of fixed shape, as sources return them. N environments side by side · B batch · d = x_dim · n = dim of an action"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -37,7 +37,7 @@ class Contexts(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Contexts with solutions that were found before."""
+    """Contexts with solutions that are computed beforehand."""
 
     x: Tensor  # (B, d)
     y: Tensor  # (B, n) in Y
@@ -48,7 +48,7 @@ class Labelled(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """What one round of collecting met."""
+    """The results of one round of collecting."""
 
     x: Tensor  # (N, d) the contexts acted on
     transitions: int  # how many

@@ -1,4 +1,4 @@
-"""Contexts of a problem, whose objective is known, so that nobody acts. B batch · d numbers in a context · n = dim Y"""
+"""Contexts of a problem, whose objective is known, so that no agent acts. B batch · d numbers in a context · n = dim Y"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rlamort.source.base import Collected, Contexts, Labelled, Tree
 
 @dataclass(frozen=True)
 class Labels(Part):
-    """Where solutions that are found once, in bulk, come from: see `rlamort.parts.labels`."""
+    """A source of solutions that are computed once, in bulk: see `rlamort.parts.labels`."""
 
     def require(self, problem: Problem, dataset_size: int | None) -> None:
         """Raises UserError if these cannot be labels of the problem, as far as that is known without finding any."""
@@ -29,7 +29,7 @@ class Labels(Part):
 
 
 class Fresh:
-    """Contexts of a problem, new ones at every update or from a data set; nobody acts, since its objective is known.
+    """Contexts of a problem, new ones at every update or from a data set; no agent acts, since the objective is known.
 
     Args:
         env: the problem as an environment.
@@ -70,19 +70,19 @@ class Fresh:
             labels.require(self.problem, dataset_size)
 
     def prepare(self) -> None:
-        """Draw the data set and find its labels, where there is one and it is not here yet."""
+        """Draw the data set and compute its labels, if there is one and it is not here yet."""
         if self.data is None and self.labels is not None:
             self.data = self.labels(self.problem, self.dataset_size, self.env.device)
         elif self.data is None and self.dataset_size is not None:
             self.data = Contexts(presented(self.problem, self.dataset_size, self.env.device))
 
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
-        """One update's worth of contexts is due; they are drawn where they are needed, in `sample`."""
+        """Count one update's worth of contexts; `sample` draws them."""
         self.collected += 1
         return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
 
     def sample(self, count: int) -> Contexts | Labelled:
-        """x ~ p(x) (count, d), with their labels where the data set has them."""
+        """x ~ p(x) (count, d), with their labels if the data set has them."""
         if self.data is None:
             return Contexts(presented(self.problem, count, self.env.device))
         index = torch.randint(len(self.data.x), (count,), device=self.data.x.device)
@@ -94,10 +94,10 @@ class Fresh:
         return {"collected": self.collected, "env": self.env.state(), "data": data.get("x"), "labels": data.get("y")}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         self.collected = int(state["collected"])
-        kept = [state["data"], state.get("labels")]  # older checkpoints have no labels
-        parts = [part.to(self.env.device) for part in kept if part is not None]
+        tensors = [state["data"], state.get("labels")]  # older checkpoints have no labels
+        parts = [part.to(self.env.device) for part in tensors if part is not None]
         self.data = (Labelled(*parts) if len(parts) == 2 else Contexts(*parts)) if parts else None
         return self.env.restore(state["env"])
 

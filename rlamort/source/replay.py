@@ -84,10 +84,10 @@ class Replay:
         return self.env.x
 
     def prepare(self) -> None:
-        """Nothing: transitions come with time."""
+        """Nothing: transitions come from playing."""
 
     def collect(self, choose: Callable[[], Tensor]) -> Collected:
-        """Play what is chosen, y (N, n), a step in every environment, and keep what happened."""
+        """Take the chosen actions y (N, n), one step in every environment, and store the transitions."""
         x, y = self.env.x, choose()
         step = self.env.step(y)
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
@@ -105,7 +105,7 @@ class Replay:
         truncated: np.ndarray,
         valid: np.ndarray,
     ) -> None:
-        """Keep one transition of every row that is valid; shapes as in `Step`. One that is not ends its row's episode."""
+        """Store one transition of every valid environment; shapes as in `Step`. An invalid one ends its episode."""
         rows = np.flatnonzero(valid)
         if len(rows) < self.rows:
             self.written += self.follows & ~valid
@@ -136,11 +136,11 @@ class Replay:
         self._publish()
 
     def sample(self, count: int) -> Batch:
-        """`count` transitions, uniformly and with replacement. It reads tensors alone, so that a graph can hold it."""
+        """`count` transitions, uniformly and with replacement. It reads only tensors, so that it can be captured in a graph."""
         return self._from(*self._draw(count), self.n_step)
 
     def everything(self) -> Batch:
-        """All transitions that are stored, oldest first, environment by environment."""
+        """All stored transitions, oldest first, environment by environment."""
         return self._from(*self._stored(self.size), self.n_step)
 
     def sequences(self, count: int, length: int, latest: int | None = None) -> Batch:
@@ -174,7 +174,7 @@ class Replay:
         return Batch(*(part.view(count, length, *part.shape[1:]) for part in flat))
 
     def longest(self, latest: int | None = None) -> int:
-        """The length of the longest sequence that `sequences` can give; 0 of an empty replay."""
+        """The length of the longest sequence that `sequences` can return; 0 if the replay is empty."""
         before = self._runs(latest)[2]
         return int(before.max()) + 1 if len(before) else 0
 
@@ -216,11 +216,11 @@ class Replay:
 
     def state(self) -> Tree:
         """Everything but the frames."""
-        kept = {name: getattr(self, name) for name in BOOKS}
-        return {**kept, "collected": self.collected, "env": self.env.state()}
+        counters = {name: getattr(self, name) for name in BOOKS}
+        return {**counters, "collected": self.collected, "env": self.env.state()}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
-        """Put back what `state` and successive calls of `frames_since` gave; whether the environment could go on too.
+        """Restore what `state` and successive calls of `frames_since` returned; returns whether the environment continues too.
 
         Raises:
             ValueError: they do not fit this ring.
@@ -294,12 +294,12 @@ class Replay:
         self.begins[rows, slots] = False
 
     def _publish(self) -> None:
-        """Let `sample` see the bookkeeping."""
+        """Copy the bookkeeping to the device, for `sample`."""
         if self.device.type != "cpu":
             self.fifo_on_device.copy_(torch.from_numpy(self.fifo))
 
     def _writable(self, values: Tensor | np.ndarray) -> Any:
-        """What takes part in assignments: on a CPU, NumPy's view of the same memory, which makes small ones cheap."""
+        """The array to assign to: on a CPU, NumPy's view of the same memory, which is faster for small assignments."""
         if self.device.type == "cpu":
             return values.numpy() if isinstance(values, Tensor) else values
         return values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.device)
@@ -309,12 +309,12 @@ class Replay:
 
 
 def bytes_per_frame(d: int, n: int) -> int:
-    """What one slot of the ring takes: x, y, reward in float32, two flags, an index, and a flag on the host."""
+    """Bytes of one slot of the ring: x, y, reward in float32, two flags, an index, and a flag on the host."""
     return 4 * (d + n + 1) + 2 + 4 + 1
 
 
 def check_memory(frames: int, d: int, n: int, device: torch.device) -> None:
-    """Raises UserError where a ring of `frames` would not fit into the memory that is free on `device`."""
+    """Raises UserError if a ring of `frames` does not fit into the free memory of `device`."""
     needed = frames * bytes_per_frame(d, n)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:

@@ -41,12 +41,7 @@ class Projected(Update):
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         y, h = self.update(y, h, x, oracle)
-        return self.domain.nearest(y), h
-
-
-def projections(domain: Domain, ys: Tensor) -> Tensor:
-    """ys (S, B, n) -> their Euclidean projections onto Y."""
-    return domain.nearest(ys.flatten(0, 1)).view_as(ys)
+        return self.domain.at(x).nearest(y), h
 
 
 def push(history: Tensor, new: Tensor) -> Tensor:

@@ -28,18 +28,18 @@ class BestSoFar(Update):
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         """The other update's iterate y (B, n), the lowest cost (B,), and the other's carry."""
         h = self.update.start(y, x, oracle)
-        return y, self._cost(y, h, oracle), *h
+        return y, self._cost(y, h, x, oracle), *h
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         at, lowest, *rest = h
         at, carry = self.update(at, tuple(rest), x, oracle)
-        cost = self._cost(at, carry, oracle)
+        cost = self._cost(at, carry, x, oracle)
         better = cost.isfinite() & (cost <= lowest)
         return at.where(better[:, None], y), (at, torch.where(better, cost, lowest), *carry)
 
     @torch.no_grad()
-    def _cost(self, y: Tensor, h: Carry, oracle: Oracle) -> Tensor:
-        return comparable(self.update.value(y, h, oracle)).where(within(self.domain, y), torch.inf)
+    def _cost(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> Tensor:
+        return comparable(self.update.value(y, h, oracle)).where(within(self.domain.at(x), y), torch.inf)
 
 
 def comparable(costs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from rlamort.config import Count, Positive
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
-from rlamort.update.base import Update, projections, push
+from rlamort.update.base import Update, push
 
 
 class Lbfgs(Update):
@@ -41,7 +41,7 @@ class Lbfgs(Update):
         gradient = oracle.grad(y)
         first = 1 / torch.linalg.vector_norm(gradient, dim=-1).clamp_min(1)
         scale = torch.where(scale > 0, scale, first)
-        slope = (y - self.domain.nearest(y - scale[:, None] * gradient)) / scale[:, None]
+        slope = (y - self.domain.at(x).nearest(y - scale[:, None] * gradient)) / scale[:, None]
 
         move, bend = y - y_last, slope - slope_last
         curvature, square = (move * bend).sum(-1), bend.square().sum(-1)
@@ -55,7 +55,7 @@ class Lbfgs(Update):
         direction = -self._newton(slope, moves, bends, rho, scale)
         with torch.no_grad():
             sizes = 1.5 ** -torch.arange(self.candidates, dtype=y.dtype, device=y.device)
-            points = projections(self.domain, y + sizes[:, None, None] * direction)  # (J, B, n)
+            points = self.domain.at(x).nearest(y + sizes[:, None, None] * direction)  # (J, B, n)
             values = oracle.values(torch.cat([y[None], points]))
             predicted = (slope * (points - y)).sum(-1)  # not gradient, whose part across the face cancels only to rounding
             rounding = torch.finfo(y.dtype).eps * values[0].abs()  # close to a solution f tells nothing, its gradient does

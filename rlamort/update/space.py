@@ -31,11 +31,11 @@ class InY:
     def domain(self) -> Domain:
         return self.whole
 
-    def begin(self, v: Tensor) -> Tensor:
+    def begin(self, v: Tensor, x: Tensor) -> Tensor:
         """The iterate z whose solution is project(v)."""
-        return self.whole.project(v)
+        return self.whole.at(x).project(v)
 
-    def point(self, z: Tensor) -> Tensor:
+    def point(self, z: Tensor, x: Tensor) -> Tensor:
         """The solution y of an iterate z."""
         return z
 
@@ -63,17 +63,17 @@ class InChart:
     def domain(self) -> Domain:
         return Euclid(self.whole.inputs)
 
-    def begin(self, v: Tensor) -> Tensor:
+    def begin(self, v: Tensor, x: Tensor) -> Tensor:
         """The iterate z whose solution is project(v)."""
         return v
 
-    def point(self, z: Tensor) -> Tensor:
+    def point(self, z: Tensor, x: Tensor) -> Tensor:
         """The solution y of an iterate z."""
-        return self.whole.project(z)
+        return self.whole.at(x).project(z)
 
     def oracle(self, oracle: Oracle, d: int) -> Oracle:
         """An oracle of f over y as one over z; the first `d` columns of its contexts are x."""
-        return oracle.through(lambda z, x: self.point(z), d)
+        return oracle.through(self.point, d)
 
     def decode(self, z: Tensor, x: Tensor) -> Tensor:
         """The chart as a latent space: what `project` takes is the iterate itself."""

@@ -35,12 +35,12 @@ class SpectralGradient(Update):
         """The gradient at y (B, n), the step size (B,), and the last costs (B, M), that of y last."""
         cost, slope = oracle.value_and_grad(y)
         slope = slope.where(slope.isfinite(), 0)  # that item stays, and no projection sees NaN
-        step = 1 / (self.domain.nearest(y - slope) - y).abs().amax(-1).clamp(1e-8, 1e8)
+        step = 1 / (self.domain.at(x).nearest(y - slope) - y).abs().amax(-1).clamp(1e-8, 1e8)
         return slope, step, cost[:, None].repeat(1, self.memory)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         slope, step, recent = h
-        trial = self.domain.nearest(y - step[:, None] * slope)
+        trial = self.domain.at(x).nearest(y - step[:, None] * slope)
         trial_cost, trial_slope = oracle.value_and_grad(trial)
         move, turn = trial - y, trial_slope - slope
         length, curvature = move.square().sum(-1), (move * turn).sum(-1)

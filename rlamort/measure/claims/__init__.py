@@ -1,1 +1,1 @@
-"""What rows claim beyond training curves: one module a family, each measured by `rlamort reproduce ROW`."""
+"""Claims of rows beyond training curves: one module per family, each measured by `rlamort reproduce ROW`."""

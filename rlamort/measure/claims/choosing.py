@@ -125,11 +125,11 @@ class Judge:
         """y (B, n) -> its mean gap."""
         return (self.solver.f(y, self.x) - self.best.cost).mean().item()
 
-    def trained(self, given: Contestant, loss: str, seed: int, rate: float = RATE) -> tuple[float, float]:
+    def trained(self, contestant: Contestant, loss: str, seed: int, rate: float = RATE) -> tuple[float, float]:
         """Mean gap after training, and its CPU seconds, which do not depend on other load."""
         name = type(self.problem).__name__
-        print(f"training: {name}, {given.model}, {loss}, {given.updates} updates, seed {seed}", flush=True)
-        fields = {"model": given.model, "steps": given.updates, "learning_rate": rate, "seed": seed, "threads": 1}
+        print(f"training: {name}, {contestant.model}, {loss}, {contestant.updates} updates, seed {seed}", flush=True)
+        fields = {"model": contestant.model, "steps": contestant.updates, "learning_rate": rate, "seed": seed, "threads": 1}
         started = time.process_time()
         solver = amortize(self.problem, loss=loss, **{**FIELDS, **fields, **BESIDES.get(loss, {})})
         return self.gap(solver.predict_rows(self.x)), time.process_time() - started
@@ -140,10 +140,10 @@ def _grid(judge: Judge) -> dict[str, Any]:
     middle = y.project(judge.x.new_zeros(len(judge.x), y.inputs))
     found: dict[str, Any] = {"reference": judge.best.label, "middle": judge.gap(middle)}
     known = judge.best.label == "solution"  # elsewhere a teacher must solve every batch, at many times the cost of all else
-    for name, given in CONTESTANTS.items():
-        for loss in given.losses:
+    for name, contestant in CONTESTANTS.items():
+        for loss in contestant.losses:
             if loss != "regress" or known:
-                runs = [judge.trained(given, loss, seed) for seed in SEEDS]
+                runs = [judge.trained(contestant, loss, seed) for seed in SEEDS]
                 found[f"{name}, {loss}"] = {"gaps": [gap for gap, _ in runs], "seconds": [taken for _, taken in runs]}
     return found
 

@@ -59,26 +59,30 @@ class Row(NamedTuple):
 def psd() -> Measured:
     """The encoder, and three steps of ISTA after it: objective, and time against scikit-learn's coordinate descent.
 
-    The claims are about whitened patches. Coordinates of patches that are not are correlated, which slows ISTA; what comes of
-    them is told beside it.
+    The claims are about whitened patches. Coordinates of patches that are not are correlated, which slows ISTA; their results
+    are reported beside.
     """
     agent = Row("psd", "psd", {}).train("rlamort/Lasso-v0")
     by_regression = {
         "loss": {"kind": "regress", "teacher": "fista"}, "model.steps": 0, "steps": 2_000, "decay_updates": 2_000,
     }  # fmt: skip
     regressed = Row("regressed", "psd", by_regression).train("rlamort/Lasso-v0")
-    told = _encoder(agent)
-    data = {"whitened": told, "whitened, trained by regression on FISTA's codes": _encoder(regressed)["excess after each step"]}
+    encoder = _encoder(agent)
+    data = {
+        "whitened": encoder,
+        "whitened, trained by regression on FISTA's codes": _encoder(regressed)["excess after each step"],
+    }
     for alpha in (0.4, 1.0):
         plain = Row("plain", "psd", {"env_kwargs": {"alpha": alpha, "whitening": 0.0}}).train("rlamort/Lasso-v0")
         data[f"not whitened, alpha = {alpha}"] = _encoder(plain)
+    stopped = encoder["coordinate descent stopped when as good as psd, over ours"]
     verdicts = [
-        at_most("psd: mean objective above the lasso's minimum, over it", told["excess after each step"][0], 0.2),
-        at_most(f"psd and 3 steps of ISTA, of {RATES[-1]} / L: likewise", told["excess after each step"][-1], 0.05),
+        at_most("psd: mean objective above the lasso's minimum, over it", encoder["excess after each step"][0], 0.2),
+        at_most(f"psd and 3 steps of ISTA, of {RATES[-1]} / L: likewise", encoder["excess after each step"][-1], 0.05),
         at_least(
             f"psd: time of scikit-learn's coordinate descent over ours, per sample in batches of {BATCHES[-1]}, one thread "
-            f"({told['coordinate descent stopped when as good as psd, over ours']:.3g}x if it stops when it is as good as psd)",
-            told["coordinate descent over ours"],
+            f"({stopped:.3g}x if it stops when it is as good as psd)",
+            encoder["coordinate descent over ours"],
             500,
             "x",
         ),
@@ -127,10 +131,10 @@ def _descent(problem: Lasso, x: Tensor, sweeps: int, best: float) -> dict[str, f
         dictionary: Any = problem.ista.dictionary.mT.numpy().astype(dtype)
         settings = {"gram": dictionary @ dictionary.T, "alpha": problem.ista.alpha, "max_iter": sweeps, "check_input": False}
 
-        def solve(given: tuple[Any, ...] = (signals, dictionary), settings: dict[str, Any] = settings) -> Any:
+        def solve(inputs: tuple[Any, ...] = (signals, dictionary), settings: dict[str, Any] = settings) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # few sweeps are what is asked for
-                return sparse_encode(*given, algorithm="lasso_cd", **settings)
+                return sparse_encode(*inputs, algorithm="lasso_cd", **settings)
 
         y = torch.from_numpy(solve()).to(x)
         seconds = median_seconds(solve, 6) / len(x)
@@ -146,14 +150,14 @@ def lista() -> Measured:
         Row("lista", "lista", {}),
         Row("lista, momentum", "lista", {"model.update": {"kind": "momentum", "update": "lista"}}),
     ]
-    found, figures, told = [], {}, {}
+    found, figures, data = [], {}, {}
     for problem, family in ((SparseRecovery(), recovery), (Lasso(), objective)):
         name = type(problem).__name__
         with torch.random.fork_rng():
             torch.manual_seed(SEED)
-            verdicts, told[name], figures[f"lista_{name.lower()}"] = _family(problem, family)
+            verdicts, data[name], figures[f"lista_{name.lower()}"] = _family(problem, family)
         found += verdicts
-    return Measured(found, told, figures)
+    return Measured(found, data, figures)
 
 
 def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[list[Verdict], dict[str, Any], Figure]:
@@ -182,7 +186,7 @@ def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[lis
         ends[row.name], reached[row.name] = curve, {name: first(baselined[name], curve[-1]) for name in baselined}
         if isinstance(problem, Lasso):
             guards.append(_guarded(row.name, agent, x))
-    told = {"metric": what, "iterations": _thinned(baselined), "by layer": ends, "iterations to reach it": reached}
+    data = {"metric": what, "iterations": _thinned(baselined), "by layer": ends, "iterations to reach it": reached}
     verdicts = []
     for row in family:
         claim = f"{row.name}, {unit}: {LAYERS} layers end at {ends[row.name][-1]:.4g}, {what}; iterations until"
@@ -194,7 +198,7 @@ def _family(problem: Lasso | SparseRecovery, family: Sequence[Row]) -> tuple[lis
             ),
             at_least(f"{claim} FISTA is there, the better of with restarts and without", reached[row.name]["FISTA"], 30),
         ]
-    return [*verdicts, *guards, _beginning(problem, x)], told, figure(baselined | ends, what)
+    return [*verdicts, *guards, _beginning(problem, x)], data, figure(baselined | ends, what)
 
 
 def _thinned(curves: dict[str, list[float]]) -> dict[str, dict[int, float]]:
@@ -267,8 +271,8 @@ def _path(problem: Lasso | SparseRecovery, update: Update, steps: int, x: Tensor
 
 def figure(curves: dict[str, list[float]], what: str) -> Figure:
     """Quality by layer or iteration."""
-    drawn = Figure(figsize=(7, 4.5), layout="constrained")
-    axes: Axes = drawn.subplots()
+    fig = Figure(figsize=(7, 4.5), layout="constrained")
+    axes: Axes = fig.subplots()
     for name, curve in curves.items():
         learned = len(curve) == LAYERS + 1
         axes.plot(range(len(curve)), curve, "-" if learned else "--", linewidth=2 if learned else 1, label=name)
@@ -276,14 +280,14 @@ def figure(curves: dict[str, list[float]], what: str) -> Figure:
     if "dB" not in what:
         axes.set(yscale="log", ylim=(1e-5, 1))
     axes.legend()
-    return drawn
+    return fig
 
 
 def atoms(dictionary: Tensor) -> Figure:
     """Every atom as a patch."""
     side, columns = round(len(dictionary) ** 0.5), 16
-    drawn = Figure(figsize=(8, 8 * -(-dictionary.shape[1] // columns) / columns), layout="constrained")
-    for axes, atom in zip(drawn.subplots(-(-dictionary.shape[1] // columns), columns).flat, dictionary.mT, strict=False):
+    fig = Figure(figsize=(8, 8 * -(-dictionary.shape[1] // columns) / columns), layout="constrained")
+    for axes, atom in zip(fig.subplots(-(-dictionary.shape[1] // columns), columns).flat, dictionary.mT, strict=False):
         axes.imshow(atom.view(side, side).numpy(), cmap="gray")
         axes.set(xticks=[], yticks=[])
-    return drawn
+    return fig

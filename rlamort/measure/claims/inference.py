@@ -30,14 +30,14 @@ WIDTH = 100  # of savae's and ivae's encoders, and of the one with which the dec
 ASIDE = 8  # of so many images for training, one is set aside
 HELD_OUT, SCORED, BEST_STEPS = 256, 1_000, 100  # images, draws, and Adam's steps that find the best lam
 SEED = 1_000_000
-ASKED = 16  # draws for a gradient that a trained model asks for
+ORACLE_DRAWS = 16  # draws of a gradient that a trained model queries
 SHARED = {"hidden": (WIDTH,), "batch_size": 64}  # of all that is refined, and of the encoders beside it
 
 
 def source() -> tuple[str, str]:
     """The images and their name: those of RLAMORT_IMAGES, or scikit-learn's digits."""
-    given = os.environ.get("RLAMORT_IMAGES")
-    return (given, Path(given).stem) if given else ("digits", "scikit-learn's digits")
+    path = os.environ.get("RLAMORT_IMAGES")
+    return (path, Path(path).stem) if path else ("digits", "scikit-learn's digits")
 
 
 def problem(draws: int = 1) -> VAE:
@@ -56,15 +56,15 @@ def aside() -> Tensor:
 
 def learner(row: str, vae: VAE, updates: int, **fields: Any) -> tuple[Learner, Amortize]:
     """A learner of a method on these images for that many updates, and its agent."""
-    made = learner_class(row)(vae, decay_updates=updates, seed=0, **fields)
-    assert isinstance(made.agent, Amortize)
-    return made, made.agent
+    trainer = learner_class(row)(vae, decay_updates=updates, seed=0, **fields)
+    assert isinstance(trainer.agent, Amortize)
+    return trainer, trainer.agent
 
 
 def learned(row: str, vae: VAE, updates: int, **fields: Any) -> Model:
     """The model of a method, trained on these images."""
-    made, agent = learner(row, vae, updates, **fields)
-    made.learn(updates)
+    trainer, agent = learner(row, vae, updates, **fields)
+    trainer.learn(updates)
     return agent.model
 
 
@@ -82,11 +82,11 @@ def encoder(width: int) -> Model:
     return learned("vae", decoder()[0], UPDATES, hidden=(width,))
 
 
-def score(posed: VAE, lam: Tensor, x: Tensor, samples: int = SCORED) -> float:
+def score(vae: VAE, lam: Tensor, x: Tensor, samples: int = SCORED) -> float:
     """The mean ELBO, with the same draws for every lam."""
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        return posed.elbo(lam, x, samples).mean().item()
+        return vae.elbo(lam, x, samples).mean().item()
 
 
 class Tuning(NamedTuple):
@@ -100,10 +100,10 @@ class Tuning(NamedTuple):
         return f"rate {self.rate:g}, pace {self.pace:g}, {self.draws} draws"
 
 
-def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
+def adam(vae: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> Iterator[Tensor]:
     """lam (B, 2 m) after every step of Adam per image, from the prior by default."""
-    f = Averaged(posed.f.f, tuning.draws)
-    lam = x.new_zeros(len(x), 2 * posed.latent) if start is None else start.clone()
+    f = Averaged(vae.f.f, tuning.draws)
+    lam = x.new_zeros(len(x), 2 * vae.latent) if start is None else start.clone()
     lam.requires_grad_()
     optimiser = torch.optim.Adam([lam], lr=tuning.rate, fused=True)
     for t in itertools.count():
@@ -114,17 +114,17 @@ def adam(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> 
         yield lam.detach()
 
 
-class Asking(Model):
-    """A model whose oracle is the mean over ASKED draws.
+class MeanOracle(Model):
+    """A model whose oracle is the mean over ORACLE_DRAWS draws.
 
     Args:
         model: semi-amortized, or full.
-        posed: what it asks about.
+        vae: the problem that it queries.
     """
 
-    def __init__(self, model: Model, posed: VAE) -> None:
+    def __init__(self, model: Model, vae: VAE) -> None:
         super().__init__()
-        self.model, self.f = model, Averaged(posed.f.f, ASKED)
+        self.model, self.f = model, Averaged(vae.f.f, ORACLE_DRAWS)
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.model.iterates(x, self.f.oracle(x))

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rlamort.envs.vae import VAE
 from rlamort.measure.claims.inference import (
-    ASKED,
     BEST_STEPS,
     HELD_OUT,
+    ORACLE_DRAWS,
     SEED,
     SHARED,
     WIDTH,
-    Asking,
+    MeanOracle,
     Tuning,
     adam,
     decoder,
@@ -39,7 +39,7 @@ ITERATIVE, STEPS, DRAWS = 6_000, 5, 4  # updates, steps and draws for a gradient
 class Frozen(NamedTuple):
     """A frozen decoder, with reference values on held-out images."""
 
-    posed: VAE
+    vae: VAE
     x: Tensor  # (N, pixels)
     direct: Model
     least: float  # the direct encoder's bound
@@ -50,14 +50,14 @@ class Frozen(NamedTuple):
 @functools.cache
 def frozen() -> Frozen:
     """The decoder of all learned steps here."""
-    (posed, _), direct = decoder(), encoder(WIDTH)
+    (vae, _), direct = decoder(), encoder(WIDTH)
     torch.manual_seed(SEED)
-    x = posed.test_images[:HELD_OUT]
+    x = vae.test_images[:HELD_OUT]
     with torch.no_grad():
         begin = direct(x)
-        best = posed.optimum(x, [torch.zeros_like(begin), begin], steps=BEST_STEPS)
-    rival = {tuning: fifty(posed, x, tuning) for tuning in grid()}
-    return Frozen(posed, x, direct, score(posed, begin, x), score(posed, best, x), rival)
+        best = vae.optimum(x, [torch.zeros_like(begin), begin], steps=BEST_STEPS)
+    rival = {tuning: fifty(vae, x, tuning) for tuning in grid()}
+    return Frozen(vae, x, direct, score(vae, begin, x), score(vae, best, x), rival)
 
 
 def measure() -> Measured:
@@ -77,7 +77,7 @@ def from_prior() -> Measured:
 def steps(**fields: Any) -> tuple[Learner, Unroll]:
     """Untrained learned steps on the frozen decoder."""
     noisy = problem(DRAWS)
-    noisy.load_state_dict(frozen().posed.state_dict())
+    noisy.load_state_dict(frozen().vae.state_dict())
     refining, agent = learner("ivae", noisy.freeze(), ITERATIVE, **{"model.steps": STEPS}, **fields, **SHARED)
     assert isinstance(agent.model, Unroll)
     return refining, agent.model
@@ -85,13 +85,13 @@ def steps(**fields: Any) -> tuple[Learner, Unroll]:
 
 def judged(name: str, figure: str, refining: Learner, model: Unroll) -> Measured:
     """Results after training."""
-    posed, x, direct, least, top, rival = frozen()
+    vae, x, direct, least, top, rival = frozen()
     refining.learn(ITERATIVE)
     torch.manual_seed(SEED)
     longer = Unroll(model.init, model.update, 2 * STEPS, model.domain, model.adjoint)
     with torch.no_grad():
-        path = Asking(longer, posed).iterates(x)
-    bounds, before = [score(posed, lam, x) for lam in path], top - least
+        path = MeanOracle(longer, vae).iterates(x)
+    bounds, before = [score(vae, lam, x) for lam in path], top - least
     left, reached = top - bounds[STEPS], max(rival.values())
     text = f"{source()[1]}, frozen decoder, {name} {STEPS} learned steps"
     verdicts = [
@@ -107,26 +107,26 @@ def judged(name: str, figure: str, refining: Learner, model: Unroll) -> Measured
     data = {
         "data": source()[1], "direct ELBO": least, "best ELBO": top, "direct gap": before, "ELBO after k steps": bounds,
         "Adam, 50 steps from the prior": {str(tuning): value for tuning, value in rival.items()},
-        "Adam, 50 steps from the encoder": fifty(posed, x, max(rival, key=rival.__getitem__), direct(x).detach()),
+        "Adam, 50 steps from the encoder": fifty(vae, x, max(rival, key=rival.__getitem__), direct(x).detach()),
     }  # fmt: skip
     return Measured(verdicts, data, {figure: iterations_figure(bounds, least, top, reached)})
 
 
 def grid() -> list[Tuning]:
     """Adam's settings for 50 steps, with as many draws as a learned step."""
-    return [Tuning(*one, ASKED) for one in itertools.product((0.05, 0.1, 0.2, 0.4), (10.0, 30.0, float("inf")))]
+    return [Tuning(*one, ORACLE_DRAWS) for one in itertools.product((0.05, 0.1, 0.2, 0.4), (10.0, 30.0, float("inf")))]
 
 
-def fifty(posed: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> float:
+def fifty(vae: VAE, x: Tensor, tuning: Tuning, start: Tensor | None = None) -> float:
     """The mean ELBO after 50 steps of Adam, from the prior by default."""
-    lam = next(itertools.islice(adam(posed, x, tuning, start), 49, None))
-    return score(posed, lam, x)
+    lam = next(itertools.islice(adam(vae, x, tuning, start), 49, None))
+    return score(vae, lam, x)
 
 
 def iterations_figure(bounds: list[float], direct: float, best: float, rival: float) -> Figure:
     """The ELBO after each learned step."""
-    drawn = Figure(figsize=(5, 4), layout="constrained")
-    axes = drawn.subplots()
+    fig = Figure(figsize=(5, 4), layout="constrained")
+    axes = fig.subplots()
     axes.plot(bounds, "o-", label="learned steps")
     axes.axvline(STEPS, color="k", linewidth=0.5, label="steps in training")
     axes.axhline(best, linestyle="--", color="k", label="best found")
@@ -135,4 +135,4 @@ def iterations_figure(bounds: list[float], direct: float, best: float, rival: fl
     low = min(direct, rival, bounds[1])
     axes.set(xlabel="steps", ylabel="ELBO, nats", ylim=(low - 0.3 * (best - low), best + 0.1 * (best - low)))
     axes.legend()
-    return drawn
+    return fig

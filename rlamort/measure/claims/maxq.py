@@ -57,7 +57,7 @@ def trained(method: str, on: Mapping[str, Any], **fields: Any) -> Measured:
 
 def judged(data: dict[str, Any], name: str) -> Measured:
     """Claims about an agent, from the results of `gap`."""
-    critic, told = data["critic"], follows(name, data)
+    critic, effect = data["critic"], follows(name, data)
     lost = critic["unclipped"]["mean"]  # to a reference that does not know the policy, so it may be negative
     verdicts = [
         at_least(
@@ -69,11 +69,11 @@ def judged(data: dict[str, Any], name: str) -> Measured:
         speed(name, critic),
     ]
     stem = "maxq_" + "_".join(name.lower().replace(",", "").replace("-", "_").split()[:2])
-    return Measured(verdicts, data | {"whether the return follows": told}, {stem: figure(name, critic)})
+    return Measured(verdicts, data | {"whether the return follows": effect}, {stem: figure(name, critic)})
 
 
 def speed(name: str, critic: Mapping[str, Any]) -> Verdict:
-    """At the batch of all states, as the tutorial's figure is; a single state, and equal quality, stand beside it.
+    """The speed at the batch of all states, as in the tutorial's figure; with a single state and equal quality beside it.
 
     The 1 % may ask more of the solvers than the policy itself gives, so what they need for its own cost is said as well. What
     they need for the 1 % does not depend on how good the policy is, so any policy counts, down to one product of the states
@@ -130,8 +130,8 @@ def _verb(gain: Interval) -> str:
 
 def figure(name: str, critic: Mapping[str, Any]) -> Figure:
     """The tutorial's figure, with tuned solvers that stay in the box: gap against seconds, for a batch of all states."""
-    drawn = Figure(figsize=(6, 4), layout="constrained")
-    axes = drawn.subplots()
+    fig = Figure(figsize=(6, 4), layout="constrained")
+    axes = fig.subplots()
     for kind, curve in critic["curves"].items():
         seconds = [curve["seconds_per_iteration"] * (k + 1) for k in range(len(curve["gap"]))]
         axes.plot(seconds, curve["gap"], "o-", markersize=3, label=f"{kind}: {curve['setting']}")
@@ -147,4 +147,4 @@ def figure(name: str, critic: Mapping[str, Any]) -> Figure:
     axes.set_ylim(0, 2 * highest)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    return drawn
+    return fig

@@ -18,7 +18,7 @@ from rlamort.measure.claims.inference import (
     SCORED,
     SEED,
     SHARED,
-    Asking,
+    MeanOracle,
     learned,
     learner,
     problem,
@@ -39,25 +39,23 @@ def measure() -> Measured:
     """Refinement trained through its steps, against the encoder alone: each with its own decoder, of the same size."""
     name, plain = source()[1], problem(DRAWS)
     encoding = learned("vae", plain, REFINED, **SHARED)
-    posed, model = refined(Cost)
-    bound = {"encoder": everywhere(plain, encoding), "refined": everywhere(posed, model)}
+    vae, model = refined(Cost)
+    bound = {"encoder": everywhere(plain, encoding), "refined": everywhere(vae, model)}
     found = {}
-    for label, vae, one in (("encoder", plain, encoding), ("refined", posed, model)):
+    for label, own, one in (("encoder", plain, encoding), ("refined", vae, model)):
         torch.manual_seed(SEED)
-        found[label] = vae.decompose(Asking(one, vae), vae.test_images[:HELD_OUT], SCORED, BEST_STEPS)
+        found[label] = own.decompose(MeanOracle(one, own), own.test_images[:HELD_OUT], SCORED, BEST_STEPS)
     gap = {label: one.amortization.mean().item() for label, one in found.items()}
     text = f"{name}, {REFINED} updates each, K = {K}"
     verdicts = [
         at_least(f"{text}: held-out bound above that of the encoder alone", bound["refined"] - bound["encoder"], 0.3, " nats"),
         at_most(f"{text}: remaining gap, as a share of the encoder's", gap["refined"] / gap["encoder"], 0.5),
-        at_most(
-            "a batch of 64 beside single images: largest difference of a refined lam, in float64", apart(posed, model), 1e-8
-        ),
+        at_most("a batch of 64 beside single images: largest difference of a refined lam, in float64", apart(vae, model), 1e-8),
     ]
-    x = posed.test_images[:HELD_OUT]
+    x = vae.test_images[:HELD_OUT]
     data = {
         "data": name, "ELBO": bound, "amortization gap": gap,
-        "ELBO after K steps": {steps: after(posed, model, x, steps) for steps in (0, 4, 8, 20)},
+        "ELBO after K steps": {steps: after(vae, model, x, steps) for steps in (0, 4, 8, 20)},
         "NLL (importance-weighted)": {label: -one.log_likelihood.mean().item() for label, one in found.items()},
         "approximation gap": {label: one.approximation.mean().item() for label, one in found.items()},
     }  # fmt: skip
@@ -66,9 +64,9 @@ def measure() -> Measured:
 
 def differences() -> Measured:
     """Exact second derivatives against the finite differences of Kim et al., in training and by the error of one gradient."""
-    posed, model = refined(Cost)
-    bound = {"exact": everywhere(posed, model), "finite differences": everywhere(*refined(Differenced))}
-    errors = gradient_errors(posed, model)
+    vae, model = refined(Cost)
+    bound = {"exact": everywhere(vae, model), "finite differences": everywhere(*refined(Differenced))}
+    errors = gradient_errors(vae, model)
     text = f"{source()[1]}, {REFINED} updates each, K = {K}"
     verdicts = [
         at_most("error of the loss's gradient in float32, against float64: exact second derivatives", errors["exact"], 1e-3),
@@ -91,35 +89,35 @@ def differences() -> Measured:
 @functools.cache
 def refined(kind: type[Cost]) -> tuple[VAE, Unroll]:
     """A decoder, and the semi-amortized model trained with it; `kind` is the class of its cost."""
-    posed = problem(DRAWS)
-    refining, agent = learner("savae", posed, REFINED, **{"model.steps": K}, **SHARED)
-    agent.f = kind(posed)
+    vae = problem(DRAWS)
+    refining, agent = learner("savae", vae, REFINED, **{"model.steps": K}, **SHARED)
+    agent.f = kind(vae)
     refining.learn(REFINED)
     assert isinstance(agent.model, Unroll)
-    return posed, agent.model
+    return vae, agent.model
 
 
 @torch.no_grad()
-def everywhere(posed: VAE, model: Model) -> float:
+def everywhere(vae: VAE, model: Model) -> float:
     """The mean ELBO on all held-out images, since the difference of two decoders varies between images."""
     torch.manual_seed(SEED)
-    x = posed.test_images
-    return score(posed, Asking(model, posed)(x), x, FEWER)
+    x = vae.test_images
+    return score(vae, MeanOracle(model, vae)(x), x, FEWER)
 
 
 @torch.no_grad()
-def after(posed: VAE, model: Unroll, x: Tensor, steps: int) -> float:
+def after(vae: VAE, model: Unroll, x: Tensor, steps: int) -> float:
     """The mean ELBO after a number of steps, which may differ from training."""
     longer = Unroll(model.init, model.update, steps, model.domain, model.adjoint)
-    return score(posed, Asking(longer, posed)(x), x)
+    return score(vae, MeanOracle(longer, vae)(x), x)
 
 
 @torch.no_grad()
-def apart(posed: VAE, model: Model) -> float:
+def apart(vae: VAE, model: Model) -> float:
     """The difference of lam between a batch of 64 and single images, in float64 with the same draws."""
-    vae, solver = copy.deepcopy((posed, model))
-    vae, solver, x = vae.double(), solver.double(), posed.test_images[:64].double()
-    f = vae.bound(torch.randn(4, posed.latent).double())
+    exact, solver = copy.deepcopy((vae, model))
+    exact, solver, x = exact.double(), solver.double(), vae.test_images[:64].double()
+    f = exact.bound(torch.randn(4, vae.latent).double())
     alone = torch.cat([solver(one[None], f.oracle(one[None])) for one in x])
     furthest: float = (alone - solver(x, f.oracle(x))).abs().max().item()
     return furthest
@@ -135,14 +133,14 @@ class Differenced(Cost):
     problem: VAE
 
     def oracle(self, x: Tensor) -> Oracle:
-        posed = self.problem
-        owned = [p for p in posed.parameters() if p.requires_grad]
+        vae = self.problem
+        owned = [p for p in vae.parameters() if p.requires_grad]
 
-        def held() -> Objective:
-            noise = torch.randn(len(x) * posed.f.draws, posed.latent, dtype=x.dtype, device=x.device)
-            return Averaged(Soft(Reconstruction(posed), FixedNoise(noise), posed.alpha), posed.f.draws)
+        def fixed_noise() -> Objective:
+            noise = torch.randn(len(x) * vae.f.draws, vae.latent, dtype=x.dtype, device=x.device)
+            return Averaged(Soft(Reconstruction(vae), FixedNoise(noise), vae.alpha), vae.f.draws)
 
-        return DifferencedOracle(held, x, owned)
+        return DifferencedOracle(fixed_noise, x, owned)
 
 
 class Remade(Objective):
@@ -193,14 +191,14 @@ class _Difference(torch.autograd.Function):
         return None, *((ahead - here) / FINITE for ahead, here in zip(*ends, strict=True))
 
 
-def gradient_errors(posed: VAE, model: Model) -> dict[str, float]:
+def gradient_errors(vae: VAE, model: Model) -> dict[str, float]:
     """Relative errors of the gradient of savae's loss in float32, by the method of second derivatives."""
-    noise = torch.randn(4, posed.latent)
+    noise = torch.randn(4, vae.latent)
 
     def slope(kind: str, dtype: torch.dtype) -> Tensor:
-        vae, solver = copy.deepcopy((posed, model))
-        vae, solver, x = vae.to(dtype), solver.to(dtype), posed.test_images[:64].to(dtype)
-        f, theirs = vae.bound(noise.to(dtype)), [p for p in vae.parameters() if p.requires_grad]
+        own, solver = copy.deepcopy((vae, model))
+        own, solver, x = own.to(dtype), solver.to(dtype), vae.test_images[:64].to(dtype)
+        f, theirs = own.bound(noise.to(dtype)), [p for p in own.parameters() if p.requires_grad]
         owned = [*(p for p in solver.parameters() if p.requires_grad), *theirs]
         oracle = f.oracle(x) if kind == "exact" else DifferencedOracle(lambda: f, x, theirs)
         loss = f(solver(x, oracle), x).mean()

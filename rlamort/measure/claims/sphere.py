@@ -74,16 +74,16 @@ def _one(name: str, agent: Agent, f: Cost, x: Tensor) -> tuple[list[Verdict], di
         at_most(f"{name}: 95th percentile of the gap", gap.quantile(0.95).item(), 0.05),
         at_most(f"{name}: 95th percentile after 5 Riemannian steps", after.quantile(0.95).item(), 1e-3),
     ]
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "median": gap.median().item(), "p95": gap.quantile(0.95).item(), "mean": gap.mean().item(), "lowest": gap.min().item(),
         "p95 after 5 steps": after.quantile(0.95).item(), "share in another basin": (after > 1e-3).double().mean().item(),
     }  # fmt: skip
     means = {OURS: f(y, x).mean().item(), LOWEST: best.mean().item()}
     walked = walk(f, x, {goal: mean + SLACK for goal, mean in means.items()})
     for size in SIZES:
-        verdict, told[f"batch of {size}"] = speed(name, agent, f, x[:size], walked)
+        verdict, data[f"batch of {size}"] = speed(name, agent, f, x[:size], walked)
         verdicts.append(verdict)
-    return verdicts, told
+    return verdicts, data
 
 
 def global_minimum(f: Cost, x: Tensor) -> Tensor:
@@ -163,11 +163,11 @@ def speed(name: str, agent: Agent, f: Cost, x: Tensor, walked: dict[str, dict[in
         f"a choice evaluates f at two predictions an item or more, {1e6 * least:.0f} us, and descent is at the minima after "
         f"{count} iterations from {starts} starts, f and its gradient {count + 1} times at each, {1e6 * slowest:.0f} us",
     )
-    told = {
+    data = {
         "seconds": ours, "least seconds of a choice": least,
         "descent": {goal: [one._asdict() for one in arrived] for goal, arrived in timed.items()},
     }  # fmt: skip
-    return verdict, told
+    return verdict, data
 
 
 def pace(f: Cost, x: Tensor, starts: int) -> tuple[float, float]:
@@ -193,11 +193,11 @@ def figure(agent: Agent, problem: Sphere, x: Tensor) -> Figure:
     longitude, latitude = np.meshgrid(np.linspace(-np.pi, np.pi, 120), np.linspace(-np.pi / 2, np.pi / 2, 60))
     grid = np.stack([np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], -1)
     points = torch.from_numpy(grid.reshape(-1, 3)).to(x)
-    drawn = Figure(figsize=(14, 5), layout="constrained")
-    for i, axes in enumerate(drawn.subplots(2, 4).flat):
+    fig = Figure(figsize=(14, 5), layout="constrained")
+    for i, axes in enumerate(fig.subplots(2, 4).flat):
         axes.contourf(longitude, latitude, f(points, x[i].expand(len(points), -1)).view(longitude.shape), levels=24)
         for point, style, label in ((best[i], "w*", "minimum"), (y[i], "r.", "predicted")):
             axes.plot(torch.atan2(point[1], point[0]), point[2].asin(), style, markersize=11, label=label)
         axes.set(xticks=[], yticks=[])
-    drawn.axes[0].legend(loc="lower left", fontsize=8)
-    return drawn
+    fig.axes[0].legend(loc="lower left", fontsize=8)
+    return fig

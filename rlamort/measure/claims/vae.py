@@ -44,21 +44,21 @@ LOOKS = frozenset(round(2 ** (i / 2)) for i in range(22)) | {PROTOCOL}  # steps 
 
 def measure() -> Measured:
     """The gap and the speed of encoders of several widths, against tuned Adam, and against the tutorial's protocol."""
-    (posed, first), name = decoder(), source()[1]
+    (vae, first), name = decoder(), source()[1]
     torch.manual_seed(SEED)
-    x = posed.test_images[:HELD_OUT]
+    x = vae.test_images[:HELD_OUT]
     encoders = {width: encoder(width) for width in WIDTHS}
-    chosen, tried = choose(posed, encoders)
+    chosen, tried = choose(vae, encoders)
     with torch.no_grad():
         lams = {width: model(x) for width, model in encoders.items()}
-        best = posed.optimum(x, [torch.zeros_like(lams[chosen]), lams[max(WIDTHS)]], steps=BEST_STEPS)
-    gaps = {width: posed.decompose(model, x, SCORED, best=best) for width, model in encoders.items()}
-    joint = posed.decompose(first, x, SCORED, best=best)
-    same = posed.bound(torch.randn(64, posed.latent, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
-    races = race(posed, encoders, x)
+        best = vae.optimum(x, [torch.zeros_like(lams[chosen]), lams[max(WIDTHS)]], steps=BEST_STEPS)
+    gaps = {width: vae.decompose(model, x, SCORED, best=best) for width, model in encoders.items()}
+    joint = vae.decompose(first, x, SCORED, best=best)
+    same = vae.bound(torch.randn(64, vae.latent, generator=torch.Generator().manual_seed(0)))  # as in `optimum`
+    races = race(vae, encoders, x)
     main, gap = gaps[chosen], {width: one.amortization.mean().item() for width, one in gaps.items()}
-    steps, reached = tutorial(posed, x)
-    seconds = step_seconds(posed, spread(x, SIZES[-1]), 1) * steps
+    steps, reached = tutorial(vae, x)
+    seconds = step_seconds(vae, spread(x, SIZES[-1]), 1) * steps
     label = f"{name}, encoder of width {chosen}, chosen on images set aside"
     verdicts = [
         at_most(f"{label}: mean amortization gap on {len(x)} held-out images (goal 2)", gap[chosen], 4, " nats"),
@@ -94,29 +94,29 @@ def measure() -> Measured:
                 width: (same(lam, x) - same(best, x)).mean().item() for width, lam in lams.items()
             },
             "amortization gap of the encoder trained with the decoder": joint.amortization.mean().item(),
-            "races": {width: one.told() for width, one in races.items()},
+            "races": {width: one.data() for width, one in races.items()},
             "tutorial": {"steps": steps, "ELBO": reached, "seconds": seconds},
         }
         figures = {
             "vae_trade": trade_figure(gap, {size: {width: one.ratio(size) for width, one in races.items()} for size in SIZES}),
-            "vae_speed": speed_figure(posed, x[:64], lams[chosen][:64], races[chosen]),
-            "vae_images": images_figure(posed, encoders[chosen], x[:12]),
+            "vae_speed": speed_figure(vae, x[:64], lams[chosen][:64], races[chosen]),
+            "vae_images": images_figure(vae, encoders[chosen], x[:12]),
         }
     return Measured(verdicts, data, figures)
 
 
 @torch.no_grad()
-def choose(posed: VAE, encoders: Mapping[int, Model]) -> tuple[int, dict[str, dict[int, float]]]:
+def choose(vae: VAE, encoders: Mapping[int, Model]) -> tuple[int, dict[str, dict[int, float]]]:
     """The width of the claims, and its selection: gaps and speed-ups on validation images."""
     x = aside()[: HELD_OUT // 2]
     lams = {width: model(x) for width, model in encoders.items()}
     widest = lams[max(lams)]
-    top = score(posed, posed.optimum(x, [torch.zeros_like(widest), widest], steps=BEST_STEPS), x)
-    gap = {width: top - score(posed, lam, x) for width, lam in lams.items()}
-    races = race(posed, encoders, x)
-    kept = {width: min(one.ratio(size) / least for size, least in SPEEDUPS.items()) for width, one in races.items()}
+    top = score(vae, vae.optimum(x, [torch.zeros_like(widest), widest], steps=BEST_STEPS), x)
+    gap = {width: top - score(vae, lam, x) for width, lam in lams.items()}
+    races = race(vae, encoders, x)
+    speedups = {width: min(one.ratio(size) / least for size, least in SPEEDUPS.items()) for width, one in races.items()}
     near = [width for width in gap if gap[width] <= CHOSEN_GAP] or [min(gap, key=gap.__getitem__)]
-    return max(near, key=kept.__getitem__), {"amortization gap": gap, "speed-up over what is claimed": kept}
+    return max(near, key=speedups.__getitem__), {"amortization gap": gap, "speed-up over what is claimed": speedups}
 
 
 def tunings() -> list[Tuning]:
@@ -138,7 +138,7 @@ class Race(NamedTuple):
     def ratio(self, size: int) -> float:
         return self.fastest(size)[0] / self.encoder[size]
 
-    def told(self) -> dict[str, Any]:
+    def data(self) -> dict[str, Any]:
         return {
             f"batch of {size}": {
                 "encoder seconds": self.encoder[size], "Adam seconds": self.fastest(size)[0],
@@ -148,14 +148,14 @@ class Race(NamedTuple):
         } | {"steps": {str(tuning): n for tuning, n in self.steps.items()}}  # fmt: skip
 
 
-def race(posed: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race]:
+def race(vae: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race]:
     """Time of Adam from the prior to each encoder's mean ELBO on x, by width; steps are counted first, then timed."""
     few = x[:128]
-    judge = posed.bound(torch.randn(32, posed.latent))
+    judge = vae.bound(torch.randn(32, vae.latent))
     with torch.no_grad():
         targets = {width: judge(model(few), few).mean().item() for width, model in encoders.items()}
-    steps = {tuning: needed(posed, few, judge, targets, tuning) for tuning in tunings()}
-    step = {size: {s: step_seconds(posed, spread(x, size), s) for s in {one.draws for one in steps}} for size in SIZES}
+    steps = {tuning: needed(vae, few, judge, targets, tuning) for tuning in tunings()}
+    step = {size: {s: step_seconds(vae, spread(x, size), s) for s in {one.draws for one in steps}} for size in SIZES}
     races = {}
     for width, model in encoders.items():
         with torch.inference_mode():
@@ -165,10 +165,10 @@ def race(posed: VAE, encoders: Mapping[int, Model], x: Tensor) -> dict[int, Race
 
 
 @torch.no_grad()
-def needed(posed: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float], tuning: Tuning) -> dict[int, int]:
+def needed(vae: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float], tuning: Tuning) -> dict[int, int]:
     """Steps of Adam to each target of the mean cost, a lower bound with evaluations every EVERY steps, at most LIMIT."""
     found: dict[int, int] = {}
-    for k, lam in enumerate(itertools.islice(adam(posed, x, tuning), LIMIT), 1):
+    for k, lam in enumerate(itertools.islice(adam(vae, x, tuning), LIMIT), 1):
         if k % EVERY == 0:
             cost = judge(lam, x).mean().item()
             found |= {one: k - EVERY + 1 for one, target in targets.items() if one not in found and cost <= target}
@@ -177,11 +177,11 @@ def needed(posed: VAE, x: Tensor, judge: Objective, targets: Mapping[int, float]
     return {one: found.get(one, LIMIT) for one in targets}
 
 
-def step_seconds(posed: VAE, x: Tensor, draws: int) -> float:
+def step_seconds(vae: VAE, x: Tensor, draws: int) -> float:
     """Seconds of one step of Adam."""
 
     def run(part: Tensor) -> Callable[[], Any]:
-        path = adam(posed, part, Tuning(0.01, float("inf"), draws))
+        path = adam(vae, part, Tuning(0.01, float("inf"), draws))
         return lambda: next(path)
 
     found = []
@@ -206,16 +206,16 @@ def spread(x: Tensor, size: int) -> Tensor:
     return x[torch.arange(size) % len(x)]
 
 
-def tutorial(posed: VAE, x: Tensor) -> tuple[int, float]:
+def tutorial(vae: VAE, x: Tensor) -> tuple[int, float]:
     """The tutorial's protocol: 2000 steps of Adam at 5e-3 from zero, one draw each; steps, and their ELBO."""
-    lam = next(itertools.islice(adam(posed, x, Tuning(5e-3, float("inf"), 1)), PROTOCOL - 1, None))
-    return PROTOCOL, score(posed, lam, x)
+    lam = next(itertools.islice(adam(vae, x, Tuning(5e-3, float("inf"), 1)), PROTOCOL - 1, None))
+    return PROTOCOL, score(vae, lam, x)
 
 
 def trade_figure(gap: Mapping[int, float], ratio: Mapping[int, Mapping[int, float]]) -> Figure:
     """Gap against the encoder's width, and speed-up over Adam against the gap: `ratio` by batch size and width."""
-    drawn = Figure(figsize=(10, 4), layout="constrained")
-    left, right = drawn.subplots(1, 2)
+    fig = Figure(figsize=(10, 4), layout="constrained")
+    left, right = fig.subplots(1, 2)
     left.plot(list(gap), list(gap.values()), "o-")
     left.set(
         xscale="log", xlabel="width of the encoder", ylabel="amortization gap, nats", xticks=list(gap), xticklabels=list(gap)
@@ -230,18 +230,18 @@ def trade_figure(gap: Mapping[int, float], ratio: Mapping[int, Mapping[int, floa
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     right.legend()
-    return drawn
+    return fig
 
 
 @torch.no_grad()
-def speed_figure(posed: VAE, x: Tensor, lam: Tensor, raced: Race) -> Figure:
+def speed_figure(vae: VAE, x: Tensor, lam: Tensor, raced: Race) -> Figure:
     """The tutorial's figure: the ELBO against iterations and seconds of Adam, with the encoder's."""
-    size, elbo = SIZES[-1], score(posed, lam, x)
-    drawn = Figure(figsize=(10, 4), layout="constrained")
-    counted, timed = drawn.subplots(1, 2)
+    size, elbo = SIZES[-1], score(vae, lam, x)
+    fig = Figure(figsize=(10, 4), layout="constrained")
+    counted, timed = fig.subplots(1, 2)
     for tuning in (Tuning(5e-3, float("inf"), 1), raced.fastest(size)[1]):
-        path = enumerate(itertools.islice(adam(posed, x, tuning), PROTOCOL), 1)
-        bounds = {k: score(posed, at, x) for k, at in path if k in LOOKS}
+        path = enumerate(itertools.islice(adam(vae, x, tuning), PROTOCOL), 1)
+        bounds = {k: score(vae, at, x) for k, at in path if k in LOOKS}
         counted.plot(list(bounds), list(bounds.values()), label=f"Adam, {tuning}")
         timed.plot([k * raced.step[size][tuning.draws] for k in bounds], list(bounds.values()))
     for axes, label in ((counted, "iterations"), (timed, f"seconds, batch of {size}")):
@@ -250,20 +250,20 @@ def speed_figure(posed: VAE, x: Tensor, lam: Tensor, raced: Race) -> Figure:
         axes.grid(alpha=0.3)
     timed.plot(raced.encoder[size], elbo, "k*", markersize=12)
     counted.legend()
-    return drawn
+    return fig
 
 
 @torch.no_grad()
-def images_figure(posed: VAE, model: Model, x: Tensor) -> Figure:
+def images_figure(vae: VAE, model: Model, x: Tensor) -> Figure:
     """Held-out images, their reconstructions, and samples of the model."""
     rows = {
         "held out": x,
-        "reconstructed": posed.mean(model(x).chunk(2, dim=-1)[0]),
-        "sampled": posed.mean(torch.randn(len(x), posed.latent)),
+        "reconstructed": vae.mean(model(x).chunk(2, dim=-1)[0]),
+        "sampled": vae.mean(torch.randn(len(x), vae.latent)),
     }
-    drawn = Figure(figsize=(len(x), 3.2), layout="constrained")
-    for axes, (label, images) in zip(drawn.subplots(3, 1), rows.items(), strict=True):
-        strip = torch.cat(list(images.view(len(x), *posed.size)), dim=1)
+    fig = Figure(figsize=(len(x), 3.2), layout="constrained")
+    for axes, (label, images) in zip(fig.subplots(3, 1), rows.items(), strict=True):
+        strip = torch.cat(list(images.view(len(x), *vae.size)), dim=1)
         axes.imshow(strip.numpy(force=True), cmap="gray_r", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[], ylabel=label)
-    return drawn
+    return fig
