@@ -5,15 +5,36 @@ f = the cost · Y = its domain · p(x) = its contexts · y_theta = any model · 
 
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Fixed, Positive, Widths
+from rlamort.constraints import Dual
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.objective import Cost, Metrics
+from rlamort.model import Full, Model
+from rlamort.objective import Cost, Metrics, Objective, Oracle
 from rlamort.source import Contexts, Labelled, Labels
+
+
+class Asking(Model):
+    """A model that asks an objective of its own, such as a penalised cost, whatever oracle it is passed.
+
+    So a model that was trained under constraints predicts under them wherever it is used.
+
+    Args:
+        inner: the model.
+        f: the objective.
+    """
+
+    def __init__(self, inner: Model, f: Objective) -> None:
+        super().__init__()
+        self.inner, self.f = inner, f
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.inner.iterates(x, self.f.oracle(x))
 
 
 class Amortize(Agent):
@@ -26,7 +47,9 @@ class Amortize(Agent):
             lista, lista_cp, alista and slista, unfolded solvers of the lasso.
         loss: objective, the cost of the prediction; iterates, the cost of every iterate; regress, the distance to the reference
             solution; truth, the distance of every iterate to the true code; es, the smoothed cost by evolution strategies, for
-            costs without gradients. `rlamort amortize` also has rl, which is TD3 on the problem as an environment.
+            costs without gradients; of a problem with constraints, penalty, the cost with a quadratic penalty, and lagrangian,
+            the augmented Lagrangian with multipliers that a second network learns. `rlamort amortize` also has rl, which is TD3
+            on the problem as an environment.
         hidden: widths of hidden layers, also of the problem's own network.
         learning_rate: Adam's step size.
         labels: solutions of the data set, found once and kept with it, for loss=regress loss.teacher=labels: solution, the
@@ -56,25 +79,45 @@ class Amortize(Agent):
         super().__init__(spec, normalise=False)
         if spec.problem is None:
             raise UserError("env: its objective is not known; a subclass of rlamort.Problem is needed")
-        self.problem, self.f = spec.problem, Cost(spec.problem)
+        self.problem = spec.problem
         setting = parts.Setting.of(spec.problem, hidden, labels is not None)
         if labels is not None and not loss.labelled:
             raise UserError(
                 f"labels={labels.label()}: loss={loss.label()} does not use them; loss=regress loss.teacher=labels does"
             )
+        if setting.constraints is not None and not loss.constrained:
+            name = type(spec.problem).__name__
+            raise UserError(
+                f"loss={loss.label()}: it ignores the constraints of {name}; loss=penalty or loss=lagrangian is needed"
+            )
+        multipliers = loss.multipliers(setting)
+        self.f = loss.objective(setting, multipliers)
+        setting = setting._replace(objective=self.f)
         chosen = model.tune(setting)
         self.chosen = {"model": chosen}
-        self.model, self.loss = chosen(setting), loss(setting)
+        built, self.loss = chosen(setting), loss(setting)
+        self.model = built if isinstance(self.f, Cost) or isinstance(built, Full) else Asking(built, self.f)
         # what `improve` trains: the model, and the problem's own trainable parameters
-        self.owned = [p for p in (*self.model.parameters(), *self.problem.parameters()) if p.requires_grad]
+        self.owned = [p for p in (*built.parameters(), *self.problem.parameters()) if p.requires_grad]
         self.adam = Adam(self.owned, learning_rate, horizon=decay_updates)
+        if multipliers is not None:  # they travel with the model, which asks for them
+            self.model.add_module("multipliers", multipliers)
+            self.multipliers_adam = Adam(multipliers.net.parameters(), learning_rate, horizon=decay_updates)
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         y: Tensor = self.model(x, self.f.oracle(x))
         return y
 
     def evaluate(self, batch: Contexts | Labelled) -> Metrics:
-        return {}  # f is known
+        if not isinstance(self.f, Dual):
+            return {}  # f is known
+        multipliers, x = self.f.multipliers, self.f.seen(batch.x)
+        with torch.no_grad():
+            h, g = self.f.constraints(self.model(x, self.f.oracle(batch.x)), batch.x)
+        loss = multipliers.loss(x, h, g)
+        descend(loss, multipliers.net.parameters(), self.multipliers_adam)
+        multipliers.follow(x, h, g)
+        return {"multipliers/loss": loss.detach(), "multipliers/penalty": multipliers.rho.clone()}
 
     def improve(self, batch: Contexts | Labelled) -> Metrics:
         loss, metrics = self.loss(self.model, self.f, batch)

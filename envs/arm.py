@@ -66,8 +66,19 @@ class Arm(Problem[Tensor]):
         height = (self.lengths * slope.sin()).sum(-1, keepdim=True)
         return torch.cat([reach * turn.cos(), reach * turn.sin(), height], dim=-1)
 
+    def joints(self, y: Tensor) -> Tensor:
+        """y (B, n) -> positions of both ends of all links (B, links + 1, 3), in metres, from the base to the hand."""
+        turn, slope = y[:, :1], y[:, 1:].cumsum(-1)
+        reach, height = (self.lengths * slope.cos()).cumsum(-1), (self.lengths * slope.sin()).cumsum(-1)  # (B, links)
+        ends = torch.stack([reach * turn.cos(), reach * turn.sin(), height], dim=-1)
+        return torch.cat([torch.zeros_like(ends[:, :1]), ends], dim=1)
+
     def model(self) -> mujoco.MjModel:
         """The same arm in MuJoCo: a hinge for each angle, in order, and the site "hand"."""
+        return self.spec().compile()
+
+    def spec(self) -> mujoco.MjSpec:
+        """What `model` compiles: capsules "link0", "link1" and so on."""
         spec = mujoco.MjSpec()
         spec.compiler.degree = False
         body, at = spec.worldbody, 0.0
@@ -77,7 +88,9 @@ class Arm(Problem[Tensor]):
             if i == 0:
                 body.add_joint(name="turn", axis=[0, 0, 1], range=[-limit[0], limit[0]])
             body.add_joint(name=f"bend{i}", axis=[0, -1, 0], range=[-limit[i + 1], limit[i + 1]])
-            body.add_geom(type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, length, 0, 0], size=[RADIUS, 0, 0])
+            body.add_geom(
+                name=f"link{i}", type=mujoco.mjtGeom.mjGEOM_CAPSULE, fromto=[0, 0, 0, length, 0, 0], size=[RADIUS, 0, 0]
+            )
             at = length
         body.add_site(name="hand", pos=[at, 0, 0])
-        return spec.compile()
+        return spec

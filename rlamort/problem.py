@@ -26,8 +26,8 @@ class Problem(nn.Module, Generic[X]):
 
     `Problem[Tensor]` and `Problem[dict[str, Tensor]]` say to a type checker what its contexts are; nothing else depends on it.
 
-    Subclasses set `domain` and define `contexts` and `cost`; what is learned together with the solver (a decoder, an energy) is
-    an ordinary parameter.
+    Subclasses set `domain` and define `contexts` and `cost`, and `constraints` where no domain holds them; what is learned
+    together with the solver (a decoder, an energy) is an ordinary parameter.
 
     Attributes:
         domain: Y; where some of its data are `PerItem`, `domain_data` gives them, and `domain.at(x)` is C(x).
@@ -61,6 +61,14 @@ class Problem(nn.Module, Generic[X]):
     def support(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x without what is hidden -> (B,), what solvers may ask while they solve; the cost itself by default."""
         return self.cost(y, x)
+
+    def constraints(self, y: Tensor, x: X) -> tuple[Tensor, Tensor] | None:
+        """y (B, n), x without what is hidden -> (equalities h (B, m) = 0, inequalities g (B, k) <= 0); None: there are none.
+
+        For what no `domain` holds, such as nonlinear constraints. m or k may be 0, and both are the same at every call;
+        differentiable in y; no item depends on another. Their unit is that in which violations are said.
+        """
+        return None
 
     def domain_data(self, x: X) -> Data:
         """x without what is hidden -> the data of C(x), (B, ...) by the names in `domain.needs`; differentiable in x."""

@@ -16,7 +16,7 @@ losses source env
 model
 update
 adjoint
-objective dynamics
+objective dynamics constraints
 problem critic
 domain nets
 host

@@ -8,7 +8,20 @@ line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 from rlamort.parts.critics import Critics
 from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own, Simulator
 from rlamort.parts.labels import File, Solved
-from rlamort.parts.losses import Accelerated, Iterates, Label, Labelled, Loss, Objective, Regress, Smoothed, Solution, Teacher
+from rlamort.parts.losses import (
+    Accelerated,
+    Iterates,
+    Label,
+    Labelled,
+    Lagrangian,
+    Loss,
+    Objective,
+    Penalty,
+    Regress,
+    Smoothed,
+    Solution,
+    Teacher,
+)  # fmt: skip
 from rlamort.parts.models import (
     Choice,
     Full,
@@ -53,8 +66,8 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
     "FirstOrder", "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled",
-    "Labels", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective",
-    "OneStep", "Own", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded", "Setting", "Simulator",
-    "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Teacher", "Truncated", "Unroll", "Unrolled",
-    "Update",
+    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum",
+    "Objective", "OneStep", "Own", "Penalty", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded",
+    "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Teacher",
+    "Truncated", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

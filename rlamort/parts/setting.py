@@ -6,10 +6,11 @@ from typing import NamedTuple, Self
 from torch import Tensor, nn
 
 from rlamort.config import Widths
+from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.nets import FLOAT32, Arithmetic, Standardise, mlp
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Objective
 from rlamort.problem import Problem, presented
 from rlamort.update import sparse
 
@@ -28,6 +29,8 @@ class Setting(NamedTuple):
     own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # builds the problem's own network over this domain
     previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
     labelled: bool = False  # whether batches hold solutions that were found before
+    constraints: Constraints | None = None  # of the problem, where it has any
+    objective: Objective | None = None  # what models ask and losses score; None for the problem's cost
 
     @classmethod
     def of(cls, problem: Problem, hidden: Widths, labelled: bool = False) -> Self:
@@ -35,16 +38,26 @@ class Setting(NamedTuple):
         first = next(iter((*problem.parameters(), *problem.buffers())), None)
         contexts = presented(problem, SAMPLE, None if first is None else first.device)
         seen = problem.layout.seen.dim
-        return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network, labelled=labelled)
+        return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network, labelled=labelled,
+                   constraints=Constraints.of(problem))  # fmt: skip
 
     def over(self, domain: Domain) -> Self:
         """The setting of another domain, which the problem's own network does not predict."""
         return self._replace(domain=domain, own=None, previous=False)
 
     @property
-    def f(self) -> Cost:
-        """The problem's cost."""
-        return Cost(self.known("it"))
+    def f(self) -> Objective:
+        """The objective: the problem's cost, unless it holds constraints, too."""
+        return self.objective or Cost(self.known("it"))
+
+    def bound(self, what: str) -> Constraints:
+        """The problem's constraints. Raises UserError if there are none; `what` needs them."""
+        problem = self.known(what)
+        if self.constraints is None:
+            raise UserError(
+                f"{what}: {type(problem).__name__} has no constraints; a problem with `constraints(y, x)` is needed"
+            )
+        return self.constraints
 
     def known(self, what: str) -> Problem:
         """The problem. Raises UserError if there is none; `what` needs it."""
