@@ -261,6 +261,12 @@ def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor
     return torch.stack(list(ys))[which, items], stacked[which, items]
 
 
+def starting(domain: Domain, count: int, x: Tensor) -> Tensor:
+    """Points of Y (S, B, n) to begin from, the same for every item."""
+    v = _starts(domain, count, x)[:, None].expand(-1, len(x), -1)
+    return domain.at(x).project(v)
+
+
 def _starts(domain: Domain, count: int, x: Tensor) -> Tensor:
     """v (S, inputs) with x's dtype and device: the origin, then fixed normal draws of increasing width."""
     generator = torch.Generator().manual_seed(0)

@@ -8,11 +8,12 @@ import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from rlamort.constraints import Constraints
 from rlamort.domain import within
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
@@ -20,29 +21,20 @@ from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
 from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem, unseen
+from rlamort.solve import constrained
 from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
+from rlamort.solve.constrained import UnderConstraints, feasible
 from rlamort.solve.contexts import Given, packed
 from rlamort.solve.precision import Widened
 from rlamort.solve.quadratic import exactly
+from rlamort.solve.solution import Solution, status_of
 
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
-PREDICTED, RESOLVED = "predicted", "re-solved"
 EXACT, EXACTLY = "quadratic program", 1e-8  # label of such references; KKT residual, relative to the gradient
 CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
-
-
-class Solution(NamedTuple):
-    """Solutions with certificates."""
-
-    y: Tensor  # (B, n); NaN for a non-finite context
-    cost: Tensor  # (B,)
-    bound: Tensor  # (B,) the certificate of that `kind`; inf without one
-    status: list[str]  # per item: "predicted", "re-solved", or "failed: " or "infeasible: " with a reason
-    kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
-    violation: Tensor  # (B,) distance to Y, as the domain's `violation` measures it
 
 
 class Solver(nn.Module):
@@ -140,6 +132,7 @@ class Solver(nn.Module):
         problem = self._in_float64(y, rows) if certified or y.dtype is not self._like().dtype else self.problem
         f, x = Cost(problem), rows if problem is self.problem else rows.double()
         domain = problem.domain.at(x)
+        constraints = Constraints.of(problem)
         if y.dtype is not self._like().dtype:  # in Y to the rounding of the model's dtype alone
             y = placed(domain, y)
         empty = domain.empty().to(finite.device).expand_as(finite) & finite
@@ -148,7 +141,7 @@ class Solver(nn.Module):
         if certified:
             certificate = self.certificate(by, problem)
             kind, bound = certificate.kind, certificate.bound(y.to(x), x, y.dtype)
-            bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)
+            bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)  # whatever the kind
         if tolerance is not None:
             allowed = tolerance.of(f, y.to(x), x)
             poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
@@ -158,15 +151,20 @@ class Solver(nn.Module):
                 f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem)
             )
             y[poor], reached = again.to(y), bound.index_put((poor,), claimed)
-            # a statistical bound is of predictions; what is solved again is its own reference
-            rounded = claimed if isinstance(certificate, Conformal) else certificate.bound(y[poor].to(x), x[poor], y.dtype)
+            # a statistical bound is of predictions, and what is solved again is its own reference; multipliers are not kept
+            keeps = isinstance(certificate, Conformal | UnderConstraints)
+            rounded = claimed if keeps else certificate.bound(y[poor].to(x), x[poor], y.dtype)
             bound = bound.index_put((poor,), rounded)
             cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
-        violation = domain.violation(y.nan_to_num(0.0, 0.0, 0.0).to(x)).where(finite, torch.nan)
+        point = y.nan_to_num(0.0, 0.0, 0.0).to(x)
+        violation, outside = domain.violation(point), finite & ~within(domain, point, y.dtype)
+        if constraints is not None:
+            violation = torch.maximum(violation, constraints.violation(point, x).detach())
+            outside = finite & certified & ~feasible(constraints, problem.domain, point, x, y.dtype)
+        violation = violation.where(finite, torch.nan)
         y, cost, bound = y.where(finite[:, None], torch.nan), cost.where(finite, torch.nan), bound.where(finite, torch.inf)
-        outside = finite & ~within(domain, y.nan_to_num(0.0, 0.0, 0.0).to(x), y.dtype)
         items = zip(*(one.tolist() for one in (finite, empty, outside, poor, cost, bound, reached, allowed)), strict=True)
-        status = [_status(*item, kind=kind, dtype=y.dtype) for item in items]
+        status = [status_of(*item, kind=kind, dtype=y.dtype) for item in items]
         return Solution(y, cost.to(y), bound.to(y), status, kind, violation.to(y))
 
     def _in_float64(self, y: Tensor, rows: Tensor) -> Problem:
@@ -192,11 +190,18 @@ class Solver(nn.Module):
         """
         problem = self.problem if problem is None else problem
         name, f, domain = type(problem).__name__, Cost(problem), problem.domain
-        own = type(problem).residual is not Problem.residual
+        own, constraints = type(problem).residual is not Problem.residual, Constraints.of(problem)
         if by == "residual" and not own:
             raise UserError(f"by: residual is given, and {name} defines none; allowed: {', '.join(CERTIFICATES[1:])}")
         if by == "duality gap" and not problem.convex:
             raise UserError(f"by: duality gap is given, and {name} does not declare `convex = True`; only then is it a bound")
+        if constraints is not None:
+            if by in ("duality gap", "split-conformal"):
+                raise UserError(f"by: {by} is given; {name} has constraints: residual or KKT residual is allowed with them")
+                    f"by: {by} is given; {name} has constraints, and with these residual or KKT residual is allowed"
+                )
+            inner = Residual(problem, domain) if own and by != "KKT residual" else None
+            return UnderConstraints(inner, f, constraints, domain)
         if by == "residual" or (by is None and own):
             return Residual(problem, domain)
         if by == "duality gap" or (by is None and problem.convex and _bounded(problem, unseen(problem, 1).to(self._like()))):
@@ -229,8 +234,15 @@ class Solver(nn.Module):
     def reference(self, x: Tensor, starts: int = STARTS, y: Tensor | None = None) -> Reference:
         """The reference for contexts as vectors (B, d); `y` are further starts.
 
-        It is the problem's own solution, or of convex quadratic programs the exact one in float64, or the best of all solvers.
+        It is the problem's own solution, or of convex quadratic programs the exact one in float64, or the best of all solvers;
+        of problems with constraints, that of the augmented-Lagrangian method.
         """
+        constraints = Constraints.of(self.problem)
+        if constraints is not None and type(self.problem).solution is Problem.solution:
+            problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
+            wide = x if problem is self.problem else x.double()
+            found = constrained.reference(problem, Constraints.of(problem) or constraints, wide, starts, y)
+            return found._replace(y=found.y.to(x), cost=found.cost.to(x))
         if type(self.problem).solution is Problem.solution and (exact := self.exact(x)) is not None:
             return Reference(exact, self.f(exact, x), EXACT, 1.0, ())
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
@@ -344,35 +356,6 @@ class Solver(nn.Module):
         """A tensor of the dtype and device that contexts must have."""
         own = (t for t in itertools.chain(self.parameters(), self.buffers()) if t.is_floating_point())
         return next(own, torch.empty(0))
-
-
-def _status(
-    finite: bool,
-    empty: bool,
-    outside: bool,
-    poor: bool,
-    cost: float,
-    bound: float,
-    reached: float,
-    allowed: float,
-    *,
-    kind: str,
-    dtype: torch.dtype,
-) -> str:
-    if not finite:
-        return "failed: context is not finite"
-    if empty:
-        return "infeasible: no point satisfies its constraints, which is proven"
-    if outside:
-        return "failed: no point that satisfies its constraints was found"
-    if not math.isfinite(cost):
-        return "failed: cost is not finite"
-    if bound <= allowed or math.isinf(allowed):
-        return RESOLVED if poor else PREDICTED
-    if reached <= allowed:
-        floor = f"below what {str(dtype).removeprefix('torch.')} solutions reach here, about {bound:.1e}"
-        return f"failed: {kind} {allowed:.1e} is {floor}; dtype=torch.float64 does it"
-    return f"failed: {kind} {bound:.1e} after solving again, above {allowed:.1e}"
 
 
 def _exported(path: Path) -> bool:
