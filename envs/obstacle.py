@@ -35,6 +35,8 @@ class ObstacleArm(Problem[dict[str, Tensor]]):
         UserError: there is no link, or a number is not positive.
     """
 
+    penalty = 100.0
+
     def __init__(
         self,
         lengths: Sequence[float] = (0.5, 0.4, 0.2),

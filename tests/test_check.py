@@ -56,7 +56,7 @@ def fits(report):
 
 def test_a_sound_problem_passes_on_every_line(device):
     report = check(Sound().to(device))
-    assert [line for line in report.lines if line.verdict != "pass"] == []
+    assert [line.what for line in report.lines if line.verdict != "pass"] == ["constraints"]  # it has none
     assert report.ok
     assert all(fits(report).values())
 
@@ -65,7 +65,7 @@ def test_what_is_optional_is_absent_and_does_not_count(device):
     report = check(Bare().to(device))
     assert report.ok
     absent = {line.what for line in report.lines if line.verdict == "absent"}
-    assert absent == {"solution", "residual", "map", "convex"}
+    assert absent == {"solution", "residual", "map", "convex", "constraints"}
     assert all(fits(report).values())
     assert "the best of reference solvers" in str(report)
 
@@ -76,6 +76,50 @@ def test_checking_moves_nothing_and_is_the_same_again():
     first = check(Sound())
     assert torch.equal(torch.get_rng_state(), state)
     assert check(Sound()) == first
+
+
+class Ring(Bare):
+    """Constraints: on a circle of radius x, right of a line."""
+
+    def constraints(self, y, x):
+        radius = 0.5 + 0.1 * x["kind"][:, None] if isinstance(x, dict) else 0.5
+        return y[:, :2].square().sum(-1, keepdim=True) - radius, 0.1 - y[:, :1]
+
+
+class Nowhere(Ring):
+    def constraints(self, y, x):
+        return y[:, :1] - 100.0, y[:, :0]
+
+
+class Twice(Ring):
+    def constraints(self, y, x):
+        h = y[:, :1] - 0.1
+        return torch.cat([h, 2 * h], -1), y[:, :0]
+
+
+class Kinked(Ring):
+    def constraints(self, y, x):
+        return y[:, :1] - (10 * y[:, 1:2]).round().detach() * y[:, :1].detach(), y[:, :0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "message"),
+    [
+        (Ring, "pass", "1 equalities, 1 inequalities; derivatives agree"),
+        (Nowhere, "warn", "no point that meets them was found for 6 of 6 contexts, of which 0 is the first"),
+        (Twice, "warn", "equalities depend on each other"),
+        (Kinked, "fail", "their derivatives differ from finite differences"),
+    ],
+)
+def test_constraints_have_a_line_and_their_losses(kind, expected, message):
+    report = check(kind())
+    line = verdict(report, "constraints")
+    assert line.verdict == expected, line
+    assert message in line.detail
+    found = fits(report)
+    assert {name for name, fitting in found.items() if not fitting} == {"objective", "iterates", "es", "regress"}
+    assert found["penalty"]
+    assert found["lagrangian"]
 
 
 class NoDomain(Sound):

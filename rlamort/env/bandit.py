@@ -10,6 +10,7 @@ from torch import Tensor
 from rlamort.env.base import Env, Episode, Space, Spec, Step
 from rlamort.env.native import spaces
 from rlamort.env.one_step import OneStep
+from rlamort.errors import UserError
 
 
 class Bandit(Env):
@@ -19,9 +20,17 @@ class Bandit(Env):
 
     Args:
         inner: the problem's environment, which takes y in Y.
+
+    Raises:
+        UserError: the problem has constraints, of which rewards would say nothing.
     """
 
     def __init__(self, inner: OneStep) -> None:
+        if inner.constraints is not None and not inner.problem.penalty > 0:
+            raise UserError(
+                f"{inner.name}.penalty: {inner.problem.penalty:g} is given; it has constraints, of which an agent that sees "
+                "nothing but rewards would not know: a weight above 0 is needed"
+            )
         observation, action, _ = spaces(inner)
         super().__init__(Spec.of(Space.of(observation), Space.of(action)), inner.device)
         self.inner, self.name, self.count = inner, inner.name, inner.count

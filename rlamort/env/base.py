@@ -26,6 +26,7 @@ class Step(NamedTuple):
     terminated: np.ndarray  # (B,) bool: a terminal state, whose value is zero
     truncated: np.ndarray  # (B,) bool: a time limit; the successor bootstraps
     valid: np.ndarray  # (B,) bool: False for a reset without a transition (NEXT_STEP autoreset), or a fault
+    violation: Tensor | None = None  # (B,) of the constraints of a problem that has some
 
     @property
     def over(self) -> np.ndarray:

@@ -27,7 +27,7 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     amortized model, and are projected onto Y.
 
     At the end of an episode its last observation is in `info["final_obs"]`, and the observation is the first one of the next
-    episode (SAME_STEP autoreset), so every step is a transition.
+    episode (SAME_STEP autoreset), so every step is a transition. Where a problem has constraints, `info["violation"]` is (B,).
 
     Args:
         env: the native environment; it must tolerate no faults, since Gymnasium has no flag for a step without a transition.
@@ -48,12 +48,14 @@ class NativeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         step = _played(self.env, actions, self._solution)
-        ended, info = step.terminated | step.truncated, {}
+        ended, info = step.terminated | step.truncated, dict[str, Any]()
         if ended.any():
             last = np.full(self.num_envs, None, dtype=object)
             for row, observation in zip(np.flatnonzero(ended), _observed(step.x_next)[ended], strict=True):
                 last[row] = observation
             info = {"final_obs": last, "_final_obs": ended}
+        if step.violation is not None:
+            info["violation"] = step.violation.double().numpy(force=True)
         return _observed(self.env.x), step.reward.double().numpy(force=True), step.terminated, step.truncated, info
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -91,7 +93,8 @@ class NativeEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         step = _played(self.env, action[None], self._solution)
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         self._waiting = terminated or truncated
-        return _observed(step.x_next)[0], float(step.reward[0]), terminated, truncated, {}
+        info = {} if step.violation is None else {"violation": float(step.violation[0])}
+        return _observed(step.x_next)[0], float(step.reward[0]), terminated, truncated, info
 
     def close(self) -> None:
         self.env.close()

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from rlamort.config.imports import class_at
+from rlamort.constraints import Constraints, Penalised
 from rlamort.domain import Domain
 from rlamort.env import Env, Episode, Spec, Step
 from rlamort.env.imports import here
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError, nearest
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Objective
 from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
 
 ENTRY = "rlamort.env.one_step:single"  # the entry point of problems in Gymnasium's registry
@@ -29,7 +30,8 @@ ENTRY = "rlamort.env.one_step:single"  # the entry point of problems in Gymnasiu
 class OneStep(Env):
     """`count` contexts side by side; `step` takes y in Y itself, and every step is an episode.
 
-    Contexts depend on the seed of `reset` and on `count`. They have torch's default dtype.
+    Contexts depend on the seed of `reset` and on `count`. They have torch's default dtype. Where the problem has constraints,
+    the reward is -f less the quadratic penalty that it declares, and a step says how far they are violated.
 
     Args:
         problem: the problem; it moves to `device`, and to float64 where that is torch's default.
@@ -54,7 +56,10 @@ class OneStep(Env):
             d = problem.layout.seen.dim
         inputs = problem.domain.inputs
         super().__init__(Spec(d, [-1.0] * inputs, [1.0] * inputs, problem), device)
-        self.f = Cost(problem)
+        self.f, self.constraints = Cost(problem), Constraints.of(problem)
+        self.scored: Objective = self.f
+        if self.constraints is not None:
+            self.scored = Penalised(self.f, self.constraints, problem.penalty)
         self.faults = Faults(self.name, max_faults)
         self.steps = 0
         self._generator = np.random.default_rng(0)
@@ -86,7 +91,8 @@ class OneStep(Env):
         """Solve the contexts with y (B, n) in Y."""
         x = self.whole_x
         with stream(self._generator, self.device), blaming(f"{self.name}.cost"):
-            reward = -self.f(y, x)  # a cost may draw, as an ELBO does
+            reward = -self.scored(y, x)  # a cost may draw, as an ELBO does
+            violation = None if self.constraints is None else self.constraints.violation(y, x)
         rewards = reward.numpy(force=True)
         valid = np.isfinite(rewards)
         if not valid.all():
@@ -96,7 +102,7 @@ class OneStep(Env):
         self._finished += rewards[valid].tolist()
         x_last = self.x
         self._draw()
-        return Step(x_last, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid)
+        return Step(x_last, reward, np.ones(self.count, dtype=bool), np.zeros(self.count, dtype=bool), valid, violation)
 
     def episodes(self) -> list[Episode]:
         finished, self._finished = self._finished, []

@@ -15,7 +15,7 @@ from rlamort.problem import Problem, begun, presented
 from rlamort.solve.refine import STEPS, TRIED, refinement
 
 MODELS = ("full", "choice", "semi", "recurrent", "latent")
-LOSSES = ("objective", "regress", "iterates", "rl", "es")
+LOSSES = ("objective", "regress", "iterates", "rl", "es", "penalty", "lagrangian")
 
 
 class Fit(NamedTuple):
@@ -85,6 +85,7 @@ def _report(trial: Trial) -> Report:
         ("residual", check_parts.residual),
         ("map", check_parts.map),
         ("convex", check_parts.convex),
+        ("constraints", check_parts.constraints),
     )
     if all(trial.look(what, look) for what, look in needed):
         for what, look in optional:
@@ -142,6 +143,14 @@ def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
         Fit("rl", True, values),
         Fit("es", not walled, "its samples may end where the cost is infinite" if walled else values),
     ]
+    if verdicts["constraints"] != "absent":
+        why = "it ignores the constraints; penalty and lagrangian heed them"
+        blind = ("objective", "iterates", "es") if solved else ("objective", "iterates", "es", "regress")
+        losses = [Fit(fit.name, False, why) if fit.name in blind else fit for fit in losses]
+        losses += [
+            Fit("penalty", smooth, "the cost and a quadratic penalty on violations" if smooth else no_gradient),
+            Fit("lagrangian", smooth, "with multipliers that a second network predicts" if smooth else no_gradient),
+        ]
     return models, losses
 
 

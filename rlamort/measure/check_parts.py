@@ -6,10 +6,13 @@ import copy
 import torch
 from torch import Tensor
 
+from rlamort.constraints import Constraints
 from rlamort.domain import Domain, within
 from rlamort.errors import UserError
 from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same
 from rlamort.problem import Layout
+from rlamort.solve.classical import starting
+from rlamort.solve.lagrangian import Zero, augmented_lagrangian
 
 
 def domain(trial: Trial) -> Outcome:
@@ -191,3 +194,38 @@ def convex(trial: Trial) -> Outcome:
         if (above > CLOSE * mean.abs().clamp_min(1)).any():
             return "fail", f"a cost between two points is {float(above.max()):.3g} above their mean: f is not convex in y"
     return "pass", "no cost between two points is above their mean"
+
+
+def constraints(trial: Trial) -> Outcome:
+    """Values and derivatives of constraints, points that meet them, and whether equalities are independent there."""
+    found = Constraints.of(trial.problem)
+    if found is None:
+        return "absent", "there are none beside the domain"
+    x, v, y = trial.sample()
+    found.check(y, x)
+    twin, x, v, size, tol, floor = trial.widened(x, v)
+    wide = Constraints.of(twin.problem) or found
+    y = twin.problem.domain.at(x).project(v)
+    direction = torch.nn.functional.normalize(torch.randn_like(y), dim=-1)
+    values, along = torch.autograd.functional.jvp(lambda y: torch.cat(wide(y, x), -1), y, direction)
+    ahead, behind = (torch.cat(wide(y + sign * size * direction, x), -1).detach() for sign in (1, -1))
+    difference = (ahead - behind) / (2 * size)
+    allowed = 10 * tol * torch.maximum(along.abs(), difference.abs()) + floor * values.abs().clamp_min(1)
+    if ((along - difference).abs() > allowed).double().mean() > 0.2:  # a few may lie at kinks
+        return "fail", "their derivatives differ from finite differences, so some step is not differentiable"
+    domain = twin.problem.domain
+    ends = augmented_lagrangian(Zero(), wide, domain, x, starting(domain, 4, x))
+    lost = [i for i, status in enumerate(ends.status) if status.startswith("infeasible")]
+    h, g = wide(ends.y, x)
+    rows = f"{h.shape[1]} equalities, {g.shape[1]} inequalities"
+    if lost:
+        where = f"{len(lost)} of {len(x)} contexts, of which {lost[0]} is the first"
+        return "warn", f"{rows}; no point that meets them was found for {where}"
+    if h.shape[1]:
+        jacobian = torch.stack([
+            torch.autograd.functional.jacobian(lambda y, i=i: wide(y, x)[0][i], ends.y)[:, i] for i in range(len(x))
+        ])  # fmt: skip
+        least = torch.linalg.svdvals(jacobian / jacobian.norm(dim=-1, keepdim=True).clamp_min(1e-300))[:, -1].amin().item()
+        if least < 1e-6:
+            return "warn", f"{rows}; equalities depend on each other at points that meet them: multipliers are not unique there"
+    return "pass", f"{rows}; derivatives agree with finite differences, and every context tried has a point that meets them"

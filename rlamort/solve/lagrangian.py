@@ -165,7 +165,7 @@ class _Method:
         self.many, self.x = len(x), x.repeat(len(starts), 1)  # (R, d)
         self.count = len(self.x)
         self.lagrangian = AugmentedLagrangian(f, constraints)
-        self.distance = AugmentedLagrangian(_Zero(), constraints)
+        self.distance = AugmentedLagrangian(Zero(), constraints)
         self.first = domain.at(self.x).nearest(starts.flatten(0, 1))
         slope = Oracle(f, self.x).first_order().grad(self.first)
         self.size = self._largest(slope.abs().amax(-1, keepdim=True))[:, 0]  # (R,) of gradients of f
@@ -305,7 +305,7 @@ class _Method:
         return f"failed: the violation is {violation:.3g} after {iterations} rounds; tol={self.tol:g}"
 
 
-class _Zero(Objective):
+class Zero(Objective):
     """f = 0, of which the augmented Lagrangian is the distance to feasibility."""
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:

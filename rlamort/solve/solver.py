@@ -198,8 +198,6 @@ class Solver(nn.Module):
         if constraints is not None:
             if by in ("duality gap", "split-conformal"):
                 raise UserError(f"by: {by} is given; {name} has constraints: residual or KKT residual is allowed with them")
-                    f"by: {by} is given; {name} has constraints, and with these residual or KKT residual is allowed"
-                )
             inner = Residual(problem, domain) if own and by != "KKT residual" else None
             return UnderConstraints(inner, f, constraints, domain)
         if by == "residual" or (by is None and own):
