@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlamort.agent import Agent
 from rlamort.config import KIND, Dtype, Part, convert, fields_of, nested
+from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
@@ -35,7 +36,7 @@ from rlamort.solve.certificate import Tolerance
 from rlamort.solve.classical import LBFGS, PROJECTED, Reference, best_found, extended, solution_of
 from rlamort.solve.solver import EXACT, Solver
 
-HELD_OUT = 1_000  # held-out contexts, on which all are measured
+HELD_OUT, CONSTRAINED = 1_000, 100  # held-out contexts, on which all are measured; of a problem with constraints
 SEED = 1_000_000  # of those contexts
 CERTIFIED = Tolerance(1e-4, 1e-4)  # at which the report solves with a certificate
 Given = Problem | type[Problem] | str
@@ -216,16 +217,20 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
     first = next(iter(solvers.values()))
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        x = first.draw(HELD_OUT)
+        bound = Constraints.of(problem) is not None
+        x = first.draw(CONSTRAINED if bound else HELD_OUT)
         with torch.no_grad():
             predictions = {name: solver.predict_rows(x) for name, solver in solvers.items()}
-        print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
+        print(f"solving: {len(x):,} contexts held out, for the reference", flush=True)
         best = min(predictions.values(), key=lambda y: extended(first.f, problem.domain, y, x).mean().item())
         reference = first.reference(x, y=best)
         print(f"timing: {', '.join(solvers)}, and classical solvers", flush=True)
-        rows = [measure(name, solver, x, reference, solver.training_seconds) for name, solver in solvers.items()]
+        sizes = (1, CONSTRAINED // 2) if bound else (1, 1000)
+        rows = [measure(name, solver, x, reference, solver.training_seconds, sizes) for name, solver in solvers.items()]
         certified = [_certified(name, solver, x) for name, solver in solvers.items()]
     agreed = "" if reference.label in ("solution", EXACT) else f"; {reference.agreement:.0%} of its starts agree"
+    if bound:
+        agreed = f"; {reference.agreement:.0%} of the contexts are solved, and the others are left out of gaps"
     lines = [
         f"{type(problem).__name__}: {len(x):,} contexts held out, {torch.get_num_threads()} threads",
         f"reference: {reference.label}{agreed}",
@@ -240,7 +245,8 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         out.mkdir(parents=True, exist_ok=True)
         for name, solver in solvers.items():
             solver.save(out / name.replace(", ", "-"))
-        curves = [*_classical(first, x[:256], reference), *(_learned(n, s, x[:256], reference) for n, s in solvers.items())]
+        curves = [] if bound else _classical(first, x[:256], reference)
+        curves += [_learned(n, s, x[:256], reference) for n, s in solvers.items()]
         gaps = {name: (first.f(y, x) - reference.cost).detach() for name, y in predictions.items()}
         lines += ["", f"plots and solvers: {draw_gaps(curves, {n: g.tolist() for n, g in gaps.items()}, out)}"]
     return Report(lines, data)
@@ -248,13 +254,15 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
 
 def _certified(name: str, solver: Solver, x: Tensor) -> str:
     started = time.perf_counter()
-    solved = solver.solve_rows(x, CERTIFIED)
+    by = solver.certificate().kind
+    tolerance = CERTIFIED._replace(relative=0.0) if by in ("residual", "KKT residual") else CERTIFIED
+    solved = solver.solve_rows(x, tolerance)
     seconds = time.perf_counter() - started
     counts: dict[str, int] = {}
     for status in solved.status:
         counts[status.split(":")[0]] = counts.get(status.split(":")[0], 0) + 1
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"{name}, solve({CERTIFIED}) by {solved.kind}: {said}; {1e6 * seconds / len(x):.3g} µs an item"
+    return f"{name}, solve({tolerance}) by {solved.kind}: {said}; {1e6 * seconds / len(x):.3g} µs an item"
 
 
 class Curve(NamedTuple):
@@ -314,6 +322,9 @@ def compare(
         UserError: a name is unknown; before any work starts.
     """
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
+    if Constraints.of(given[1]) is not None:
+        name = type(given[1]).__name__
+        raise UserError(f"problem={name}: it has constraints, of which a mean gap says nothing; use `rlamort amortize`")
     if losses is None:
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
     chosen, fields = pairs(models, losses), nested(fields)

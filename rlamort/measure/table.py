@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from rlamort.adjoint import Carry
+from rlamort.constraints import Constraints
 from rlamort.errors import Fault, UserError
 from rlamort.objective import Oracle
 from rlamort.solve.classical import FAILURES, LBFGS, PROJECTED, Field, Minimiser, Reference, extended, solution_of
+from rlamort.solve.constrained import LABEL
 from rlamort.solve.solver import EXACT, Solver
 from rlamort.update import InY, Update
 
@@ -33,7 +35,7 @@ class Row(NamedTuple):
     high: float
     p99: float  # of the gap
     scale: float  # mean |f(reference)|, the unit of relative gaps
-    infeasibility: float  # largest distance to Y
+    infeasibility: float  # largest distance to Y, or violation of a constraint
     failed: int  # contexts with a prediction outside Y, or without a finite gap, which are excluded from gaps
     reference: str  # its label
     agreement: float
@@ -98,7 +100,8 @@ def measure(
     Times are medians over `repeats` calls on alternating batches, warm and synchronised. A rival (projected gradient,
     L-BFGS, and the problem's own solution, or the solver of quadratic programs, if that is the reference) has a cold start, at
     domain.project(0). Its iterations are counted first, so that evaluating its cost and feasibility is not timed; more than
-    `limit` count as never reached.
+    `limit` count as never reached. Under constraints the rival is the augmented-Lagrangian method from all its starts, which
+    goes on to feasible solutions whatever the model's cost and violation are.
 
     Raises:
         UserError: there are fewer than two contexts, or not one reference for each.
@@ -108,9 +111,12 @@ def measure(
         raise UserError(
             f"x: {len(x)} contexts, and {len(reference.cost)} references, are given; as many, and at least 2, are needed"
         )
-    f, domain = solver.f, solver.problem.domain
+    f, domain, constraints = solver.f, solver.problem.domain, Constraints.of(solver.problem)
     y = solver.predict_rows(x)
     gap = extended(f, domain, y, x) - reference.cost
+    violation = domain.at(x).violation(y.nan_to_num(0.0, 0.0, 0.0))
+    if constraints is not None:
+        violation = torch.maximum(violation, constraints.violation(y.nan_to_num(0.0, 0.0, 0.0), x))
     whole = gap.isfinite()
     if int(whole.sum()) < 2:
         raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
@@ -128,7 +134,10 @@ def measure(
         different = min(repeats, -(-len(x) // size))  # so many batches until the contexts come round again
         batches = [x[(torch.arange(size, device=x.device) + i * size) % len(x)] for i in range(different)]
         seconds[size] = _median_seconds([lambda b=b: solver.predict_rows(b) for b in batches], repeats, x.device) / size  # type: ignore[misc]
-        times = {one.name: _seconds_to(one, solver, batches, repeats, limit) / size for one in rivals}
+        if constraints is None:
+            times = {one.name: _seconds_to(one, solver, batches, repeats, limit) / size for one in rivals}
+        else:  # which goes on to feasible points, of whatever cost
+            times = {LABEL: _median_seconds([lambda: solver.reference(batches[0])], 1, x.device) / size}  # noqa: B023
         rival[size] = min(times, key=lambda one: times[one])
         rival_seconds[size] = times[rival[size]]
     return Row(
@@ -138,7 +147,7 @@ def measure(
         gap.mean().item() + half,
         gap.quantile(0.99).item(),
         reference.cost[whole].abs().mean().item(),
-        domain.at(x).violation(y.nan_to_num(0.0, 0.0, 0.0))[y.isfinite().all(-1)].max().item(),
+        violation[y.isfinite().all(-1)].max().item(),
         len(x) - len(gap),
         reference.label,
         reference.agreement,

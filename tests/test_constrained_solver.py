@@ -1,0 +1,140 @@
+"""Problems with constraints as a user meets them: solve, certificates, reports, environments."""
+
+import numpy as np
+import pytest
+import torch
+
+import rlamort as ra
+from rlamort.constraints import Constraints
+from rlamort.domain import Box
+from rlamort.env.make import open_env
+from rlamort.env.one_step import single, vector
+from rlamort.errors import UserError
+from rlamort.measure.fit import compare, report
+from rlamort.objective import Cost
+from rlamort.problem import Problem
+from rlamort.solve.by_scipy import by_scipy
+from rlamort.solve.constrained import UnderConstraints, estimated
+
+QUICK = {"steps": 40, "hidden": (16,), "batch_size": 32, "seed": 0}
+
+
+class Pipe(Problem):
+    """The cheapest flow y through two pipes in series, nonlinear in the pressure x."""
+
+    domain = Box([0.1, 0.1, 0.1], [3.0, 3.0, 3.0])
+    penalty = 10.0
+
+    def contexts(self, count):
+        return 0.5 + torch.rand(count, 2)
+
+    def cost(self, y, x):
+        return (y - 2).square().sum(-1) + x[:, 0] * y[:, 2]
+
+    def constraints(self, y, x):
+        return (y[:, 0] * y[:, 1] - x[:, 1])[:, None], (y.square().sum(-1) - 4)[:, None]
+
+
+class Unpriced(Pipe):
+    penalty = 0.0
+
+
+class Broken(Pipe):
+    """No point meets the constraints where the pressure is above 1."""
+
+    def constraints(self, y, x):
+        h, g = super().constraints(y, x)
+        return h + torch.where(x[:, :1] > 1, 100.0, 0.0), g
+
+
+def violation(y, x, kind=Pipe):
+    return Constraints.of(kind()).violation(y, x)
+
+
+@pytest.fixture(scope="module")
+def solver():
+    return ra.amortize(Pipe, loss="lagrangian", **QUICK)
+
+
+def test_solutions_are_those_of_scipy_and_their_violation_is_said(solver):
+    torch.manual_seed(0)
+    x = Pipe().contexts(12)
+    answer = solver.solve(x, tol=1e-4)
+    assert answer.kind == "KKT residual"
+    assert set(answer.status) <= {"predicted", "re-solved"}
+    assert answer.violation.max() < 1e-5
+    torch.testing.assert_close(answer.violation, violation(answer.y, x), rtol=1e-3, atol=1e-6)
+    best = by_scipy(Pipe(), x.double(), answer.y.double())
+    torch.testing.assert_close(answer.cost.double(), best.cost, rtol=1e-4, atol=1e-4)
+    elsewhere = by_scipy(Pipe(), x.double(), torch.full((12, 3), 0.7, dtype=torch.float64))
+    assert (answer.cost.double() <= elsewhere.cost + 1e-4).all()
+    wide = solver.solve(x, tol=1e-6, dtype=torch.float64)
+    assert wide.violation.max() < 1e-6
+    assert (wide.cost - best.cost).abs().max() < 1e-5
+
+
+def test_a_prediction_that_violates_is_never_certified(solver):
+    x = Pipe().contexts(5)
+    answer = solver.solve(x, certify=True)
+    assert answer.violation.min() > 1e-3  # it has hardly learned
+    assert answer.bound.isinf().all()
+    assert {status.split(":")[0] for status in answer.status} == {"failed"}
+
+
+def test_at_a_solution_estimated_multipliers_show_a_residual_of_0():
+    x = Pipe().contexts(8).double()
+    best = by_scipy(Pipe(), x, torch.full((8, 3), 0.7, dtype=torch.float64))
+    problem = Pipe()
+    constraints, f = Constraints.of(problem), Cost(problem)
+    certificate = UnderConstraints(None, f, constraints, problem.domain)
+    assert certificate.bound(best.y, x).max() < 1e-5
+    found = estimated(f, constraints, best.y, x)
+    torch.testing.assert_close(found.equality, best.multipliers.equality, rtol=1e-3, atol=1e-3)
+    assert certificate.bound(best.y + 0.1, x).isinf().all()
+
+
+def test_an_item_that_cannot_be_feasible_fails_alone():
+    solver = ra.amortize(Broken, loss="penalty", **QUICK)
+    x = torch.tensor([[0.6, 0.7], [1.2, 0.7], [0.9, 0.6]])
+    answer = solver.solve(x, tol=1e-4)
+    assert answer.status[1].startswith("failed: no point that satisfies its constraints was found")
+    assert [status.split(":")[0] for status in (answer.status[0], answer.status[2])] == ["re-solved", "re-solved"]
+    reference = solver.reference(x)
+    assert reference.cost.isnan().tolist() == [False, True, False]
+    assert reference.label == "augmented Lagrangian"
+
+
+def test_kinds_that_ignore_constraints_are_refused(solver):
+    x = Pipe().contexts(3)
+    for kind in ("split-conformal", "duality gap"):
+        with pytest.raises(UserError, match=f"by: {kind} is given"):
+            solver.solve(x, tol=1e-3, by=kind)
+    with pytest.raises(UserError, match="problem=Pipe: it has constraints"):
+        compare(Pipe, **QUICK)
+
+
+def test_a_report_has_gap_and_violation(tmp_path):
+    found = report(Pipe, ("full",), ("penalty",), out=tmp_path, **QUICK)
+    assert "reference: augmented Lagrangian; 100% of the contexts are solved" in str(found)
+    (row,) = found.data["rows"]
+    assert row["infeasibility"] > 1e-4
+    assert row["rival"][1] == "augmented Lagrangian"
+    assert "100 re-solved" in str(found)
+
+
+def test_environments_say_the_violation_and_price_it_as_declared():
+    rows = vector(Pipe(), 4)
+    x, _ = rows.reset(seed=0)
+    action = np.full((4, 3), 1.0, np.float32)
+    _, reward, _, _, info = rows.step(action)
+    y, context = torch.ones(4, 3), torch.from_numpy(x)
+    h, g = Pipe().constraints(y, context)
+    expected = Pipe().cost(y, context) + 5.0 * (h.square() + g.clamp_min(0).square()).sum(-1)
+    np.testing.assert_allclose(reward, -expected, rtol=1e-6)
+    np.testing.assert_allclose(info["violation"], violation(y, context), rtol=1e-6)
+    env = single(Pipe)
+    env.reset(seed=0)
+    assert env.step(action[0])[4]["violation"] > 0
+    ra.TD3(Pipe, seed=0, hidden=[8], warmup_steps=4, batch_size=8, buffer_size=60, eval_episodes=2).learn(20)
+    with pytest.raises(UserError, match=r"Unpriced.penalty: 0 is given; .* a weight above 0 is needed"):
+        open_env(Unpriced, count=2)
