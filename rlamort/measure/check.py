@@ -127,7 +127,7 @@ def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
     first_order = ", with model.adjoint=first_order" if verdicts["cost, second derivative"] == "warn" else ""
     solved = verdicts["solution"] == "pass"
     by = "" if smooth else ", trained by es, rl" + (" or regress" if solved else "")
-    taught = "on 50 steps of L-BFGS, since `solution` cannot be used" if smooth else f"no `solution`, and {no_gradient}"
+    taught = "on a solver's answers, since `solution` cannot be used" if smooth else f"no `solution`, and {no_gradient}"
     values = "needs values alone" + (", though a gradient is available" if smooth else "")
     models = [
         Fit("full", True, f"a network alone{by}"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -207,7 +208,9 @@ def constraints(trial: Trial) -> Outcome:
     wide = Constraints.of(twin.problem) or found
     y = twin.problem.domain.at(x).project(v)
     direction = torch.nn.functional.normalize(torch.randn_like(y), dim=-1)
-    values, along = torch.autograd.functional.jvp(lambda y: torch.cat(wide(y, x), -1), y, direction)
+    values, along = torch.autograd.functional.jvp(  # type: ignore[no-untyped-call]
+        lambda y: torch.cat(wide(y, x), -1), y, direction
+    )
     ahead, behind = (torch.cat(wide(y + sign * size * direction, x), -1).detach() for sign in (1, -1))
     difference = (ahead - behind) / (2 * size)
     allowed = 10 * tol * torch.maximum(along.abs(), difference.abs()) + floor * values.abs().clamp_min(1)
@@ -217,15 +220,22 @@ def constraints(trial: Trial) -> Outcome:
     ends = augmented_lagrangian(Zero(), wide, domain, x, starting(domain, 4, x))
     lost = [i for i, status in enumerate(ends.status) if status.startswith("infeasible")]
     h, g = wide(ends.y, x)
-    rows = f"{h.shape[1]} equalities, {g.shape[1]} inequalities"
+    count = f"{h.shape[1]} equalities, {g.shape[1]} inequalities"
     if lost:
         where = f"{len(lost)} of {len(x)} contexts, of which {lost[0]} is the first"
-        return "warn", f"{rows}; no point that meets them was found for {where}"
+        return "warn", f"{count}; no point that meets them was found for {where}"
     if h.shape[1]:
-        jacobian = torch.stack([
-            torch.autograd.functional.jacobian(lambda y, i=i: wide(y, x)[0][i], ends.y)[:, i] for i in range(len(x))
-        ])  # fmt: skip
+        rows = [gradient_of(lambda y, i=i: wide(y, x)[0][:, i].sum(), ends.y) for i in range(h.shape[1])]  # type: ignore[misc]
+        jacobian = torch.stack(rows, 1)  # (B, m, n): items are independent
         least = torch.linalg.svdvals(jacobian / jacobian.norm(dim=-1, keepdim=True).clamp_min(1e-300))[:, -1].amin().item()
         if least < 1e-6:
-            return "warn", f"{rows}; equalities depend on each other at points that meet them: multipliers are not unique there"
-    return "pass", f"{rows}; derivatives agree with finite differences, and every context tried has a point that meets them"
+            return "warn", f"{count}; equalities depend on each other at feasible points, so multipliers are not unique"
+    return "pass", f"{count}; derivatives agree with finite differences, and every context tried has a point that meets them"
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """The gradient of a scalar function at y."""
+    with torch.enable_grad():
+        at = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(at), at, allow_unused=True, materialize_grads=True)
+    return slope
