@@ -10,7 +10,8 @@ import rlamort as ra
 from rlamort.config import methods, read_row
 from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
-from rlamort.measure.fit import compare, pairs, report
+from rlamort.measure.fit import behind, compare, pairs, report
+from rlamort.measure.table import Row
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.problem import draw
@@ -429,3 +430,14 @@ def test_the_sphere_turns_with_its_contexts():
     moved = {"z": x["z"][:, order] @ turn.T, "alpha": x["alpha"][:, order]}
     y, other = (learner.agent.act(problem.layout.pack(one), explore=False) for one in (x, moved))
     torch.testing.assert_close(other, y @ turn.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_semi_amortized_model_that_is_behind_is_said():
+    def row(name, gap):
+        return Row(name, gap, gap - 0.1, gap + 0.1, gap, 1.0, 0.0, 0, "", 1.0, {}, {}, {}, 1.0)
+
+    rows = [row("full", 1.0), row("semi", 2.0), row("latent", 1.15), row("choice", 5.0)]
+    (line,) = behind(rows)
+    assert line.startswith("semi is worse than full")
+    assert behind([row("full, es", 1.0), row("semi, es", 2.0), row("semi, objective", 9.0)])[0].startswith("semi, es is worse")
+    assert behind([row("semi", 2.0)]) == []

@@ -23,7 +23,7 @@ from rlamort.errors import UserError, nearest
 from rlamort.measure.check import LOSSES, MODELS, check
 from rlamort.measure.plot import draw_gaps
 from rlamort.measure.report import Report, table
-from rlamort.measure.table import measure
+from rlamort.measure.table import Row, measure
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.parts import Loss
@@ -239,6 +239,7 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         *table(rows[0].head(), [row.cells() for row in rows]),
         "",
         *certified,
+        *behind(rows),
     ]
     data = {"reference": reference.label, "agreement": reference.agreement, "rows": [row._asdict() for row in rows]}
     if out is not None:
@@ -250,6 +251,21 @@ def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = No
         gaps = {name: (first.f(y, x) - reference.cost).detach() for name, y in predictions.items()}
         lines += ["", f"plots and solvers: {draw_gaps(curves, {n: g.tolist() for n, g in gaps.items()}, out)}"]
     return Report(lines, data)
+
+
+def behind(rows: Sequence[Row]) -> list[str]:
+    """A line for every semi-amortized model that is worse than the network alone, by more than their intervals."""
+    alone = {row.name: row for row in rows}
+    lines = []
+    for row in rows:
+        kind, _, loss = row.name.partition(",")
+        full = alone.get(f"full,{loss}" if loss else "full")
+        if kind in ("semi", "recurrent", "latent") and full is not None and row.low > full.high:
+            lines.append(
+                f"{row.name} is worse than {full.name}, though its steps keep their best iterate: the network that they begin "
+                f"from has learned less in as many updates. More updates, or {full.name}, are the better choice here"
+            )
+    return lines
 
 
 def _certified(name: str, solver: Solver, x: Tensor) -> str:
