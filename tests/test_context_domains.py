@@ -162,6 +162,8 @@ def test_check_reports_on_sets_that_depend_on_x():
     found = check(Dispatch())
     assert found.ok, str(found)
     assert "6 coordinates from 5 unconstrained numbers" in str(found)
+    assert "it is a quadratic program, which is solved exactly" in str(found)
+    assert "quadratic program" not in str(check(Wavy()))
 
 
 def test_a_report_has_gap_and_violation(tmp_path):
