@@ -11,7 +11,7 @@ from torch import nn
 from rlamort.agent import Adam, descend
 from rlamort.config import fields, read_row
 from rlamort.critic import Critic, polyak
-from rlamort.domain import Box, Gaussian, SquashedGaussian
+from rlamort.domain import Box, Domain, Gaussian, SquashedGaussian
 from rlamort.losses import objective, td_target
 from rlamort.model import Full
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
@@ -56,7 +56,7 @@ class Quadratic(Objective):
         return 0.5 * (y - x).square().sum(-1), {}
 
 
-class Free(nn.Module):
+class Free(Domain):
     """A Y without bounds, for the laws about losses."""
 
     def __init__(self, dim):

@@ -82,9 +82,9 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def default_dtype(name: str) -> Iterator[None]:
-    """A context in which new tensors of torch are of the dtype `name`, float32 or float64."""
+    """A context in which new tensors are float64 if `name` is; float32 leaves torch's default, which a user may have set."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, name))
+    torch.set_default_dtype(torch.float64 if name == "float64" else before)
     try:
         yield
     finally:
