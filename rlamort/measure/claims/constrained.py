@@ -132,7 +132,7 @@ class Wavy(Family):
 
 def family() -> Measured:
     """DC3's quadratic programs: gap, violation, and speed beside OSQP."""
-    solver = amortize(Family, hidden=(200, 200), steps=5_000, batch_size=256)
+    solver = amortize(Family, hidden=(200, 200), steps=2_000, batch_size=256)
     x = _held_out(solver)
     y, best = solver.predict_rows(x), solver.exact(x.double())
     assert best is not None, "convex quadratic programs"
@@ -156,9 +156,9 @@ def family() -> Measured:
     return Measured(verdicts, data, {})
 
 
-def wavy(items: int = 50) -> Measured:
+def wavy(items: int = 20) -> Measured:
     """DC3's nonconvex variant: gap, violation, and speed beside SciPy's SLSQP."""
-    solver = amortize(Wavy, hidden=(200, 200), steps=5_000, batch_size=256)
+    solver = amortize(Wavy, hidden=(200, 200), steps=2_000, batch_size=256)
     x = _held_out(solver)
     y = solver.predict_rows(x)
     problem = _Nonlinear().double()
