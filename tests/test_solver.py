@@ -770,3 +770,10 @@ def test_the_copy_in_float64_follows_what_is_learned():
 def test_what_solve_cannot_use_is_named(field, value):
     with pytest.raises(UserError, match=rf"^{field}: .* is needed"):
         made(Portfolio).solve(rows(Portfolio, 2), **{field: value})
+
+
+def test_solving_draws_nothing_from_the_users_generator():
+    solver, x = made(Portfolio), rows(Portfolio, 5)
+    before = torch.get_rng_state()
+    solver.solve(x, tol=1e-4)
+    assert torch.equal(torch.get_rng_state(), before)

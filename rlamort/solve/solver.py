@@ -202,7 +202,7 @@ class Solver(nn.Module):
             return UnderConstraints(inner, f, constraints, domain)
         if by == "residual" or (by is None and own):
             return Residual(problem, domain)
-        if by == "duality gap" or (by is None and problem.convex and _bounded(problem, unseen(problem, 1).to(self._like()))):
+        if by == "duality gap" or (by is None and problem.convex and _bounded(problem, self._like())):
             return DualityGap(f, domain)
         if by == "KKT residual" or (by is None and problem.convex):
             return Stationarity(f, domain)
@@ -364,10 +364,12 @@ def _exported(path: Path) -> bool:
         return any(name.endswith(MARK) for name in archive.namelist())
 
 
-def _bounded(problem: Problem, x: Tensor) -> bool:
-    """Whether C(x) is bounded for contexts x (B, d), so that a linear function has a minimum there."""
+def _bounded(problem: Problem, like: Tensor) -> bool:
+    """Whether C(x) of a context is bounded, so that a linear function has a minimum there. Generators stay as they are."""
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        x = unseen(problem, 1).to(like)
     try:
-        problem.domain.at(x).linear(x.new_zeros(len(x), problem.domain.dim))
+        problem.domain.at(x).linear(x.new_zeros(1, problem.domain.dim))
     except UserError:
         return False
     return True
