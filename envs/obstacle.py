@@ -35,7 +35,7 @@ class ObstacleArm(Problem[dict[str, Tensor]]):
         UserError: there is no link, or a number is not positive.
     """
 
-    penalty = 100.0
+    violation_penalty = 100.0
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import Adjoint, Step, Unrolled
 from rlamort.config import Count, NonNegative, Whole
-from rlamort.domain import Domain
+from rlamort.domain import Domain, project_each
 from rlamort.errors import UserError
 from rlamort.objective import Oracle, nothing
 from rlamort.update import Update, best_so_far
@@ -61,7 +61,7 @@ class Choice(Model):
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         v = self.net(x).view(len(x), self.candidates, -1).transpose(0, 1)  # (M, B, inputs)
-        ys = self.domain.at(x).project(v)
+        ys = project_each(self.domain, x, v)
         with torch.no_grad():
             best = (oracle or nothing(x)).values(ys).nan_to_num(torch.inf).argmin(0)  # (B,)
         return ys.gather(0, best[None, :, None].expand(1, -1, ys.shape[-1]))

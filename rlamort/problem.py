@@ -31,14 +31,14 @@ class Problem(nn.Module, Generic[X]):
 
     Attributes:
         domain: Y; where some of its data are `PerItem`, `domain_data` gives them, and `domain.at(x)` is C(x).
-        penalty: weight of the quadratic penalty on violated `constraints` in rewards, for agents that see nothing but rewards.
+        violation_penalty: weight of the quadratic penalty on violated `constraints` in rewards, for agents that see no more.
         convex: whether f(.; x) and Y are convex for every x, which makes gradients a certificate.
         hidden: keys of a dict context that neither networks nor solvers on their way ever read: a query set, the true code of a
             signal, an expert's label. `cost` scores with them, and losses learn from them.
     """
 
     domain: Domain
-    penalty: float = 0.0
+    violation_penalty: float = 0.0
     convex: bool = False
     hidden: tuple[str, ...] = ()
 

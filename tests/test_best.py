@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlamort.adjoint import Unrolled
-from rlamort.domain import Box, Domain, Simplex, within
+from rlamort.domain import Box, Domain, Simplex, nearest_each, project_each, within
 from rlamort.errors import UserError
 from rlamort.model import Full, Latent, Unroll
 from rlamort.nets import Zeros
@@ -79,9 +79,11 @@ def test_no_iterate_is_above_the_one_before_nor_above_the_start(name, wall, doma
 
 
 class Leaky(Domain):
-    """[0, 1], onto which `nearest` does not project from above."""
+    """[0, 1]^dim, of which `nearest` does not keep the upper bounds; `violation` knows them."""
 
-    dim = inputs = 1
+    def __init__(self, dim=1):
+        super().__init__()
+        self.dim = self.inputs = dim
 
     def project(self, v):
         return v.sigmoid()
@@ -178,3 +180,32 @@ def test_the_derivative_is_that_of_the_iterate_which_is_best():
         end = Unroll(init, update, 4, BOX, Unrolled(), keep_best=keep_best)(y, Oracle(f, x))
         slopes[keep_best] = torch.autograd.grad(end.square().sum(), y)[0]
     torch.testing.assert_close(slopes[True], slopes[False])
+
+
+class Plain(Domain):
+    """A set of a user's own, whose methods know one leading axis alone: [-1, 1]^2."""
+
+    dim = inputs = 2
+
+    def project(self, v):
+        assert v.ndim == 2
+        return v.tanh()
+
+    def nearest(self, y):
+        assert y.ndim == 2
+        return y.clamp(-1, 1)
+
+
+class Bowl(Objective):
+    def report(self, y, x):
+        return (y - x).square().sum(-1), {}
+
+
+@pytest.mark.parametrize("update", [Cem, Lbfgs])
+def test_a_set_of_a_users_own_need_take_one_leading_axis_alone(update):
+    domain, x = Plain(), torch.randn(5, 2)
+    oracle, y, step = Oracle(Bowl(), x), domain.project(x), update(domain)
+    y, _ = step(y, step.start(y, x, oracle), x, oracle)
+    assert y.shape == (5, 2)
+    assert project_each(domain, x, torch.randn(3, 5, 2)).shape == (3, 5, 2)
+    assert nearest_each(domain, x, torch.randn(3, 5, 2)).abs().max() <= 1

@@ -24,7 +24,7 @@ class Pipe(Problem):
     """The cheapest flow y through two pipes in series, nonlinear in the pressure x."""
 
     domain = Box([0.1, 0.1, 0.1], [3.0, 3.0, 3.0])
-    penalty = 10.0
+    violation_penalty = 10.0
 
     def contexts(self, count):
         return 0.5 + torch.rand(count, 2)
@@ -37,7 +37,7 @@ class Pipe(Problem):
 
 
 class Unpriced(Pipe):
-    penalty = 0.0
+    violation_penalty = 0.0
 
 
 class Broken(Pipe):
@@ -138,5 +138,5 @@ def test_environments_say_the_violation_and_price_it_as_declared():
     env.reset(seed=0)
     assert env.step(action[0])[4]["violation"] > 0
     ra.TD3(Pipe, seed=0, hidden=[8], warmup_steps=4, batch_size=8, buffer_size=60, eval_episodes=2).learn(20)
-    with pytest.raises(UserError, match=r"Unpriced.penalty: 0 is given; .* a weight above 0 is needed"):
+    with pytest.raises(UserError, match=r"Unpriced.violation_penalty: 0 is given; .* a weight above 0 is needed"):
         open_env(Unpriced, count=2)

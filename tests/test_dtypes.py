@@ -243,4 +243,6 @@ def test_what_float64_is_not_for_is_said():
         report(Held, ("full",), ("objective", "rl"), dtype="float64")
     with pytest.raises(UserError, match="dtype=half: "):
         check(Held(), dtype="half")
-    assert check(Held(), dtype="float64").ok
+    problem = Held()
+    assert check(problem, dtype="float64").ok
+    assert problem.price.dtype is torch.float32  # a copy was checked

@@ -393,6 +393,19 @@ def test_sb3_trains_on_a_problem_by_its_id(registered):
     assert model.num_timesteps == 128
 
 
+@pytest.mark.parametrize("named", [Portfolio, f"{__name__}:Portfolio"])
+def test_keywords_of_a_registration_reach_the_problem_however_it_is_opened(named):
+    name = "rlamort/Dear-v0"
+    gymnasium.register(name, entry_point="rlamort.env.one_step:single", kwargs={"problem": named, "price": 7.0})
+    try:
+        assert problem_of(name).price == 7
+        assert problem_of(name, {"price": 3.0}).price == 3
+        assert open_env(name, count=2).inner.problem.price == 7
+        assert gymnasium.make(name).unwrapped.env.problem.price == 7
+    finally:
+        del gymnasium.registry[name]
+
+
 def test_an_instance_a_class_a_path_and_an_id_name_the_same_problem(registered, tmp_path, monkeypatch):
     (tmp_path / "own_problem.py").write_text(
         textwrap.dedent("""

@@ -7,6 +7,7 @@ import torch
 
 from rlamort.domain import Affine, Ball, Box, CappedSimplex, Euclid, Orthant, PerItem, Polyhedron, Product, Simplex
 from rlamort.objective import Cost
+from rlamort.parts import Setting, Solution
 from rlamort.problem import Problem
 from rlamort.solve.quadratic import Quadratic, exactly, minimise, quadratic
 
@@ -137,3 +138,36 @@ def test_what_is_no_quadratic_program_is_left_to_others(kind):
 
 def test_float32_is_not_precise_enough_to_tell():
     assert quadratic(Cost(Tracking()), rows(Tracking()).float(), 4) is None
+
+
+class Dented(Tracking):
+    """Quadratic where it is probed, and not near its solution."""
+
+    def cost(self, y, x):
+        near = (y - 0.1).square().sum(-1)
+        return super().cost(y, x) + 5 * (-1e4 * near).exp() * y[:, 0]
+
+
+def test_what_only_looks_quadratic_is_no_solution():
+    problem = Dented()
+    x = problem.layout.pack({"to": torch.full((B, 4), 0.5), "weight": torch.ones(B, 4)}).double()
+    assert quadratic(Cost(problem), x, 4) is not None
+    assert exactly(Cost(problem), problem.domain, x).isnan().all()
+
+
+class Steep(Tracking):
+    """Not convex for the first item."""
+
+    def cost(self, y, x):
+        return (x["weight"] * (y - x["to"]).square()).sum(-1)
+
+
+def test_a_teacher_searches_for_items_that_are_no_convex_program():
+    problem = Steep()
+    torch.manual_seed(0)
+    teacher, x = Solution()(Setting.of(problem, (8,))), problem.contexts(B)
+    x["weight"][0] = -1.0
+    y = teacher(problem.layout.pack(x))
+    assert y.isfinite().all()
+    assert problem.domain.violation(y).max() < 1e-6
+    torch.testing.assert_close(y[1:], problem.domain.nearest(x["to"])[1:], rtol=1e-5, atol=1e-5)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from test_best import Leaky
 from torch import nn
 
 import rlamort.solve.classical
-from rlamort.domain import Box, CappedSimplex, Domain, Euclid, Simplex, Sphere
+from rlamort.domain import Box, CappedSimplex, Euclid, Simplex, Sphere
 from rlamort.errors import Fault, UserError
 from rlamort.measure.table import _seconds_to, measure
 from rlamort.model import Expert, Full, Unroll
@@ -234,25 +235,10 @@ def test_a_reference_is_in_y_and_the_optimum_of_the_linear_program(dtype):
     assert solver.solve(x, tol=1e-4).bound.max() <= 1e-4
 
 
-class Lying(Domain):
-    """[0, 1]^2, of which `nearest` does not keep the second bound; `violation` knows it."""
-
-    dim = inputs = 2
-
-    def project(self, v):
-        return v.sigmoid()
-
-    def nearest(self, y):
-        return y.clamp(min=0)
-
-    def violation(self, y):
-        return (y - y.clamp(0, 1)).norm(dim=-1)
-
-
 class Led(Problem):
     """Lower the further up, so that whatever leaves Y looks better; the solution is (1, 1)."""
 
-    domain = Lying()
+    domain = Leaky(2)
 
     def contexts(self, count):
         return 1 + torch.rand(count, 2)
@@ -274,7 +260,7 @@ def test_a_projection_that_lies_leads_no_reference_out_of_y():
     assert problem.domain.violation(found.y).max() == 0
     assert (found.cost - Cost(problem)(torch.ones_like(x), x)).max() < 0.02
     (said,) = [message for message in found.messages if message.startswith("projected gradient:")]
-    assert re.fullmatch(r"projected gradient: \d+ of its points lie outside Lying, and are excluded", said)
+    assert re.fullmatch(r"projected gradient: \d+ of its points lie outside Leaky, and are excluded", said)
     assert (found.cost <= Cost(problem)(torch.full_like(x, 0.75), x)).all()
 
 
@@ -283,23 +269,23 @@ def test_nothing_that_is_given_is_taken_from_outside_y():
     f = Cost(problem)
     outside = best_found(f, problem.domain, x, starts=2, extra=torch.full_like(x, 9.0), solvers=[SIGMOID])
     assert problem.domain.violation(outside.y).max() == 0
-    assert "the predictions: 20 of its points lie outside Lying, and are excluded" in outside.messages
+    assert "the predictions: 20 of its points lie outside Leaky, and are excluded" in outside.messages
     told = LedTold()
     wrong = x[:, 0] > 1.5
     found = best_found(f, told.domain, x, starts=2, solution=solution_of(told), solvers=[SIGMOID])
     assert told.domain.violation(found.y).max() == 0
     assert found.label == f"solution; best found for {int(wrong.sum())} of 20"
-    assert f"Led.solution: {int(wrong.sum())} of its points lie outside Lying, and are excluded" in found.messages
+    assert f"Led.solution: {int(wrong.sum())} of its points lie outside Leaky, and are excluded" in found.messages
     assert (found.y[~wrong] == 1).all()
 
 
 def test_where_nothing_in_y_is_found_there_is_no_reference():
-    class Nowhere(Lying):
+    class Nowhere(Leaky):
         def violation(self, y):
             return 1 + y.abs().amax(-1)
 
     problem, x = Led(), rows(Led, 3)
-    found = best_found(Cost(problem), Nowhere(), x, starts=2, solvers=[SIGMOID])
+    found = best_found(Cost(problem), Nowhere(2), x, starts=2, solvers=[SIGMOID])
     assert found.cost.isnan().all()
     assert found.y.isnan().all()
 

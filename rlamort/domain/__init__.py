@@ -1,6 +1,6 @@
 """Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.base import LARGEST, Data, Domain, PerItem, within
+from rlamort.domain.base import LARGEST, Data, Domain, PerItem, nearest_each, project_each, within
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.context import ContextDomain
@@ -14,5 +14,5 @@ from rlamort.domain.weights import Weights
 __all__ = [
     "LARGEST", "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "ContextDomain", "Data", "Density", "Domain",
     "Euclid", "ExponentialCone", "Gaussian", "Orthant", "PerItem", "Polyhedron", "Product", "Rows", "SecondOrderCone",
-    "Simplex", "Sphere", "SquashedGaussian", "Weights", "unit_box", "within",
+    "Simplex", "Sphere", "SquashedGaussian", "Weights", "nearest_each", "project_each", "unit_box", "within",
 ]  # fmt: skip

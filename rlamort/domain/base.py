@@ -46,12 +46,14 @@ class Domain(nn.Module):
         dim: n.
         inputs: unconstrained numbers that `project` takes.
         reach: the value in v that `act` maps an action of 1 to.
+        itemwise: whether it holds data of B items, so that its methods take points (..., B, n); others need take (B, n) alone.
         needs: names and shapes of the data that come with each item; none, unless it was made with `PerItem`.
     """
 
     dim: int
     inputs: int
     reach: float = 3.0
+    itemwise: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class Domain(nn.Module):
     def _with(self, data: Data) -> "Domain":
         """A copy whose buffers hold the data, which keep their graphs."""
         bound = copy.copy(self)
-        bound._buffers, bound.needs = {**self._buffers, **data}, {}
+        bound._buffers, bound.needs, bound.itemwise = {**self._buffers, **data}, {}, True
         return bound
 
     def _datum(self, name: str) -> Tensor:
@@ -139,6 +141,18 @@ class Domain(nn.Module):
         """Points of Y (count, dim), `act` of uniform actions, which is uniform in a box; drawn from torch's generator."""
         device = next(self.buffers(), torch.empty(0)).device
         return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
+
+
+def nearest_each(domain: Domain, x: Tensor, ys: Tensor) -> Tensor:
+    """Projections of several points of each item, ys (S, B, n), onto its set C(x), for contexts x (B, d)."""
+    at = domain.at(x)
+    return at.nearest(ys) if at.itemwise else at.nearest(ys.flatten(0, 1)).view_as(ys)
+
+
+def project_each(domain: Domain, x: Tensor, vs: Tensor) -> Tensor:
+    """As `nearest_each`, of `project`: vs (S, B, inputs) -> (S, B, n)."""
+    at = domain.at(x)
+    return at.project(vs) if at.itemwise else at.project(vs.flatten(0, 1)).view(*vs.shape[:2], domain.dim)
 
 
 def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Tensor:

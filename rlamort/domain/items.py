@@ -20,6 +20,7 @@ class ItemBox(Domain):
         high: (B, n), or (n,). Where bounds cross, answers are the middle, and `violation` says so.
     """
 
+    itemwise = True
     low: Tensor
     high: Tensor
 

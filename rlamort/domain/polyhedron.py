@@ -197,7 +197,7 @@ def _inputs(rows: Rows, n: int) -> int:
 
 def _bound(domain: D, data: Data) -> D:
     bound = copy.copy(domain)
-    bound._modules, bound.needs = {**domain._modules, "rows": domain.rows.bind(data)}, {}
+    bound._modules, bound.needs, bound.itemwise = {**domain._modules, "rows": domain.rows.bind(data)}, {}, bool(data)
     return bound
 
 

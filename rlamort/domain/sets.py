@@ -318,7 +318,9 @@ class Product(Domain):
         for name, part in data.items():
             index, _, rest = name.partition(".")
             own[int(index)][rest] = part
-        return Product([domain.bind(mine) for domain, mine in zip(self.domains, own, strict=True)])  # type: ignore[operator]
+        bound = Product([domain.bind(mine) for domain, mine in zip(self.domains, own, strict=True)])  # type: ignore[operator]
+        bound.itemwise = bool(data)
+        return bound
 
     def _factors(self, sizes: list[int], row: Tensor) -> Iterable[tuple[Domain, Tensor]]:
         return zip(self.domains, row.split_with_sizes(sizes, dim=-1), strict=True)  # type: ignore[arg-type]

@@ -26,10 +26,10 @@ class Bandit(Env):
     """
 
     def __init__(self, inner: OneStep) -> None:
-        if inner.constraints is not None and not inner.problem.penalty > 0:
+        if inner.constraints is not None and not inner.problem.violation_penalty > 0:
             raise UserError(
-                f"{inner.name}.penalty: {inner.problem.penalty:g} is given; it has constraints, of which an agent that sees "
-                "nothing but rewards would not know: a weight above 0 is needed"
+                f"{inner.name}.violation_penalty: {inner.problem.violation_penalty:g} is given; it has constraints, of which "
+                "an agent that sees nothing but rewards would not know: a weight above 0 is needed"
             )
         observation, action, _ = spaces(inner)
         super().__init__(Spec.of(Space.of(observation), Space.of(action)), inner.device)

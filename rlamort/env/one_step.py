@@ -59,7 +59,7 @@ class OneStep(Env):
         self.f, self.constraints = Cost(problem), Constraints.of(problem)
         self.scored: Objective = self.f
         if self.constraints is not None:
-            self.scored = Penalised(self.f, self.constraints, problem.penalty)
+            self.scored = Penalised(self.f, self.constraints, problem.violation_penalty)
         self.faults = Faults(self.name, max_faults)
         self.steps = 0
         self._generator = np.random.default_rng(0)
@@ -308,6 +308,9 @@ def _construct(problem: Problem | type[Problem] | str, keywords: dict[str, Any])
                 f"env_kwargs: {', '.join(keywords)} given for a {type(problem).__name__} that is made already; give its class"
             )
         return begun(problem)
+    if isinstance(problem, str) and problem in gymnasium.registry and gymnasium.registry[problem].entry_point == ENTRY:
+        registered = dict(gymnasium.registry[problem].kwargs)  # its constructor's keywords, too
+        return _construct(registered.pop("problem"), registered | keywords)
     kind = _class_of(problem) if isinstance(problem, str) else problem
     if not (isinstance(kind, type) and issubclass(kind, Problem)):
         raise UserError(f"problem: a {type(kind).__name__} is given; a Problem, its class, 'module:Class' or an id is needed")
@@ -315,13 +318,13 @@ def _construct(problem: Problem | type[Problem] | str, keywords: dict[str, Any])
 
 
 def _class_of(name: str) -> type[Problem]:
-    problems = {one: spec.kwargs["problem"] for one, spec in gymnasium.registry.items() if spec.entry_point == ENTRY}
-    if name in gymnasium.registry and name not in problems:
+    if name in gymnasium.registry:
         raise UserError(f"problem={name}: it is an environment with dynamics; a rlamort.problem.Problem is needed")
-    if name not in problems and ":" not in name:
+    if ":" not in name:
+        problems = [one for one, spec in gymnasium.registry.items() if spec.entry_point == ENTRY]
         hint = here(name) or f"'module:Class' takes your own. {nearest(name, problems)}"
         raise UserError(f"problem={name}: there is none of that name; {hint}")
-    return class_at(problems.get(name, name), "problem", (Problem,), "rlamort.Problem")
+    return class_at(name, "problem", (Problem,), "rlamort.Problem")
 
 
 def _odd(tensor: Tensor) -> float:

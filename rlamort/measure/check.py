@@ -2,6 +2,7 @@
 
 x context, as the user has it, and as vectors (B, d) · y solution (B, n) · v unconstrained (B, inputs) · f cost (B,)"""
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -55,14 +56,14 @@ def check(problem: Problem, count: int = 6, seed: int = 0, dtype: Dtype = "float
         problem: the user's, which is checked on its device.
         count: contexts per batch.
         seed: of what is drawn.
-        dtype: in which models are to see it; the problem moves to float64, if that is it.
+        dtype: in which models are to see it; a copy of the problem moves to float64, if that is it.
 
     Raises:
         UserError: its class does not call `super().__init__()`, so that nothing can be tried.
     """
     device, dtype = _device(begun(problem)), convert("dtype", dtype, Dtype)
     if dtype == "float64":
-        problem.double()
+        problem = copy.deepcopy(problem).double()
     with torch.random.fork_rng([device] if device.type == "cuda" else []), default_dtype(dtype):
         return _report(Trial(problem, count, seed, device))
 

@@ -1,6 +1,5 @@
 """Losses and their teachers, as parts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -46,9 +45,7 @@ class Solution(Teacher):
                 "loss=penalty or loss=lagrangian is needed"
             )
         if y is None:
-            exact = _program(problem)
-            known = exact(x) is not None
-            return models.Expert(exact, name) if known else _searched(setting, updates.Lbfgs(problem.domain), 50)
+            return _solved(problem, _searched(setting, updates.Lbfgs(problem.domain), 50))
         domain = problem.domain.at(x)
         if not within(domain, y).all():
             outside, kind = domain.violation(y).max().item(), type(domain).__name__
@@ -260,16 +257,19 @@ class Lagrangian(Loss):
         return trained.OverIterates(self.decay) if self.decay else trained.objective
 
 
-def _program(problem: Problem) -> Callable[[Tensor], Tensor | None]:
-    """x (B, d) -> solutions (B, n) of convex quadratic programs, in float64; None of other problems."""
+def _solved(problem: Problem, search: trained.Teacher) -> trained.Teacher:
+    """A teacher of exact solutions where items are convex quadratic programs, in float64, and of a search where not."""
     widened = Widened(problem)
 
-    def field(x: Tensor) -> Tensor | None:
+    def teacher(x: Tensor) -> Tensor:
         twin = widened.at(x.new_empty(len(x), problem.domain.dim), x)
         y = exactly(Cost(twin), twin.domain, x.double())
-        return None if y is None or not bool(y.isfinite().all()) else y.to(x)
+        if y is None:
+            return search(x)
+        whole = y.isfinite().all(-1, keepdim=True)
+        return y.to(x) if bool(whole.all()) else y.to(x).where(whole, search(x))
 
-    return field
+    return teacher
 
 
 def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.Teacher:

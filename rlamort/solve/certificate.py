@@ -130,6 +130,8 @@ def _gap_by(domain: Domain, around: tuple[Tensor, Tensor], y: Tensor, slope: Ten
 class Stationarity(Certificate):
     """|y - P(y - grad f(y))|, with the projection P onto Y: 0 exactly at points that meet the first-order (KKT) conditions.
 
+    The natural residual of the variational inequality (Facchinei and Pang, 2003, section 1.5).
+
     It says nothing of the cost: of a nonconvex f, a local minimum, or a saddle, has a residual of 0.
 
     Args:

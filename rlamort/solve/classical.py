@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlamort.domain import Domain, within
+from rlamort.domain import Domain, project_each, within
 from rlamort.errors import Fault, UserError
 from rlamort.objective import Cost, Objective, Oracle
 from rlamort.problem import Problem
@@ -264,7 +264,7 @@ def _best(ys: Sequence[Tensor], costs: Sequence[Tensor]) -> tuple[Tensor, Tensor
 def starting(domain: Domain, count: int, x: Tensor) -> Tensor:
     """Points of Y (S, B, n) to begin from, the same for every item."""
     v = _starts(domain, count, x)[:, None].expand(-1, len(x), -1)
-    return domain.at(x).project(v)
+    return project_each(domain, x, v)
 
 
 def _starts(domain: Domain, count: int, x: Tensor) -> Tensor:

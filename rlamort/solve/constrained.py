@@ -30,10 +30,18 @@ class UnderConstraints(Certificate):
         f: the cost.
         constraints: h and g.
         domain: Y.
+        rounded: the dtype that solutions are rounded to; None if it is theirs.
     """
 
-    def __init__(self, inner: Certificate | None, f: Objective, constraints: Constraints, domain: Domain) -> None:
-        self.inner, self.f, self.constraints, self.domain = inner, f, constraints, domain
+    def __init__(
+        self,
+        inner: Certificate | None,
+        f: Objective,
+        constraints: Constraints,
+        domain: Domain,
+        rounded: torch.dtype | None = None,
+    ) -> None:
+        self.inner, self.f, self.constraints, self.domain, self.rounded = inner, f, constraints, domain, rounded
         self.kind = "KKT residual" if inner is None else inner.kind
 
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
@@ -50,8 +58,9 @@ class UnderConstraints(Certificate):
         found = solved(self.f, self.constraints, domain, x, y)
         if self.inner is not None:
             return found.y, self.bound(found.y, x)
-        residual = self._residual(found.y, x, found.multipliers)
-        return found.y, residual.masked_fill(~(found.violation <= FEASIBLE[torch.float64]), torch.inf)
+        y = found.y if self.rounded is None else found.y.to(self.rounded).to(x)  # with the multipliers, which nobody keeps
+        residual = self._residual(y, x, found.multipliers)
+        return y, residual.masked_fill(~feasible(self.constraints, domain, y, x, self.rounded), torch.inf)
 
     def _residual(self, y: Tensor, x: Tensor, multipliers: Multipliers) -> Tensor:
         parts = kkt(self.f, self.constraints, self.domain, y, x, multipliers)

@@ -8,15 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlamort.domain import Domain, PerItem, Rows
+from rlamort.domain import Domain, PerItem, Rows, within
 from rlamort.objective import Objective, Oracle
 from rlamort.solve.classical import FAILURES
 
 LARGEST = 300  # n up to which the gradient is asked n times for Q
 SAME = 1e-9  # relative difference below which gradients are affine, and Q the same for all items
+SOLVED = 1e-8  # KKT residual of a solution, relative to the gradient
 SINGULAR = 1e-9  # relative eigenvalue of Q below which a proximal term is added
 PROXIMAL = 1e-3  # its weight, relative to Q's largest eigenvalue
-STEPS = 100  # proximal steps at most, of which a quadratic program needs finitely many
+STEPS = 100  # proximal steps at most
 
 
 class Quadratic(NamedTuple):
@@ -26,17 +27,32 @@ class Quadratic(NamedTuple):
     q: Tensor
 
 
+@torch.no_grad()
 def exactly(f: Objective, domain: Domain, x: Tensor) -> Tensor | None:
-    """Solutions (B, n) of quadratic programs, NaN of items that are not convex; None where f or C(x) is of another kind."""
+    """Solutions (B, n) of convex quadratic programs; None where f or C(x) is of another kind, for these contexts as a whole.
+
+    NaN for items that are not convex, or whose result is not a feasible point with a KKT residual of 0 to rounding: those whose
+    set is empty, or on which f only looked quadratic.
+
+    Args:
+        f: the cost.
+        domain: Y.
+        x: contexts (B, d) in float64.
+    """
     at = domain.at(x)
     if at.polyhedral() is None:
         return None
     try:
         program = quadratic(f, x, domain.dim)
+        y = None if program is None else minimise(program, at)
+        if y is None:
+            return None
+        y = at.nearest(y)  # which the change of coordinates has left by a rounding
+        slope = Oracle(f, x).first_order().grad(y)
     except FAILURES:  # a cost without a gradient, or one that is not defined on all of R^n
         return None
-    y = None if program is None else minimise(program, at)
-    return None if y is None else at.nearest(y)  # which the change of coordinates has left by a rounding
+    residual = (y - at.nearest(y - slope)).norm(dim=-1)
+    return y.where(((residual <= SOLVED * (1 + slope.norm(dim=-1))) & within(at, y))[:, None], torch.nan)
 
 
 @torch.no_grad()
@@ -70,7 +86,7 @@ def minimise(program: Quadratic, domain: Domain) -> Tensor | None:
     """The solution (B, n), NaN where an item's Q is not positive semidefinite; None unless Y is a polyhedron.
 
     With Q = L L' and z = L'y it is the projection of -L^-1 q onto the polyhedron in z. Where Q is singular, proximal steps
-    min y'Q y / 2 + q'y + delta / 2 |y - y_k|^2 have the same form, and end at a solution.
+    (Rockafellar, 1976), min y'Q y / 2 + q'y + delta / 2 |y - y_k|^2, have the same form, and converge to a solution.
 
     Args:
         program: the cost.

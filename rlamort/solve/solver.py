@@ -19,7 +19,7 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
-from rlamort.objective import Cost, Oracle
+from rlamort.objective import Cost
 from rlamort.problem import Problem, unseen
 from rlamort.solve import constrained
 from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
@@ -33,7 +33,7 @@ from rlamort.solve.solution import Solution, status_of
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
-EXACT, EXACTLY = "quadratic program", 1e-8  # label of such references; KKT residual, relative to the gradient
+EXACT = "quadratic program"  # label of references that are their exact solutions
 CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
 
 
@@ -139,7 +139,7 @@ class Solver(nn.Module):
         cost, bound, poor = f(y.to(x), x), torch.full_like(x[:, 0], torch.inf), torch.zeros_like(finite)
         allowed, reached, kind = bound, bound, "none"  # reached: by what is solved again, before it is rounded
         if certified:
-            certificate = self.certificate(by, problem)
+            certificate = self.certificate(by, problem, y.dtype)
             kind, bound = certificate.kind, certificate.bound(y.to(x), x, y.dtype)
             bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)  # whatever the kind
         if tolerance is not None:
@@ -178,12 +178,15 @@ class Solver(nn.Module):
             )
         return problem
 
-    def certificate(self, by: str | None = None, problem: Problem | None = None) -> Certificate:
+    def certificate(
+        self, by: str | None = None, problem: Problem | None = None, rounded: torch.dtype | None = None
+    ) -> Certificate:
         """The certificate of a kind of CERTIFICATES, or the strongest that the problem allows.
 
         Args:
             by: the kind; None chooses.
             problem: a copy of the problem in another dtype; None takes the problem itself.
+            rounded: the dtype that solutions are rounded to; None if it is that of the problem.
 
         Raises:
             UserError: the problem does not allow that kind.
@@ -199,7 +202,7 @@ class Solver(nn.Module):
             if by in ("duality gap", "split-conformal"):
                 raise UserError(f"by: {by} is given; {name} has constraints: residual or KKT residual is allowed with them")
             inner = Residual(problem, domain) if own and by != "KKT residual" else None
-            return UnderConstraints(inner, f, constraints, domain)
+            return UnderConstraints(inner, f, constraints, domain, rounded)
         if by == "residual" or (by is None and own):
             return Residual(problem, domain)
         if by == "duality gap" or (by is None and problem.convex and _bounded(problem, self._like())):
@@ -245,16 +248,11 @@ class Solver(nn.Module):
             return Reference(exact, self.f(exact, x), EXACT, 1.0, ())
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
 
-    @torch.no_grad()
     def exact(self, x: Tensor) -> Tensor | None:
         """Solutions (B, n) for contexts as vectors (B, d), if all are convex quadratic programs with a solution; else None."""
         problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
         y = exactly(Cost(problem), problem.domain, x.double())
-        if y is None or not bool(within(problem.domain.at(x.double()), y).all()):
-            return None
-        residual = Stationarity(Cost(problem), problem.domain).bound(y, x.double())
-        size = 1 + Oracle(Cost(problem), x.double()).grad(y).norm(dim=-1)
-        return y.to(x) if bool((residual <= EXACTLY * size).all()) else None
+        return None if y is None or not bool(y.isfinite().all()) else y.to(x)
 
     def draw(self, count: int) -> Tensor:
         """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
@@ -306,13 +304,13 @@ class Solver(nn.Module):
             Diverged: as `check_finite`; nothing is written.
         """
         self.check_finite()
-        told = self.conformal and {
+        calibration = self.conformal and {
             "quantile": self.conformal.quantile,
             "level": self.conformal.level,
             "count": self.conformal.count,
         }
         facts = {"facts": self.facts, "training_seconds": self.training_seconds}
-        save_agent(Path(folder), self.state_dict(), {"conformal": told, **facts})
+        save_agent(Path(folder), self.state_dict(), {"conformal": calibration, **facts})
 
     def check_finite(self) -> None:
         """Check all trained parameters.
@@ -338,8 +336,8 @@ class Solver(nn.Module):
         solver = cls(build(saved.facts["facts"]), problem, saved.facts["facts"])
         solver.training_seconds = saved.facts["training_seconds"]
         saved.fill(solver)
-        told = saved.facts["conformal"]
-        solver.conformal = told and Conformal(told["quantile"], told["level"], told["count"])
+        calibration = saved.facts["conformal"]
+        solver.conformal = calibration and Conformal(calibration["quantile"], calibration["level"], calibration["count"])
         return solver
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import Carry
 from rlamort.config import Count, Fraction, Positive
-from rlamort.domain import CappedSimplex, Domain
+from rlamort.domain import CappedSimplex, Domain, nearest_each
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.update.base import Update
@@ -82,7 +82,7 @@ class Cem(Update):
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         (std,) = h
         noise = torch.randn(self.samples, 1, y.shape[-1], dtype=y.dtype, device=y.device)
-        ys = self.domain.at(x).nearest(y + std * noise)  # (S, B, n)
+        ys = nearest_each(self.domain, x, y + std * noise)  # (S, B, n)
         weights = self.selection(_finite(oracle.values(ys).mT), self.elites).mT[..., None] / self.elites  # (S, B, 1)
         mean = (weights * ys).sum(0)
         spread = ((weights * (ys - mean).square()).sum(0) + self.floor**2).sqrt()

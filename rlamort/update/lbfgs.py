@@ -5,7 +5,7 @@ from torch import Tensor
 
 from rlamort.adjoint import Carry
 from rlamort.config import Count, Positive
-from rlamort.domain import Domain
+from rlamort.domain import Domain, nearest_each
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.update.base import Update, push
@@ -55,7 +55,7 @@ class Lbfgs(Update):
         direction = -self._newton(slope, moves, bends, rho, scale)
         with torch.no_grad():
             sizes = 1.5 ** -torch.arange(self.candidates, dtype=y.dtype, device=y.device)
-            points = self.domain.at(x).nearest(y + sizes[:, None, None] * direction)  # (J, B, n)
+            points = nearest_each(self.domain, x, y + sizes[:, None, None] * direction)  # (J, B, n)
             values = oracle.values(torch.cat([y[None], points]))
             predicted = (slope * (points - y)).sum(-1)  # not gradient, whose part across the face cancels only to rounding
             rounding = torch.finfo(y.dtype).eps * values[0].abs()  # close to a solution f tells nothing, its gradient does
