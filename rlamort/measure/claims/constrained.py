@@ -234,7 +234,7 @@ def _osqp(
 
     fastest: tuple[float, dict[str, Any]] | None = None
     for eps, polish, threads in itertools.product((1e-3, 1e-4, 1e-5, 1e-6), (False, True), {1, torch.get_num_threads()}):
-        settings = {"eps_abs": eps, "eps_rel": eps, "polishing": polish, "threads": threads}
+        settings: dict[str, Any] = {"eps_abs": eps, "eps_rel": eps, "polishing": polish, "threads": threads}
         begun = time.perf_counter()
         y = torch.from_numpy(run(**settings))
         seconds = time.perf_counter() - begun
@@ -243,6 +243,7 @@ def _osqp(
         off = problem.domain.at(x.double()).violation(y).max().item()
         if theirs <= max(gap, 1e-6) and off <= violation and (fastest is None or seconds < fastest[0]):
             fastest = seconds, settings
-    chosen = {"eps_abs": 1e-6, "eps_rel": 1e-6, "polishing": True, "threads": 1} if fastest is None else fastest[1]
+    closest: dict[str, Any] = {"eps_abs": 1e-6, "eps_rel": 1e-6, "polishing": True, "threads": 1}
+    chosen = closest if fastest is None else fastest[1]
     named = f"eps {chosen['eps_abs']:g}, {'polished' if chosen['polishing'] else 'not polished'}, {chosen['threads']} threads"
     return named, chosen, [_seconds(lambda: run(**chosen)) for _ in range(ROUNDS)], fastest is not None
