@@ -90,6 +90,7 @@ class Amortize(Agent):
             raise UserError(
                 f"loss={loss.label()}: it ignores the constraints of {name}; loss=penalty or loss=lagrangian is needed"
             )
+        loss.require_trained(model)
         multipliers = loss.multipliers(setting)
         self.f = loss.objective(setting, multipliers)
         setting = setting._replace(objective=self.f)

@@ -72,6 +72,7 @@ class SAC(Agent):
             return critic(spec.x_dim, self.domain.dim, hidden, arithmetic)
 
         setting = parts.Setting(self.density.parameters, spec.x_dim, hidden, arithmetic)
+        loss.require_trained(model)
         self.model, self.loss = model(setting), loss(setting)
         self.critic = new_critic()
         self.target_critic = frozen_copy(self.critic, new_critic())

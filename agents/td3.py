@@ -75,6 +75,7 @@ class TD3(Agent):
             return critic(spec.x_dim, self.domain.dim, hidden, arithmetic)
 
         setting = parts.Setting(self.domain, spec.x_dim, hidden, arithmetic)
+        loss.require_trained(model)
         self.model, self.loss, self.critic = model(setting), loss(setting), new_critic()
         self.target_model: Model = frozen_copy(self.model, model(setting))
         self.target_critic = frozen_copy(self.critic, new_critic())

@@ -42,6 +42,7 @@ class TQC(Agent):
         self.tau, self.atom_count = tau, critic.members * (critic.outputs - dropped)
         self.density, self.alpha = SquashedGaussian(self.domain.dim), Temperature(1.0)
         setting = parts.Setting(self.density.parameters, spec.x_dim, hidden)
+        loss.require_trained(model)
         self.model, self.loss = model(setting), loss(setting)
         self.critic, fresh = (critic(spec.x_dim, self.domain.dim, hidden) for _ in range(2))
         self.target_critic = frozen_copy(self.critic, fresh)

@@ -81,6 +81,23 @@ class FirstOrder(Adjoint):
         return torch.stack([y, *step.run(y, step.start(y), steps)[0]])
 
 
+class Detached(Adjoint):
+    """The start is a constant of the steps, which do not train the model that predicts it; another adjoint is of the steps.
+
+    So that model learns from what a loss says of its own prediction, the first iterate, as it would alone, and steps that keep
+    their best iterate can only add to it.
+
+    Args:
+        inner: the adjoint of the steps.
+    """
+
+    def __init__(self, inner: Adjoint) -> None:
+        self.inner = inner
+
+    def iterates(self, step: Step, y: Tensor, steps: int) -> Tensor:
+        return torch.cat([y[None], self.inner.iterates(step, y.detach(), steps)[1:]])
+
+
 class Truncated(Adjoint):
     """Truncated backpropagation, through at most `steps` steps back from each iterate.
 

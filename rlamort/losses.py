@@ -57,17 +57,21 @@ class Regress:
             `Labelled` batch.
         distance: between two solutions, (B,).
         decay: w_k is proportional to decay^(K - k): 0 scores the last iterate alone.
+        start: share of the loss that is the first iterate's distance besides, where K > 0.
     """
 
-    def __init__(self, teacher: Teacher | None, distance: Distance = squared, decay: float = 0.0) -> None:
-        self.teacher, self.distance, self.decay = teacher, distance, decay
+    def __init__(self, teacher: Teacher | None, distance: Distance = squared, decay: float = 0.0, start: float = 0.0) -> None:
+        self.teacher, self.distance, self.decay, self.start = teacher, distance, decay, start
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         target = self._target(batch)
         path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
         scored = path if self.decay else path[-1:]
         distances = torch.stack([self.distance(y, target).mean() for y in scored])
-        return weighed(distances, self.decay), {"distance": distances[-1].detach()}
+        loss = weighed(distances, self.decay)
+        if self.start and len(path) > 1:
+            loss = (1 - self.start) * loss + self.start * self.distance(path[0], target).mean()
+        return loss, {"distance": distances[-1].detach()}
 
     @torch.no_grad()
     def _target(self, batch: Posed) -> Tensor:
@@ -83,22 +87,33 @@ class Regress:
 class OverIterates:
     """L_Sigma = mean_B sum_k w_k f(y_k; x), over a model's iterates (tutorial, section 2.3; Andrychowicz et al., 2016, eq. 3).
 
+    With a share for the start, the network that predicts it learns as it would alone, however little the steps leave it to
+    learn, and steps that keep their best iterate can only add to that.
+
     Args:
         decay: w_k is proportional to decay^(K - k): 1 weighs all equally, 0 is the objective of the last alone.
+        start: share of the loss that is f(y_0; x) besides, where K > 0.
     """
 
-    def __init__(self, decay: float = 1.0) -> None:
-        self.decay = decay
+    def __init__(self, decay: float = 1.0, start: float = 0.0) -> None:
+        self.decay, self.start = decay, start
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
-        reports = [f.report(y, batch.x) for y in path]
+        scored = path if self.decay else path[-1:]
+        reports = [f.report(y, batch.x) for y in scored]
         costs = torch.stack([cost.mean() for cost, _ in reports])
-        return weighed(costs, self.decay), {"cost": costs[-1].detach(), **reports[-1][1]}
+        loss = weighed(costs, self.decay)
+        if self.start and len(path) > 1:
+            begun = costs[0] if self.decay else f.report(path[0], batch.x)[0].mean()
+            loss = (1 - self.start) * loss + self.start * begun
+        return loss, {"cost": costs[-1].detach(), **reports[-1][1]}
 
 
 def weighed(values: Tensor, decay: float) -> Tensor:
     """The weighted mean of iterates' values (K + 1,), oldest first, with weights proportional to decay^(K - k)."""
+    if len(values) == 1:
+        return values[0]
     weights = decay ** torch.arange(len(values) - 1, -1, -1, device=values.device, dtype=values.dtype)
     return (weights * values).sum() / weights.sum()
 
@@ -113,19 +128,33 @@ class Smoothed:
         sigma: standard deviation of the smoothing, in the units of y.
         pairs: number of antithetic pairs e and -e.
         nearest: projects evaluation points y (B, n) onto Y, given the contexts x (B, d).
+        start: share of the loss that is the first iterate's besides, where K > 0.
     """
 
-    def __init__(self, sigma: float, pairs: int, nearest: Callable[[Tensor, Tensor], Tensor] = lambda y, x: y) -> None:
-        self.sigma, self.pairs, self.nearest = sigma, pairs, nearest
+    def __init__(
+        self,
+        sigma: float,
+        pairs: int,
+        nearest: Callable[[Tensor, Tensor], Tensor] = lambda y, x: y,
+        start: float = 0.0,
+    ) -> None:
+        self.sigma, self.pairs, self.nearest, self.start = sigma, pairs, nearest, start
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
-        y = model(f.seen(batch.x), f.oracle(batch.x))
+        path = model.iterates(f.seen(batch.x), f.oracle(batch.x))
+        loss, metrics = self._score(path[-1], f, batch.x)
+        if self.start and len(path) > 1:
+            loss = (1 - self.start) * loss + self.start * self._score(path[0], f, batch.x)[0]
+        return loss, metrics
+
+    def _score(self, y: Tensor, f: Objective, x: Tensor) -> tuple[Tensor, Metrics]:
+        """The cost of y (B, n), whose gradient in y is that of the smoothed cost."""
         with torch.no_grad():
-            cost, metrics = f.report(y, batch.x)
+            cost, metrics = f.report(y, x)
             slope = torch.zeros_like(y)
             for _ in range(self.pairs):
                 e = torch.randn_like(y)
-                ahead, behind = (f(self.nearest(y + side * self.sigma * e, batch.x), batch.x) for side in (1, -1))
+                ahead, behind = (f(self.nearest(y + side * self.sigma * e, x), x) for side in (1, -1))
                 slope += (ahead - behind)[:, None] * e / (2 * self.sigma * self.pairs)
         along = (slope * y).sum(-1).mean()
         loss = cost.mean() + along - along.detach()

@@ -18,7 +18,7 @@ from rlamort.problem import draw
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.source import Contexts
-from rlamort.update import Gradient
+from rlamort.update import Gradient, Update
 
 QUICK = {"hidden": (16,), "batch_size": 32, "steps": 60}
 
@@ -274,6 +274,35 @@ def test_iterates_are_weighed(linear):
     weighed = (0.25 * costs[0] + 0.5 * costs[1] + costs[2]) / 1.75
     assert OverIterates(0.5)(unrolled, f, batch)[0].item() == pytest.approx(weighed.item())
     assert OverIterates(0.0)(unrolled, f, batch)[0].item() == pytest.approx(costs[2].item())
+    ends = 0.75 * costs[2] + 0.25 * costs[0]
+    assert OverIterates(0.0, start=0.25)(unrolled, f, batch)[0].item() == pytest.approx(ends.item())
+    assert torch.equal(OverIterates(0.0, start=0.25)(model, f, batch)[0], objective(model, f, batch)[0])  # it has no steps
+
+
+@pytest.mark.parametrize(("loss", "learns"), [({"start": 0}, False), ({}, True), ({"kind": "iterates", "decay": 0}, False)])
+def test_a_detached_start_needs_a_loss_that_scores_it(loss, learns):
+    def build():
+        return ra.AMORTIZE("rlamort/Arm-v0", model={"kind": "semi", "rate": 0.1}, loss=loss)
+
+    if learns:
+        build()
+    else:
+        with pytest.raises(UserError, match=r"loss=.*model.adjoint=detached the start would not be learned"):
+            build()
+
+
+def test_a_start_learns_where_steps_leave_nothing_to_learn(linear):
+    """Newton's step solves the problem from anywhere, so that the last iterate has no gradient for the network."""
+    model, f, batch = linear
+
+    class Newton(Update):
+        def forward(self, y, h, x, oracle):
+            return torch.linalg.solve(Quadratic.A, x.T).T + 0 * y, h
+
+    solved = Unroll(model, Newton(), 1, Quadratic.domain)
+    alone = gradient(objective(model, f, batch)[0], model)
+    assert not gradient(OverIterates(0.0)(solved, f, batch)[0], model).any()
+    assert torch.allclose(gradient(OverIterates(0.0, start=0.25)(solved, f, batch)[0], model), 0.25 * alone)
 
 
 def test_contexts_are_learnt_through_the_value_and_through_the_solution():

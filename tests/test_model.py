@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 from torch import nn
 
-from rlamort.adjoint import ConjugateGradients, FirstOrder, Implicit, Neumann, OneStep, Step, Truncated, Unrolled
+from rlamort.adjoint import ConjugateGradients, Detached, FirstOrder, Implicit, Neumann, OneStep, Step, Truncated, Unrolled
 from rlamort.domain import Box, Euclid, Gaussian, Simplex, Sphere
 from rlamort.errors import UserError
 from rlamort.model import Expert, Full, Latent, Model, Unroll
@@ -114,6 +114,7 @@ ADJOINTS = {
     "first order": FirstOrder(),
     "truncated": Truncated(2),
     "one step": OneStep(),
+    "detached": Detached(Unrolled()),
     "implicit, cg": Implicit(ConjugateGradients()),
     "implicit, neumann": Implicit(Neumann()),
 }
@@ -236,6 +237,20 @@ def test_first_order_drops_exactly_the_hessian():
             model = Unroll(start, Gradient(rate), steps, Euclid(N), adjoint)
             rows = [torch.autograd.grad(model(x, f.oracle(x))[0, i], start.y)[0] for i in range(N)]
             torch.testing.assert_close(torch.cat(rows), torch.linalg.matrix_power(step, steps), **NEAR)
+
+
+def test_a_detached_start_learns_from_its_own_prediction_alone():
+    """Of the last iterate only the steps get a derivative, that of unrolling; of the first, the start gets its own."""
+    f, x = Bowl(0.5), torch.randn(3, D)
+    whole, apart = (unrolled(Gradient(Learned(0.1, N)), steps=4, adjoint=one) for one in (Unrolled(), Detached(Unrolled())))
+    first, *_, last = apart.iterates(x, f.oracle(x))
+    inits = list(apart.init.parameters())
+    slopes = torch.autograd.grad(last.square().sum(), [apart.update.rate.log, *inits], retain_graph=True)
+    expected = torch.autograd.grad(whole(x, f.oracle(x)).square().sum(), whole.update.rate.log)
+    torch.testing.assert_close(slopes[0], expected[0], **NEAR)
+    assert not any(slope.any() for slope in slopes[1:])
+    alone = torch.autograd.grad(f(apart.init(x), x).sum(), inits)
+    torch.testing.assert_close(torch.autograd.grad(f(first, x).sum(), inits), alone, **NEAR)
 
 
 def test_first_order_still_teaches_the_step_size():

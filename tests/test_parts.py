@@ -57,7 +57,7 @@ def test_what_is_said_of_a_part_may_be_typed_nested_or_dotted():
         ({"model": "recurrent", "model.update.memory": 0}, "model.update.memory=0: a whole number >= 1 is needed"),
         ({"model": {"kind": "recurrent", "update": {"head": "gatet"}}}, "model.update.head=gatet: additive, gated is needed"),
         ({"model": 3}, "model=3: full, .* or a mapping of keys"),
-        ({"loss": {"sigma": 1.0}}, "loss.sigma: Objective has no such key, only none. Smoothed has it"),
+        ({"loss": {"sigma": 1.0}}, "loss.sigma: Objective has no such key, only start. Smoothed has it"),
         ({"model": "math.pi"}, "model=math.pi: it is a float; a class derived from rlamort.parts.Model is needed"),
         ({"model": "math:tau"}, "model=math:tau: it is a float; a class derived"),
         ({"model": "math.Pi"}, "model=math.Pi: module 'math' has no 'Pi'"),

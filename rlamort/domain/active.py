@@ -14,7 +14,9 @@ from torch import Tensor
 TINY = 1e-13  # added to the diagonal of what is factored
 DEPENDENT = 1e-6  # squared distance of a unit row to the span of those before, below which it is left out of a guess
 SPANNED = 1e-11  # the same for a row that is to be added, where that distance is not computed from products
-ADAPT = 15  # iterations of the splitting between changes of its penalty
+ADAPT = 15  # iterations of the splitting between changes of its penalty, and between looks at its signs
+STRAYS = 0.01  # share of items whose signs may still change when it ends
+ROUNDING = 5e-15  # of a row, in sizes of the item's data
 
 
 class Gram(NamedTuple):
@@ -33,6 +35,7 @@ class Active(NamedTuple):
     side: Tensor  # (B, m): 1 where y is at `high`, -1 at `low`, 0 where the row is inactive
     farkas: Tensor  # (B, m): a combination of rows which shows that an item's set is empty; 0 where none was met
     solved: Tensor  # (B,) bool: every row holds to rounding
+    block: "Block | None"  # of the active rows of all items, if it is at hand
 
 
 def times(v: Tensor, matrix: Tensor) -> Tensor:
@@ -41,24 +44,39 @@ def times(v: Tensor, matrix: Tensor) -> Tensor:
 
 
 def splitting(s: Tensor, low: Tensor, high: Tensor, gram: Gram, iterations: int) -> Tensor:
-    """Estimates of the multipliers lam (B, m), by over-relaxed ADMM on |y - y0|^2 / 2 subject to A y = z, low <= z <= high.
+    """Signs of the multipliers lam (B, m), by over-relaxed ADMM on |y - y0|^2 / 2 subject to A y = z, low <= z <= high.
 
     The x-update needs A y alone, and with the eigenvectors of G no factorisation when an item's penalty changes. The penalty
-    balances the residuals (Boyd et al., 2011, 3.4.1), and the relaxation is 1.6.
+    balances the residuals (Boyd et al., 2011, 3.4.1), and the relaxation is 1.6. It is a guess, so it is made in float32, and
+    ends before `iterations` where the signs of nearly all items stay.
     """
-    rho, z, u = torch.ones_like(s[:, :1]), s.clamp(low, high), torch.zeros_like(s)
+    s, low, high, vectors, values = (part.float() for part in (s, low, high, gram.vectors, gram.values))
+    rho, z, u, sign = torch.ones_like(s[:, :1]), s.clamp(low, high), torch.zeros_like(s), torch.zeros_like(s)
     for i in range(1, iterations + 1):
-        step = times(times(s - z + u, gram.vectors) / (gram.values + 1 / rho), gram.vectors.mT)
+        step = times(times(s - z + u, vectors) / (values + 1 / rho), vectors.mT)
         w = 1.6 * (z - u + step / rho) - 0.6 * z
         after = (w + u).clamp(low, high)
         u = u + w - after
         if i % ADAPT == 0:
-            moved = rho * (times(after - z, gram.vectors) * gram.values.sqrt()).norm(dim=-1, keepdim=True)
+            before, sign = sign, u.sign()
+            if int((before != sign).any(-1).sum()) <= STRAYS * len(s):
+                break
+            moved = rho * (times(after - z, vectors) * values.sqrt()).norm(dim=-1, keepdim=True)
             factor = ((w - after).norm(dim=-1, keepdim=True) / moved).sqrt().nan_to_num(1.0, posinf=10.0).clamp(0.1, 10)
             changed = (rho * factor).clamp(1e-4, 1e4)
             u, rho = u * rho / changed, changed
         z = after
-    return rho * u
+    return u.sign().to(gram.values)
+
+
+def magnitudes(s: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(B,): the largest finite number of each item."""
+    return torch.stack([part.abs().where(part.isfinite(), 0) for part in (s, low, high)]).amax((0, -1))
+
+
+def within(s: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(B,) bool: whether every row of an item holds to rounding."""
+    return (torch.maximum(low - s, s - high).amax(-1) <= ROUNDING * magnitudes(s, low, high)).logical_and(~s.isnan().any(-1))
 
 
 def identify(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, rounds: int) -> Active:
@@ -67,8 +85,9 @@ def identify(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, ro
     lost = ~found.solved
     if bool(lost.any()):
         again = active_set(s[lost], low[lost], high[lost], gram.take(lost), torch.zeros_like(s[lost]), rounds)
-        for kept, part in zip(found, again, strict=True):
+        for kept, part in zip(found[:3], again[:3], strict=True):
             kept[lost] = part
+        return found._replace(block=None)
     return found
 
 
@@ -81,10 +100,10 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
     """
     side, farkas = guess.sign().nan_to_num(0.0), torch.zeros_like(s)
     sides, solved = side.clone(), torch.zeros(len(s), dtype=torch.bool, device=s.device)
-    size = torch.stack([part.abs().where(part.isfinite(), 0) for part in (s, low, high)]).amax((0, -1))
+    size = magnitudes(s, low, high)
     # from afar what is left is larger; from close by, where the guess is empty, rounding alone
     near = (guess == 0).all(-1)
-    slack = torch.where(near, 5e-15, 1e-13 * max(10, s.shape[-1])) * size
+    slack = torch.where(near, ROUNDING, 1e-13 * max(10, s.shape[-1])) * size
     items = torch.arange(len(s), device=s.device)
     row = torch.full_like(items, -1)  # being added; -1 for none
     waived = torch.zeros_like(s, dtype=torch.bool)  # rows that hold only to rounding
@@ -105,6 +124,10 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         w = s - times(lam, gram.matrix)
         worst, most = torch.maximum(low - w, w - high).masked_fill(active | waived, -1).max(-1)
         done = ~fresh & ~pending & ~(worst > slack)
+        tight = ~((w - bound).masked_fill(~active, 0).abs().amax(-1) > 1e4 * slack)  # else the active rows have no common point
+        if bool(done.all()):  # as after a good guess
+            sides[items], solved[items] = side, tight
+            return Active(sides, farkas, solved, block if len(items) == len(sides) else None)
         moves = ~fresh & ~done
         begins = moves & ~pending
         at, weight = torch.where(begins, most, at), torch.where(begins, 0.0, weight)
@@ -130,7 +153,6 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         weight = torch.where(part, weight + least * sign, weight)
         row = torch.where(part, at, -1)  # one that was being added when the factor failed is met again
         farkas[items[stuck]] = shown[stuck]
-        tight = ~((w - bound).masked_fill(~active, 0).abs().amax(-1) > 1e4 * slack)  # else the active rows have no common point
         sides[items], solved[items] = side, done & tight
         left = ~(done | stuck)
         if not bool(left.any()):
@@ -138,7 +160,7 @@ def active_set(s: Tensor, low: Tensor, high: Tensor, gram: Gram, guess: Tensor, 
         gram = gram.take(left)
         s, low, high, side, slack = s[left], low[left], high[left], side[left], slack[left]
         items, row, weight, fresh, waived = items[left], row[left], weight[left], fresh[left], waived[left]
-    return Active(sides, farkas, solved)
+    return Active(sides, farkas, solved, None)
 
 
 def least_violating(s: Tensor, low: Tensor, high: Tensor, gram: Gram, rounds: int) -> Tensor:
@@ -193,9 +215,10 @@ class Block(NamedTuple):
         else:
             every = torch.arange(len(order), device=order.device)[:, None, None]
             block = gram.matrix[every, order[:, :, None], order[:, None]]
-        block = _masked(block, mask, 0.0)
-        diagonal = torch.eye(count, dtype=block.dtype, device=block.device) * TINY
-        return cls(order, mask, block, *torch.linalg.cholesky_ex(block + diagonal))
+        block.mul_(mask[:, :, None]).mul_(mask[:, None]).diagonal(dim1=-2, dim2=-1).add_(1 - mask)
+        jittered = block.clone()
+        jittered.diagonal(dim1=-2, dim2=-1).add_(TINY)
+        return cls(order, mask, block, *torch.linalg.cholesky_ex(jittered))
 
     def solve(self, right: Tensor) -> Tensor:
         """right (B, m) -> G_JJ^-1 right_J, 0 elsewhere (B, m)."""

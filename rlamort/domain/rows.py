@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain.active import identify, least_violating, splitting, times
+from rlamort.domain.active import identify, least_violating, magnitudes, splitting, times, within
 from rlamort.domain.base import Data, PerItem
 from rlamort.domain.face import Factor, face, null_space
 from rlamort.errors import UserError
@@ -126,13 +126,13 @@ class Rows(nn.Module):
         for i in range(PASSES):
             with torch.no_grad():
                 s, low, high = times(sets.onto_affine(y), sets.A.mT), sets.low.detach(), sets.high.detach()
+                if i and bool(within(s, low, high).all()):
+                    break
                 guess = splitting(s, low, high, sets.factor.gram, 0 if i else self.iterations)
                 found = identify(s, low, high, sets.factor.gram, guess, self.rounds)
             solved = solved & found.solved
             bound = torch.where(found.side > 0, sets.high, torch.where(found.side < 0, sets.low, 0.0))
-            y = face(y, sets.b, bound, sets.E, sets.A, found.side != 0, sets.factor)[0]
-            if i and not bool(found.side.any()):  # it began within the inequalities, and is within the equalities now
-                break
+            y = face(y, sets.b, bound, sets.E, sets.A, found.side != 0, sets.factor, found.block)[0]
         lost = (sets.low.isnan() | sets.high.isnan()).any(-1, keepdim=True)
         y = y + torch.where(lost, torch.nan, 0.0)  # a bound that is NaN is not just left out
         if not bool(solved.all()):  # of an empty set: the least violating point, without derivatives
@@ -165,8 +165,7 @@ class Rows(nn.Module):
         y = sets.onto_affine(sets.E.new_zeros(len(sets.b), sets.E.shape[-1]))
         s, size = times(y, sets.A.mT), y.norm(dim=-1)
         if s.shape[-1]:
-            bounds = torch.stack([part.abs().where(part.isfinite(), 0.0) for part in (s, sets.low, sets.high)])
-            size = torch.maximum(size, bounds.amax((0, -1)))
+            size = torch.maximum(size, magnitudes(s, sets.low, sets.high))
         off = sets.b - times(y, sets.E.mT)
         least = off.square().sum(-1)
         shown = (off.norm(dim=-1) > self.tol * sets.b.norm(dim=-1)) & (least >= FAR * size * times(off, sets.E).norm(dim=-1))

@@ -14,6 +14,7 @@ from rlamort.domain import Euclid, within
 from rlamort.errors import UserError
 from rlamort.nets import Zeros
 from rlamort.objective import Cost
+from rlamort.parts.models import Model
 from rlamort.parts.setting import Setting
 from rlamort.problem import Problem, presented
 from rlamort.solve.classical import solution_of
@@ -108,6 +109,19 @@ class Loss(Part):
     """L, the loss that trains a model."""
 
     @property
+    def scores_start(self) -> bool:
+        """Whether it scores the first iterate, too, so that it trains what predicts a start that steps are detached from."""
+        return False
+
+    def require_trained(self, model: Model) -> None:
+        """Raises UserError if this would not train all of `model`."""
+        if model.detached and not self.scores_start:
+            raise UserError(
+                f"loss={self.label()}: it scores no first iterate, and with model.adjoint=detached the start would "
+                "not be learned; a loss that scores it is needed, as with loss.start above 0, or model.adjoint=unrolled"
+            )
+
+    @property
     def labelled(self) -> bool:
         """Whether it learns from labels of the data set."""
         return False
@@ -131,10 +145,20 @@ class Loss(Part):
 
 @dataclass(frozen=True)
 class Objective(Loss):
-    """The cost of the prediction."""
+    """The cost of the prediction.
+
+    Args:
+        start: share of the loss that is the cost of the first iterate, of models that have several.
+    """
+
+    start: Fraction = 0.5
+
+    @property
+    def scores_start(self) -> bool:
+        return self.start > 0
 
     def __call__(self, setting: Setting) -> trained.Loss:
-        return trained.objective
+        return trained.OverIterates(0.0, self.start) if self.start else trained.objective
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,10 @@ class Iterates(Loss):
 
     decay: Fraction = 1.0
 
+    @property
+    def scores_start(self) -> bool:
+        return self.decay > 0
+
     def __call__(self, setting: Setting) -> trained.Loss:
         return trained.OverIterates(self.decay)
 
@@ -158,10 +186,16 @@ class Regress(Loss):
     Args:
         teacher: of the target solutions.
         decay: factor of an iterate's weight per later iterate; 0 scores the last alone.
+        start: share of the loss that is the distance of the first iterate, of models that have several.
     """
 
     teacher: Teacher = Solution()
     decay: Fraction = 0.0
+    start: Fraction = 0.5
+
+    @property
+    def scores_start(self) -> bool:
+        return self.start > 0 or self.decay > 0
 
     @property
     def labelled(self) -> bool:
@@ -177,7 +211,7 @@ class Regress(Loss):
                 f"loss=regress: it has no gradient for the parameters of {type(setting.problem).__name__}, which are trained "
                 "with the model; freeze them (requires_grad_(False)), or take another loss"
             )
-        return trained.Regress(self.teacher(setting), decay=self.decay)
+        return trained.Regress(self.teacher(setting), decay=self.decay, start=self.start)
 
 
 @dataclass(frozen=True)
@@ -187,13 +221,19 @@ class Smoothed(Loss):
     Args:
         sigma: standard deviation of the smoothing, in the units of y.
         pairs: antithetic pairs of evaluations per estimate.
+        start: share of the loss that is the cost of the first iterate, of models that have several.
     """
 
     sigma: Positive = 0.1
     pairs: Size = 8
+    start: Fraction = 0.5
+
+    @property
+    def scores_start(self) -> bool:
+        return self.start > 0
 
     def __call__(self, setting: Setting) -> trained.Loss:
-        return trained.Smoothed(self.sigma, self.pairs, lambda y, x: setting.domain.at(x).nearest(y))
+        return trained.Smoothed(self.sigma, self.pairs, lambda y, x: setting.domain.at(x).nearest(y), self.start)
 
 
 @dataclass(frozen=True)
@@ -203,10 +243,16 @@ class Penalty(Loss):
     Args:
         weight: of the penalty; what remains of the violation is inversely proportional to it.
         decay: factor of an iterate's weight per later iterate; 0 scores the last alone.
+        start: share of the loss that is the cost of the first iterate, of models that have several.
     """
 
     weight: Positive = 100.0
     decay: Fraction = 0.0
+    start: Fraction = 0.5
+
+    @property
+    def scores_start(self) -> bool:
+        return self.start > 0 or self.decay > 0
 
     @property
     def constrained(self) -> bool:
@@ -217,7 +263,7 @@ class Penalty(Loss):
 
     def __call__(self, setting: Setting) -> trained.Loss:
         setting.bound("loss=penalty")
-        return trained.OverIterates(self.decay) if self.decay else trained.objective
+        return trained.OverIterates(self.decay, self.start)
 
 
 @dataclass(frozen=True)
@@ -232,12 +278,18 @@ class Lagrangian(Loss):
         rate: share by which the multipliers move in every update.
         bound: largest absolute value of a multiplier.
         decay: factor of an iterate's weight per later iterate; 0 scores the last alone.
+        start: share of the loss that is the cost of the first iterate, of models that have several.
     """
 
     weight: Positive = 10.0
     rate: Fraction = 0.01
     bound: Positive = 1e4
     decay: Fraction = 0.0
+    start: Fraction = 0.5
+
+    @property
+    def scores_start(self) -> bool:
+        return self.start > 0 or self.decay > 0
 
     @property
     def constrained(self) -> bool:
@@ -254,7 +306,7 @@ class Lagrangian(Loss):
 
     def __call__(self, setting: Setting) -> trained.Loss:
         setting.bound("loss=lagrangian")
-        return trained.OverIterates(self.decay) if self.decay else trained.objective
+        return trained.OverIterates(self.decay, self.start)
 
 
 def _solved(problem: Problem, search: trained.Teacher) -> trained.Teacher:
@@ -282,5 +334,5 @@ def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.T
 Loss.presets = {
     "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "es": Smoothed(), "penalty": Penalty(),
     "lagrangian": Lagrangian(),
-    "truth": Regress(Label("codes"), decay=0.5),
+    "truth": Regress(Label("codes"), decay=0.5, start=0.0),
 }  # fmt: skip

@@ -14,6 +14,7 @@ from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adjoint,
     Alista,
+    Detached,
     FirstOrder,
     Ista,
     LearnedGradient,
@@ -32,6 +33,11 @@ from rlamort.update import InY, sparse
 @dataclass(frozen=True)
 class Model(Part):
     """y_theta, a model that predicts a solution."""
+
+    @property
+    def detached(self) -> bool:
+        """Whether its steps do not train the model of their start."""
+        return False
 
     def __call__(self, setting: Setting) -> models.Model:
         raise NotImplementedError
@@ -125,6 +131,10 @@ class Unroll(Model):
     shrinkage: NonNegative = 0.0
     keep_best: bool = False
 
+    @property
+    def detached(self) -> bool:
+        return self.adjoint.detached
+
     def __call__(self, setting: Setting) -> models.Model:
         return models.Unroll(
             self.init(setting), self.update(setting, self.steps), self.steps, setting.domain, self.adjoint(), self.shrinkage,
@@ -141,6 +151,10 @@ class InChart(Model):
     """
 
     inner: Model = Unroll(keep_best=True)
+
+    @property
+    def detached(self) -> bool:
+        return self.inner.detached
 
     def __call__(self, setting: Setting) -> models.Model:
         chart = Chart(setting.domain)
@@ -161,6 +175,10 @@ class Latent(Model):
     dim: Fixed[Size] = 8
     inner: Model = Unroll()
     hidden: Fixed[Widths | None] = None
+
+    @property
+    def detached(self) -> bool:
+        return self.inner.detached
 
     def __call__(self, setting: Setting) -> models.Model:
         widths = setting.hidden if self.hidden is None else self.hidden
@@ -184,9 +202,13 @@ class Refined(Model):
 
     init: Model = Full()
     steps: Fixed[Size] = 5
-    adjoint: Adjoint = Unrolled()
+    adjoint: Adjoint = Detached()
     space: Literal["auto", "solution", "chart"] = "auto"
     rate: Positive | None = None
+
+    @property
+    def detached(self) -> bool:
+        return self.adjoint.detached
 
     def tune(self, setting: Setting) -> Self:
         if self.rate is not None:

@@ -17,6 +17,11 @@ from rlamort.update import sparse
 class Adjoint(Part):
     """How losses differentiate through steps."""
 
+    @property
+    def detached(self) -> bool:
+        """Whether they do not differentiate into the start."""
+        return False
+
     def __call__(self) -> adjoints.Adjoint:
         raise NotImplementedError
 
@@ -35,6 +40,24 @@ class FirstOrder(Adjoint):
 
     def __call__(self) -> adjoints.Adjoint:
         return adjoints.FirstOrder()
+
+
+@dataclass(frozen=True)
+class Detached(Adjoint):
+    """Backpropagation through the steps, but not into the start, which learns from a loss's own part for it.
+
+    Args:
+        inner: how losses differentiate through the steps.
+    """
+
+    inner: Adjoint = Unrolled()
+
+    @property
+    def detached(self) -> bool:
+        return True
+
+    def __call__(self) -> adjoints.Adjoint:
+        return adjoints.Detached(self.inner())
 
 
 @dataclass(frozen=True)
@@ -323,7 +346,7 @@ class Momentum(Update):
 
 Adjoint.presets = {
     "unrolled": Unrolled(), "first_order": FirstOrder(), "truncated": Truncated(), "one_step": OneStep(),
-    "implicit": Implicit(),
+    "implicit": Implicit(), "detached": Detached(),
 }  # fmt: skip
 Update.presets = {
     "gradient": Gradient(), "learned_gradient": LearnedGradient(), "adam": Adam(), "spectral": SpectralGradient(),

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rlamort.config import renamed
+from rlamort.config import KIND, renamed
 
+SCORED = ("objective", "regress", "es", "smoothed", "penalty", "lagrangian")  # losses that have `start` today
 AMORTIZE = "rlamort.agents.amortize.Amortize"
 STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "alista", "slista": "step_ista"}  # and their steps
 
@@ -15,11 +16,18 @@ def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     old = {name: values[name] for name in names if name in values}
     current = {name: value for name, value in values.items() if name not in names}
     if not old:
-        return current
+        return current | ({"loss": _ended(current["loss"])} if "loss" in current else {})
     if row["agent"] != AMORTIZE:
         return current | {names[name]: value for name, value in old.items()}
     model, loss = _model(current.get("model", "full"), old), _loss(current.get("loss", "objective"), old)
-    return current | {"model": model, "loss": loss}
+    return current | {"model": model, "loss": _ended(loss)}
+
+
+def _ended(loss: Any) -> Any:
+    """A loss from when none scored the first iterate: without `start` it scores the last alone."""
+    chosen = {KIND: loss} if isinstance(loss, str) else loss
+    scores = isinstance(chosen, dict) and chosen.get(KIND, "").lower() in SCORED
+    return chosen | {"start": 0.0} if scores and "start" not in chosen else loss
 
 
 def _model(name: str, old: Mapping[str, Any]) -> dict[str, Any]:
