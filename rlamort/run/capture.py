@@ -20,7 +20,7 @@ from rlamort.source import Batch, Contexts, Labelled
 
 Sampler = Callable[[], Batch | Contexts | Labelled]
 Pattern = tuple[tuple[bool, ...], bool]  # the `improves` of a round, and whether the agent acts after it
-MANY = 16  # graphs of one agent: there are up to four, with and without `improve` and an action
+MANY = 8  # graphs of one agent: there are up to four, with and without `improve` and an action
 
 
 class Round(NamedTuple):
@@ -282,7 +282,9 @@ class Captured:
         say.get()(self.beginning)
         before, twin = AgentSnapshot(self.agent), copy.deepcopy(self.agent)
         try:
-            found = self.rounds(improves, x, h)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Dynamo does not know")  # it is said below
+                found = self.rounds(improves, x, h)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             self._give_up(_reason(error))
             before.restore()
