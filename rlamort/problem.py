@@ -6,6 +6,7 @@ x context · y solution (B, n) · f cost (B,) · B batch · d numbers in a conte
 import contextlib
 import copy
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, Self, cast
@@ -118,7 +119,7 @@ class Problem(nn.Module, Generic[X]):
     @functools.cached_property
     def layout(self) -> "Layout":
         """How its contexts lie in a row of numbers."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), drawing_on(device_of(self)):
             return Layout.of(type(self).__name__, self.contexts(2), self.hidden)
 
 
@@ -196,6 +197,12 @@ class Layout(NamedTuple):
             for part, shape, dtype in zip(torch.split(row, sizes, dim=-1), self.shapes, self.dtypes, strict=True)
         ]
         return parts[0] if self.keys is None else dict(zip(self.keys, parts, strict=True))
+
+
+def device_of(problem: Problem) -> torch.device | None:
+    """The device of its parameters and buffers, those of its domain included; None if it has none."""
+    first = next(itertools.chain(problem.parameters(), problem.buffers()), None)
+    return None if first is None else first.device
 
 
 def draw(problem: Problem, count: int, device: torch.device | None = None) -> Tensor:

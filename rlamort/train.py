@@ -31,6 +31,16 @@ class Schedule(NamedTuple):
     batch_size: int
     eval_every: int
     log_every: int
+    checkpoint_every: int = 0  # 0 never, as below
+    reset_every: int = 0  # updates
+
+    def room(self, env_step: int, until: int, fit_every: int) -> int:
+        """Steps that a round may hold after `env_step`: up to what comes next, a record, an evaluation, a checkpoint, the end.
+
+        What precedes the updates of a step, a fit or a network reset, comes at the beginning of a round, which then holds one.
+        """
+        cadences = [every for every in (self.eval_every, self.log_every, self.checkpoint_every) if every]
+        return 1 if fit_every or self.reset_every else min(until - env_step, *(every - env_step % every for every in cadences))
 
 
 @dataclass
@@ -56,7 +66,9 @@ class Source(Protocol):
     @property
     def waiting(self) -> torch.Tensor | None: ...  # the contexts to act on; None if no agent acts
     def prepare(self) -> None: ...  # slow work that a restored state makes unnecessary
-    def collect(self, choose: Callable[[], torch.Tensor]) -> Collected: ...
+    def collect(
+        self, choose: Callable[[], torch.Tensor], most: int
+    ) -> Collected: ...  # a step, or up to `most` if no agent acts
     def sample(self, count: int) -> Batch | Contexts | Labelled: ...
 
 
@@ -167,7 +179,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         return player(source.env.x, explore=True) if clock.y is None else clock.y
 
     while clock.env_step < until:
-        met = source.collect(choose)
+        met = source.collect(choose, schedule.room(clock.env_step, until, agent.fit_every))
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         player.begin(met.over)
         agent.observe(met.x)

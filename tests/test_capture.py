@@ -86,7 +86,7 @@ def test_draws_that_depend_on_nothing_keep_their_order(device):
     captured = Captured(agent, agent.sample)
     torch.manual_seed(2)
     found = captured([False], None).metrics  # going on uncompiled would be a warning, and so an error here
-    assert captured.proved == {(False,)}
+    assert captured.proved == {((False,), False)}
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=2e-3, atol=2e-4)
 
@@ -100,7 +100,7 @@ def test_what_was_compiled_for_one_thread_is_right_for_two(ring, monkeypatch, tm
             torch.set_num_threads(count)
             _, captured = pair("ddpg", ring)
             captured([True], ring.env.x)  # going on uncompiled would be a warning, and so an error here
-            assert captured.proved == {(True,)}
+            assert captured.proved == {((True,), True)}
     finally:
         torch.set_num_threads(threads)
 

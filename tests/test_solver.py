@@ -522,11 +522,16 @@ def test_without_another_certificate_poor_items_are_the_reference():
     assert set(solver.solve(x, tol=2.0).status) == {"predicted"}
 
 
-def test_ten_thousand_contexts_are_one_forward_pass():
+def test_ten_thousand_contexts_are_two_forward_passes():
     solver, calls = made(Portfolio, dtype=torch.float32), []
     solver.model.register_forward_hook(lambda *call: calls.append(call))
-    assert solver.predict(torch.randn(10_000, 20)).shape == (10_000, 20)
-    assert len(calls) == 1
+    x = torch.randn(10_000, 20)
+    x[9_000, 3] = torch.nan
+    y = solver.predict(x)
+    assert y.shape == (10_000, 20)
+    assert len(calls) == 2  # chunks that a CPU's caches hold
+    assert y[9_000].isnan().all()
+    torch.testing.assert_close(y[8_990:9_000], solver.predict(x[8_990:9_000]))
 
 
 def test_dict_contexts_and_numpy_arrays_are_taken(device):

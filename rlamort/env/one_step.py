@@ -4,7 +4,6 @@ B contexts side by side · d numbers in a context · n = dim of y · u action in
 """
 
 import contextlib
-import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +21,7 @@ from rlamort.env.imports import here
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.objective import Cost, Objective
-from rlamort.problem import Drawn, Problem, begun, draw, presented, unseen
+from rlamort.problem import Drawn, Problem, begun, device_of, draw, presented, unseen
 
 ENTRY = "rlamort.env.one_step:single"  # the entry point of problems in Gymnasium's registry
 
@@ -296,8 +295,7 @@ def vector(problem: Problem | type[Problem] | str, num_envs: int = 1, **keywords
 
 def _opened(problem: Problem, count: int) -> OneStep:
     """The environment on the problem's device."""
-    first = next(itertools.chain(problem.parameters(), problem.buffers()), None)
-    return OneStep(problem, count, torch.device("cpu") if first is None else first.device)
+    return OneStep(problem, count, device_of(problem) or torch.device("cpu"))
 
 
 def _construct(problem: Problem | type[Problem] | str, keywords: dict[str, Any]) -> Problem:

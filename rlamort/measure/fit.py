@@ -28,7 +28,7 @@ from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.parts import Loss
 from rlamort.parts import Model as ModelPart
-from rlamort.problem import Problem, presented, unseen
+from rlamort.problem import Problem, device_of, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.stored import values_of
 from rlamort.score import interval
@@ -349,7 +349,7 @@ def compare(
     f = Cost(testing)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        x = presented(testing, HELD_OUT, drawn=unseen)
+        x = presented(testing, HELD_OUT, device_of(testing), unseen)
         print(f"solving: {HELD_OUT:,} contexts held out, for the reference", flush=True)
         reference = best_found(f, testing.domain, x, solution=solution_of(testing))
     rows = []

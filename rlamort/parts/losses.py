@@ -16,7 +16,7 @@ from rlamort.nets import Zeros
 from rlamort.objective import Cost
 from rlamort.parts.models import Model
 from rlamort.parts.setting import Setting
-from rlamort.problem import Problem, presented
+from rlamort.problem import Problem, device_of, presented
 from rlamort.solve.classical import solution_of
 from rlamort.solve.precision import Widened
 from rlamort.solve.quadratic import exactly
@@ -38,7 +38,7 @@ class Solution(Teacher):
     def __call__(self, setting: Setting) -> trained.Teacher:
         problem = setting.known("loss.teacher")
         solution, name = solution_of(problem), f"{type(problem).__name__}.solution"
-        x = presented(problem, 2)
+        x = presented(problem, 2, device_of(problem))
         y = solution(x)
         if y is None and setting.constraints is not None:
             raise UserError(

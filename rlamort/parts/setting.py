@@ -11,7 +11,7 @@ from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.nets import FLOAT32, Arithmetic, Standardise, mlp
 from rlamort.objective import Cost, Objective
-from rlamort.problem import Problem, presented
+from rlamort.problem import Problem, device_of, presented
 from rlamort.update import sparse
 
 SAMPLE = 1_000  # contexts whose mean and spread standardise the input of networks
@@ -35,8 +35,7 @@ class Setting(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, hidden: Widths, labelled: bool = False) -> Self:
         """The setting of a problem's own domain."""
-        first = next(iter((*problem.parameters(), *problem.buffers())), None)
-        contexts = presented(problem, SAMPLE, None if first is None else first.device)
+        contexts = presented(problem, SAMPLE, device_of(problem))
         seen = problem.layout.seen.dim
         return cls(problem.domain, seen, hidden, problem=problem, contexts=contexts, own=problem.network, labelled=labelled,
                    constraints=Constraints.of(problem))  # fmt: skip

@@ -7,7 +7,7 @@ exploring actions for the present contexts x (N, d), if the agent acts (x is not
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from rlamort.run.track import say
 from rlamort.source import Batch, Contexts, Labelled
 
 Sampler = Callable[[], Batch | Contexts | Labelled]
+Pattern = tuple[tuple[bool, ...], bool]  # the `improves` of a round, and whether the agent acts after it
+MANY = 8  # graphs of one agent: there are up to four, with and without `improve` and an action
 
 
 class Round(NamedTuple):
@@ -47,11 +49,64 @@ class Eager:
         return Round(metrics, *_next(self.agent, x, h))
 
 
+class Call(NamedTuple):
+    """What a compiled graph ran: its code, past the guards, and the tensors that it read and wrote."""
+
+    code: Callable[..., Any]
+    inputs: tuple[Any, ...]
+
+    def __call__(self) -> None:
+        self.code(*self.inputs)
+
+    def same(self, other: "Call | None") -> bool:
+        """Whether the other ran the same code on the same objects, all of them tensors."""
+        if other is None or self.code is not other.code:
+            return False
+        pairs = zip(self.inputs, other.inputs, strict=True)
+        return all(isinstance(one, Tensor) and one is another for one, another in pairs)
+
+
+class Latest:
+    """Inductor as a backend of `torch.compile`, with the latest call of what it compiled.
+
+    Torch keeps a backend as long as the compiled code, so that this must not hold an agent: a call is held until it is taken.
+
+    Args:
+        options: Inductor's.
+
+    Attributes:
+        compiled: how many graphs.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options, self.compiled, self._call = options, 0, cast(Call | None, None)
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: list[Any]) -> Callable[..., Any]:
+        self.compiled += 1
+        code = torch._inductor.compile(graph, examples, options=self.options)
+
+        def run(*inputs: Any) -> Any:
+            self._call = Call(code, inputs)
+            return code(*inputs)
+
+        return run
+
+    def take(self) -> Call | None:
+        """The call since the last time; None if nothing was to be computed."""
+        call, self._call = self._call, None
+        return call
+
+
 class Compiled:
     """Sampling, forward, backward, optimiser, target update and the next action as one compiled graph.
 
     There is one with and one without `improve`; where a round has several updates, it calls them one after another, and acts
     after the last. They draw their noise as the eager round does.
+
+    Before every call torch tests what the graph was specialised on (guards: identities of tensors, Python values, modes), which
+    takes as long as the products of a small network. No user's code runs between the updates of a round, so that only an
+    update itself could change any of it. Where two tested calls in a row have run the same code on the same tensors, updates
+    change none; those between the first and the last of a round then run this code on these tensors, untested.
     """
 
     beginning = "compiling updates (5-60 s; kept for later runs) ..."
@@ -66,20 +121,49 @@ class Compiled:
             "reorder_for_peak_memory": False,
             "unroll_reductions_threshold": 1,  # sums over an action's coordinates in vector instructions
             "cpp_wrapper": True,  # kernels are called from C++, not from Python
+            "size_asserts": False,  # the guards have seen to shapes and strides, and most of the time is in small kernels
             "cpp.dynamic_threads": True,  # as many threads as torch has when it runs, not when it was compiled
             # What is compiled for one thread leaves scalars unguarded against a second one, and torch's cache does not tell
             # the two apart: what was compiled with one thread would do every scalar's step twice with two.
             "cpp.threads": max(2, torch.get_num_threads()),
         }
-        self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, options=options)
+        self.latest = Latest(options)
+        self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, backend=self.latest)
+        # of rounds of several updates, by `improve`: the latest tested call, and the one that repeated the call before it
+        self.before: dict[bool, Call | None] = {}
+        self.calls: dict[bool, Call] = {}
+
+    @staticmethod
+    def patterns(improves: Sequence[bool], acts: bool) -> set[Pattern]:
+        """The graphs of such a round."""
+        return {((improve,), acts and len(improves) == 1) for improve in improves}
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if len(improves) == 1:  # the usual round, all of it one graph
-            return Round(*self.graph(improves[0], x, h))
+            found = Round(*self.graph(improves[0], x, h))
+            self.latest.take()
+            return found
         metrics: Metrics = {}
-        for improve in improves:
-            metrics |= self.graph(improve, None, ())[0]
+        tested: set[bool] = set()
+        last = {improve: number for number, improve in enumerate(improves)}
+        for number, improve in enumerate(improves):
+            if improve in tested & self.calls.keys() and number != last[improve]:
+                self.calls[improve]()
+            else:
+                metrics |= self._tested(improve)
+                tested.add(improve)
         return Round(metrics, *_next(self.agent, x, h))
+
+    def _tested(self, improve: bool) -> Metrics:
+        """One update, by way of the guards."""
+        metrics: Metrics = self.graph(improve, None, ())[0]
+        call, before = self.latest.take(), self.before.get(improve)
+        self.before[improve] = call
+        if call is not None and call.same(before):
+            self.calls[improve] = call
+        else:
+            self.calls.pop(improve, None)
+        return metrics
 
     def _update(self, improve: bool, x: Tensor | None, h: Carry) -> tuple[Metrics, Tensor | None, Carry]:
         return self.agent.update_from(self.sample, improve), *_next(self.agent, x, h)
@@ -98,6 +182,11 @@ class CudaGraph:
     """
 
     beginning = "recording updates as a CUDA graph ..."
+
+    @staticmethod
+    def patterns(improves: Sequence[bool], acts: bool) -> set[Pattern]:
+        """The graphs of such a round."""
+        return {(tuple(improves), acts)}
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.eager = Eager(agent, sample)
@@ -150,6 +239,10 @@ class AgentSnapshot:
     def restore(self) -> None:
         """Restore everything, in the same memory."""
         self.agent.load_state_dict(self.tensors)
+        self.restore_random()
+
+    def restore_random(self) -> None:
+        """Restore the random generators alone."""
         torch.set_rng_state(self.random)
         if self.random_on_device is not None:
             torch.cuda.set_rng_state(self.random_on_device, self.device)
@@ -158,7 +251,7 @@ class AgentSnapshot:
 class Captured:
     """Rounds by `Compiled` or, on a GPU, by `CudaGraph`, each pattern verified against eager execution at its first use.
 
-    Where capturing fails, or the two differ, rounds go on eager, with one warning.
+    Where capturing fails, or the two differ, rounds go on eager, with one warning, as if they had been eager from the start.
 
     Args:
         agent: what is updated.
@@ -169,30 +262,59 @@ class Captured:
         self.agent, self.sample = agent, sample
         kind = CudaGraph if agent.device.type == "cuda" else Compiled
         self.beginning = kind.beginning
-        self.rounds: Callable[[Sequence[bool], Tensor | None, Carry], Round] = kind(agent, sample)
-        self.proved: set[tuple[bool, ...]] = set()
+        self.rounds: Eager | Compiled | CudaGraph = kind(agent, sample)
+        self.patterns = kind.patterns
+        self.proved: set[Pattern] = set()
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
-        if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
+        if isinstance(self.rounds, Compiled) and self.rounds.latest.compiled > MANY:
+            self._give_up("Python values that it reads change from update to update, and each would be compiled anew")
+        whole, patterns = (tuple(improves), x is not None), self.patterns(improves, x is not None)
+        if isinstance(self.rounds, Eager) or patterns <= self.proved:
             return self.rounds(improves, x, h)
+        if whole in patterns:
+            return self._verified(improves, x, h)
+        first, rest = self(improves[:1], None), self(improves[1:], x, h)  # graphs of one update: one of them, and then more
+        return rest._replace(metrics=first.metrics | rest.metrics)
+
+    def _verified(self, improves: Sequence[bool], x: Tensor | None, h: Carry) -> Round:
+        """A round whose pattern is new, beside the eager one from the same state."""
         say.get()(self.beginning)
         before, twin = AgentSnapshot(self.agent), copy.deepcopy(self.agent)
-        expected = named(Eager(twin, self.sample)(improves, x, h), twin)
-        before.restore()
         try:
-            found = self.rounds(improves, x, h)
-            ours = named(found, self.agent)
-            differing = [name for name in expected if not close(ours[name], expected[name])]
-            if not differing:
-                self.proved.add(tuple(improves))
-                return found
-            reason = f"its first update differs from the uncompiled one in {', '.join(differing[:3])}"
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Dynamo does not know")  # it is said below
+                found = self.rounds(improves, x, h)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
-        before.restore()
+            self._give_up(_reason(error))
+            before.restore()
+            return self.rounds(improves, x, h)
+        after = AgentSnapshot(self.agent)
+        before.restore_random()
+        eager = Eager(twin, self.sample)(improves, x, h)
+        ours, theirs = named(found, self.agent), named(eager, twin)
+        differing = [name for name in theirs if not close(ours[name], theirs[name])]
+        if not differing:
+            after.restore_random()
+            self.proved.add((tuple(improves), x is not None))
+            return found
+        self._give_up(f"its first update differs from the uncompiled one in {', '.join(differing[:3])}")
+        self.agent.load_state_dict(twin.state_dict())
+        return eager
+
+    def _give_up(self, reason: str) -> None:
+        what = type(self.agent if self.agent.spec.problem is None else self.agent.spec.problem).__name__
+        warnings.warn(f"compile: it failed for {what}, so updates go on uncompiled ({reason})", stacklevel=5)
         self.rounds = Eager(self.agent, self.sample)
-        return self.rounds(improves, x, h)
+
+
+def _reason(error: Exception) -> str:
+    """Why capturing failed, in one sentence, with the line of a user's that torch names."""
+    message, _, code = str(getattr(error, "inner_exception", error)).partition("from user code:")
+    lines = [line.strip() for line in code.splitlines() if line.strip()]
+    at = [number for number, line in enumerate(lines) if line.startswith("File ")]
+    where = f", at {lines[at[-1] + 1]}" if at and at[-1] + 1 < len(lines) else ""
+    return f"{message.strip().splitlines()[0]}{where}"
 
 
 def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:

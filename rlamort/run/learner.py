@@ -209,7 +209,8 @@ class Learner:
     def _schedule(self, steps: int) -> Schedule:
         run = self.config.run
         update_after = run.warmup_steps if run.update_after is None else run.update_after
-        return Schedule(steps, run.warmup_steps, update_after, run.utd, run.batch_size, run.eval_every, run.log_every)
+        return Schedule(steps, run.warmup_steps, update_after, run.utd, run.batch_size, run.eval_every, run.log_every,
+                        run.checkpoint_every, run.reset_every)  # fmt: skip
 
     def _train(self, schedule: Schedule, journal: Journal) -> None:
         """Run the method's loop, until its end or the callback's, and a last evaluation."""

@@ -38,10 +38,10 @@ class Sharing:
         self.now = threads  # how many the rounds run on
         self.same: bool | None = None  # whether one thread gives the same bits; None until that was tried
         self._whole: Sequence[bool] = ()  # of the rounds so far, one that trained the most: what is compared
-        self.mean: dict[int, float] = {}  # seconds of a round, by threads, when it was last timed
+        self.mean: dict[int, float] = {}  # seconds of an update, by threads, when it was last timed
         self.usual = torch.inf  # the least of them on all threads
         self._trying, self._longest, self._wait, self._next = False, torch.inf, AGAIN, 0.0
-        self._timed, self._windows, self._seconds = 0, 0, 0.0
+        self._timed, self._updates, self._windows, self._seconds = 0, 0, 0, 0.0  # since the last choice
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if torch.get_num_threads() != self.now:  # as when learning begins again
@@ -51,15 +51,17 @@ class Sharing:
         found = self.updates(improves, x, h)
         self._seconds += time.perf_counter() - started
         self._timed += 1
+        self._updates += max(1, len(improves))
         if self._timed >= (TRIAL if self._trying else WINDOW) or self._seconds > self._longest:
-            mean, self._timed, self._seconds = self._seconds / self._timed, 0, 0.0
+            mean, length = self._seconds / self._updates, self._updates / self._timed
+            self._timed, self._updates, self._seconds = 0, 0, 0.0
             self._windows += 1
             if self._windows > 1 and self.same is not False:  # the first may have been compiling
-                self._choose(mean, x, h)
+                self._choose(mean, length, x, h)
         return Round(*found)
 
-    def _choose(self, mean: float, x: Tensor | None, h: Carry) -> None:
-        """Choose the number of threads of the next rounds by the duration of the last ones."""
+    def _choose(self, mean: float, length: float, x: Tensor | None, h: Carry) -> None:
+        """Choose the number of threads of the next rounds by the last ones: seconds of an update, and updates in a round."""
         self.mean[self.now], now = mean, time.perf_counter()
         if self._trying:
             self._trying, self._longest = False, torch.inf
@@ -78,7 +80,7 @@ class Sharing:
         if now > self._next or slow:
             self.same = self._compared(x, h) if self.same is None else self.same
             if self.same:
-                self._trying, self._longest = True, LONG * TRIAL * mean
+                self._trying, self._longest = True, LONG * TRIAL * mean * length
                 self._take(1 if self.now == self.threads else self.threads)
 
     def _take(self, threads: int) -> None:

@@ -9,7 +9,7 @@ gradient is not finite does not move. Results are feasible by `domain.violation`
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,9 +75,19 @@ def iterates(oracle: Oracle, z: Tensor, update: Update, space: Space) -> Iterato
         yield space.point(at, x).reshape(*z.shape[:2], -1)
 
 
-def descent(f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Spectral projected gradient on f itself, hidden parts of x included, from y (B, n), finite and in Y -> y (B, n)."""
-    return (at[0] for at in iterates(Oracle(f, x), y[None], SpectralGradient(domain), InY(domain)))
+def descent(f: Objective, domain: Domain, x: Tensor, y: Tensor) -> Generator[Tensor, Tensor | None, None]:
+    """Spectral projected gradient on f itself, hidden parts of x included, from y (B, n), finite and in Y -> y (B, n).
+
+    `send` takes which of its items (B,) bool go on, and gives their next iterates alone.
+    """
+    update, oracle = SpectralGradient(domain), Oracle(f, x, second_order=False)
+    h = update.start(y, x, oracle)
+    while True:
+        y, h = update(y, h, x, oracle)
+        going = yield y
+        if going is not None:
+            x, y, h = x[going], y[going], tuple(part[going] for part in h)
+            oracle = Oracle(f, x, second_order=False)
 
 
 PROJECTED = Minimiser("projected gradient", SpectralGradient, InY, 300)

@@ -19,7 +19,7 @@ from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.publish import published_file
 from rlamort.host.saved import open_saved, save_agent
 from rlamort.model import Full, Model
-from rlamort.objective import Cost
+from rlamort.objective import FLOATS, Cost
 from rlamort.problem import Problem, unseen
 from rlamort.solve import constrained
 from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
@@ -32,6 +32,7 @@ from rlamort.solve.solution import Solution, status_of
 
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
 MARK = "exported-by-rlamort"  # a file inside an exported archive
+CACHED, FEWEST = 2**18, 256  # numbers in x and y of a chunk of predictions on a CPU; contexts in a chunk at least
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
 EXACT = "quadratic program"  # label of references that are their exact solutions
 CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
@@ -256,7 +257,7 @@ class Solver(nn.Module):
 
     def draw(self, count: int) -> Tensor:
         """Held-out contexts (count, d) as vectors, with the solver's dtype and device."""
-        return unseen(self.problem, count).to(self._like())
+        return unseen(self.problem, count, self._like().device).to(self._like())
 
     def rows(self, x: Given, scored: bool = True, dtype: torch.dtype | None = None) -> Tensor:
         """Contexts as a user has them -> vectors (B, d), after validation.
@@ -342,7 +343,19 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def predict_rows(self, rows: Tensor) -> Tensor:
-        """`predict` for contexts as vectors (B, d)."""
+        """`predict` for contexts as vectors (B, d), in chunks: on a CPU as many as its caches hold."""
+        numbers = rows.shape[-1] + self.problem.domain.dim
+        parts = torch.split(rows, max(FEWEST, (CACHED if rows.device.type == "cpu" else FLOATS) // numbers))
+        first = self._predicted(parts[0])
+        if len(parts) == 1:
+            return first
+        y = first.new_empty(len(rows), first.shape[-1])
+        y[: len(first)] = first
+        for part, out in zip(parts[1:], torch.split(y[len(first) :], len(first)), strict=True):
+            out.copy_(self._predicted(part))
+        return y
+
+    def _predicted(self, rows: Tensor) -> Tensor:
         finite = rows.isfinite().all(-1, keepdim=True)
         clean = rows.where(finite, 0)  # a decomposition somewhere inside would raise for the whole batch
         y: Tensor = self.model(self.f.seen(clean), self.f.oracle(clean))
@@ -365,7 +378,7 @@ def _exported(path: Path) -> bool:
 def _bounded(problem: Problem, like: Tensor) -> bool:
     """Whether C(x) of a context is bounded, so that a linear function has a minimum there. Generators stay as they are."""
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        x = unseen(problem, 1).to(like)
+        x = unseen(problem, 1, like.device).to(like)
     try:
         problem.domain.at(x).linear(x.new_zeros(1, problem.domain.dim))
     except UserError:

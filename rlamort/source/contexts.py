@@ -1,5 +1,7 @@
 """Contexts of a problem, whose objective is known, so that no agent acts. B batch · d numbers in a context · n = dim Y"""
 
+import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +15,8 @@ from rlamort.env import Env
 from rlamort.errors import UserError
 from rlamort.problem import Problem, presented
 from rlamort.source.base import Collected, Contexts, Labelled, Tree
+
+LONGEST, AT_ONCE = 64, 0.1  # steps in a round, and seconds that it may take: a signal is answered at its end
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Fresh:
         self.env, self.problem, self.collected = env, env.spec.problem, 0
         self.dataset_size, self.labels = dataset_size, labels
         self.data: Contexts | Labelled | None = None  # the data set, once it is prepared
+        self.steps, self._began = 0, -math.inf  # of the latest round, and when it began
         if labels is not None:
             labels.require(self.problem, dataset_size)
 
@@ -76,10 +81,20 @@ class Fresh:
         elif self.data is None and self.dataset_size is not None:
             self.data = Contexts(presented(self.problem, self.dataset_size, self.env.device))
 
-    def collect(self, choose: Callable[[], Tensor]) -> Collected:
-        """Count one update's worth of contexts; `sample` draws them."""
-        self.collected += 1
-        return Collected(torch.empty(0, self.env.spec.x_dim), 1, [], np.zeros(self.env.count, dtype=bool))
+    def collect(self, choose: Callable[[], Tensor], most: int = 1) -> Collected:
+        """Count the steps of a round, at most `most`; `sample` draws their contexts.
+
+        Nobody waits for an action, so a round holds many updates, as many as take little time: 1, 2, 4, ..., so that a GPU
+        captures few patterns. What is learned does not depend on how many.
+        """
+        if self.env.device.type == "cuda":  # what the round before has launched, so that a signal is answered soon
+            torch.cuda.synchronize(self.env.device)
+        now = time.perf_counter()
+        quick = int(AT_ONCE * self.steps / max(now - self._began, 1e-9))  # at the speed of the round before
+        self.steps = 2 ** (max(1, min(most, 2 * self.steps, LONGEST, quick)).bit_length() - 1)
+        self._began = now
+        self.collected += self.steps
+        return Collected(torch.empty(0, self.env.spec.x_dim), self.steps, [], np.zeros(self.env.count, dtype=bool))
 
     def sample(self, count: int) -> Contexts | Labelled:
         """x ~ p(x) (count, d), with their labels if the data set has them."""

@@ -86,7 +86,7 @@ class Replay:
     def prepare(self) -> None:
         """Nothing: transitions come from playing."""
 
-    def collect(self, choose: Callable[[], Tensor]) -> Collected:
+    def collect(self, choose: Callable[[], Tensor], most: int = 1) -> Collected:
         """Take the chosen actions y (N, n), one step in every environment, and store the transitions."""
         x, y = self.env.x, choose()
         step = self.env.step(y)
