@@ -123,13 +123,14 @@ class SB3Source:
         seed = int(torch.randint(2**31, ()))  # from the run's own stream
         if algorithm == "PPO":
             return {"seed": seed, "batch_size": schedule.batch_size}
+        updates = schedule.utd * self.env.count  # in a step of all environments
         return {
             "seed": seed,
             "batch_size": schedule.batch_size,
             "buffer_size": self.buffer_size,
             "learning_starts": schedule.warmup_steps,
-            "train_freq": 1,
-            "gradient_steps": schedule.utd * self.env.count,
+            "train_freq": updates.denominator,
+            "gradient_steps": updates.numerator,
         }
 
 

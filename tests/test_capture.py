@@ -1,6 +1,7 @@
 """Captured updates against the eager ones, on batches from a real replay, and what happens when capturing goes wrong."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_draws_that_depend_on_nothing_keep_their_order(device):
     captured = Captured(agent, agent.sample)
     torch.manual_seed(2)
     found = captured([False], None).metrics  # going on uncompiled would be a warning, and so an error here
-    assert captured.proved == {(False,)}
+    assert captured.proved == {((False,), False)}
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=2e-3, atol=2e-4)
 
@@ -100,7 +101,7 @@ def test_what_was_compiled_for_one_thread_is_right_for_two(ring, monkeypatch, tm
             torch.set_num_threads(count)
             _, captured = pair("ddpg", ring)
             captured([True], ring.env.x)  # going on uncompiled would be a warning, and so an error here
-            assert captured.proved == {(True,)}
+            assert captured.proved == {((True,), True)}
     finally:
         torch.set_num_threads(threads)
 
@@ -120,6 +121,29 @@ def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
     assert set(found.metrics) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(found.metrics[key], value, rtol=2e-3, atol=2e-4)
+
+
+def test_rounds_of_any_length_are_made_of_few_patterns(ring, monkeypatch):
+    """As of 64 environments, some of which have no transition in a step: the updates are the single ones, in their order."""
+    monkeypatch.setattr(capture, "PIECE", 4)
+    singles, captured = pair("td3", ring)
+    eager, patterns = Eager(captured.agent, captured.sample), set()
+
+    def recorded(improves, x, h):
+        patterns.add((*improves, x is not None))
+        return eager(improves, x, h)
+
+    captured.rounds, numbers = recorded, itertools.count()
+    for length in (0, 1, 9, 13, 6, 0, 8, 11, 14):
+        torch.manual_seed(length)
+        improves = [next(numbers) % 3 == 2 for _ in range(length)]
+        found = captured(improves, ring.env.x)
+        torch.manual_seed(length)
+        assert torch.equal(found.y, singles(improves, ring.env.x).y)
+    assert all(len(pattern) <= 5 for pattern in patterns)
+    assert len(patterns) <= 3 * (1 + 5)
+    states = zip(captured.agent.state_dict().values(), singles.agent.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
 
 
 def test_what_comes_after_a_failure_is_the_eager_run(ring, monkeypatch):

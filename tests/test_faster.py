@@ -154,7 +154,7 @@ def test_captured_with_all_of_it_is_eager_with_all_of_it(ring):  # noqa: F811
             found.append(one([True], ring.env.x))
         assert all(close(found[1][0][key], value) for key, value in found[0][0].items()), step
         assert close(found[1][1], found[0][1]), step
-    assert captured.proved == {(True,)}
+    assert captured.proved == {((True,), True)}
     assert not counters["recompiles"]
     assert not counters["graph_break"]
     states = zip(captured.agent.state_dict().items(), eager.agent.state_dict().values(), strict=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from rlamort.config.fields import AtMost, Count, Fixed, Free, Range, Seconds, Seed, Size, Whole
+from rlamort.config.fields import AtMost, Count, Fixed, Free, Range, Ratio, Seconds, Seed, Size, Whole
 
 Tracked = Literal["none", "wandb", "tensorboard"]
 Dtype = Literal["float32", "float64"]
@@ -29,7 +29,8 @@ class Run:
         max_env_faults: number of steps that may raise, return NaN or lose a worker process; each ends its episode with a
             warning.
         env_timeout: time limit of a step in worker processes, in seconds, after which they are replaced.
-        utd: updates per environment step (update-to-data ratio).
+        utd: updates per environment step (update-to-data ratio): any positive number, such as 2, 0.25 or 1/64. After T steps there
+            have been floor(utd T), exactly.
         reset_every: updates between periodic network resets, which reinitialise networks and optimisers and keep the replay
             (Nikishin et al., 2022); 0 for none.
         batch_size: transitions in an update.
@@ -72,7 +73,7 @@ class Run:
     vectorization: Literal["sync", "async"] = "sync"
     max_env_faults: Free[Whole] = 10
     env_timeout: Free[Seconds] = 60.0
-    utd: Size = 1
+    utd: Ratio = 1.0
     reset_every: Whole = 0
     batch_size: Size = 256
     warmup_steps: Whole = 1_000

@@ -19,6 +19,8 @@ from rlamort.run.track import say
 from rlamort.source import Batch, Contexts, Labelled
 
 Sampler = Callable[[], Batch | Contexts | Labelled]
+Pattern = tuple[tuple[bool, ...], bool]  # of a round that is captured: `improves`, and whether it acts
+PIECE = 16  # updates that are captured together: rounds of any length are made of few patterns
 
 
 class Round(NamedTuple):
@@ -92,7 +94,7 @@ def _next(agent: Agent, x: Tensor | None, h: Carry) -> tuple[Tensor | None, Carr
 
 
 class CudaGraph:
-    """A whole round as one CUDA graph for each pattern of `improves`: nothing of it is launched by Python.
+    """A whole round as one CUDA graph for each pattern: nothing of it is launched by Python.
 
     Parameters, replay and random state are where the graph found them; x and h are copied into buffers of their own.
     """
@@ -101,12 +103,12 @@ class CudaGraph:
 
     def __init__(self, agent: Agent, sample: Sampler) -> None:
         self.eager = Eager(agent, sample)
-        self.graphs: dict[tuple[bool, ...], tuple[torch.cuda.CUDAGraph, Carry, Round]] = {}
+        self.graphs: dict[Pattern, tuple[torch.cuda.CUDAGraph, Carry, Round]] = {}
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
-        pattern = tuple(improves)
+        pattern = tuple(improves), x is not None
         if pattern not in self.graphs:
-            self.graphs[pattern] = self._record(pattern, x, h)
+            self.graphs[pattern] = self._record(improves, x, h)
         graph, buffers, found = self.graphs[pattern]
         if x is not None:
             for buffer, value in zip(buffers, (x, *h), strict=True):
@@ -116,7 +118,7 @@ class CudaGraph:
         metrics = {name: value.clone() for name, value in found.metrics.items()}
         return Round(metrics, y, h if x is None else tuple(part.clone() for part in found.h))
 
-    def _record(self, pattern: tuple[bool, ...], x: Tensor | None, h: Carry) -> tuple[torch.cuda.CUDAGraph, Carry, Round]:
+    def _record(self, improves: Sequence[bool], x: Tensor | None, h: Carry) -> tuple[torch.cuda.CUDAGraph, Carry, Round]:
         before = AgentSnapshot(self.eager.agent)
         buffers = () if x is None else tuple(value.clone() for value in (x, *h))
         x_buffer, h_buffers = (buffers[0], buffers[1:]) if buffers else (None, ())
@@ -125,12 +127,12 @@ class CudaGraph:
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):  # what libraries allocate at first use must be there before recording
             for _ in range(3):
-                self.eager(pattern, x_buffer, h_buffers)
+                self.eager(improves, x_buffer, h_buffers)
         torch.cuda.current_stream(device).wait_stream(aside)
         before.restore()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = self.eager(pattern, x_buffer, h_buffers)
+            found = self.eager(improves, x_buffer, h_buffers)
         return graph, buffers, found
 
 
@@ -170,10 +172,19 @@ class Captured:
         kind = CudaGraph if agent.device.type == "cuda" else Compiled
         self.beginning = kind.beginning
         self.rounds: Callable[[Sequence[bool], Tensor | None, Carry], Round] = kind(agent, sample)
-        self.proved: set[tuple[bool, ...]] = set()
+        self.proved: set[Pattern] = set()
 
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
-        if isinstance(self.rounds, Eager) or tuple(improves) in self.proved:
+        metrics: Metrics = {}
+        while len(improves) > PIECE:
+            metrics |= self._piece(improves[:PIECE], None, ()).metrics
+            improves = improves[PIECE:]
+        found = self._piece(improves, x, h)
+        return found._replace(metrics=metrics | found.metrics)
+
+    def _piece(self, improves: Sequence[bool], x: Tensor | None, h: Carry) -> Round:
+        pattern = tuple(improves), x is not None
+        if isinstance(self.rounds, Eager) or pattern in self.proved:
             return self.rounds(improves, x, h)
         say.get()(self.beginning)
         before, twin = AgentSnapshot(self.agent), copy.deepcopy(self.agent)
@@ -184,12 +195,12 @@ class Captured:
             ours = named(found, self.agent)
             differing = [name for name in expected if not close(ours[name], expected[name])]
             if not differing:
-                self.proved.add(tuple(improves))
+                self.proved.add(pattern)
                 return found
             reason = f"its first update differs from the uncompiled one in {', '.join(differing[:3])}"
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=3)
+        warnings.warn(f"compile: it failed, so updates go on uncompiled ({reason})", stacklevel=4)
         before.restore()
         self.rounds = Eager(self.agent, self.sample)
         return self.rounds(improves, x, h)

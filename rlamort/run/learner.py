@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from rlamort.agent import Agent, Player
-from rlamort.config import Config, defaults, fields, locate, read_row, resolve, short_name
+from rlamort.config import Config, defaults, fields, locate, rational, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.machine import cores, default_dtype, device_of, fast_products, require_memory, versions
@@ -184,7 +184,8 @@ class Learner:
         if reset_num_timesteps and self.clock.env_step and durable is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
-            self.clock = Clock(updates=self.clock.updates, y=self.clock.y, h=self.clock.h)
+            kept = self.clock
+            self.clock = Clock(updates=kept.updates, y=kept.y, h=kept.h, learning_steps=kept.learning_steps)
         schedule, updates = self._schedule(total_timesteps), self.clock.updates
         takers = [*([] if durable is None else [durable.records()]), *trackers]
         scorer = functools.partial(self._scored, self.config.run.eval_episodes) if takers else None
@@ -209,7 +210,7 @@ class Learner:
     def _schedule(self, steps: int) -> Schedule:
         run = self.config.run
         update_after = run.warmup_steps if run.update_after is None else run.update_after
-        return Schedule(steps, run.warmup_steps, update_after, run.utd, run.batch_size, run.eval_every, run.log_every)
+        return Schedule(steps, run.warmup_steps, update_after, rational(run.utd), run.batch_size, run.eval_every, run.log_every)
 
     def _train(self, schedule: Schedule, journal: Journal) -> None:
         """Run the method's loop, until its end or the callback's, and a last evaluation."""
@@ -265,18 +266,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs but the agent and the frames of the replay."""
-        clock = self.clock
         return {
-            "clock": {
-                "env_step": clock.env_step, "updates": clock.updates, "seconds": clock.seconds, "scored": clock.scored,
-                "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes], "y": clock.y,
-                "h": clock.h,
-            },
+            "clock": self.clock.state(),
             "source": self.source.state(),
             **self.randomness.current(),
             "compiled": self._compiled,
             "threads": self.threads,
-        }  # fmt: skip
+        }
 
     def restore(self, state: dict[str, Any], frames: Iterator[dict[str, Any]]) -> bool:
         """Continue from `state` and the replay's frames, in the order of writing; returns False if episodes begin anew."""
@@ -284,6 +280,7 @@ class Learner:
         self.clock = Clock(
             clock["env_step"], clock["updates"], clock["seconds"], clock["scored"],
             clock["metrics"], [Episode(total, length) for total, length in clock["episodes"]],
+            learning_steps=clock.get("learning_steps", 0),  # older checkpoints have none: utd was whole, and it did not matter
         )  # fmt: skip
         exact: bool = self.source.restore(state["source"], frames)
         if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now

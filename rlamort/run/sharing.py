@@ -12,7 +12,7 @@ from rlamort.run.capture import AgentSnapshot, Round, named
 from rlamort.run.track import say
 from rlamort.train import Updates
 
-WINDOW, TRIAL = 100, 20  # rounds that are timed together; rounds of a trial
+WINDOW, TRIAL = 100, 20  # updates that are timed together; updates of a trial
 SLOW = 2.0  # times the usual duration, above which the alternative is tried immediately
 FASTER = 0.85  # of the time on all threads, below which one thread is kept
 LONG = 3  # times the expected duration, after which a trial ends early
@@ -24,7 +24,7 @@ class Sharing:
 
     Threads synchronise many times in an update. One that is descheduled for another process blocks the others,
     so several threads on a busy machine may be slower than one; small networks are always faster on one.
-    Rounds are timed, and the alternative is tried periodically, and when they slow down. It is used only if a round gives
+    Updates are timed, and the alternative is tried periodically, and when they slow down. It is used only if a round gives
     bit for bit the same on one thread as on all, so that a run does not depend on the machine's load.
 
     Args:
@@ -38,7 +38,7 @@ class Sharing:
         self.now = threads  # how many the rounds run on
         self.same: bool | None = None  # whether one thread gives the same bits; None until that was tried
         self._whole: Sequence[bool] = ()  # of the rounds so far, one that trained the most: what is compared
-        self.mean: dict[int, float] = {}  # seconds of a round, by threads, when it was last timed
+        self.mean: dict[int, float] = {}  # seconds of an update, by threads, when it was last timed
         self.usual = torch.inf  # the least of them on all threads
         self._trying, self._longest, self._wait, self._next = False, torch.inf, AGAIN, 0.0
         self._timed, self._windows, self._seconds = 0, 0, 0.0
@@ -46,11 +46,13 @@ class Sharing:
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if torch.get_num_threads() != self.now:  # as when learning begins again
             torch.set_num_threads(self.now)
+        if not improves:  # as for most rounds of utd=1/64: it says nothing of updates
+            return Round(*self.updates(improves, x, h))
         self._whole = max(self._whole, improves, key=sum)
         started = time.perf_counter()
         found = self.updates(improves, x, h)
         self._seconds += time.perf_counter() - started
-        self._timed += 1
+        self._timed += len(improves)
         if self._timed >= (TRIAL if self._trying else WINDOW) or self._seconds > self._longest:
             mean, self._timed, self._seconds = self._seconds / self._timed, 0, 0.0
             self._windows += 1

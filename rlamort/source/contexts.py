@@ -48,7 +48,7 @@ class Fresh:
         "steps": "steps to train for, each of `utd` updates.",
         "seed": "of networks and contexts; evaluation has its own.",
         "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
-        "utd": "updates a step.",
+        "utd": "updates a step, which may be fewer than one.",
         "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
         "batch_size": "contexts in an update.",
         "eval_episodes": "contexts in an evaluation, always the same.",
