@@ -65,7 +65,7 @@ Fraction = Annotated[float, Range(0, 1)]
 
 
 def rational(ratio: float) -> fractions.Fraction:
-    """The nearest fraction with a denominator of at most a million: that of a decimal of up to six places, or of p / q, itself."""
+    """The nearest fraction with a denominator of at most a million: 1/10 of 0.1, and 1/3 of 0.3333333333333333."""
     return fractions.Fraction(ratio).limit_denominator(10**6)
 
 

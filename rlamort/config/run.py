@@ -29,8 +29,8 @@ class Run:
         max_env_faults: number of steps that may raise, return NaN or lose a worker process; each ends its episode with a
             warning.
         env_timeout: time limit of a step in worker processes, in seconds, after which they are replaced.
-        utd: updates per environment step (update-to-data ratio): any positive number, such as 2, 0.25 or 1/64. After T steps there
-            have been floor(utd T), exactly.
+        utd: updates per environment step (update-to-data ratio), such as 2, 0.25 or 1/64. T steps after the first there have been
+            exactly floor(utd T).
         reset_every: updates between periodic network resets, which reinitialise networks and optimisers and keep the replay
             (Nikishin et al., 2022); 0 for none.
         batch_size: transitions in an update.
