@@ -5,6 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -245,7 +246,7 @@ class Learner:
         """The context in which it learns."""
         return self.at_work(self.randomness)
 
-    def _prepared(self, planned: int) -> Updates:
+    def _prepared(self, planned: Fraction) -> Updates:
         if self._compiled is None:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)

@@ -55,7 +55,9 @@ class Fresh:
         "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
         "updates on. What was compiled is kept for later runs.",
     })  # fmt: skip
-    unsupported = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
+    unsupported = (
+        "max_episode_steps", "num_envs", "vectorization", "num_workers", "env_timeout", "warmup_steps", "update_after", "video",
+    )  # fmt: skip
     resumable = True
     waiting = None
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames
