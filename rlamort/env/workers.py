@@ -66,9 +66,7 @@ class WorkerVectorEnv(VectorEnv[Any, Any, Any]):
         self.statistics: Sequence[Any] | None = None
         self._seed = 0  # of the latest reset of all
         context = multiprocessing.get_context("forkserver")  # not fork: this process already runs torch's threads
-        context.set_forkserver_preload(
-            [__name__, "mujoco"]
-        )  # imported once and not by every worker, unless a server runs already
+        context.set_forkserver_preload([__name__, "mujoco"])  # so that workers need not import them, one by one
         row = np.dtype(
             [
                 ("action", spaces[1].dtype, spaces[1].shape),
