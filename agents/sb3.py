@@ -9,7 +9,6 @@ import gymnasium
 import numpy as np
 import stable_baselines3
 import torch
-from gymnasium.vector import AsyncVectorEnv
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
@@ -20,6 +19,7 @@ from rlamort.agent import Agent
 from rlamort.config import Count, Fraction, Positive, Widths
 from rlamort.env import Episode, Spec
 from rlamort.env.gym import GymEnv
+from rlamort.env.local import LocalVectorEnv
 from rlamort.errors import UserError
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
 
@@ -107,29 +107,29 @@ class SB3Source:
         ours = self.env.ours
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
-        if not isinstance(self.env.vector, AsyncVectorEnv):
-            rows = getattr(self.env.vector, "envs")  # noqa: B009  # not what is around each, which forgives what Stable-Baselines3 does not know of
-            return DummyVecEnv([functools.partial(Monitor, row.env) for row in rows])
+        if isinstance(ours, LocalVectorEnv):  # not what is around each, which forgives what Stable-Baselines3 does not know of
+            return DummyVecEnv([functools.partial(Monitor, row.env) for row in ours.envs])
         if self.env.statistics() is not None:
             warnings.warn(
                 f"env={self.env.name}: running statistics of wrappers in Stable-Baselines3's worker processes are not visible "
                 f"to evaluations and saved agents; use vectorization=sync",
                 stacklevel=2,
             )
-        return SubprocVecEnv([lambda: Monitor(ours.make())] * self.env.count)
+        return SubprocVecEnv([lambda make=make: Monitor(make().env) for make in ours.makers])
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
         """Schedule and seed as its keywords."""
         seed = int(torch.randint(2**31, ()))  # from the run's own stream
         if algorithm == "PPO":
             return {"seed": seed, "batch_size": schedule.batch_size}
+        updates = schedule.utd * self.env.count  # in a step of all environments
         return {
             "seed": seed,
             "batch_size": schedule.batch_size,
             "buffer_size": self.buffer_size,
             "learning_starts": schedule.warmup_steps,
-            "train_freq": 1,
-            "gradient_steps": schedule.utd * self.env.count,
+            "train_freq": updates.denominator,
+            "gradient_steps": updates.numerator,
         }
 
 

@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from fractions import Fraction
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -27,7 +28,7 @@ class Schedule(NamedTuple):
     steps: int  # of the environment, in this call
     warmup_steps: int
     update_after: int
-    utd: int
+    utd: Fraction  # updates per step; an exact number, so that no update is lost or gained by rounding
     batch_size: int
     eval_every: int
     log_every: int
@@ -55,6 +56,17 @@ class Clock:
     episodes: list[Episode] = field(default_factory=list)  # that ended since the latest record
     y: torch.Tensor | None = None  # the next actions, if they are chosen already
     h: Carry | None = None  # the agent's carry then; None where all episodes begin
+    learning_steps: int = 0  # environment steps since updates began
+
+    def advance(self, utd: Fraction, steps: int) -> range:
+        """Count `steps` more environment steps; returns the numbers, from 1, of the updates that are due then."""
+        before, self.learning_steps = self.learning_steps, self.learning_steps + steps
+        count = math.floor(utd * self.learning_steps) - math.floor(utd * before)
+        return range(self.updates + 1, self.updates + count + 1)
+
+    def state(self) -> dict[str, Any]:
+        """As plain values and tensors, for a checkpoint."""
+        return vars(self) | {"episodes": [list(episode) for episode in self.episodes]}
 
 
 class Source(Protocol):
@@ -187,7 +199,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         if crosses(before, clock.env_step, agent.fit_every):
             clock.metrics |= agent.fit(source)
         if source.collected > schedule.update_after:
-            due = range(clock.updates + 1, clock.updates + schedule.utd * met.transitions + 1)
+            due = clock.advance(schedule.utd, met.transitions)
             improves = [number % agent.improve_every == 0 for number in due]
             fresh, clock.y, player.h = updates(improves, source.waiting, player.h)
             clock.metrics |= fresh

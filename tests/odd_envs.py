@@ -154,13 +154,51 @@ class Dies(Good):
         import signal
         import time
 
-        if self.t == 10 and self.np_random.random() < 0.5 and not os.path.exists(self.once):
+        if self.t == 10 and self.dies() and not os.path.exists(self.once):
             with open(self.once, "w"):
                 pass
             if self.how == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(3600)
         return super().step(action)
+
+    def dies(self):
+        return self.np_random.random() < 0.5
+
+
+class SecondDies(Dies):
+    """Of several, the one with the seed 1."""
+
+    def reset(self, *, seed=None, options=None):
+        self.second = seed == 1
+        return super().reset(seed=seed)
+
+    def dies(self):
+        return self.second
+
+
+class ResetsThrice(Good):
+    resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        if self.resets == 3:
+            raise RuntimeError("three episodes are enough")
+        self.resets += 1
+        return super().reset(seed=seed)
+
+
+class Drawing(Good):
+    """It draws from its process's generator."""
+
+    def observe(self):
+        return np.random.random(2).astype(np.float32)
+
+
+class Holds(Good):
+    """It takes memory: `size` MiB."""
+
+    def __init__(self, size):
+        self.array = np.ones(size * 2**20, np.uint8)
 
 
 class BreaksTheAgent(Good):

@@ -1,6 +1,7 @@
 """Captured updates against the eager ones, on batches from a real replay, and what happens when capturing goes wrong."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.env.make import open_env
 from rlamort.run import capture
-from rlamort.run.capture import Captured, Eager
+from rlamort.run.capture import Captured
+from rlamort.run.rounds import Eager
 from rlamort.source import Contexts, Replay
 
 
@@ -120,6 +122,29 @@ def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
     assert set(found.metrics) == set(expected)
     for key, value in expected.items():
         torch.testing.assert_close(found.metrics[key], value, rtol=2e-3, atol=2e-4)
+
+
+def test_rounds_of_any_length_are_made_of_few_patterns(ring, monkeypatch):
+    """As of 64 environments, some of which have no transition in a step: the updates are the single ones, in their order."""
+    monkeypatch.setattr(capture, "PIECE", 4)
+    singles, captured = pair("td3", ring)
+    eager, patterns = Eager(captured.agent, captured.sample), set()
+
+    def recorded(improves, x, h):
+        patterns.add((*improves, x is not None))
+        return eager(improves, x, h)
+
+    captured.rounds, numbers = recorded, itertools.count()
+    for length in (0, 1, 9, 13, 6, 0, 8, 11, 14):
+        torch.manual_seed(length)
+        improves = [next(numbers) % 3 == 2 for _ in range(length)]
+        found = captured(improves, ring.env.x)
+        torch.manual_seed(length)
+        assert torch.equal(found.y, singles(improves, ring.env.x).y)
+    assert all(len(pattern) <= 5 for pattern in patterns)
+    assert len(patterns) <= 3 * (1 + 5)
+    states = zip(captured.agent.state_dict().values(), singles.agent.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
 
 
 def test_what_comes_after_a_failure_is_the_eager_run(ring, monkeypatch):

@@ -311,7 +311,8 @@ def test_every_command_says_what_it_takes(command, tmp_path):
 
 def test_help_shows_no_key_that_does_nothing(tmp_path):
     said = rlamort("train", "amortize", "--help", cwd=tmp_path).stdout
-    for key in ("num_envs", "vectorization", "env_timeout", "max_episode_steps", "warmup_steps", "update_after", "video"):
+    workers = ("num_envs", "vectorization", "num_workers", "env_timeout")
+    for key in (*workers, "max_episode_steps", "warmup_steps", "update_after", "video"):
         assert f"  {key}=" not in said
     assert not re.search("worker|transition|replay|episode(?!s=)", said)
     assert "`rlamort amortize` also has rl" in said

@@ -1,15 +1,18 @@
 """The adapter: units, seeds, successors, and every way an environment can be wrong."""
 
+import resource
 import subprocess
 import sys
 
 import gymnasium
 import numpy as np
 import odd_envs
+import psutil
 import pytest
 import torch
 from conftest import Count, Identity
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_resume import assert_equal
 
 from rlamort.env.make import open_env
 from rlamort.errors import Fault, UserError
@@ -61,16 +64,66 @@ def test_rows_are_seeded_apart_and_the_same_seed_plays_the_same(vectorization):
 
 
 def test_worker_processes_play_what_one_process_plays():
-    plays = []
-    for vectorization in ("sync", "async"):
-        env = open_env("InvertedPendulum-v5", count=2, vectorization=vectorization)
+    """However many there are: environments, seeds, episodes and saved states are those of one process."""
+
+    def play(workers, state=None):
+        env = open_env("InvertedPendulum-v5", count=5, vectorization="async" if workers else "sync", workers=workers)
         env.reset(1)
+        if state is not None:
+            assert env.restore(state)
         made = torch.Generator().manual_seed(0)
-        plays.append([env.step(torch.rand(2, 1, generator=made) * 2 - 1) for _ in range(40)])
+        steps = [env.step(torch.rand(5, 1, generator=made) * 2 - 1) for _ in range(40)]
+        state = env.state()
+        for row in state["rows"]:
+            row["globals"] = None  # a process's own, from which these environments do not draw
+        found = steps, env.x.clone(), env.episodes()
         env.close()
-    assert any(step.terminated.any() for step in plays[0])
-    for one, other in zip(*plays, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+        return found, state
+
+    expected, state = play(None)
+    assert any(step.terminated.any() for step in expected[0])
+    further, _ = play(None, state)
+    for workers in (1, 2, 5):
+        found, saved = play(workers)
+        assert_equal(found, expected)
+        assert_equal(saved, state)
+        assert_equal(play(workers, state)[0], further)
+
+
+@pytest.mark.parametrize(("before", "after", "exact"), [(2, 2, True), (2, 1, False), (1, 3, False)])
+def test_what_draws_from_its_process_goes_on_only_beside_the_same_environments(before, after, exact):
+    def opened(workers):
+        env = open_env(odd_envs.Drawing, count=3, vectorization="async", workers=workers)
+        env.reset(0)
+        return env
+
+    env = opened(before)
+    for _ in range(3):
+        env.step(torch.zeros(3, 1))
+    state = env.state()
+    expected = env.step(torch.zeros(3, 1)).x_next
+    env.close()
+    again = opened(after)
+    assert again.restore(state) is exact
+    assert torch.equal(again.step(torch.zeros(3, 1)).x_next, expected) is exact
+    assert exact or "num_workers was another" in again.unsaved[0]
+    again.close()
+
+
+def test_more_environments_than_fit_are_refused_before_they_are_made():
+    with pytest.raises(UserError, match="num_workers=5: at most one for each of num_envs=4 environments is needed"):
+        open_env(odd_envs.Good, count=4, vectorization="async", workers=5)
+    with pytest.raises(UserError, match="num_workers=2: vectorization=sync has no worker processes"):
+        open_env(odd_envs.Good, count=4, workers=2)
+    with pytest.raises(UserError, match=r"num_envs=900000: they take \d+.\d GiB; .* at most \d+ environments fit"):
+        open_env(odd_envs.Holds, env_kwargs={"size": 40}, count=900_000)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 100, most[1]))
+        with pytest.raises(UserError, match=r"num_envs=200: they would have 200 worker processes, .* files .* leaves 12"):
+            open_env(odd_envs.Good, count=200, vectorization="async", workers=200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
 
 
 def test_action_space_is_seeded_too():

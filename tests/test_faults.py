@@ -19,6 +19,9 @@ from rlamort.source import Replay
 SMALL = {"hidden": [16, 16], "warmup_steps": 50, "batch_size": 16, "buffer_size": 5_000, "device": "cpu"}
 
 
+WORKERS = {"sync": {}, "async": {"workers": 2}}
+
+
 def transitions(ring):
     batch = ring.sample(5_000)
     return batch.x, batch.x_next, batch.reward
@@ -67,12 +70,54 @@ def test_a_lost_worker_is_replaced_and_training_goes_on(how, tmp_path):
         odd_envs.Dies, env_kwargs=kwargs, num_envs=2, vectorization="async", env_timeout=3.0, **SMALL
     )  # fmt: skip
     reason = "died" if how == "dies" else "took more than 3 s"
-    with pytest.warns(UserWarning, match=rf"index 0, 1: a worker process {reason}; a new episode begins"):
+    with pytest.warns(UserWarning, match=rf"index [01]: a worker process {reason}; a new episode begins"):
         agent.learn(400)
     agent.close()
-    assert agent.clock.env_step == 400
+    assert agent.clock.env_step in (400, 401)  # two at a time, but for one that was lost
     x, x_next, _ = transitions(agent.source)
     assert (x_next - x).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_only_the_environments_of_a_lost_worker_end_their_episodes(how, tmp_path):
+    """Five in two workers: those of the other one play what they play where nothing is lost."""
+
+    def play(once):
+        limits = {"env_kwargs": {"once": str(once), "how": how}, "max_faults": 1, "timeout": 3.0}
+        env = open_env(odd_envs.SecondDies, count=5, vectorization="async", workers=2, **limits)
+        env.reset(0)
+        steps = [env.step(torch.zeros(5, 1)) for _ in range(45)]
+        following = env.x.clone()
+        env.close()
+        return steps, following, env.faults
+
+    (tmp_path / "never").touch()
+    expected, _, none = play(tmp_path / "never")
+    with pytest.warns(UserWarning, match=r"index 0, 1, 2: a worker process (died|took more than 3 s); a new episode begins"):
+        found, following, faults = play(tmp_path / "once")
+    assert (none, faults) == (0, 1)
+    (at,) = [i for i, step in enumerate(found) if not step.valid.all()]
+    lost = ~found[at].valid
+    assert lost.tolist() == [True, True, True, False, False]
+    for one, other in zip(found, expected, strict=True):
+        assert all(np.array_equal(np.asarray(a)[~lost], np.asarray(b)[~lost]) for a, b in zip(one[:5], other[:5], strict=True))
+    assert found[at].over.tolist() == lost.tolist()
+    assert (found[at + 1].x_next[torch.from_numpy(lost)] == 1).all()  # the first step of a new episode
+    assert following.isfinite().all()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_reset_that_raises_ends_the_run_with_what_was_raised(vectorization):
+    env = open_env(odd_envs.ResetsThrice, count=3, vectorization=vectorization, **WORKERS[vectorization])
+    env.reset(0)
+
+    def play():
+        for _ in range(100):
+            env.step(torch.zeros(3, 1))
+
+    with pytest.raises(Fault, match="env ResetsThrice: it raised at step 61: RuntimeError: three episodes are enough"):
+        play()
+    env.close()
 
 
 def test_faults_survive_a_resume(tmp_path):

@@ -15,7 +15,7 @@ from rlamort.agent import Adam, Agent
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
-from rlamort.run.capture import Eager
+from rlamort.run.rounds import Eager
 from rlamort.run.restore import resume
 from rlamort.source import Replay
 from rlamort.train import Clock, Journal, Schedule, train

@@ -238,12 +238,8 @@ def test_every_reset_has_the_options_that_a_key_says_and_else_none(vectorization
         env.reset(0)
         for _ in range(8):
             env.step(torch.zeros(2, 1))
-        get = (
-            env.vector.get_attr
-            if vectorization == "async"
-            else lambda name, env=env: [e.unwrapped.options for e in env.vector.envs]
-        )
-        assert list(get("options")) == [options] * 2
+        innermost = [row["layers"][-1]["attributes"]["options"] for row in env.state()["rows"]]
+        assert [one and dict(one["dict"]) for one in innermost] == [options] * 2
         env.close()
     agent = ra.TD3(Pay, reset_options={"level": 3}, **SMALL).learn(30)
     agent.score(1)

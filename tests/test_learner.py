@@ -1,9 +1,12 @@
 """The Python interface: learn, predict, save, load, and what it promises about seeds."""
 
+import itertools
 import json
+import math
 import struct
 import subprocess
 import sys
+from fractions import Fraction
 
 import gymnasium
 import numpy as np
@@ -15,9 +18,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
-from rlamort.config import methods, read_row
+from rlamort.config import methods, rational, read_row
 from rlamort.run.learner import learner_class
 from rlamort.run.track import read_records
+from rlamort.train import Clock
 
 OURS = ["sac", "td3", "ddpg"]
 SMALL = {"hidden": [32, 32], "warmup_steps": 100, "batch_size": 32, "buffer_size": 10_000, "device": "cpu"}
@@ -72,13 +76,41 @@ def test_warm_up_is_random_and_without_updates():
     assert not torch.equal(before, agent.agent.model.net[0].weight)
 
 
-@pytest.mark.parametrize(("num_envs", "utd"), [(1, 1), (1, 3), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("num_envs", "utd"), [(1, 1), (1, 3), (4, 1), (4, 2), (1, 0.25), (4, 1 / 16), (20, 0.3), (1, "1/7")])
 def test_utd_counts_updates_per_environment_step(num_envs, utd):
     agent = ra.DDPG("Pendulum-v1", **{**SMALL, "num_envs": num_envs, "utd": utd})
     agent.learn(140)
     assert agent.clock.env_step == 140
-    assert agent.clock.updates == 40 * utd
+    assert agent.clock.updates == math.floor(40 * Fraction(utd).limit_denominator(100))
     assert agent.source.collected == 140
+
+
+@pytest.mark.parametrize("utd", ["1", "3", "0.1", "0.3", "1/3", "1/48", "1/64", "0.015625", "7/5", "0.000001"])
+@pytest.mark.parametrize("steps", [[1], [4], [16], [64], [64, 63, 0, 64, 61]], ids=str)
+def test_updates_after_any_division_of_steps_are_exactly_their_floor(utd, steps):
+    """Also as the float that YAML makes of it; each update has its number once, and none is early or late."""
+    exact, count, numbers = rational(float(Fraction(utd))), 0, []
+    assert exact == Fraction(utd)
+    clock = Clock()
+    for step in itertools.islice(itertools.cycle(steps), 1_000):
+        due = clock.advance(exact, step)
+        count, clock.updates, numbers = count + step, clock.updates + len(due), numbers + list(due)
+        assert clock.updates == math.floor(Fraction(utd) * count)
+        assert len(due) in (math.floor(exact * step), math.ceil(exact * step))  # few lengths of a round
+    assert numbers == list(range(1, clock.updates + 1))
+
+
+def test_a_fractional_utd_delays_the_policy_by_updates_and_plays_what_the_policy_would():
+    """Between updates the same parameters act, as they do without any update."""
+    agent = ra.TD3("Pendulum-v1", **SMALL, actor_delay=2, utd=0.25)
+    agent.learn(100 + 37)
+    assert agent.agent.critic_adam.steps.item() == 9
+    assert agent.agent.model_adam.steps.item() == 4
+    idle = [ra.TD3("Pendulum-v1", **SMALL, seed=2, **more) for more in ({"utd": 1e-6}, {"update_after": 10_000})]
+    for one in idle:
+        one.learn(150)
+        assert one.clock.updates == 0
+    assert torch.equal(idle[0].source.y[:150], idle[1].source.y[:150])
 
 
 def test_learn_continues_or_counts_anew():
@@ -173,6 +205,9 @@ def test_score_is_the_return_of_whole_episodes():
         ({"learning_rat": 1}, "learning_rat: there is no such key. Did you mean learning_rate"),
         ({"steps": -5}, "steps=-5: a whole number >= 1 is needed"),
         ({"batch_size": 2.5}, "batch_size=2.5: a whole number >= 1"),
+        ({"utd": 0}, "utd=0: a number >= 1e-06 is needed"),
+        ({"utd": -1.5}, "utd=-1.5: a number >= 1e-06 is needed"),
+        ({"utd": "1/0"}, "utd=1/0: a number >= 1e-06 is needed"),
         ({"discount": 1.5}, "discount=1.5: a number >= 0 and <= 1 is needed"),
         ({"learning_rate": "fast"}, "learning_rate=fast: a number > 0 is needed"),
         ({"hidden": 256}, "hidden=256: a list of a whole number >= 1 is needed"),

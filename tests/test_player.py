@@ -13,9 +13,10 @@ from test_resume import assert_equal, everything, timeless
 from rlamort.agent import Agent, Player
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
-from rlamort.run.capture import Captured, Eager
+from rlamort.run.capture import Captured
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
+from rlamort.run.rounds import Eager
 from rlamort.score import score
 from rlamort.source import Replay
 from rlamort.train import Clock, Journal, Schedule, train

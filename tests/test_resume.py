@@ -81,7 +81,9 @@ CASES = {
     "td3": ("td3", "Pendulum-v1", {"n_step": 3, "normalise": True}),
     "ddpg": ("ddpg", "Hopper-v5", {"num_envs": 3}),
     "sac, workers": ("sac", "InvertedPendulum-v5", {"num_envs": 2, "vectorization": "async", "n_step": 2}),
+    "ddpg, workers with several": ("ddpg", "Hopper-v5", {"num_envs": 5, "vectorization": "async", "num_workers": 2}),
     "td3, several updates": ("td3", "InvertedPendulum-v5", {"utd": 2, "num_envs": 2}),
+    "td3, few updates": ("td3", "InvertedPendulum-v5", {"utd": 0.3, "num_envs": 2}),
 }
 
 

@@ -15,7 +15,7 @@ import rlamort as ra
 from rlamort.env.one_step import open_problem
 from rlamort.errors import Preempted
 from rlamort.problem import draw
-from rlamort.run import capture
+from rlamort.run import rounds
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.source import Fresh, contexts
@@ -60,7 +60,7 @@ def longest(monkeypatch):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Graphs with their guards as torch traces them, run operation by operation: their numbers are the eager ones."""
-    monkeypatch.setattr(capture.torch._inductor, "compile", lambda graph, examples, options: graph.forward)
+    monkeypatch.setattr(rounds.torch._inductor, "compile", lambda graph, examples, options: graph.forward)
 
 
 def trained(kind, steps=100, **fields):
@@ -148,7 +148,7 @@ def test_a_round_takes_no_longer_than_an_answer_to_a_signal_may(monkeypatch):
 def test_compiled_rounds_are_the_same_run_and_keep_no_agent_alive(longest, monkeypatch):
     """By Inductor: most updates of long rounds go past the guards, with the bits of those that do not."""
     untested = []
-    monkeypatch.setattr(capture.Call, "__call__", lambda call: untested.append(call.code(*call.inputs)))
+    monkeypatch.setattr(rounds.Call, "__call__", lambda call: untested.append(call.code(*call.inputs)))
     longest(1)
     expected, *_, learner = trained(Portfolio, compile=True)
     assert not untested
@@ -201,7 +201,7 @@ class Buffering(Remembering):
 def test_what_updates_change_in_python_is_seen_by_the_next_one(kind, longest, uncompiled, monkeypatch):
     """Guards stay where an update changes what they guard; what it changes within tensors needs none."""
     untested = []
-    monkeypatch.setattr(capture.Call, "__call__", lambda call: untested.append(call.code(*call.inputs)))
+    monkeypatch.setattr(rounds.Call, "__call__", lambda call: untested.append(call.code(*call.inputs)))
     longest(64)
     fields = {"steps": 63, "log_every": 100, "eval_every": 100}
     expected, *_ = trained(kind, compile=False, **fields)

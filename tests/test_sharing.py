@@ -9,7 +9,7 @@ import torch
 
 import rlamort as ra
 from rlamort.run import sharing
-from rlamort.run.capture import Round
+from rlamort.run.rounds import Round
 from rlamort.run.sharing import Sharing
 
 

@@ -57,7 +57,7 @@ HELD = [
 ]  # fmt: skip
 
 
-WORKERS = {"num_envs": 2, "vectorization": "async"}
+WORKERS = {"num_envs": 3, "vectorization": "async", "num_workers": 2}
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_method_that_is_held_is_found_in_the_object_that_is_there():
     other.reset(seed=0)
     for _ in range(3):
         one.step(np.ones(1, np.float32))
-    assert other.restore([one.snapshot()]) == ""
+    assert other.restore(one.snapshot()) == ""
     assert one.step(np.ones(1, np.float32))[0] == other.step(np.ones(1, np.float32))[0] == pytest.approx([0.54])
 
 
@@ -324,9 +324,9 @@ def test_a_snapshot_of_another_build_begins_a_new_episode():
     row, other = Snapshot(counting.Pay, 0), Snapshot(lambda: counting.Factor(counting.Pay()), 0)
     row.reset(seed=0)
     other.reset(seed=0)
-    assert other.restore([row.snapshot()]) == "it has 2 layers; there were 1"
+    assert other.restore(row.snapshot()) == "it has 2 layers; there were 1"
     changed = row.snapshot()
     changed["layers"][0]["class"] = "counting:Nested"
-    assert "stands where there was a counting:Nested" in row.restore([changed])
-    assert row.restore([[{"seed": 0}]]) == "it was saved by an older rlamort"
+    assert "stands where there was a counting:Nested" in row.restore(changed)
+    assert row.restore([{"seed": 0}]) == "it was saved by an older rlamort"
     row.reset()  # as good as new

@@ -15,6 +15,7 @@ from rlamort.config.fields import (
     Mark,
     NonNegative,
     Positive,
+    Ratio,
     Seconds,
     Seed,
     Size,
@@ -25,6 +26,7 @@ from rlamort.config.fields import (
     element_of,
     fields_of,
     part_of,
+    rational,
     takes_text,
 )  # fmt: skip
 from rlamort.config.parts import KIND, Part
@@ -50,7 +52,7 @@ from rlamort.config.run import Dtype, Run, Tracked
 
 __all__ = [
     "FIXED", "FREE", "KIND", "Config", "Count", "Dtype", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part",
-    "Positive", "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of",
+    "Positive", "Ratio", "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of",
     "convert", "defaults", "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening",
-    "part_of", "read_row", "renamed", "resolve", "short_name", "takes_text", "unsupported",
+    "part_of", "rational", "read_row", "renamed", "resolve", "short_name", "takes_text", "unsupported",
 ]  # fmt: skip

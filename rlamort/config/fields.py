@@ -1,6 +1,7 @@
 """Fields: the keywords of a constructor, with types, ranges, defaults and help from its signature and docstring."""
 
 import dataclasses
+import fractions
 import inspect
 import itertools
 import math
@@ -56,10 +57,16 @@ Count = Annotated[int, Range(1), AtMost(2**53)]  # integers that a double repres
 Whole = Annotated[int, Range(0), AtMost(2**53)]
 Size = Annotated[int, Range(1), AtMost(10**6)]  # of arrays, or of work in one step of the loop
 Seed = Annotated[int, Range(0, 2**31 - 1)]  # C's int; with an environment's index added, below numpy.random.seed's 2**32
+Ratio = Annotated[float, Range(1e-6), AtMost(10**6)]  # see `rational`
 Seconds = Annotated[float, Range(0, above=True), AtMost(10**6)]  # the kernel waits for 2**31 milliseconds at most
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+
+
+def rational(ratio: float) -> fractions.Fraction:
+    """The nearest fraction with a denominator of at most a million: 1/10 of 0.1, and 1/3 of 0.3333333333333333."""
+    return fractions.Fraction(ratio).limit_denominator(10**6)
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,7 @@ def convert(name: str, value: Any, kind: Any, current: Any = None) -> Any:
         return _part(name, value, base, current)
     try:
         return _convert(value, kind)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         most = min((one.high for one in _annotations(kind) if isinstance(one, AtMost)), default=math.inf)
         items = value if isinstance(value, list | tuple) else [value]
         limit = f", at most {most}" if any(isinstance(one, int | float) and one > most for one in items) else ""
@@ -241,7 +248,7 @@ def _example(value: Any, element: Any) -> str:
     """An example of a list of such items: of the value itself, if only the brackets are missing."""
     try:
         _convert(value or None, element)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         return {int: "256,256", float: "0.1,0.2", str: "a,b"}.get(bare(element), "")
     return str(value)
 
@@ -257,7 +264,7 @@ def _convert(value: Any, kind: Any) -> Any:
         for one in sorted(arguments, key=lambda a: a is str):  # text takes anything, so it is asked last
             try:
                 return _convert(value, one)
-            except (TypeError, ValueError, OverflowError):
+            except (TypeError, ValueError, ArithmeticError):
                 continue
         raise ValueError
     if origin is Literal:
@@ -281,7 +288,7 @@ def _convert(value: Any, kind: Any) -> Any:
             raise ValueError
         return int(value)
     if kind is float:
-        number = float(value)
+        number = float(fractions.Fraction(value) if isinstance(value, str) and "/" in value else value)
         if not math.isfinite(number):
             raise ValueError
         return number

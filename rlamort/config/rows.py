@@ -48,7 +48,9 @@ MOVED = {
     "rlamort.agents.sb3.Own": "rlamort.agents.sb3.SB3Source",
 }
 # keywords of an opener of environments that the run itself passes; the others are fields
-OPENING = {"count", "env_kwargs", "vectorization", "max_episode_steps", "max_faults", "timeout", "reset_options", "device"}
+OPENING = {
+    "count", "env_kwargs", "vectorization", "workers", "max_episode_steps", "max_faults", "timeout", "reset_options", "device",
+}  # fmt: skip
 TARGETS = ("opens", "source", "agent", "train")  # opens the environment; provides batches; learns; loops
 # A row also has its tuple; the row whose claims it shares; fields that it does not support.
 ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "unsupported", *TARGETS)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from rlamort.config.fields import AtMost, Count, Fixed, Free, Range, Seconds, Seed, Size, Whole
+from rlamort.config.fields import AtMost, Count, Fixed, Free, Range, Ratio, Seconds, Seed, Size, Whole
 
 Tracked = Literal["none", "wandb", "tensorboard"]
 Dtype = Literal["float32", "float64"]
@@ -25,11 +25,13 @@ class Run:
         dtype: of networks, contexts and the problem; float64 is for tolerances that float32 cannot reach.
         dir: the run directory, which must not exist yet; null makes a new one under runs/.
         num_envs: number of environments stepped side by side.
-        vectorization: sync steps them in this process, async each in a worker process, on one thread.
+        vectorization: sync steps them in this process, async in worker processes, on one thread each.
+        num_workers: worker processes of vectorization=async, which share the environments evenly; null takes one for each core.
         max_env_faults: number of steps that may raise, return NaN or lose a worker process; each ends its episode with a
             warning.
-        env_timeout: time limit of a step in worker processes, in seconds, after which they are replaced.
-        utd: updates per environment step (update-to-data ratio).
+        env_timeout: time limit of a step of a worker process's environments, in seconds, after which it is replaced.
+        utd: updates per environment step (update-to-data ratio), such as 2, 0.25 or 1/64. Of T steps since updates began there
+            have been exactly floor(utd T).
         reset_every: updates between periodic network resets, which reinitialise networks and optimisers and keep the replay
             (Nikishin et al., 2022); 0 for none.
         batch_size: transitions in an update.
@@ -70,9 +72,10 @@ class Run:
     dir: Free[str | None] = None
     num_envs: Fixed[Size] = 1
     vectorization: Literal["sync", "async"] = "sync"
+    num_workers: Size | None = None
     max_env_faults: Free[Whole] = 10
     env_timeout: Free[Seconds] = 60.0
-    utd: Size = 1
+    utd: Ratio = 1.0
     reset_every: Whole = 0
     batch_size: Size = 256
     warmup_steps: Whole = 1_000

@@ -1,18 +1,20 @@
 """The Gymnasium adapter: a `gymnasium.vector` environment of any autoreset mode as a batched `Env`, tolerant of faults."""
 
 import contextlib
-import multiprocessing
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlamort.env import Env, Episode, Spec, Step
-from rlamort.env.snapshot import FAULT, SharedState, learn, learned
-from rlamort.env.vector import LOST, LocalVectorEnv, VectorFactory, abandon, parts
+from rlamort.env.snapshot import FAULT, SharedState, drawn_from, learn, learned
+from rlamort.env.local import LocalVectorEnv
+from rlamort.env.vector import parts
+from rlamort.env.workers import WorkerError, WorkerVectorEnv
 from rlamort.errors import Diverged, Fault, UserError
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -24,13 +26,12 @@ class GymEnv(Env):
     An environment of ours that raises, or returns non-finite numbers, is reset; that step is no transition, and is counted.
 
     Args:
-        vector: a vector environment that declares its autoreset mode, or `VectorFactory`.
+        vector: a vector environment that declares its autoreset mode.
         name: for messages.
         spec: its sizes and bounds.
         device: of x, rewards and actions.
         limit: steps after which an unfinished episode is an error; None if a time limit is declared.
-        max_faults: number of tolerated failures of `VectorFactory`.
-        timeout: time limit of a step in worker processes, in seconds.
+        max_faults: number of tolerated failures of an environment of ours (see `vector_of`).
 
     Raises:
         UserError: a vector environment declares no autoreset mode.
@@ -38,18 +39,17 @@ class GymEnv(Env):
 
     def __init__(
         self,
-        vector: VectorEnv[Any, Any, Any] | VectorFactory,
+        vector: VectorEnv[Any, Any, Any],
         name: str,
         spec: Spec,
         device: torch.device,
         *,
         limit: int | None = None,
         max_faults: int = 0,
-        timeout: float = 60.0,
     ) -> None:
         super().__init__(spec, device)
-        self.ours = vector if isinstance(vector, VectorFactory) else None
-        self.vector = vector() if isinstance(vector, VectorFactory) else vector
+        self.ours = vector if isinstance(vector, LocalVectorEnv | WorkerVectorEnv) else None
+        self.vector = vector
         mode = self.vector.metadata.get("autoreset_mode")
         if mode is None:
             raise UserError(
@@ -58,15 +58,16 @@ class GymEnv(Env):
             )
         self.mode = AutoresetMode(mode)
         self.name, self.count, self.limit = name, self.vector.num_envs, limit
-        self.max_faults, self.timeout = max_faults, timeout
+        self.max_faults = max_faults
         self.faults = 0
-        self._learned = self.statistics()
         self._steps = 0
         self._ended = np.zeros(self.count, dtype=bool)  # rows whose episode is over and that NEXT_STEP resets next
         self._every = np.ones(self.count, dtype=bool)
         self._total = np.zeros(self.count)
         self._length = np.zeros(self.count, dtype=np.int64)
         self._finished: list[Episode] = []
+        if isinstance(self.ours, WorkerVectorEnv) and (found := self.statistics()) is not None:
+            self.ours.statistics = found["rows"]
 
     def reset(self, seed: int) -> torch.Tensor:
         self.vector.action_space.seed(seed)
@@ -83,10 +84,7 @@ class GymEnv(Env):
         if not np.isfinite(u).all():
             raise Diverged(f"env {self.name}, step {self._steps}: the agent's action is {u}; its network has diverged")
         action = self.units.decode(u)
-        try:
-            observation, reward, terminated, truncated, info = self._call(lambda: self._advance(action))
-        except LOST as error:
-            return self._lost(error)
+        observation, reward, terminated, truncated, info = self._call(lambda: self.vector.step(action))
         self._steps += 1
         successor, raw_reward = self._rows(observation), reward
         with np.errstate(over="ignore"):  # what float32 cannot hold is said below
@@ -132,7 +130,7 @@ class GymEnv(Env):
             "total": self._total,
             "length": self._length,
             "finished": [[e.total, e.length] for e in self._finished],
-            "rows": self._call_rows("snapshot") if self.ours else None,
+            "rows": self._every_one("snapshot") if self.ours else None,
             "statistics": None if self.ours else self.statistics(),
         }
 
@@ -140,7 +138,10 @@ class GymEnv(Env):
         self._steps, self.faults = state["steps"], state["faults"]
         self.reset(0)  # they must have been reset once before a state is put in
         if self.ours and state["rows"] is not None:
-            reasons = self._call_rows("restore", state["rows"])
+            reasons = self._each("restore", [(row,) for row in state["rows"]])
+            first = [i for i, row in enumerate(state["rows"]) if "globals" in row and row["globals"] is not None]
+            if first and first != self.ours.first and any(drawn_from(state["rows"][i]) for i in first):
+                reasons.append("its environments draw from random generators of their processes, and num_workers was another")
         else:
             reasons = ["a vector environment that rlamort did not make gives no state"]
             if state.get("statistics"):
@@ -158,7 +159,7 @@ class GymEnv(Env):
         """Running statistics of wrappers: of each environment, and of a user's vector environment its own wrappers, too."""
         around, *rows = parts(self.vector)
         if self.ours:
-            found = {"around": learned([]), "rows": self._call_rows("statistics")}
+            found = {"around": learned([]), "rows": self._every_one("statistics")}
         else:
             found = {"around": learned(around), "rows": [learned(row) for row in rows]}
         return found if any(one["layers"] for one in (found["around"], *found["rows"])) else None
@@ -166,11 +167,13 @@ class GymEnv(Env):
     def take(self, statistics: dict[str, Any], frozen: bool) -> None:
         around, *rows = parts(self.vector)
         learn([] if self.ours else around, statistics["around"], frozen)
-        if self.ours and statistics["rows"]:
-            self._call_rows("take", statistics["rows"], frozen)
-        elif statistics["rows"]:
-            for i, row in enumerate(rows):
-                learn(row, statistics["rows"][i % len(statistics["rows"])], frozen)
+        if not statistics["rows"]:
+            return
+        each = list(itertools.islice(itertools.cycle(statistics["rows"]), self.count))  # an evaluation may have more of them
+        if self.ours:
+            self._each("take", [(one, frozen) for one in each])
+        for row, one in zip(rows if self.ours is None else (), each, strict=False):
+            learn(row, one, frozen)
 
     @contextlib.contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -182,40 +185,20 @@ class GymEnv(Env):
     def prove(self) -> None:
         """Test, by stepping a copy beside the first environment for a while, whether a resume is exact."""
         if self.ours:
-            self._call_rows("prove")
+            self._every_one("prove")
 
     def close(self) -> None:
-        try:
-            self.vector.close()
-        except LOST:
-            abandon(self.vector)
+        self.vector.close()
 
-    def _advance(self, action: np.ndarray) -> Any:
-        if self.ours and isinstance(self.vector, AsyncVectorEnv):
-            self.vector.step_async(action)
-            return self.vector.step_wait(timeout=self.timeout)
-        return self.vector.step(action)
-
-    def _call_rows(self, name: str, *arguments: Any) -> list[Any]:
-        """Call a method of every environment's `Snapshot`."""
-        assert isinstance(self.vector, LocalVectorEnv | AsyncVectorEnv)
-        call = self.vector.call
-        return list(self._call(lambda: call(name, *arguments)))
-
-    def _lost(self, error: BaseException) -> Step:
-        """After a worker process was lost: start all of them again, with new episodes."""
+    def _each(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every environment's `Snapshot`, each with its own arguments."""
         assert self.ours is not None
-        slow = isinstance(error, multiprocessing.TimeoutError)
-        self._forgive(self._every, f"a worker process {f'took more than {self.timeout:g} s' if slow else 'died'}")
-        abandon(self.vector)
-        self.vector = self.ours()
-        if self._learned:
-            self.take(self._learned, frozen=False)
-        finished = self._finished.copy()
-        x = self.reset(self._steps)
-        self._finished = finished
-        none = np.zeros(self.count, dtype=bool)
-        return Step(x, torch.zeros(self.count, device=self.device), none, none, none)
+        call = self.ours.call
+        return list(self._call(lambda: call(name, arguments)))
+
+    def _every_one(self, name: str) -> list[Any]:
+        """Call a method of every environment's `Snapshot`."""
+        return self._each(name, [()] * self.count)
 
     def _forgive(self, broken: np.ndarray, reason: str) -> None:
         self.faults += 1
@@ -226,8 +209,8 @@ class GymEnv(Env):
 
     def _reason(self, broken: np.ndarray, observation: Any, reward: Any, info: dict[str, Any]) -> str:
         row = int(np.flatnonzero(broken)[0])
-        if FAULT in info and info[f"_{FAULT}"][row]:
-            return f"it raised {info[FAULT][row]}"
+        if row in info[FAULT]:
+            return str(info[FAULT][row])
         if (odd := _odd(reward[row])) is not None:
             return f"its reward is {odd}"
         return f"its observation holds {_odd(observation[row])}"
@@ -249,8 +232,8 @@ class GymEnv(Env):
                 self._finished.append(Episode(float(self._total[row]), int(self._length[row])))
             self._total[ended] = 0
             self._length[ended] = 0
-            if self._learned and isinstance(self.vector, AsyncVectorEnv):  # a worker may die, and what it knows with it
-                self._learned = self.statistics()
+            if isinstance(self.ours, WorkerVectorEnv) and self.ours.statistics is not None and ended[0]:
+                self.ours.statistics = self._every_one("statistics")  # a worker may die, and what it knows with it
         if self.limit is not None and self._length.max() >= self.limit:
             raise Fault(
                 f"env {self.name}: an episode has not ended after {self.limit} steps, and it declares no limit; "
@@ -280,15 +263,13 @@ class GymEnv(Env):
         return torch.from_numpy(array).to(self.device)
 
     def _call(self, function: Callable[[], Any]) -> Any:
-        """The result of a call; exceptions become a Fault that names the environment, except for lost worker processes."""
+        """The result of a call; exceptions become a Fault that names the environment."""
         try:
             return function()
         except UserError:
             raise
         except Exception as error:
-            if self.ours and isinstance(error, LOST):
-                raise
-            what = f"{type(error).__name__}: {error}"
+            what = str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
             raise Fault(f"env {self.name}: it raised at step {self._steps + 1}: {what}") from error
 
 

@@ -17,6 +17,7 @@ from gymnasium.wrappers import TimeLimit
 from rlamort.config.imports import class_at, module_of
 from rlamort.env import Env, Space, Spec
 from rlamort.env.bandit import Bandit
+from rlamort.env.capacity import require_memory, resident, workers_of
 from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
@@ -25,7 +26,7 @@ from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
-from rlamort.env.vector import Factory, VectorFactory
+from rlamort.env.vector import Factory, vector_of
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.problem import Problem
 
@@ -244,6 +245,7 @@ def open_env(
     count: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     vectorization: str = "sync",
+    workers: int | None = None,
     max_episode_steps: int | None = None,
     max_faults: int = 0,
     timeout: float = 60.0,
@@ -260,8 +262,9 @@ def open_env(
     """
     problem = _problem_in(env)
     keywords: dict[str, Any] = {
-        "count": count, "env_kwargs": env_kwargs, "vectorization": vectorization, "max_episode_steps": max_episode_steps,
-        "max_faults": max_faults, "timeout": timeout, "reset_options": reset_options, "device": device,
+        "count": count, "env_kwargs": env_kwargs, "vectorization": vectorization, "workers": workers,
+        "max_episode_steps": max_episode_steps, "max_faults": max_faults, "timeout": timeout,
+        "reset_options": reset_options, "device": device,
     }  # fmt: skip
     return open_gym(env, **keywords) if problem is None else Bandit(open_problem(problem, **keywords))
 
@@ -283,6 +286,7 @@ def open_gym(
     count: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     vectorization: str = "sync",
+    workers: int | None = None,
     max_episode_steps: int | None = None,
     max_faults: int = 0,
     timeout: float = 60.0,
@@ -295,7 +299,8 @@ def open_gym(
         env: as in `factory`, or a `gymnasium.vector.VectorEnv`, which has its own count.
         count: number of environments side by side.
         env_kwargs: keywords of its constructor.
-        vectorization: "sync" (in this process) or "async" (a worker process each).
+        vectorization: "sync" (in this process) or "async" (in worker processes).
+        workers: number of worker processes; None takes one for each core.
         max_episode_steps: truncates longer episodes.
         max_faults: number of tolerated failures in steps.
         timeout: time limit of a step in worker processes, in seconds.
@@ -321,7 +326,8 @@ def open_gym(
         if rows and env.unwrapped is env:  # in this process, and nothing is around them
             spec = _with_dynamics(spec, rows[0], lambda: Simulator(rows[0], name))
         return GymEnv(env, name, spec, device)
-    first = probed = None
+    processes = workers_of(vectorization, count, workers)
+    first, probed, before, grown = None, None, resident(), math.inf
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
@@ -335,9 +341,12 @@ def open_gym(
     else:
         make = factory(env, env_kwargs, max_episode_steps)
         spec, declared, probed = probe(name, make, reset_options)
+        grown = resident() - before  # with what it imports, so no environment takes more
     limit = None if max_episode_steps or declared else PATIENCE
-    ours = VectorFactory(make, count, vectorization, reset_options, first)
-    opened = GymEnv(ours, name, spec, device, limit=limit, max_faults=max_faults, timeout=timeout)
+    require_memory(make, count, processes, grown)
+    spaces = (spec.observation.box(), spec.action.box())
+    vector = vector_of(make, spaces, count, processes, reset_options, first, timeout)
+    opened = GymEnv(vector, name, spec, device, limit=limit, max_faults=max_faults)
     rows = [row.unwrapped for row in getattr(opened.vector, "envs", ())]
     if len({id(row) for row in [*rows, probed]}) <= len(rows):
         raise UserError(

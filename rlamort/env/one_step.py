@@ -231,6 +231,7 @@ def open_problem(
     count: int = 1,
     env_kwargs: dict[str, Any] | None = None,
     vectorization: str = "sync",
+    workers: int | None = None,
     max_episode_steps: int | None = None,
     max_faults: int = 0,
     timeout: float = 60.0,
@@ -246,6 +247,7 @@ def open_problem(
         count: number of contexts side by side.
         env_kwargs: keywords of its constructor.
         vectorization: "sync"; there are no worker processes.
+        workers: None, likewise.
         max_episode_steps: None; an episode is one step.
         max_faults: number of tolerated steps with non-finite costs.
         timeout: has no effect without worker processes.
@@ -256,6 +258,8 @@ def open_problem(
         UserError: it cannot be constructed, a keyword does not apply, or its sizes do not match.
         Fault: its methods raise, or its costs are not finite.
     """
+    if workers is not None:
+        raise UserError(f"num_workers={workers}: a problem is solved in batches, without workers")
     if vectorization != "sync":
         raise UserError(f"vectorization={vectorization}: a problem is solved in batches, without workers; allowed: sync")
     if max_episode_steps is not None:

@@ -13,8 +13,9 @@ from rlamort.env.objects import name_of, value_in
 from rlamort.env.state import Reader, Tree, Unlike, Writer
 from rlamort.errors import UserError
 
-FAULT = "fault"  # the key in info of a step that raised
+FAULT = "fault"  # the key in info of what went wrong in a step
 TRIAL = 1_100  # steps and resets for which a copy is stepped beside the environment: more than most episodes have
+PROVED = 16  # environments that are tested so, of any number of one kind
 SETTLED = 5  # steps before that, so that its state differs from that of a new environment
 LIBRARY = "gymnasium."
 
@@ -45,7 +46,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         super().__init__(make() if env is None else env)
         self.make, self.row, self.options = make, row, options
         self.seed, self.raised, self.broken = 0, 0, False
-        self.alone = False  # whether the process, and with it the global generators, are this environment's
+        self.keeps_globals = False  # whether it seeds and saves the global generators, as the first one of a worker process
         self.unproved: tuple[str, ...] = ()
         self._copy: Snapshot | None = None
         self._trial = self._until_proof = 0  # steps to go
@@ -59,7 +60,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
             before = self.statistics()
             self.env, self.broken = self.make(), False
             self._copy = None
-            self.take([before])
+            self.take(before)
             seed = self.seed + 1_000_003 * self.raised if seed is None else seed
         return self._beside(lambda env: env.reset(seed=seed, options=self.options), seed)  # type: ignore[no-any-return]
 
@@ -77,14 +78,14 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         except Exception as error:
             self.raised, self.broken = self.raised + 1, True
             nothing = np.zeros(self.observation_space.shape or (), self.observation_space.dtype)
-            return nothing, float("nan"), False, True, {FAULT: f"{type(error).__name__}: {error}"}
+            return nothing, float("nan"), False, True, {FAULT: f"it raised {type(error).__name__}: {error}"}
 
     def _seed_all(self, seed: int) -> None:
-        """Seed the spaces of every layer, which an environment may sample from, and the global generators if it is alone."""
+        """Seed the spaces of every layer, which an environment may sample from, and the global generators if it keeps them."""
         for layer in layers(self.env):
             for space in (layer.action_space, layer.observation_space):
                 space.seed(seed)
-        if self.alone:
+        if self.keeps_globals:
             seed_globals(seed)
 
     def snapshot(self) -> dict[str, Tree]:
@@ -96,22 +97,21 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         except RecursionError:
             read, reader.lost = {}, {f"{self.env} holds objects inside each other too deep to be read": None}
         own = {"seed": self.seed, "raised": self.raised, "broken": self.broken}
-        everybodys = _read_globals() if self.alone else None
+        everybodys = _read_globals() if self.keeps_globals else None
         unsaved = [*reader.lost, *self.unproved]
         return {"own": own, "globals": everybodys, "unsaved": unsaved, "statistics": self.statistics(), **read}
 
-    def restore(self, snapshots: list[dict[str, Tree]]) -> str:
-        """Restore this environment's of all snapshots; the reason if only a new episode can be started, else ""."""
-        state = snapshots[self.row]
+    def restore(self, state: dict[str, Tree]) -> str:
+        """Restore a `snapshot`; the reason if only a new episode can be started, else ""."""
         if "own" not in state:
             return "it was saved by an older rlamort"
         self.seed, self.raised = state["own"]["seed"], state["own"]["raised"]
         reason = str(state["unsaved"][0]) if state["unsaved"] else self._put_back(state)
         if reason:
-            self.take([state["statistics"]])
+            self.take(state["statistics"])
         else:
             self.broken = state["own"]["broken"]
-            if self.alone and state["globals"] is not None:
+            if self.keeps_globals and state["globals"] is not None:
                 _write_globals(state["globals"])
         return reason
 
@@ -134,13 +134,13 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         """Running statistics of its wrappers."""
         return learned(layers(self.env))
 
-    def take(self, statistics: list[Tree], frozen: bool = False) -> None:
-        """Restore this environment's of all `statistics`; `frozen` stops their updates."""
-        learn(layers(self.env), statistics[self.row % len(statistics)], frozen)
+    def take(self, statistics: Tree, frozen: bool = False) -> None:
+        """Restore `statistics`; `frozen` stops their updates."""
+        learn(layers(self.env), statistics, frozen)
 
     def prove(self) -> None:
-        """Soon, step a copy restored to the same state beside it for a while, and note a difference."""
-        self._until_proof = SETTLED
+        """Soon, step a copy restored to the same state beside it for a while, and note a difference; of many only of some."""
+        self._until_proof = SETTLED if self.row < PROVED else 0
 
     def _prove(self) -> None:
         state = self.snapshot()
@@ -154,7 +154,7 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
                 return
             try:
                 copied.reset(seed=0)
-                reason = copied.restore([state])
+                reason = copied.restore(state)
             except Exception as error:  # whatever a user's objects raise when they are written to, the environment plays on
                 reason = f"{type(error).__name__}: {error}"
         if reason:
@@ -275,6 +275,15 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         _write_globals(state)
+
+
+def drawn_from(snapshot: dict[str, Tree]) -> bool:
+    """Whether the global generators in a snapshot were drawn from since they were seeded."""
+    with preserved():
+        seed_globals(snapshot["own"]["seed"])
+        fresh, held = _read_globals(), snapshot["globals"]
+    same = torch.equal(fresh["torch"], held["torch"]) and list(fresh["python"][1]) == list(held["python"][1])
+    return not same or str(fresh["numpy"]) != str(held["numpy"])
 
 
 class SharedState:

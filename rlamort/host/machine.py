@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,16 @@ def memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> int:
+    """Bytes of the machine's memory that are free for this process, within its container's limit."""
+    found, group = int(psutil.virtual_memory().available), Path("/sys/fs/cgroup/memory.max")
+    if group.is_file() and (limit := group.read_text().strip()) != "max":
+        used = int(group.with_name("memory.current").read_text())
+        facts = dict(line.split() for line in group.with_name("memory.stat").read_text().splitlines())
+        found = min(found, int(limit) - used + int(facts["inactive_file"]))  # cached files give way
+    return found
 
 
 def state_dict_on_meta(make: Callable[[], nn.Module]) -> dict[str, Tensor] | None:

@@ -16,7 +16,7 @@ import torch
 from rlamort.host.machine import versions
 from rlamort.measure.report import Report
 from rlamort.measure.speed import profile, scaling, speed
-from rlamort.run.capture import Eager
+from rlamort.run.rounds import Eager
 from rlamort.run.learner import Learner, learner_class
 from rlamort.source import Replay
 

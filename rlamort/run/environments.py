@@ -97,7 +97,7 @@ class Environments:
         """The training environment."""
         if self._training is None:
             run, env = self.config.run, self._env()
-            self._training = self._open(env, run.num_envs, run.vectorization)
+            self._training = self._open(env, run.num_envs, run.vectorization, run.num_workers)
             if self.saved is not None:
                 self._training.take(self.saved, frozen=False)
             observation = self._training.spec.observation
@@ -147,12 +147,12 @@ class Environments:
             if env is not None:
                 env.close()
 
-    def _open(self, env: Any, count: int, vectorization: str = "sync", own: bool = True) -> Env:
+    def _open(self, env: Any, count: int, vectorization: str = "sync", workers: int | None = None, own: bool = True) -> Env:
         """`own` for the training environment and others like it, which take the constructor's keywords."""
         run, vector = self.config.run, isinstance(env, VectorEnv)
         with default_dtype(run.dtype):
             opened: Env = locate(self.config.row["opens"])(
-                env, count=count, vectorization=vectorization,
+                env, count=count, vectorization=vectorization, workers=workers,
                 env_kwargs=run.env_kwargs if own and not isinstance(env, (*INSTANCES, Copies, Problem)) else None,
                 max_episode_steps=None if vector else run.max_episode_steps,
                 max_faults=run.max_env_faults, timeout=run.env_timeout, reset_options=None if vector else run.reset_options,
@@ -207,7 +207,7 @@ def _refuse_idle(env: Any, fields: dict[str, Any]) -> None:
     """Raises UserError for a key that does not apply to an existing `env`."""
     late = ["env_kwargs"] if isinstance(env, INSTANCES) else []
     if isinstance(env, VectorEnv):
-        late += ["max_episode_steps", "reset_options", "vectorization", "max_env_faults", "env_timeout"]
+        late += ["max_episode_steps", "reset_options", "vectorization", "num_workers", "max_env_faults", "env_timeout"]
     for key in late:
         if fields.get(key) is not None:
             raise UserError(f"{key}={fields[key]}: {name_of(env)} is given, which is made already, so this comes too late")

@@ -5,6 +5,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from rlamort.agent import Agent, Player
-from rlamort.config import Config, defaults, fields, locate, read_row, resolve, short_name
+from rlamort.config import Config, defaults, fields, locate, rational, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.machine import cores, default_dtype, device_of, fast_products, require_memory, versions
@@ -21,12 +22,13 @@ from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
 from rlamort.host.saved import save_agent
 from rlamort.run.callback import Callback, Called, Enough
-from rlamort.run.capture import Captured, Eager
+from rlamort.run.capture import Captured
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
 from rlamort.run.mirror import require
 from rlamort.run.resets import Resets
+from rlamort.run.rounds import Eager
 from rlamort.run.sharing import Sharing
 from rlamort.run.stored import agent_in, trusted, values_of
 from rlamort.run.track import Terminal
@@ -184,7 +186,8 @@ class Learner:
         if reset_num_timesteps and self.clock.env_step and durable is not None:
             raise UserError("reset_num_timesteps: steps in a run directory count on; reset_num_timesteps=False is needed")
         if reset_num_timesteps:
-            self.clock = Clock(updates=self.clock.updates, y=self.clock.y, h=self.clock.h)
+            kept = self.clock
+            self.clock = Clock(updates=kept.updates, y=kept.y, h=kept.h, learning_steps=kept.learning_steps)
         schedule, updates = self._schedule(total_timesteps), self.clock.updates
         takers = [*([] if durable is None else [durable.records()]), *trackers]
         scorer = functools.partial(self._scored, self.config.run.eval_episodes) if takers else None
@@ -209,8 +212,10 @@ class Learner:
     def _schedule(self, steps: int) -> Schedule:
         run = self.config.run
         update_after = run.warmup_steps if run.update_after is None else run.update_after
-        return Schedule(steps, run.warmup_steps, update_after, run.utd, run.batch_size, run.eval_every, run.log_every,
-                        run.checkpoint_every, run.reset_every)  # fmt: skip
+        return Schedule(
+            steps, run.warmup_steps, update_after, rational(run.utd), run.batch_size, run.eval_every, run.log_every,
+            run.checkpoint_every, run.reset_every,
+        )  # fmt: skip
 
     def _train(self, schedule: Schedule, journal: Journal) -> None:
         """Run the method's loop, until its end or the callback's, and a last evaluation."""
@@ -245,7 +250,7 @@ class Learner:
         """The context in which it learns."""
         return self.at_work(self.randomness)
 
-    def _prepared(self, planned: int) -> Updates:
+    def _prepared(self, planned: Fraction) -> Updates:
         if self._compiled is None:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
@@ -266,18 +271,13 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Everything that `restore` needs but the agent and the frames of the replay."""
-        clock = self.clock
         return {
-            "clock": {
-                "env_step": clock.env_step, "updates": clock.updates, "seconds": clock.seconds, "scored": clock.scored,
-                "metrics": clock.metrics, "episodes": [[e.total, e.length] for e in clock.episodes], "y": clock.y,
-                "h": clock.h,
-            },
+            "clock": self.clock.state(),
             "source": self.source.state(),
             **self.randomness.current(),
             "compiled": self._compiled,
             "threads": self.threads,
-        }  # fmt: skip
+        }
 
     def restore(self, state: dict[str, Any], frames: Iterator[dict[str, Any]]) -> bool:
         """Continue from `state` and the replay's frames, in the order of writing; returns False if episodes begin anew."""
@@ -285,6 +285,7 @@ class Learner:
         self.clock = Clock(
             clock["env_step"], clock["updates"], clock["seconds"], clock["scored"],
             clock["metrics"], [Episode(total, length) for total, length in clock["episodes"]],
+            learning_steps=clock.get("learning_steps", 0),  # older checkpoints have none: utd was whole, and it did not matter
         )  # fmt: skip
         exact: bool = self.source.restore(state["source"], frames)
         if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now

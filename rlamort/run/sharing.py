@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent
-from rlamort.run.capture import AgentSnapshot, Round, named
+from rlamort.run.capture import named
+from rlamort.run.rounds import AgentSnapshot, Round
 from rlamort.run.track import say
 from rlamort.train import Updates
 
@@ -24,7 +25,7 @@ class Sharing:
 
     Threads synchronise many times in an update. One that is descheduled for another process blocks the others,
     so several threads on a busy machine may be slower than one; small networks are always faster on one.
-    Rounds are timed, and the alternative is tried periodically, and when they slow down. It is used only if a round gives
+    Updates are timed, and the alternative is tried periodically, and when they slow down. It is used only if a round gives
     bit for bit the same on one thread as on all, so that a run does not depend on the machine's load.
 
     Args:
@@ -46,12 +47,14 @@ class Sharing:
     def __call__(self, improves: Sequence[bool], x: Tensor | None, h: Carry = ()) -> Round:
         if torch.get_num_threads() != self.now:  # as when learning begins again
             torch.set_num_threads(self.now)
+        if not improves:  # as for most rounds of utd=1/64: it says nothing of updates
+            return Round(*self.updates(improves, x, h))
         self._whole = max(self._whole, improves, key=sum)
         started = time.perf_counter()
         found = self.updates(improves, x, h)
         self._seconds += time.perf_counter() - started
         self._timed += 1
-        self._updates += max(1, len(improves))
+        self._updates += len(improves)
         if self._timed >= (TRIAL if self._trying else WINDOW) or self._seconds > self._longest:
             mean, length = self._seconds / self._updates, self._updates / self._timed
             self._timed, self._updates, self._seconds = 0, 0, 0.0

@@ -52,14 +52,16 @@ class Fresh:
         "steps": "steps to train for, each of `utd` updates.",
         "seed": "of networks and contexts; evaluation has its own.",
         "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
-        "utd": "updates a step.",
+        "utd": "updates a step, which may be fewer than one.",
         "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
         "batch_size": "contexts in an update.",
         "eval_episodes": "contexts in an evaluation, always the same.",
         "compile": "true captures an update with its contexts as one graph (5-60 s, then faster); auto does so from 15,000 "
         "updates on. What was compiled is kept for later runs.",
     })  # fmt: skip
-    unsupported = ("max_episode_steps", "num_envs", "vectorization", "env_timeout", "warmup_steps", "update_after", "video")
+    unsupported = (
+        "max_episode_steps", "num_envs", "vectorization", "num_workers", "env_timeout", "warmup_steps", "update_after", "video",
+    )  # fmt: skip
     resumable = True
     waiting = None
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames

@@ -72,6 +72,7 @@ class Replay:
         self.fifo_on_device = torch.from_numpy(self.fifo).to(device)  # what `sample` reads; on a CPU, the same memory
         self.follows = np.zeros(rows, dtype=bool)  # the slot before is an earlier step of the same episode
         self.begins = np.zeros((rows, slots), dtype=bool)
+        self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
         self._cells = {name: self._writable(getattr(self, name)) for name in (*FRAME, "starts")}
 
@@ -117,8 +118,7 @@ class Replay:
         base, after = rows * self.slots, (head + 1) % self.slots
         at, successor, cells, follows = base + head, base + after, self._cells, self.follows[rows]
         if self.written.max() + 2 > self.slots:  # these slots may hold something, which is overwritten
-            self._expire(rows, head)
-            self._expire(rows, after)
+            self._expire(rows, at, successor)
         if follows.any():
             cells["stop"][(base + (head - 1) % self.slots)[follows]] = False
         cells["x"][at] = self._writable(x)
@@ -129,7 +129,7 @@ class Replay:
         cells["x"][successor] = self._writable(x_next)
         cells["starts"][base + (self.first[rows] + self.size[rows]) % self.slots] = self._writable(head.astype(np.int32))
         ended = terminated | truncated
-        self.begins[rows, head] = True
+        self._begins[at] = True
         self.follows[rows] = ~ended
         self.written[rows] += 1 + ended
         self.size[rows] += 1
@@ -286,12 +286,12 @@ class Replay:
         base = row * self.slots
         return base, self.starts[base + (first[row] + k - (upto - size)[row]) % self.slots].long()
 
-    def _expire(self, rows: np.ndarray, slots: np.ndarray) -> None:
-        """These slots are overwritten: the transitions that they began, each its row's oldest, are gone."""
-        gone = rows[self.begins[rows, slots]]
-        self.first[gone] = (self.first[gone] + 1) % self.slots
-        self.size[gone] -= 1
-        self.begins[rows, slots] = False
+    def _expire(self, rows: np.ndarray, at: np.ndarray, successor: np.ndarray) -> None:
+        """Two slots of each row are overwritten: the transitions that they began, the row's oldest, are gone."""
+        gone = self._begins[at].astype(np.int64) + self._begins[successor]
+        self.first[rows] = (self.first[rows] + gone) % self.slots
+        self.size[rows] -= gone
+        self._begins[at] = self._begins[successor] = False
 
     def _publish(self) -> None:
         """Copy the bookkeeping to the device, for `sample`."""
