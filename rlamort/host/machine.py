@@ -68,16 +68,29 @@ def require_memory(what: str, make: Callable[[], nn.Module], device: torch.devic
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name. Raises UserError if it is not available."""
+    """The device of a name; a GPU with its number, as tensors have it.
+
+    Raises:
+        UserError: it is no name of a CPU or GPU, or there is no such GPU.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if there else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not there:
         raise UserError(f"device={name}: this torch ({torch.__version__}) sees no CUDA device; use device=cpu or device=auto")
-    return device
+    number = torch.cuda.current_device() if device.index is None else device.index
+    if number >= there:
+        known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(there))
+        raise UserError(f"device={name}: there is no such GPU; allowed: auto, cpu, {known}")
+    return torch.device("cuda", number)
 
 
 @contextlib.contextmanager
