@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rlamort.source import append
+
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 BETWEEN = (torch.ops.aten._to_copy, torch.ops.aten.copy_)  # copies from one device to another
 READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.equal)  # these wait for the GPU and give a number to Python
@@ -79,7 +81,7 @@ def run(func, args, kwargs):
                 )
     if kwargs.get("device") is not None:
         ours = torch.device(kwargs["device"]).type in ("cuda", "meta")  # meta is what C++ reads of a tensor of ours
-        kwargs = {**kwargs, "device": CPU}
+        kwargs = {**kwargs, "device": CPU, **({"pin_memory": False} if "pin_memory" in kwargs else {})}
     elif func.overloadpacket is torch.ops.aten.copy_:
         ours = isinstance(args[0], OnCuda)
     generator = kwargs.get("generator")
@@ -130,9 +132,12 @@ def fake_cuda(monkeypatch):
         "device": lambda device: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
         "mem_get_info": lambda device=None: (2**36, 2**36),
+        "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
         "get_device_properties": lambda device=None: SimpleNamespace(total_memory=2**36, name="fake"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(append, "captured", lambda work, device: work)
     before, lifted = torch.__future__.get_swap_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes them on the CPU, and then moves them
     torch.__future__.set_swap_module_params_on_conversion(True)  # parameters keep their identity where they move

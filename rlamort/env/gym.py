@@ -277,7 +277,9 @@ class GymEnv(Env):
         return array
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        host = torch.from_numpy(array)
+        # from pinned memory, which torch keeps until the copy is over, nothing waits for it
+        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """The result of a call; exceptions become a Fault that names the environment, except for lost worker processes."""
