@@ -124,6 +124,7 @@ def fake_cuda(monkeypatch):
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "get_device_capability": lambda device=None: (8, 0),
         "get_device_name": lambda device=None: "Fake",
         "get_rng_state": lambda device=None: torch.get_rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),

@@ -217,3 +217,23 @@ def test_a_gpu_that_is_not_there_is_named_before_any_work(monkeypatch):
         assert device_of("auto") == device_of("cuda") == device_of("cuda:0") == CUDA
         with pytest.raises(UserError, match=r"device=cuda:7: there is no such GPU; allowed: auto, cpu, cuda:0 \(Fake\)"):
             ra.SAC("Pendulum-v1", device="cuda:7")
+
+
+def test_tf32_holds_while_it_works_and_needs_a_gpu_that_has_it(monkeypatch, tmp_path):
+    settings, seen = torch.backends.cuda.matmul, set()
+    small = {"matmul": "tf32", **SMALL, **{key: value for key, value in CONTROL.items() if key != "env"}}
+    with pytest.raises(UserError, match=r"matmul=tf32: a GPU of .* 8.0 .* on cpu float32 and bfloat16 are allowed"):
+        ra.SAC("Pendulum-v1", device="cpu", **small)
+    with fake_cuda(monkeypatch):
+        learner = ra.SAC("Pendulum-v1", device="cuda", **small)
+        evaluate = learner.agent.evaluate
+        monkeypatch.setattr(learner.agent, "evaluate", lambda batch: seen.add(settings.fp32_precision) or evaluate(batch))
+        learner.learn(8)
+        assert seen == {"tf32"}
+        assert settings.fp32_precision == "none"
+        learner.save(tmp_path / "agent")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        with pytest.raises(UserError, match=r"matmul=tf32: .* on cuda:0 \(capability 7.5\)"):
+            ra.SAC("Pendulum-v1", device="cuda:0", **small)
+    monkeypatch.undo()
+    assert ra.load(tmp_path / "agent").predict(np.zeros(3))[0].shape == (1,)  # a GPU is not needed to act

@@ -117,6 +117,33 @@ def fast_products() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """A context in which a GPU multiplies float32 tensors with factors of TF32's ten bits, and sums in float32."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def products_of(matmul: str) -> contextlib.AbstractContextManager[None]:
+    """The context of float32 products for a value of `matmul`."""
+    return tf32_products() if matmul == "tf32" else fast_products()
+
+
+def require_products(matmul: str, device: torch.device) -> None:
+    """Raises UserError if `device` has no products in TF32, and `matmul` asks for them."""
+    has = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if matmul == "tf32" and has < (8, 0):
+        name = f"{device} (capability {has[0]}.{has[1]})" if device.type == "cuda" else str(device)
+        raise UserError(
+            f"matmul=tf32: a GPU of compute capability 8.0 or newer is needed; on {name} float32 and bfloat16 are allowed"
+        )
+
+
 def products() -> str:
     """The float32 GEMM backend of a training on the CPU: oneDNN, torch's BLAS, or the user's setting."""
     precision = MATMUL.fp32_precision
