@@ -163,11 +163,11 @@ def test_references_and_certificates_are_on_the_device(monkeypatch):
 
     def work(device):
         solver = ra.amortize(Known, steps=2, hidden=(8,), batch_size=8, device=str(device), seed=0)
-        x = solver.draw(6)
+        x = solver.draw(3)
         with_gap = solver.solve(x, tol=1e-3, by="duality gap")
         spread = solver.solve(x, certify=True, by="split-conformal")
-        rows = draw(solver.problem, 4, device)
-        reference = best_found(solver.f, solver.problem.domain, rows)
+        rows = draw(solver.problem, 2, device)
+        reference = best_found(solver.f, solver.problem.domain, rows, starts=2)
         return {"y": with_gap.y, "bound": with_gap.bound, "conformal": spread.bound, "reference": reference.y}
 
     on_both(monkeypatch, work)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rlamort.host.machine import versions
+from rlamort.measure.gpu import gpu
 from rlamort.measure.report import Report
 from rlamort.measure.speed import profile, scaling, speed
 from rlamort.run.capture import Eager
@@ -115,4 +116,5 @@ def tracking() -> Report:
 
 BENCHES: dict[str, Callable[..., Report]] = {
     "speed": speed, "profile": profile, "scaling": scaling, "checkpoint": checkpoint, "tracking": tracking,
+    "gpu": gpu,
 }  # fmt: skip
