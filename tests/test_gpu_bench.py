@@ -1,4 +1,4 @@
-"""`rlamort bench gpu`: its lines, here with tiny sizes on the CPU, and what becomes of those that crash, hang or are too late."""
+"""`rlamort bench gpu`: its lines, here with tiny sizes on the CPU, and what becomes of those that crash, hang or are late."""
 
 import json
 
