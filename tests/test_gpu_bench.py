@@ -1,11 +1,12 @@
 """`rlamort bench gpu`: its lines, here with tiny sizes on the CPU, and what becomes of those that crash, hang or are late."""
 
 import json
+import warnings
 
 import pytest
 import torch
-from test_cli import rlamort
 
+from rlamort.cli import main
 from rlamort.errors import UserError
 from rlamort.measure import gpu as module
 from rlamort.measure.gpu import Worker, gpu
@@ -30,19 +31,20 @@ def test_lines_that_crash_hang_or_come_too_late_cost_themselves_alone(monkeypatc
     assert Worker("sac", "cpu").result(0.01)["sac, failed"].startswith("it took more than 0 s")
     monkeypatch.setitem(LINES, "no such line", lambda bench: {})  # which the worker's process does not know
     keep = tmp_path / "gpu.json"
-    report = gpu("cpu", keep, ["no such line", "sb3 td3"])
+    report = gpu("cpu", keep, ["no such line", "answers"])
     kept = json.loads(keep.read_text())
     assert kept["figures"]["no such line, failed"] == "KeyError: 'no such line'"
-    assert kept["figures"]["sb3 td3, steps/s"] > 0
+    assert kept["figures"]["certified"] == "10 of 10"
     assert kept == json.loads(json.dumps(report.data))
-    assert any("sb3 td3, steps/s" in line for line in report.lines)
+    assert any("10 of 10" in line for line in report.lines)
     monkeypatch.setattr(module, "ALL", 0.0)
     assert gpu("cpu", None, ["sb3 td3"]).data["figures"] == {"sb3 td3, skipped": "0 s are over"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_without_a_gpu_it_says_so(tmp_path):
+def test_without_a_gpu_it_says_so(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"device=cuda: this torch .* sees no CUDA device"):
         gpu()
-    said = rlamort("bench", "gpu", cwd=tmp_path, code=2).stderr
-    assert "device=cuda: this torch" in said
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command line sets
+    assert main(["bench", "gpu", "--device", "cuda:1"]) == 2
+    assert "device=cuda:1: this torch" in capsys.readouterr().err
