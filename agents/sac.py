@@ -39,7 +39,8 @@ class SAC(Agent):
         temperature: initial alpha, the weight of the entropy bonus, per nat.
         target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes -n.
         normalise: normalise observations by running statistics.
-        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with either.
+        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with any. tf32 needs a
+            GPU of compute capability 8.0 or newer.
     """
 
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
@@ -60,7 +61,7 @@ class SAC(Agent):
         temperature: Positive = 1.0,
         target_entropy: float | None = None,
         normalise: Fixed[bool] = False,
-        matmul: Literal["float32", "bfloat16"] = "float32",
+        matmul: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
         arithmetic = ARITHMETIC[matmul]

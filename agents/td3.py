@@ -40,7 +40,8 @@ class TD3(Agent):
         smoothing_clip: bound of that noise.
         actor_delay: critic updates per update of policy and targets.
         normalise: normalise observations by running statistics.
-        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with either.
+        matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with any. tf32 needs a
+            GPU of compute capability 8.0 or newer.
     """
 
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
@@ -62,7 +63,7 @@ class TD3(Agent):
         smoothing_clip: NonNegative = 0.5,
         actor_delay: Count = 2,
         normalise: Fixed[bool] = False,
-        matmul: Literal["float32", "bfloat16"] = "float32",
+        matmul: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
         arithmetic = ARITHMETIC[matmul]

@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlamort.config import Count, Fraction, NonNegative, Positive
 from rlamort.domain import Euclid
@@ -156,7 +156,7 @@ def nmse(y: Tensor, truth: Tensor) -> Tensor:
     return 10 * ((y - truth).square().sum() / truth.square().sum()).log10()
 
 
-class Patches:
+class Patches(nn.Module):
     """Patches of scikit-learn's two photographs, in grey, with mean 0 and normalised contrast, optionally whitened.
 
     Whitening is x -> (C + whitening)^(-1/2) x with the covariance C of training patches (as in Olshausen and Field, 1996), and
@@ -170,14 +170,19 @@ class Patches:
         UserError: no such patch fits into the held-out part, or whitening is negative.
     """
 
+    images: Tensor
+    filter: Tensor | None
+
     def __init__(self, side: int, whitening: float) -> None:
-        self.side, self.images = side, photographs()
+        super().__init__()
+        self.side = side
+        self.register_buffer("images", photographs(), persistent=False)
         most = int(min(self.images.shape[1], HELD_OUT * self.images.shape[2]))
         if not 2 <= side <= most:
             raise UserError(f"side={side}: patches of 2 to {most} pixels fit")
         if not 0 <= whitening < math.inf:
             raise UserError(f"whitening={whitening}: 0 or more is needed")
-        self.filter: Tensor | None = None
+        self.register_buffer("filter", None, persistent=False)
         if whitening:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(0)
@@ -189,10 +194,11 @@ class Patches:
         """Patches (count, side^2) from between two fractions of the images' width; from torch's generator."""
         images, height, width = self.images.shape
         begin, end = (round(share * width) for share in (left, right))
-        at = torch.arange(self.side)
-        image = torch.randint(images, (count, 1, 1))
-        row = torch.randint(height - self.side + 1, (count, 1, 1)) + at[:, None]
-        column = torch.randint(begin, end - self.side + 1, (count, 1, 1)) + at
+        device = self.images.device
+        at = torch.arange(self.side, device=device)
+        image = torch.randint(images, (count, 1, 1), device=device)
+        row = torch.randint(height - self.side + 1, (count, 1, 1), device=device) + at[:, None]
+        column = torch.randint(begin, end - self.side + 1, (count, 1, 1), device=device) + at
         x = self.images[image, row, column].flatten(1)
         x = contrast(x - x.mean(-1, keepdim=True), FLOOR)
         if self.filter is not None:

@@ -68,13 +68,15 @@ class Equivariant(nn.Module):
         candidates: predictions v per context.
     """
 
+    pairs: Tensor
+
     def __init__(self, problem: Sphere, hidden: Sequence[int], candidates: int) -> None:
         super().__init__()
         m = problem.components
         self.shape = (candidates, m)
         self.begin = nn.Parameter(torch.eye(m).repeat(-(-candidates // m), 1)[:candidates])  # each starts at another centre
         self.layout = problem.layout
-        self.pairs = torch.triu_indices(m, m, offset=1).tolist()
+        self.register_buffer("pairs", torch.triu_indices(m, m, offset=1), persistent=False)
         self.weigh = mlp(m * (m + 1) // 2, hidden, candidates * m)
 
     def forward(self, row: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort amortize PROBLEM [model=full,semi ...]      train solvers for it; gap, speed-up and break-even against the reference
   rlamort compare PROBLEM|RUN [loss=objective,es ...] same network, contexts and budget under several losses or models
   rlamort gap RUN|sb3:FILE.zip [env=ENV]              how far a policy is from the best action: by its critic, and in rollouts
-  rlamort bench [NAME] [--out FILE]                   training speed against SB3, sbx; profile, scaling, checkpoint, tracking
+  rlamort bench [NAME] [--out FILE]                   training speed against SB3, sbx; profile, scaling, gpu, ...
   rlamort reproduce [METHOD]                          measure a method's claims on this machine; alone, lists them
   rlamort COMMAND --help                              what a command takes; rlamort --version
 
@@ -348,10 +348,12 @@ def reproduce_row(arguments: list[str]) -> None:
 def bench(arguments: list[str]) -> None:
     """`rlamort bench [NAME] [ALGORITHM]`."""
     parser = Parser("bench", "Measure the speed of rlamort on this machine, which should be idle.")
-    names = ["speed", "profile", "scaling", "checkpoint", "tracking"]
+    names = ["speed", "profile", "scaling", "checkpoint", "tracking", "gpu"]
     about = "speed, the default: against Stable-Baselines3 and, if SBX_PYTHON names an interpreter that has it, sbx"
     parser.add_argument("name", nargs="?", default="speed", choices=names, help=about)
     parser.add_argument("algorithm", nargs="?", choices=["sac", "td3", "ddpg"], help="of speed and profile; sac by default")
+    about = "of gpu: cuda, the default, or cuda:N; cpu runs its lines with tiny sizes, which measures nothing"
+    parser.add_argument("--device", default="cuda", help=about)
     out_option(parser, "a file for the data, as JSON")
     options = parser.parse_args(arguments)
     out = free(options)
@@ -359,7 +361,8 @@ def bench(arguments: list[str]) -> None:
         raise UserError(f"bench {options.name}: it takes no algorithm, and {options.algorithm} is given")
     from rlamort.measure.bench import BENCHES
 
-    _tell(BENCHES[options.name](*([options.algorithm] if options.algorithm else [])), out)
+    chosen = [options.device, out] if options.name == "gpu" else [options.algorithm] if options.algorithm else []
+    _tell(BENCHES[options.name](*chosen), out)
 
 
 def _places_option(parser: argparse.ArgumentParser) -> None:

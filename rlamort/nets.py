@@ -33,7 +33,8 @@ class Arithmetic(NamedTuple):
 
 
 FLOAT32 = Arithmetic(nn.Linear, torch.bmm)
-ARITHMETIC = {"float32": FLOAT32, "bfloat16": Arithmetic(Bfloat16Linear, bfloat16_product)}
+# TF32 is how a GPU multiplies float32 tensors while a run works: see `rlamort.host.machine.tf32_products`
+ARITHMETIC = {"float32": FLOAT32, "tf32": FLOAT32, "bfloat16": Arithmetic(Bfloat16Linear, bfloat16_product)}
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic = FLOAT32) -> nn.Sequential:

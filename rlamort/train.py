@@ -187,7 +187,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
 
     def choose() -> torch.Tensor:
         if source.collected < schedule.warmup_steps:
-            return source.env.domain.uniform(source.env.count)
+            return source.env.domain.uniform(source.env.count, source.env.device)
         return player(source.env.x, explore=True) if clock.y is None else clock.y
 
     while clock.env_step < until:

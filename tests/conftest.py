@@ -4,15 +4,24 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from fake_cuda import CUDA, fake_cuda
 
 from rlamort.env import Spec
 
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fake-cuda", action="store_true", help="run what names a device on fake CUDA tensors, not on the CPU")
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))])
-def device(request) -> torch.device:
-    return torch.device(request.param)
+def device(request):
+    if request.param == "cpu" and request.config.getoption("--fake-cuda"):
+        with pytest.MonkeyPatch.context() as monkeypatch, fake_cuda(monkeypatch):
+            yield CUDA
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture

@@ -194,6 +194,6 @@ def test_normalisation_reaches_both_states_and_is_part_of_the_state(spec):
 @pytest.mark.parametrize("name", LEARNERS)
 def test_everything_follows_the_agent_to_a_device(name, spec, device):
     agent = learner(name, spec, normalise=True).to(device)
-    assert {t.device.type for t in [*agent.state_dict().values(), agent.domain.scale]} == {device.type}
+    assert {t.device.type for t in agent.state_dict().values()} == {device.type}
     agent.update(batch_for(agent), True)
     agent.observe(torch.randn(3, 3, device=device))

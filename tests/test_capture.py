@@ -5,12 +5,13 @@ import itertools
 
 import pytest
 import torch
+from fake_cuda import CUDA, fake_cuda
 from test_laws import learner
 
 from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.env.make import open_env
-from rlamort.run import capture
+from rlamort.run import capture, rounds
 from rlamort.run.capture import Captured
 from rlamort.run.rounds import Eager
 from rlamort.source import Contexts, Replay
@@ -109,7 +110,7 @@ def test_what_was_compiled_for_one_thread_is_right_for_two(ring, monkeypatch, tm
 
 @pytest.mark.parametrize("kind", [Eager, Captured])
 def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
-    singles, rounds = pair("td3", ring, kind)
+    singles, several = pair("td3", ring, kind)
     expected = {}
     torch.manual_seed(1)
     for improve in (False, True, False):
@@ -117,7 +118,7 @@ def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
     with torch.no_grad():
         y = singles.agent.act(ring.env.x, explore=True)
     torch.manual_seed(1)
-    found = rounds([False, True, False], ring.env.x)
+    found = several([False, True, False], ring.env.x)
     torch.testing.assert_close(found.y, y, rtol=2e-3, atol=2e-4)
     assert set(found.metrics) == set(expected)
     for key, value in expected.items():
@@ -126,15 +127,16 @@ def test_several_updates_in_a_round_are_as_many_single_ones(kind, ring):
 
 def test_rounds_of_any_length_are_made_of_few_patterns(ring, monkeypatch):
     """As of 64 environments, some of which have no transition in a step: the updates are the single ones, in their order."""
-    monkeypatch.setattr(capture, "PIECE", 4)
+    monkeypatch.setattr(rounds, "PIECE", 4)
     singles, captured = pair("td3", ring)
-    eager, patterns = Eager(captured.agent, captured.sample), set()
+    patterns, numbers = set(), itertools.count()
 
-    def recorded(improves, x, h):
-        patterns.add((*improves, x is not None))
-        return eager(improves, x, h)
+    class Recorded(rounds.CudaGraph):
+        def _replayed(self, improves, x, h):
+            patterns.add((*improves, x is not None))
+            return self.rounds(improves, x, h)
 
-    captured.rounds, numbers = recorded, itertools.count()
+    captured.rounds = Recorded(Eager(captured.agent, captured.sample))
     for length in (0, 1, 9, 13, 6, 0, 8, 11, 14):
         torch.manual_seed(length)
         improves = [next(numbers) % 3 == 2 for _ in range(length)]
@@ -157,24 +159,97 @@ def test_what_comes_after_a_failure_is_the_eager_run(ring, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(capture.torch, "compile", broken)
+    monkeypatch.setattr(rounds.torch, "compile", broken)
     eager, captured = pair("td3", ring)
-    captured.rounds = capture.Compiled(captured.agent, captured.sample)
+    captured.rounds = rounds.Compiled(captured.agent, captured.sample)
     assert_goes_on_eagerly(eager, captured, ring, "compile: it failed.*no compiler here")
+
+
+class Other:
+    """A way of running rounds that is right, and is not the eager one."""
+
+    about, beginning, compiled = "otherwise", "trying otherwise ...", 0
+    pieces = Eager.pieces
+
+    def __init__(self, agent, sample):
+        self.agent, self.eager, self.calls = agent, Eager(agent, sample), 0
+
+    def __call__(self, improves, x, h=()):
+        self.calls += 1
+        return self.eager(improves, x, h)
+
+
+class Wrong(Other):
+    about = "wrongly"
+
+    def __call__(self, improves, x, h=()):
+        found = super().__call__(improves, x, h)
+        with torch.no_grad():
+            self.agent.critic.ensemble.layers[0].weight.mul_(1.1)
+        return found
+
+
+class Raises(Other):
+    """Fails at rounds of `improve`, after it has drawn and changed something."""
+
+    about = "recklessly"
+
+    def __call__(self, improves, x, h=()):
+        found = super().__call__(improves, x, h)
+        if any(improves):
+            raise AssertionError("an Inductor of its time")
+        return found
+
+
+def test_ways_are_tried_in_order_each_failure_is_said_once_and_the_run_is_the_eager_one(ring):
+    eager, captured = pair("td3", ring)
+    agent, sample = captured.agent, captured.sample
+    wrong, raises, other, last = (kind(agent, sample) for kind in (Wrong, Raises, Other, Eager))
+    captured = Captured(agent, sample, [wrong, raises, other, last])
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match=r"so updates go on recklessly \(its first .* in critic.ensemble.layers.0.weight\)"):
+        captured([False], ring.env.x)
+    assert captured.rounds is raises
+    captured([False], ring.env.x)
+    with pytest.warns(UserWarning, match=r"so updates go on otherwise \(AssertionError: an Inductor of its time\)"):
+        captured([True], ring.env.x)  # where the second fails, though it has passed another pattern
+    captured([False], ring.env.x)  # another warning would be an error
+    captured([True], ring.env.x)
+    assert captured.proved == {((True,), True), ((False,), True)}
+    assert captured.rounds is other
+    assert (wrong.calls, raises.calls, other.calls) == (1, 2, 3)
+    torch.manual_seed(1)
+    for improve in (False, False, True, False, True):
+        eager([improve], ring.env.x)
+    states = zip(agent.state_dict().values(), eager.agent.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+def test_what_is_compiled_for_a_graph_computes_the_same():
+    """Inductor with the settings of a CUDA graph, here on the CPU: they exist, and change nothing but speed."""
+    torch.manual_seed(1)
+    agent = Drawing()
+    captured = Captured(agent, agent.sample, [rounds.Compiled(agent, agent.sample, rounds.for_graph())])
+    captured([False], None)  # going on otherwise would be an error: there is no other way
+    assert captured.proved == {((False,), False)}
+
+
+def test_on_a_gpu_updates_are_compiled_and_captured_or_captured_or_eager(ring, monkeypatch):
+    with fake_cuda(monkeypatch):
+        env = open_env("Pendulum-v1", count=1, device=CUDA)
+        agent = learner("sac", env.spec).to(CUDA)
+        first, second, last = capture.ways_of(agent, lambda: None)
+    assert (type(first), type(first.rounds)) == (rounds.CudaGraph, rounds.Compiled)
+    assert (type(second), type(second.rounds), type(last)) == (rounds.CudaGraph, Eager, Eager)
+    assert [way.about for way in (first, second, last)] == [
+        "compiled in a CUDA graph", "uncompiled in a CUDA graph", "uncompiled",
+    ]  # fmt: skip
 
 
 def test_a_graph_that_computes_something_else_is_not_used(ring):
     """Its first round is held against the eager one: the agent goes on from the right one."""
     eager, captured = pair("sac", ring)
-    honest = Eager(captured.agent, captured.sample)
-
-    def sabotaged(improves, x, h):
-        found = honest(improves, x, h)
-        with torch.no_grad():
-            captured.agent.critic.ensemble.layers[0].weight.mul_(1.1)
-        return found
-
-    captured.rounds = sabotaged
+    captured.rounds = Wrong(captured.agent, captured.sample)
     assert_goes_on_eagerly(eager, captured, ring, r"differs from the uncompiled one in critic.ensemble.layers.0.weight")
 
 

@@ -184,7 +184,7 @@ def test_stopped_before_or_after_a_reset_and_resumed_is_uninterrupted(at, tmp_pa
     ("key", "value", "message"),
     [
         ("critic.norm", "batch", "none, layer is needed"),
-        ("matmul", "float16", "float32, bfloat16"),
+        ("matmul", "float16", "float32, tf32, bfloat16"),
         ("reset_every", -1, ">= 0"),
     ],
 )

@@ -15,8 +15,8 @@ from rlamort.agent import Adam, Agent
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
-from rlamort.run.rounds import Eager
 from rlamort.run.restore import resume
+from rlamort.run.rounds import Eager
 from rlamort.source import Replay
 from rlamort.train import Clock, Journal, Schedule, train
 

@@ -40,7 +40,7 @@ def agent(request, spec, device):
 def batch_for(agent, count=32, seed=1):
     made = torch.Generator().manual_seed(seed)
     d, n = agent.spec.x_dim, agent.domain.dim
-    device = agent.domain.scale.device
+    device = agent.device
     return Batch(
         torch.randn(count, d, generator=made).to(device),
         (torch.rand(count, n, generator=made) * 2 - 1).to(device),
@@ -153,7 +153,7 @@ def test_updates_return_detached_scalars(agent):
     for value in agent.update(batch_for(agent), True).values():
         assert value.shape == ()
         assert not value.requires_grad
-        assert value.device == agent.domain.scale.device
+        assert value.device == agent.device
 
 
 def test_truncation_bootstraps_and_termination_does_not():

@@ -216,6 +216,9 @@ def test_score_is_the_return_of_whole_episodes():
         ({"compile": "maybe"}, "compile=maybe: auto or true or false is needed"),
         ({"device": "cuda"}, "device=cuda: this torch .* sees no CUDA device"),
         ({"device": "gpu"}, "device=gpu: auto, cpu, cuda or cuda:N is needed"),
+        ({"device": "meta"}, "device=meta: auto, cpu, cuda or cuda:N is needed"),
+        ({"device": "cpu:1"}, "device=cpu:1: auto, cpu, cuda or cuda:N is needed"),
+        ({"device": "cuda:99"}, "device=cuda:99: .*(use device=cpu|there is no such GPU; allowed: auto, cpu, cuda:0)"),
         ({"buffer_size": 10**12}, "buffer_size=1000000000000: .* GiB"),
     ],
 )

@@ -417,7 +417,7 @@ def test_learned_step_sizes_are_per_step_and_the_last_one_stays():
 @pytest.mark.parametrize("encoding", [LogSign(), Normed()], ids=["log and sign", "direction and log"])
 def test_gradient_encodings_keep_the_magnitude_in_bounded_numbers(encoding, device):
     for size in (1e-6, 1e-3, 1.0, 1e4):
-        g = size * torch.randn(5, N, device=device)
+        g = (size * torch.randn(5, N)).to(device)  # the same numbers on every device
         codes = torch.stack([encoding(g), encoding(10 * g), encoding(-g)])
         assert codes.shape == (3, 5, encoding.size(N))
         assert (codes[0] - codes[1]).abs().amax(-1).min() > 0.1
@@ -628,7 +628,7 @@ def test_lbfgs_leaves_an_item_where_nothing_is_acceptable():
 
 
 def test_a_latent_model_solves_what_its_decoder_reaches(device):
-    f, x = Bowl().to(device), torch.randn(3, D, device=device)
+    f, x = Bowl().to(device), torch.randn(3, D).to(device)  # drawn on the CPU, as what it is solved by
 
     class Decode(nn.Module):
         def __init__(self):

@@ -14,9 +14,9 @@ from rlamort.agent import Player
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.model import Model
-from rlamort.run.rounds import Eager
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
+from rlamort.run.rounds import Eager
 from rlamort.run.track import read_records
 from rlamort.score import score
 

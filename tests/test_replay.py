@@ -16,6 +16,8 @@ from rlamort.env import Spec
 from rlamort.env.make import open_env
 from rlamort.errors import UserError
 from rlamort.source import Batch, Replay, bytes_per_frame
+from rlamort.source.append import InOneCopy
+from rlamort.source.replay import FRAME
 
 DISCOUNT = 0.9
 
@@ -263,3 +265,53 @@ def test_bytes_per_frame_is_what_is_allocated():
     ring = Replay(stage(2, d=17, n=6), buffer_size=1000)
     tensors = (ring.x, ring.y, ring.reward, ring.terminated, ring.stop, ring.starts)
     assert sum(t.numel() * t.element_size() for t in tensors) + ring.begins.nbytes == 1000 * bytes_per_frame(17, 6)
+
+
+class Meeting:
+    """A way of writing, beside another one whose ring must be the same."""
+
+    def __init__(self, ring):
+        self.ring = ring
+        self.twin = {name: getattr(ring, name).clone() for name in (*FRAME, "starts")}
+        self.fifo = torch.zeros_like(ring.fifo_on_device)
+        self.one, self.other = ring.write, InOneCopy(self.twin, self.fifo)
+
+    def __call__(self, *step):
+        self.one(*step)
+        self.other(*step)
+        for name, tensor in self.twin.items():
+            assert torch.equal(tensor.nan_to_num(), getattr(self.ring, name).nan_to_num()), name
+        assert torch.equal(self.fifo, self.ring.fifo_on_device)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    slots=st.integers(8, 12),
+    events=st.lists(
+        st.lists(st.sampled_from(["go", "go", "terminate", "truncate", "skip"]), min_size=3, max_size=3), max_size=30
+    ),
+)
+def test_a_row_that_crosses_in_one_copy_is_written_as_in_place(rows, slots, events):
+    """What a GPU does, here from the CPU to the CPU: packed, copied, scattered; with rows that have no transition, too."""
+    ring, state = Replay(stage(rows), buffer_size=rows * slots), 0
+    ring.write = Meeting(ring)
+    for event in events:
+        flags = {kind: np.array([one == kind for one in event[:rows]]) for kind in ("terminate", "truncate", "skip")}
+        x, y, reward, x_next = (torch.arange(state, state + rows * k).float() for k in (2, 1, 1, 2))
+        state += 7
+        ring.add(x.view(rows, 2), y.view(rows, 1), reward, x_next.view(rows, 2), flags["terminate"], flags["truncate"],
+                 ~flags["skip"])  # fmt: skip
+
+
+def test_a_pinned_row_is_not_written_while_its_copy_runs():
+    """Two rows in turn: each waits for the copy that read it last, and for no other."""
+    ring = Replay(stage(1), buffer_size=20)
+    write = InOneCopy({name: getattr(ring, name) for name in (*FRAME, "starts")}, ring.fifo_on_device)
+    ring.write, said = write, []
+    write.copied = [SimpleNamespace(record=lambda i=i: said.append(("copied", i)),
+                                    synchronize=lambda i=i: said.append(("waited for", i))) for i in range(2)]  # fmt: skip
+    no, x = np.array([False]), torch.zeros(1, 2)
+    for _ in range(3):
+        ring.add(x, x[:, :1], x[:, 0], x, no, no, ~no)
+    assert said == [(what, i) for i in (1, 0, 1) for what in ("waited for", "copied")]

@@ -24,7 +24,7 @@ from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_foun
 from rlamort.solve.solver import Solver
 from rlamort.update import Cem, Gradient, InChart
 
-TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 0.1}
+TOLERANCE = {"projected gradient": 1e-12, "L-BFGS": 1e-12, "Adam at 0.1": 1e-3, "Adam at 1.0": 1e-5, "CEM": 1e-3}
 QUICK = [PROJECTED._replace(iterations=60), LBFGS._replace(iterations=20)]
 SIGMOID = adam(1.0, 40)  # which stays in Y whatever `nearest` says
 
@@ -125,11 +125,11 @@ def rows(kind, count, device="cpu", dtype=torch.float64, seed=1):
 @pytest.mark.parametrize("solver", minimisers(), ids=lambda solver: solver.name)
 def test_each_solver_alone_reaches_the_smallest_eigenvalue(solver, device):
     problem, x = Eigen().to(device), rows(Eigen, 16, device)
-    v = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    v = torch.randn(6, 16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     torch.manual_seed(0)
-    *_, ys = itertools.islice(solver.iterates(Cost(problem), problem.domain, x, v[None]), solver.iterations)
-    y = ys[0]
-    assert (problem.cost(y, problem.layout.unpack(x)) - smallest(problem, x)).max() < TOLERANCE[solver.name]
+    *_, ys = itertools.islice(solver.iterates(Cost(problem), problem.domain, x, v), solver.iterations)
+    lowest = torch.stack([problem.cost(y, problem.layout.unpack(x)) for y in ys]).amin(0)  # from six starts, whatever the draws
+    assert (lowest - smallest(problem, x)).max() < TOLERANCE[solver.name]
 
 
 def test_best_found_is_the_solution_where_none_is_given(device):

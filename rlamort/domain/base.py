@@ -137,9 +137,14 @@ class Domain(nn.Module):
         """The initial value of a learned point of Y, v (inputs,): the middle."""
         return torch.zeros(self.inputs)
 
-    def uniform(self, count: int) -> Tensor:
-        """Points of Y (count, dim), `act` of uniform actions, which is uniform in a box; drawn from torch's generator."""
-        device = next(self.buffers(), torch.empty(0)).device
+    def uniform(self, count: int, device: torch.device | None = None) -> Tensor:
+        """Points of Y (count, dim), `act` of uniform actions, which is uniform in a box; drawn from torch's generator.
+
+        Args:
+            count: how many.
+            device: where; None takes that of its data, the CPU if it has none.
+        """
+        device = device or next(self.buffers(), torch.empty(0)).device
         return self.act(torch.rand(count, self.inputs, device=device) * 2 - 1)
 
 

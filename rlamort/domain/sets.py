@@ -1,5 +1,6 @@
 """Vector sets as domains: boxes, orthants, simplices, spheres, and their products."""
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -329,20 +330,16 @@ class Product(Domain):
         return torch.cat([domain.project(part) for domain, part in self._factors(self.input_sizes, v)], dim=-1)
 
     def empty(self) -> Tensor:
-        found = torch.zeros(1, dtype=torch.bool)
-        for domain in self.domains:
-            part = domain.empty()  # type: ignore[operator]
-            found = found.to(part.device) | part
-        return found
+        parts: list[Tensor] = [domain.empty() for domain in self.domains]  # type: ignore[operator]
+        return functools.reduce(lambda found, part: found.to(part.device) | part, parts)
 
     def polyhedral(self) -> dict[str, Tensor] | None:
         parts = [domain.polyhedral() for domain in self.domains]  # type: ignore[operator]
         if any(part is None or part["E"].ndim > 2 or part["A"].ndim > 2 for part in parts):
             return None
-        rows = {
-            name: torch.block_diag(*(part[name] for part in parts))  # type: ignore[no-untyped-call]
-            for name in ("E", "A")
-        }
+        device = next(self.buffers(), torch.empty(0)).device  # sets without data of their own do not know it
+        parts = [{name: tensor.to(device) for name, tensor in part.items()} for part in parts]
+        rows = {k: torch.block_diag(*(part[k] for part in parts)) for k in "EA"}  # type: ignore[no-untyped-call]
         count = max((len(part[name]) for part in parts for name in VECTORS if part[name].ndim > 1), default=0)
         shape = (count, -1) if count else (-1,)
         return rows | {name: torch.cat([part[name].expand(shape) for part in parts], dim=-1) for name in VECTORS}

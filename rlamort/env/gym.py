@@ -11,8 +11,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlamort.env import Env, Episode, Spec, Step
-from rlamort.env.snapshot import FAULT, SharedState, drawn_from, learn, learned
 from rlamort.env.local import LocalVectorEnv
+from rlamort.env.snapshot import FAULT, SharedState, drawn_from, learn, learned
 from rlamort.env.vector import parts
 from rlamort.env.workers import WorkerError, WorkerVectorEnv
 from rlamort.errors import Diverged, Fault, UserError
@@ -260,7 +260,9 @@ class GymEnv(Env):
         return array
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self.device)
+        host = torch.from_numpy(array)
+        # from pinned memory, which torch keeps until the copy is over, nothing waits for it
+        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """The result of a call; exceptions become a Fault that names the environment."""

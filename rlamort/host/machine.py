@@ -79,16 +79,29 @@ def require_memory(what: str, make: Callable[[], nn.Module], device: torch.devic
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name. Raises UserError if it is not available."""
+    """The device of a name; a GPU with its number, as tensors have it.
+
+    Raises:
+        UserError: it is no name of a CPU or GPU, or there is no such GPU.
+    """
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if there else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise UserError(f"device={name}: auto, cpu, cuda or cuda:N is needed")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not there:
         raise UserError(f"device={name}: this torch ({torch.__version__}) sees no CUDA device; use device=cpu or device=auto")
-    return device
+    number = torch.cuda.current_device() if device.index is None else device.index
+    if number >= there:
+        known = ", ".join(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(there))
+        raise UserError(f"device={name}: there is no such GPU; allowed: auto, cpu, {known}")
+    return torch.device("cuda", number)
 
 
 @contextlib.contextmanager
@@ -113,6 +126,33 @@ def fast_products() -> Iterator[None]:
     wanted = MATMUL.fp32_precision == "none" and _favours_onednn()
     with _permission() if wanted else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def tf32_products() -> Iterator[None]:
+    """A context in which a GPU multiplies float32 tensors with factors of TF32's ten bits, and sums in float32."""
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def products_of(matmul: str) -> contextlib.AbstractContextManager[None]:
+    """The context of float32 products for a value of `matmul`."""
+    return tf32_products() if matmul == "tf32" else fast_products()
+
+
+def require_products(matmul: str, device: torch.device) -> None:
+    """Raises UserError if `device` has no products in TF32, and `matmul` asks for them."""
+    has = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if matmul == "tf32" and has < (8, 0):
+        name = f"{device} (capability {has[0]}.{has[1]})" if device.type == "cuda" else str(device)
+        raise UserError(
+            f"matmul=tf32: a GPU of compute capability 8.0 or newer is needed; on {name} float32 and bfloat16 are allowed"
+        )
 
 
 def products() -> str:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from rlamort.host.machine import versions
+from rlamort.measure.gpu import gpu
 from rlamort.measure.report import Report
 from rlamort.measure.speed import profile, scaling, speed
-from rlamort.run.rounds import Eager
 from rlamort.run.learner import Learner, learner_class
+from rlamort.run.rounds import Eager
 from rlamort.source import Replay
 
 EVERY = 10_000  # environment steps between checkpoints
@@ -115,4 +116,5 @@ def tracking() -> Report:
 
 BENCHES: dict[str, Callable[..., Report]] = {
     "speed": speed, "profile": profile, "scaling": scaling, "checkpoint": checkpoint, "tracking": tracking,
+    "gpu": gpu,
 }  # fmt: skip

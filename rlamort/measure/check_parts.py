@@ -91,7 +91,7 @@ def devices(trial: Trial) -> Outcome:
         if isinstance(value, Tensor)
     ]
     if torch.cuda.is_available():
-        device = torch.device("cuda")
+        device = torch.device("cuda", torch.cuda.current_device())
         moved = copy.deepcopy(trial.problem).to(device)
         twin = Trial(moved, trial.count, trial.seed, device)
         x = twin.rows(moved.contexts(trial.count))

@@ -169,9 +169,10 @@ def _walk(f: Objective, domain: Domain, x: Tensor, setting: Setting, wanted: flo
     """Costs of a setting for each number of starts, until all reach the target. Items are independent."""
     solver, starts = setting.solver, max(FROM)
     many, lowest, means = x.repeat(starts, 1), x.new_full((starts, len(x)), torch.inf), []
+    counts = torch.tensor(FROM, device=x.device) - 1
     for y in itertools.islice(_path(f, domain, x, solver, starts), solver.iterations):
         lowest = torch.fmin(lowest, extended(f, domain, y.flatten(0, 1), many).view(starts, -1))
-        means.append(lowest.cummin(0).values.double().mean(-1)[[count - 1 for count in FROM]])
+        means.append(lowest.cummin(0).values.double().mean(-1)[counts])
         if bool((means[-1] <= wanted).all()):
             break
     return [Tried(setting, count, mean) for count, mean in zip(FROM, torch.stack(means, dim=-1), strict=True)]

@@ -97,7 +97,8 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in code.splitlines() if line.strip()]
     at = [number for number, line in enumerate(lines) if line.startswith("File ")]
     where = f", at {lines[at[-1] + 1]}" if at and at[-1] + 1 < len(lines) else ""
-    return f"{(message.strip() or type(error).__name__).splitlines()[0]}{where}"
+    kind = "" if isinstance(error, torch._dynamo.exc.TorchDynamoException) else f"{type(error).__name__}: "
+    return f"{kind}{message.strip().partition(chr(10))[0]}{where}"
 
 
 def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:

@@ -17,7 +17,7 @@ from rlamort.agent import Agent, Player
 from rlamort.config import Config, defaults, fields, locate, rational, read_row, resolve, short_name
 from rlamort.env import Episode, Spec
 from rlamort.errors import Diverged, Preempted, UserError
-from rlamort.host.machine import cores, default_dtype, device_of, fast_products, require_memory, versions
+from rlamort.host.machine import cores, default_dtype, device_of, products_of, require_memory, require_products, versions
 from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
 from rlamort.host.saved import save_agent
@@ -30,7 +30,7 @@ from rlamort.run.mirror import require
 from rlamort.run.resets import Resets
 from rlamort.run.rounds import Eager
 from rlamort.run.sharing import Sharing
-from rlamort.run.stored import agent_in, trusted, values_of
+from rlamort.run.stored import agent_in, as_here, trusted, values_of
 from rlamort.run.track import Terminal
 from rlamort.score import SEED, Score, score
 from rlamort.train import Clock, Journal, Schedule, Tracker, Updates, Values
@@ -107,6 +107,8 @@ class Learner:
     def _settle(self, config: Config, env: Any, eval_env: Any, unnamed: dict[str, str]) -> None:
         self.config = config
         self.device = device_of(config.run.device)
+        self.matmul = str(config.values["matmul"]) if "matmul" in config.values else "float32"
+        require_products(self.matmul, self.device)
         self.environments = Environments(config, self.device, env, eval_env, unnamed)
         self.threads = config.run.threads or min(torch.get_num_threads(), cores())
         self.randomness = Randomness(config.run.seed, self.device)
@@ -241,7 +243,7 @@ class Learner:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with randomness(), default_dtype(self.config.run.dtype), fast_products():
+            with randomness(), default_dtype(self.config.run.dtype), products_of(self.matmul):
                 yield
         finally:
             torch.set_num_threads(before)
@@ -353,7 +355,7 @@ class Learner:
         saved = agent_in(Path(path))
         try:
             method = trusted(saved.facts["method"], method)
-            values = values_of(method, revived(saved.facts["values"]))
+            values = as_here(values_of(method, revived(saved.facts["values"])))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec, from_env = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
             from_env = from_env or locate(read_row(method)["agent"]).of_environment

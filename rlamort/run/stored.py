@@ -11,6 +11,7 @@ import yaml
 from rlamort.config import KIND, defaults, methods, read_row
 from rlamort.config.imports import divided
 from rlamort.errors import UserError
+from rlamort.host.machine import device_of, require_products
 from rlamort.host.plain import revived
 from rlamort.host.saved import Saved, open_saved
 from rlamort.run.checkpoint import Checkpoints
@@ -45,6 +46,17 @@ def values_of(method: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         _require_imported(key, value)
     return found
+
+
+def as_here(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved agent's values, with a device and products that this machine has: it need not be the one of its training."""
+    here = {"device": "auto", "matmul": "float32"}
+    asked = here | {key: str(values[key]) for key in here if key in values}
+    try:
+        require_products(asked["matmul"], device_of(asked["device"]))
+        return dict(values)
+    except UserError:
+        return {**values, **{key: value for key, value in here.items() if key in values}}
 
 
 def _require_imported(key: str, value: Any) -> None:

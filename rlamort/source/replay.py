@@ -4,7 +4,6 @@ N rows of environments · T slots a row · B batch · d = x_dim · n = dim of an
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 import psutil
@@ -14,6 +13,7 @@ from torch import Tensor
 from rlamort.config import Count, Fraction
 from rlamort.env import Env
 from rlamort.errors import UserError
+from rlamort.source.append import InOneCopy, InPlace, Slots
 from rlamort.source.base import Batch, Collected, Tree
 
 BOOKS = ("written", "first", "size", "follows")
@@ -74,7 +74,8 @@ class Replay:
         self.begins = np.zeros((rows, slots), dtype=bool)
         self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
-        self._cells = {name: self._writable(getattr(self, name)) for name in (*FRAME, "starts")}
+        ring = {name: getattr(self, name) for name in (*FRAME, "starts")}
+        self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device)
 
     def __len__(self) -> int:
         return int(self.size.sum())
@@ -116,24 +117,17 @@ class Replay:
             terminated, truncated = terminated[valid], truncated[valid]
         head = self.written[rows] % self.slots
         base, after = rows * self.slots, (head + 1) % self.slots
-        at, successor, cells, follows = base + head, base + after, self._cells, self.follows[rows]
+        at, follows = base + head, self.follows[rows]
         if self.written.max() + 2 > self.slots:  # these slots may hold something, which is overwritten
-            self._expire(rows, at, successor)
-        if follows.any():
-            cells["stop"][(base + (head - 1) % self.slots)[follows]] = False
-        cells["x"][at] = self._writable(x)
-        cells["y"][at] = self._writable(y)
-        cells["reward"][at] = self._writable(reward)
-        cells["terminated"][at] = self._writable(terminated)
-        cells["stop"][at] = True
-        cells["x"][successor] = self._writable(x_next)
-        cells["starts"][base + (self.first[rows] + self.size[rows]) % self.slots] = self._writable(head.astype(np.int32))
+            self._expire(rows, at, base + after)
+        before = base + np.where(follows, head - 1, head) % self.slots
+        slots = Slots(at, base + after, before, base + (self.first[rows] + self.size[rows]) % self.slots, head)
         ended = terminated | truncated
         self._begins[at] = True
         self.follows[rows] = ~ended
         self.written[rows] += 1 + ended
         self.size[rows] += 1
-        self._publish()
+        self.write(slots, x, y, reward, x_next, terminated, self.fifo)
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement. It reads only tensors, so that it can be captured in a graph."""
@@ -297,12 +291,6 @@ class Replay:
         """Copy the bookkeeping to the device, for `sample`."""
         if self.device.type != "cpu":
             self.fifo_on_device.copy_(torch.from_numpy(self.fifo))
-
-    def _writable(self, values: Tensor | np.ndarray) -> Any:
-        """The array to assign to: on a CPU, NumPy's view of the same memory, which is faster for small assignments."""
-        if self.device.type == "cpu":
-            return values.numpy() if isinstance(values, Tensor) else values
-        return values if isinstance(values, Tensor) else torch.from_numpy(values).to(self.device)
 
     def _flat(self, rows: np.ndarray, slots: np.ndarray) -> Tensor:
         return torch.from_numpy(rows * self.slots + slots).to(self.device)
