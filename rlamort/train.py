@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 
@@ -67,6 +67,15 @@ class Clock:
     def state(self) -> dict[str, Any]:
         """As plain values and tensors, for a checkpoint."""
         return vars(self) | {"episodes": [list(episode) for episode in self.episodes]}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        """As `state` returned it, without y and h, which hold only where the environments go on exactly.
+
+        Older checkpoints have no `learning_steps`: utd was whole then, and it did not matter.
+        """
+        kept = {name: value for name, value in state.items() if name not in ("episodes", "y", "h")}
+        return cls(**kept, episodes=[Episode(total, length) for total, length in state["episodes"]])
 
 
 class Source(Protocol):

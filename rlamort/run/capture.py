@@ -27,8 +27,8 @@ def ways_of(agent: Agent, sample: Sampler) -> list[Rounds]:
 class Captured:
     """Rounds by the first way that works, each pattern verified against eager execution at its first use.
 
-    Where a way fails, or its results differ, rounds go on by the next, with one warning that says why, as if they had been eager
-    until then.
+    Where a way fails, or its results differ, rounds go on by the next, as if they had been eager until then, with one warning
+    that says why.
 
     Args:
         agent: what is updated.

@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from rlamort.agent import Agent, Player
 from rlamort.config import Config, defaults, fields, locate, rational, read_row, resolve, short_name
-from rlamort.env import Episode, Spec
+from rlamort.env import Spec
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.machine import cores, default_dtype, device_of, products_of, require_memory, require_products, versions
 from rlamort.host.plain import plain, revived
@@ -284,11 +284,7 @@ class Learner:
     def restore(self, state: dict[str, Any], frames: Iterator[dict[str, Any]]) -> bool:
         """Continue from `state` and the replay's frames, in the order of writing; returns False if episodes begin anew."""
         clock = state["clock"]
-        self.clock = Clock(
-            clock["env_step"], clock["updates"], clock["seconds"], clock["scored"],
-            clock["metrics"], [Episode(total, length) for total, length in clock["episodes"]],
-            learning_steps=clock.get("learning_steps", 0),  # older checkpoints have none: utd was whole, and it did not matter
-        )  # fmt: skip
+        self.clock = Clock.of(clock)
         exact: bool = self.source.restore(state["source"], frames)
         if exact and clock["y"] is not None:  # it was chosen for the contexts that stand now
             self.clock.y = clock["y"].to(self.device)
