@@ -52,19 +52,21 @@ def splitting(s: Tensor, low: Tensor, high: Tensor, gram: Gram, iterations: int)
     """
     s, low, high, vectors, values = (part.float() for part in (s, low, high, gram.vectors, gram.values))
     rho, z, u, sign = torch.ones_like(s[:, :1]), s.clamp(low, high), torch.zeros_like(s), torch.zeros_like(s)
+    gain = 1.6 / (rho * values + 1)
     for i in range(1, iterations + 1):
-        step = times(times(s - z + u, vectors) / (values + 1 / rho), vectors.mT)
-        w = 1.6 * (z - u + step / rho) - 0.6 * z
-        after = (w + u).clamp(low, high)
-        u = u + w - after
+        step = times(times(s - z + u, vectors) * gain, vectors.mT)  # A y is z - u + step / 1.6
+        w = torch.add(z, u, alpha=-0.6) + step
+        after = w.clamp(low, high)
+        last, u = u, w - after
         if i % ADAPT == 0:
             before, sign = sign, u.sign()
             if int((before != sign).any(-1).sum()) <= STRAYS * len(s):
                 break
             moved = rho * (times(after - z, vectors) * values.sqrt()).norm(dim=-1, keepdim=True)
-            factor = ((w - after).norm(dim=-1, keepdim=True) / moved).sqrt().nan_to_num(1.0, posinf=10.0).clamp(0.1, 10)
+            factor = ((u - last).norm(dim=-1, keepdim=True) / moved).sqrt().nan_to_num(1.0, posinf=10.0).clamp(0.1, 10)
             changed = (rho * factor).clamp(1e-4, 1e4)
             u, rho = u * rho / changed, changed
+            gain = 1.6 / (rho * values + 1)
         z = after
     return u.sign().to(gram.values)
 
