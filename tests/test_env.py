@@ -14,6 +14,8 @@ from conftest import Count, Identity
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_resume import assert_equal
 
+from rlamort.env import capacity
+from rlamort.env.capacity import require_memory
 from rlamort.env.make import open_env
 from rlamort.errors import Fault, UserError
 
@@ -110,13 +112,18 @@ def test_what_draws_from_its_process_goes_on_only_beside_the_same_environments(b
     again.close()
 
 
-def test_more_environments_than_fit_are_refused_before_they_are_made():
+def test_more_environments_than_fit_are_refused_before_they_are_made(monkeypatch):
     with pytest.raises(UserError, match="num_workers=5: at most one for each of num_envs=4 environments is needed"):
         open_env(odd_envs.Good, count=4, vectorization="async", workers=5)
     with pytest.raises(UserError, match="num_workers=2: vectorization=sync has no worker processes"):
         open_env(odd_envs.Good, count=4, workers=2)
     with pytest.raises(UserError, match=r"num_envs=900000: they take \d+.\d GiB; .* at most \d+ environments fit"):
         open_env(odd_envs.Holds, env_kwargs={"size": 40}, count=900_000)
+    with pytest.raises(UserError, match=r"num_workers=900000: the processes alone take .* so at most \d+ fit"):
+        require_memory(odd_envs.Good, 900_000, 900_000, 2**30)
+    monkeypatch.setattr(capacity, "free_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"num_envs=900000: they take \d.\d GiB; 1.0 GiB"):  # though a few take no page
+        require_memory(odd_envs.Good, 900_000, 0, 2**30)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 100, most[1]))

@@ -16,10 +16,7 @@ from rlamort.measure.gpu_worker import LINES, measure
 @pytest.mark.parametrize("line", [line for line in LINES if not line.startswith("same") or line == "same td3"])
 def test_every_line_gives_its_figures(line):
     found = measure(line, "cpu")
-    skipped = {key: value for key, value in found.items() if "skipped" in key or "warning" in key}
-    if skipped and line == "environments, utd=1/16":
-        pytest.skip("utd takes no fractions here")
-    assert not skipped
+    assert not [key for key in found if "skipped" in key or "warning" in key]
     assert found
     assert all(isinstance(value, str) or value >= 0 for value in found.values())
     if line in ("same td3", "resume"):  # on a CPU, uncompiled: bit for bit
@@ -41,8 +38,8 @@ def test_lines_that_crash_hang_or_come_too_late_cost_themselves_alone(monkeypatc
     assert gpu("cpu", None, ["sb3 td3"]).data["figures"] == {"sb3 td3, skipped": "0 s are over"}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as on machines without one
     with pytest.raises(UserError, match=r"device=cuda: this torch .* sees no CUDA device"):
         gpu()
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which the command line sets

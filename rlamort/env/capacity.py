@@ -16,7 +16,8 @@ from rlamort.host.machine import cores, free_memory
 
 WORKER = 200 * 2**20  # bytes of a worker process before its environments: torch and Gymnasium, 150 MiB where it was measured
 DESCRIPTORS, SPARE = 3, 64  # of files: of a worker, in this process; for everything else
-FEW, LARGE = 5, 64 * 2**20  # environments that are made to measure one; bytes after which fewer are enough
+FEW, MANY = 5, 300  # environments that are made to measure one, at least and at most
+SEEN, LARGE = 2**20, 64 * 2**20  # bytes that tell what one takes, and after which fewer than FEW are enough
 
 
 def workers_of(vectorization: str, count: int, workers: int | None) -> int:
@@ -56,16 +57,22 @@ def require_memory(make: Callable[[], gymnasium.Env[Any, Any]], count: int, work
         most: bytes that one takes at most.
 
     Raises:
-        UserError: they take more than is free.
+        UserError: they, or the processes alone, take more than is free.
     """
-    free = free_memory() - workers * WORKER
+    whole = free_memory()
+    free = whole - workers * WORKER
+    if workers and free <= 0:
+        raise UserError(
+            f"num_workers={workers}: the processes alone take {workers * WORKER / 2**30:.1f} GiB; {whole / 2**30:.1f} GiB of "
+            f"memory are free, so at most {(whole - 1) // WORKER} fit, each with several environments"
+        )
     if count == 1 or count * most <= free:
         return
     each = _bytes_of(make)
     if count * each > free:
         processes = f", and {workers} worker processes {workers * WORKER / 2**30:.1f} GiB" if workers else ""
         raise UserError(
-            f"num_envs={count}: they take {count * each / 2**30:.1f} GiB{processes}; {free_memory() / 2**30:.1f} GiB of memory "
+            f"num_envs={count}: they take {count * each / 2**30:.1f} GiB{processes}; {whole / 2**30:.1f} GiB of memory "
             f"are free, so at most {max(0, free // each)} environments fit"
         )
 
@@ -80,7 +87,9 @@ def _bytes_of(make: Callable[[], gymnasium.Env[Any, Any]]) -> int:
     sizes: list[int] = []
     with preserved(), contextlib.ExitStack() as made:
         envs = []
-        while len(sizes) < FEW and (len(sizes) < 2 or sizes[-1] - sizes[0] < LARGE):
+        while len(sizes) < 2 or (grown := sizes[-1] - sizes[0]) < (LARGE if len(sizes) < FEW else SEEN):
+            if len(sizes) == MANY:
+                break
             env = make()
             made.callback(env.close)
             env.reset(seed=0)
@@ -88,7 +97,7 @@ def _bytes_of(make: Callable[[], gymnasium.Env[Any, Any]]) -> int:
             env.step(env.action_space.sample())
             envs.append(env)
             sizes.append(resident())
-    return max(1, (sizes[-1] - sizes[0]) // (len(sizes) - 1))
+    return max(SEEN, grown) // (len(sizes) - 1)  # memory comes in pages, so less than SEEN says only that it is no more
 
 
 def _descriptors() -> float:
