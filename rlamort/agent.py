@@ -191,7 +191,7 @@ class Agent(nn.Module):
         return next((f"a loss of {name}" for name in losses), "")
 
     def observe(self, x: Tensor) -> None:
-        """Update the observation statistics with contexts (B, d) met in play."""
+        """Update the observation statistics with contexts (B, d) met in play, on any device."""
         self.normaliser.update(x)
 
     @torch.no_grad()
@@ -248,8 +248,8 @@ class Player:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, explore: bool) -> Tensor:
-        """x (N, d) -> y (N, n)."""
-        y, self.h = self.agent.play(x, self.h, explore)
+        """x (N, d), on any device -> y (N, n), on the agent's."""
+        y, self.h = self.agent.play(x.to(self.agent.device), self.h, explore)
         return y
 
     def begin(self, begins: np.ndarray) -> None:

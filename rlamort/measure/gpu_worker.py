@@ -100,6 +100,15 @@ class Bench:
             size.env, **{**usual, "device": str(self.device), "seed": 0, "threads": 1, "compile": compiled, **fields}
         )
 
+    def overlapped(self, method: str) -> Figures:
+        """Steps per second with the environment stepped beside the updates."""
+        size, fields = self.size, {"overlap": True} if self.on_gpu else {}
+        learner = self.learner(method, True, **fields)
+        learner.learn(size.warm + 10)
+        rate = self.rate(lambda: learner.learn(size.timed, reset_num_timesteps=False), size.timed)
+        learner.close()
+        return {f"{method} captured, overlap, steps/s": rate}
+
     def training(self, method: str, captured: bool) -> Figures:
         """Steps and updates per second, kernels of an update, and a step's parts, each waited for."""
         size = self.size
@@ -119,12 +128,13 @@ class Bench:
             with torch.profiler.profile(activities=activities) as recorded:
                 update(20)
                 self.ready()
-            kernels = [one for one in recorded.events() or () if one.device_type.name == "CUDA"]
+            on_gpu = [one.name for one in recorded.events() or () if one.device_type.name == "CUDA"]
+            kernels = [name for name in on_gpu if not name.startswith(("Memcpy", "Memset"))]
             found[f"{name}, kernels an update"] = len(kernels) / 20
             if captured:
-                y = source.env.domain.uniform(1, self.device)
+                y = source.env.domain.uniform(1, self.device).to(source.env.place)
                 step = source.env.step(y)
-                stored = source.waiting, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid
+                stored = source.env.x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid
                 found[f"{name}, environment ms"] = self.each(lambda: source.env.step(y), size.slow)
                 found[f"{name}, replay.add ms"] = self.each(lambda: source.add(*stored), size.slow)
                 found[f"{name}, updates are"] = _way(learner.updates)
@@ -230,6 +240,8 @@ LINES: dict[str, Callable[[Bench], Figures]] = {
     **{f"same {method}": functools.partial(Bench.same, method=method) for method in AGENTS},
     "sac": lambda bench: bench.training("sac", True),
     "td3": lambda bench: bench.training("td3", True),
+    "sac overlap": lambda bench: bench.overlapped("sac"),
+    "td3 overlap": lambda bench: bench.overlapped("td3"),
     "amortize": Bench.amortize,
     "answers": Bench.answers,
     "environments, utd=1/16": lambda bench: bench.many(64, "1/16"),
