@@ -52,8 +52,8 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
         y = policy(x)
         step = env.step(y)
         for e in wanted:
-            after = step.x_next[e].to(env.device, copy=True)
-            records[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), after)
+            x_next = step.x_next[e].to(env.device, copy=True)
+            records[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), x_next)
         x = env.x.to(env.device)
     env.episodes()
     states = [records[int(e), int(t)] for e, t in zip(episode, time, strict=True)]
