@@ -8,6 +8,7 @@ from rlamort.config.fields import (
     FIXED,
     FREE,
     Count,
+    Decay,
     Field,
     Fixed,
     Fraction,
@@ -51,7 +52,7 @@ from rlamort.config.rows import (
 from rlamort.config.run import Dtype, Run, Tracked
 
 __all__ = [
-    "FIXED", "FREE", "KIND", "Config", "Count", "Dtype", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part",
+    "FIXED", "FREE", "KIND", "Config", "Count", "Decay", "Dtype", "Field", "Fixed", "Fraction", "Free", "Mark", "NonNegative", "Part",
     "Positive", "Ratio", "Run", "Seconds", "Seed", "Size", "Tracked", "Whole", "Widths", "as_call", "check_names", "config_of",
     "convert", "defaults", "describe", "element_of", "fields", "fields_of", "locate", "marks", "methods", "nested", "opening",
     "part_of", "rational", "read_row", "renamed", "resolve", "short_name", "takes_text", "unsupported",
