@@ -100,7 +100,7 @@ class Ensemble(nn.Module):
             EnsembleLinear(members, *size, arithmetic, bias) for size, bias in zip(pairwise(sizes), biased, strict=True)
         )
         self.norms = nn.ModuleList(norm(members, width) for width in hidden)
-        self.input_norm = (norm if norm.of_batch else NoNorm)(members, inputs)
+        self.input_norm = (norm if norm.of_batch else NoNorm)(members, inputs, shifted=False)
 
     def forward(self, h: Tensor, members: int | None = None, training: bool = False) -> Tensor:
         """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed.

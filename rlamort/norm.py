@@ -11,7 +11,7 @@ class NoNorm(nn.Module):
 
     of_batch = False
 
-    def __init__(self, members: int, width: int) -> None:
+    def __init__(self, members: int, width: int, shifted: bool = True) -> None:
         super().__init__()
 
     def forward(self, h: Tensor, members: int, training: bool = False) -> Tensor:
@@ -28,7 +28,7 @@ class EnsembleLayerNorm(nn.Module):
 
     of_batch = False
 
-    def __init__(self, members: int, width: int) -> None:
+    def __init__(self, members: int, width: int, shifted: bool = True) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(members, 1, width))
         self.bias = nn.Parameter(torch.zeros(members, 1, width))
@@ -47,6 +47,8 @@ class EnsembleBatchNorm(nn.Module):
     Args:
         members: E.
         width: h.
+        shifted: whether there is a bias. One that is followed by a linear layer and another batch norm would be cancelled: its
+            gradient is rounding, which Adam would make into steps of full size.
 
     Attributes:
         of_batch: whether rows of a batch depend on each other: then layers before it have no bias, which it would cancel, and
@@ -59,23 +61,25 @@ class EnsembleBatchNorm(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, members: int, width: int) -> None:
+    def __init__(self, members: int, width: int, shifted: bool = True) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.ones(members, 1, width))
-        self.bias = nn.Parameter(torch.zeros(members, 1, width))
+        bias = torch.zeros(members, 1, width)
+        self.register_parameter("bias", nn.Parameter(bias) if shifted else None)
         self.register_buffer("mean", torch.zeros(members, 1, width))
         self.register_buffer("variance", torch.ones(members, 1, width))
 
     def forward(self, h: Tensor, members: int, training: bool = False) -> Tensor:
         """h (members, B, h) -> the same shape."""
-        if not training:
-            scale = self.gain[:members] * (self.variance[:members] + self.epsilon).rsqrt()
-            return torch.addcmul(self.bias[:members], h - self.mean[:members], scale)
-        variance, mean = torch.var_mean(h, 1, correction=0, keepdim=True)
-        whitened = self.whitened(h, mean, variance)
-        self.mean[:members].lerp_(mean.detach(), self.momentum)
-        self.variance[:members].lerp_(variance.detach(), self.momentum)
-        return torch.addcmul(self.bias[:members], whitened, self.gain[:members])
+        if training:
+            variance, mean = torch.var_mean(h, 1, correction=0, keepdim=True)
+            h = self.whitened(h, mean, variance)
+            self.mean[:members].lerp_(mean.detach(), self.momentum)
+            self.variance[:members].lerp_(variance.detach(), self.momentum)
+        else:
+            h = (h - self.mean[:members]) * (self.variance[:members] + self.epsilon).rsqrt()
+        scaled = h * self.gain[:members]
+        return scaled if self.bias is None else scaled + self.bias[:members]
 
     def whitened(self, h: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """h (members, B, h), by the statistics of the batch, (members, 1, h) each."""
@@ -93,8 +97,8 @@ class EnsembleBatchRenorm(EnsembleBatchNorm):
 
     passes: Tensor
 
-    def __init__(self, members: int, width: int) -> None:
-        super().__init__(members, width)
+    def __init__(self, members: int, width: int, shifted: bool = True) -> None:
+        super().__init__(members, width, shifted)
         self.register_buffer("passes", torch.zeros(()))
 
     def whitened(self, h: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
