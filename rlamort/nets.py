@@ -51,9 +51,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic
 class EnsembleLinear(nn.Module):
     """E linear layers in one batched product, each initialised like `nn.Linear`."""
 
-    def __init__(
-        self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32, biased: bool = True
-    ) -> None:
+    def __init__(self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32, biased: bool = True) -> None:
         super().__init__()
         self.product = arithmetic.product
         bound = 1 / math.sqrt(inputs)
@@ -64,10 +62,8 @@ class EnsembleLinear(nn.Module):
     def forward(self, h: Tensor, members: int) -> Tensor:
         """h (members, B, inputs) -> (members, B, outputs), by the first `members` of the ensemble."""
         weight = self.weight[:members]
-        if weight.shape[-1] == 1:  # a batched product with one column takes several times as long as this
-            product = (h * weight.mT).sum(-1, keepdim=True)
-        else:
-            product = self.product(h, weight)
+        # a batched product with one column takes several times as long as the sum
+        product = (h * weight.mT).sum(-1, keepdim=True) if weight.shape[-1] == 1 else self.product(h, weight)
         return product if self.bias is None else product + self.bias[:members]  # not baddbmm, which copies the bias first
 
 
@@ -131,9 +127,7 @@ class NormedMlp(nn.Module):
         arithmetic: of the products.
     """
 
-    def __init__(
-        self, inputs: int, hidden: Sequence[int], outputs: int, norm: Norm, arithmetic: Arithmetic = FLOAT32
-    ) -> None:
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, norm: Norm, arithmetic: Arithmetic = FLOAT32) -> None:
         super().__init__()
         self.ensemble = Ensemble(1, inputs, hidden, outputs, norm, arithmetic)
 

@@ -248,9 +248,7 @@ class MaxQ(Objective):
         members: how many members of the ensemble, from the first, are used; None for all.
     """
 
-    def __init__(
-        self, critic: Critic | NoTarget | TargetNetwork, beta: float = 1.0, members: int | None = None
-    ) -> None:
+    def __init__(self, critic: Critic | NoTarget | TargetNetwork, beta: float = 1.0, members: int | None = None) -> None:
         self.critic, self.beta, self.members = critic, beta, members
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:

@@ -29,7 +29,7 @@ ATOMS = torch.linspace(-5, 5, 101)
 NARROW = {"hidden": (16, 16), "critic.hidden": (16, 16, 16)}
 TD3 = {
     "model.norm": "batch", "critic.norm": "batch", "critic.head": "categorical", "weights": "unit", "hidden": (16, 16),
-    "adam_beta1": 0.5, "reward_scale": "return",
+    "adam_beta1": 0.5,
 }  # fmt: skip
 
 
@@ -99,9 +99,9 @@ def test_batch_norm_is_torchs_and_its_statistics_a_plain_average(device):
     for _ in range(4):
         h = (3 * torch.randn(3, 12, 5, device=device) + 2).requires_grad_()
         ours = norm(h, 3, training=True)
-        theirs = torch.stack([
-            torch.nn.functional.batch_norm(h[i], None, None, norm.gain[i, 0], norm.bias[i, 0], True, 0.01, 1e-3) for i in range(3)
-        ])  # fmt: skip
+        torchs = torch.nn.functional.batch_norm
+        theirs = [torchs(h[i], None, None, norm.gain[i, 0], norm.bias[i, 0], True, 0.01, 1e-3) for i in range(3)]
+        theirs = torch.stack(theirs)
         torch.testing.assert_close(ours, theirs)
         weights = torch.randn_like(ours)
         torch.testing.assert_close(*(torch.autograd.grad((one * weights).sum(), h)[0] for one in (ours, theirs)))
@@ -257,7 +257,7 @@ def test_targets_outside_of_the_atoms_are_counted_and_said_once():
     assert 0 < agent.latest["critic/outside"] <= agent.latest["critic/targets"]
 
 
-@pytest.mark.parametrize(("name", "fields"), [("sac_narrow", NARROW), ("sac_lean", NARROW), ("td3", {**TD3, "reward_scale": "none"})])
+@pytest.mark.parametrize(("name", "fields"), [("sac_narrow", NARROW), ("sac_lean", NARROW), ("td3", TD3)])
 def test_every_units_weights_have_length_one_in_policy_critics_and_targets(name, fields, spec):
     torch.manual_seed(0)
     agent = drawn(name, spec, **fields)
@@ -304,7 +304,7 @@ def test_rewards_are_divided_by_the_deviation_of_a_plainly_recursive_return(kind
     torch.manual_seed(0)
     raw = replay._from(*replay._draw(50), 2)
     torch.testing.assert_close(scaled.reward * expected, raw.reward)
-    assert torch.equal(replay.everything().reward.sort().values, replay._from(*replay._stored(replay.size), 2).reward.sort().values)
+    assert torch.equal(replay.everything().reward, replay._from(*replay._stored(replay.size), 2).reward)
 
 
 def test_returns_that_never_vary_are_not_scaled(device):
@@ -318,8 +318,7 @@ def test_returns_that_never_vary_are_not_scaled(device):
 
 CASES = {
     "sac_narrow": ("sac_narrow", "Hopper-v5", {"critic": {"hidden": [16, 16]}, "num_envs": 2, "warmup_steps": 60}),
-    "sac_lean": ("sac_lean", "InvertedPendulum-v5", {"critic": {"hidden": [16]}, "warmup_steps": 60, "reward_scale": "bounded"}),
-    "td3": ("td3", "Hopper-v5", {**TD3, "hidden": [16, 16], "critic.norm": "renorm"}),
+    "td3": ("td3", "Hopper-v5", {**TD3, "hidden": [16, 16], "critic.norm": "renorm", "reward_scale": "bounded"}),
 }
 
 
@@ -328,14 +327,14 @@ CASES = {
 def test_stopped_and_resumed_is_uninterrupted(case, tmp_path):
     method, env, more = CASES[case]
     fields = {**SMALL, **more}
-    whole = learner_class(method)(env, dir=str(tmp_path / "whole"), **fields).learn(250)
+    whole = learner_class(method)(env, dir=str(tmp_path / "whole"), **fields).learn(170)
     broken = learner_class(method)(env, dir=str(tmp_path / "broken"), **fields)
     with pytest.raises(Preempted):
-        broken.learn(250, stop=lambda: broken.clock.env_step >= 133)
+        broken.learn(170, stop=lambda: broken.clock.env_step >= 113)
     broken.close()
     torch.rand(3)
     again, _ = resume(tmp_path / "broken")
-    again.learn(250 - again.clock.env_step, reset_num_timesteps=False)
+    again.learn(170 - again.clock.env_step, reset_num_timesteps=False)
     assert_equal(everything(whole), everything(again))
     assert_equal(whole.source.scale.state(), again.source.scale.state())
     assert whole.source.scale.divisor > 0
@@ -381,7 +380,7 @@ def test_normalising_by_wrapper_and_by_key_is_refused(env, fields, both):
 
 
 def test_a_norm_for_a_problems_own_network_is_refused():
-    with pytest.raises(UserError, match="model.norm=batch: .* has a network of its own"):
+    with pytest.raises(UserError, match=r"model.norm=batch: .* has a network of its own"):
         ra.VAE("rlamort/VAE-v0", model={"kind": "full", "norm": "batch"})
 
 
@@ -414,7 +413,7 @@ def test_the_delayed_policy_learns_seldom(spec):
     [
         ("sac_narrow", NARROW),
         pytest.param("sac_lean", NARROW, marks=pytest.mark.slow),
-        pytest.param("td3", {key: value for key, value in TD3.items() if key != "reward_scale"}, marks=pytest.mark.slow),
+        pytest.param("td3", TD3, marks=pytest.mark.slow),
         pytest.param("sac", {"critic.norm": "renorm", "critic.target.statistics": "running"}, marks=pytest.mark.slow),
         pytest.param("tqc", {}, marks=pytest.mark.slow),
     ],

@@ -54,8 +54,8 @@ class Full(Model):
 
     Args:
         hidden: widths of the hidden layers; null takes the method's.
-        norm: before every ReLU: layer for layer normalisation; batch for batch normalisation, of the inputs, too; renorm for
-            CrossQ's batch renormalisation.
+        norm: before every ReLU: layer for layer normalisation; batch for batch normalisation, also of inputs; renorm for its
+            renormalisation, as in CrossQ; or none.
     """
 
     hidden: Fixed[Widths | None] = None

@@ -174,8 +174,8 @@ class Environments:
         found = env.statistics() or {"around": {"layers": {}}, "rows": []}
         wrappers = {kind.partition(":")[2] for one in (found["around"], *found["rows"]) for kind in one["layers"]}
         for key, wrapper in TWICE.items():
-            value = self.config.values[key] if key in self.config.values else False
-            if value not in (False, "none") and wrapper in wrappers:
+            value = self.config.plain().get(key)
+            if value not in (None, False, "none") and wrapper in wrappers:
                 raise UserError(f"{key}={value} and a wrapper {wrapper} of {env.name}: both normalise the same; one is needed")
 
     def _match(self, env: Env, key: str) -> None:
