@@ -59,7 +59,7 @@ class Critic(nn.Module):
         return now, after
 
 
-class NoTarget:
+class NoTarget(nn.Module):
     """Targets from the critic itself, without a copy of it (Bhatt et al., 2024: CrossQ).
 
     Args:
@@ -67,9 +67,15 @@ class NoTarget:
     """
 
     def __init__(self, critic: Critic) -> None:
-        self.critic = critic
+        super().__init__()
+        self._of = (critic,)  # in a tuple, so that its tensors are not registered here, too
 
-    def __call__(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
+    @property
+    def critic(self) -> Critic:
+        """What learns."""
+        return self._of[0]
+
+    def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
         """As `Critic.forward`."""
         q: Tensor = self.critic(x, y, members)
         return q
@@ -95,7 +101,7 @@ class TargetNetwork(nn.Module):
 
     def __init__(self, critic: Critic, fresh: Critic, tau: float, project: FreeWeights | UnitWeights) -> None:
         super().__init__()
-        self._of = (critic,)  # in a tuple, so that its tensors are not registered here, too
+        self._of = (critic,)  # as above
         self.ensemble = frozen_copy(critic, fresh).ensemble
         self.tau, self.project = tau, project
 

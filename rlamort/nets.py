@@ -51,6 +51,8 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic
 class EnsembleLinear(nn.Module):
     """E linear layers in one batched product, each initialised like `nn.Linear`."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32, biased: bool = True) -> None:
         super().__init__()
         self.product = arithmetic.product

@@ -60,6 +60,7 @@ class EnsembleBatchNorm(nn.Module):
 
     mean: Tensor
     variance: Tensor
+    bias: nn.Parameter | None
 
     def __init__(self, members: int, width: int, shifted: bool = True) -> None:
         super().__init__()

@@ -50,8 +50,8 @@ class Categorical(Head):
             raise UserError(
                 f"critic.head: {self.count} atoms from {self.low:g} to {self.high:g}; two or more, low below high, are needed"
             )
-        projections = {"moved": heads.Moved, "two_hot": heads.TwoHot}
-        return heads.Categorical(self.count, self.low, self.high, projections[self.projection]())
+        projections: dict[str, heads.Projection] = {"moved": heads.Moved(), "two_hot": heads.TwoHot()}
+        return heads.Categorical(self.count, self.low, self.high, projections[self.projection])
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Critics(Part):
 
     Args:
         members: size of the ensemble.
-        norm: before every ReLU: layer for layer normalisation (Ball et al., 2023); batch for batch normalisation, also of inputs,
-            jointly over states and next states (Bhatt et al., 2024); renorm for its batch renormalisation; or none.
+        norm: before every ReLU: layer for layer normalisation (Ball et al., 2023); batch for batch normalisation, also of
+            inputs and jointly over states and next states (Bhatt et al., 2024); renorm for its renormalisation; or none.
         hidden: widths of the hidden layers; null takes the method's.
         head: what the outputs stand for.
         target: what targets are made of.
