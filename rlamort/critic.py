@@ -96,14 +96,14 @@ class TargetNetwork(nn.Module):
         critic: what learns.
         fresh: of the same shape, which becomes the copy.
         tau: weight of the critic's in every update of the average.
-        project: the constraint on its weights.
+        project: the constraint on its weights; None if they are free.
     """
 
-    def __init__(self, critic: Critic, fresh: Critic, tau: float, project: FreeWeights | UnitWeights) -> None:
+    def __init__(self, critic: Critic, fresh: Critic, tau: float, project: FreeWeights | UnitWeights | None = None) -> None:
         super().__init__()
         self._of = (critic,)  # as above
         self.ensemble = frozen_copy(critic, fresh).ensemble
-        self.tau, self.project = tau, project
+        self.tau, self.project = tau, project or FreeWeights(self.ensemble)
 
     @property
     def critic(self) -> Critic:

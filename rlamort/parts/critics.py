@@ -72,6 +72,7 @@ class Quantiles(Head):
 
 Targets = critics.NoTarget | critics.TargetNetwork
 Make = Callable[[], Critic]  # another critic of the same shape
+Project = FreeWeights | UnitWeights
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Target(Part):
     def require(self, norm: str) -> None:
         """Raises UserError if it does not go with the critics' normalisation."""
 
-    def __call__(self, critic: Critic, fresh: Make, tau: float, project: FreeWeights | UnitWeights) -> Targets:
+    def __call__(self, critic: Critic, fresh: Make, tau: float, project: Project | None = None) -> Targets:
         raise NotImplementedError
 
 
@@ -89,7 +90,7 @@ class Target(Part):
 class Online(Target):
     """The critics themselves, without a target network."""
 
-    def __call__(self, critic: Critic, fresh: Make, tau: float, project: FreeWeights | UnitWeights) -> Targets:
+    def __call__(self, critic: Critic, fresh: Make, tau: float, project: Project | None = None) -> Targets:
         return critics.NoTarget(critic)
 
 
@@ -111,7 +112,7 @@ class Polyak(Target):
                 "critic.norm=batch or renorm is needed"
             )
 
-    def __call__(self, critic: Critic, fresh: Make, tau: float, project: FreeWeights | UnitWeights) -> Targets:
+    def __call__(self, critic: Critic, fresh: Make, tau: float, project: Project | None = None) -> Targets:
         of_batch = {"batch": critics.JointTargetNetwork, "running": critics.RunningTargetNetwork}
         kind = of_batch[self.statistics] if critic.ensemble.of_batch else critics.TargetNetwork
         return kind(critic, fresh(), tau, project)
