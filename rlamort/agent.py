@@ -198,7 +198,7 @@ class Agent(nn.Module):
         """Called with the metrics of every record: warn, once, where they say that something is wrong."""
 
     def observe(self, x: Tensor) -> None:
-        """Update the observation statistics with contexts (B, d) met in play."""
+        """Update the observation statistics with contexts (B, d) met in play, on any device."""
         self.normaliser.update(x)
 
     @torch.no_grad()
@@ -255,8 +255,8 @@ class Player:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, explore: bool) -> Tensor:
-        """x (N, d) -> y (N, n)."""
-        y, self.h = self.agent.play(x, self.h, explore)
+        """x (N, d), on any device -> y (N, n), on the agent's."""
+        y, self.h = self.agent.play(x.to(self.agent.device), self.h, explore)
         return y
 
     def begin(self, begins: np.ndarray) -> None:

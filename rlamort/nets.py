@@ -269,8 +269,8 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Update the statistics with x (B, dim)."""
-        x = x.double()
+        """Update the statistics with x (B, dim), on any device."""
+        x = x.to(self.mean)
         fresh = x.shape[0]
         total = self.count + fresh
         delta = x.mean(0) - self.mean

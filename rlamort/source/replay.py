@@ -13,7 +13,7 @@ from torch import Tensor
 from rlamort.config import Count, Fixed, Fraction
 from rlamort.env import Env
 from rlamort.errors import UserError
-from rlamort.source.append import InOneCopy, InPlace, Slots
+from rlamort.source.append import InOneCopy, InPlace, Slots, Stored
 from rlamort.source.base import Batch, Collected, Tree
 from rlamort.source.scale import SCALES, Scaled
 
@@ -70,6 +70,7 @@ class Replay:
         self.stop = torch.empty(rows * slots, dtype=torch.bool, device=device)  # nothing follows this transition (yet)
         self.starts = torch.empty(rows * slots, dtype=torch.int32, device=device)  # a FIFO of slots per row
         # bookkeeping, on the host, where the flags are
+        self.base = np.arange(rows) * slots  # where each row begins
         self.written = np.zeros(rows, dtype=np.int64)  # slots used so far; modulo slots, the one that x goes to next
         self.fifo = np.zeros((2, rows), dtype=np.int64)
         self.first, self.size = self.fifo  # the oldest entry of the FIFO, and its length: transitions that can be sampled
@@ -80,22 +81,22 @@ class Replay:
         self.collected = 0
         self.scale = SCALES[reward_scale](rows, discount, device)
         ring = {name: getattr(self, name) for name in (*FRAME, "starts")}
-        self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device)
+        self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device, env.place)
 
     def __len__(self) -> int:
         return int(self.size.sum())
 
     @property
     def waiting(self) -> Tensor:
-        """(N, d), the contexts to act on now."""
-        return self.env.x
+        """(N, d), the contexts to act on now, on the training device."""
+        return self.write.on_device(self.env.x)
 
     def prepare(self) -> None:
         """Nothing: transitions come from playing."""
 
     def collect(self, choose: Callable[[], Tensor], most: int = 1) -> Collected:
         """Take the chosen actions y (N, n), one step in every environment, and store the transitions."""
-        x, y = self.env.x, choose()
+        x, y = self.env.x, choose().to(self.env.place)
         step = self.env.step(y)
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
         self.scale.update(step.reward, step.valid, step.over)
@@ -113,16 +114,17 @@ class Replay:
         truncated: np.ndarray,
         valid: np.ndarray,
     ) -> None:
-        """Store one transition of every valid environment; shapes as in `Step`. An invalid one ends its episode."""
-        rows = np.flatnonzero(valid)
-        if len(rows) < self.rows:
+        """Store one transition of every valid environment; shapes and place as in `Step`. An invalid one ends its episode."""
+        rows: slice | np.ndarray = slice(None)
+        if not valid.all():
+            rows = np.flatnonzero(valid)
             self.written += self.follows & ~valid
             self.follows &= valid
-            keep = torch.from_numpy(valid).to(self.device)
+            keep = torch.from_numpy(valid).to(x.device)
             x, y, reward, x_next = x[keep], y[keep], reward[keep], x_next[keep]
             terminated, truncated = terminated[valid], truncated[valid]
         head = self.written[rows] % self.slots
-        base, after = rows * self.slots, (head + 1) % self.slots
+        base, after = self.base[rows], (head + 1) % self.slots
         at, follows = base + head, self.follows[rows]
         if self.written.max() + 2 > self.slots:  # these slots may hold something, which is overwritten
             self._expire(rows, at, base + after)
@@ -133,7 +135,7 @@ class Replay:
         self.follows[rows] = ~ended
         self.written[rows] += 1 + ended
         self.size[rows] += 1
-        self.write(slots, x, y, reward, x_next, terminated, self.fifo)
+        self.write(slots, Stored(x, y, reward, x_next, self.env.x), terminated, self.fifo)
 
     def sample(self, count: int) -> Batch:
         """`count` transitions, uniformly and with replacement, with their rewards scaled.
@@ -292,7 +294,7 @@ class Replay:
         base = row * self.slots
         return base, self.starts[base + (first[row] + k - (upto - size)[row]) % self.slots].long()
 
-    def _expire(self, rows: np.ndarray, at: np.ndarray, successor: np.ndarray) -> None:
+    def _expire(self, rows: slice | np.ndarray, at: np.ndarray, successor: np.ndarray) -> None:
         """Two slots of each row are overwritten: the transitions that they began, the row's oldest, are gone."""
         gone = self._begins[at].astype(np.int64) + self._begins[successor]
         self.first[rows] = (self.first[rows] + gone) % self.slots
