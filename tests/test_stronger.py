@@ -313,8 +313,8 @@ def test_returns_that_never_vary_are_not_scaled(device):
     env.reset(0)
     scale = Replay(env, buffer_size=300, reward_scale="return").scale
     for _ in range(3):
-        scale.update(torch.full((2,), 7.0), np.array([True, False]), np.array([True, True]))
-    assert scale(torch.tensor([14.0])).item() == 14
+        scale.update(torch.full((2,), 7.0, device=env.place), np.array([True, False]), np.array([True, True]))
+    assert scale(torch.tensor([14.0], device=device)).item() == 14
 
 
 CASES = {

@@ -79,7 +79,7 @@ class Replay:
         self.begins = np.zeros((rows, slots), dtype=bool)
         self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
-        self.scale = SCALES[reward_scale](rows, discount, device)
+        self.scale = SCALES[reward_scale](env, discount)
         ring = {name: getattr(self, name) for name in (*FRAME, "starts")}
         self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device, env.place)
 

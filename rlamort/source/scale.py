@@ -1,4 +1,7 @@
-"""Scales of rewards, by which a replay divides them when they are sampled. N environments side by side"""
+"""Scales of rewards, by which a replay divides them when they are sampled. N environments side by side
+
+Statistics are kept where environments are stepped, and the divisor on the training device, always in the same memory.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -7,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlamort.env import Env
 from rlamort.nets import Normaliser
 
 Scaled = Literal["none", "return", "bounded"]
@@ -16,12 +20,11 @@ class Unscaled:
     """Rewards as they are.
 
     Args:
-        rows: N.
+        env: where rewards come from.
         discount: of a step.
-        device: where rewards are.
     """
 
-    def __init__(self, rows: int, discount: float, device: torch.device) -> None:
+    def __init__(self, env: Env, discount: float) -> None:
         pass
 
     def update(self, reward: Tensor, valid: np.ndarray, over: np.ndarray) -> None:
@@ -49,22 +52,21 @@ class RunningReturn(Unscaled):
     or truncation: then no episode's return holds rewards of another. The variance is the population's, of G at all steps.
     """
 
-    def __init__(self, rows: int, discount: float, device: torch.device) -> None:
-        self.discount, self.device = discount, device
-        self.running = torch.zeros(rows, dtype=torch.float64, device=device)  # gamma (1 - ended) G
-        self.moments = Normaliser(1).to(device)
-        self.divisor = torch.ones((), device=device)
+    def __init__(self, env: Env, discount: float) -> None:
+        self.discount, self.place = discount, env.place
+        self.running = torch.zeros(env.count, dtype=torch.float64, device=env.place)  # gamma (1 - ended) G
+        self.moments = Normaliser(1).to(env.place)
+        self.divisor = torch.ones((), device=env.device)
 
     def update(self, reward: Tensor, valid: np.ndarray, over: np.ndarray) -> None:
         self.running += reward
-        everywhere = bool(valid.all())
-        met = self.running if everywhere else self.running[torch.from_numpy(valid).to(self.device)]
+        met = self.running if valid.all() else self.running[torch.from_numpy(valid).to(self.place)]
         if len(met):
             self.moments.update(met[:, None])
-            self.divisor.copy_(self.size(met))
+            self.divisor.fill_(float(self.size(met)))  # a launch: a copy from the CPU would wait for the updates before it
         self.running *= self.discount
         if over.any():
-            self.running.masked_fill_(torch.from_numpy(over).to(self.device), 0.0)
+            self.running.masked_fill_(torch.from_numpy(over).to(self.place), 0.0)
 
     def size(self, met: Tensor) -> Tensor:
         """The divisor, 0-d, after returns `met` (M,)."""
@@ -95,9 +97,9 @@ class BoundedReturn(RunningReturn):
 
     bound = 5.0
 
-    def __init__(self, rows: int, discount: float, device: torch.device) -> None:
-        super().__init__(rows, discount, device)
-        self.largest = torch.zeros((), dtype=torch.float64, device=device)
+    def __init__(self, env: Env, discount: float) -> None:
+        super().__init__(env, discount)
+        self.largest = torch.zeros((), dtype=torch.float64, device=env.place)
 
     def size(self, met: Tensor) -> Tensor:
         self.largest.copy_(torch.maximum(self.largest, met.abs().max()))
