@@ -403,6 +403,41 @@ def test_a_bias_that_batch_norm_would_cancel_is_not_there(device):
     assert all(g.abs().max() > 1e-5 for g in torch.autograd.grad(loss, list(net.parameters())))
 
 
+CROSSED = {
+    "critic.norm": "batch", "model.norm": "batch", "critic.target": "none", "learning_rate": 1e-3, "adam_beta1": 0.5,
+    "actor_delay": 3,
+}  # fmt: skip
+ENTROPY = {**CROSSED, "temperature": 0.01, "target_entropy_per_dim": -0.5}
+DISTRIBUTED = {**ENTROPY, "critic.head": "categorical"}
+UNIT = {**DISTRIBUTED, "weights": "unit", "learning_rate": 3e-4}
+ARMS = {
+    "layer": {"critic.norm": "layer"},
+    "crossed": CROSSED,
+    "entropy": ENTROPY,
+    "moved": DISTRIBUTED,
+    "two hot": {**DISTRIBUTED, "critic.head.projection": "two_hot"},
+    "unit": UNIT,
+    "joint": {**UNIT, "critic.target": "polyak"},
+    "running": {**UNIT, "critic.target": "polyak", "critic.target.statistics": "running"},
+    "deeper": {**UNIT, "critic.hidden": (64, 64, 64)},
+    "decayed": {**UNIT, "learning_rate_horizon": 100},
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_combination_of_the_ablation_learns(arm, spec):
+    """Each adds to the one before: they are keys of one method, and a fixed target is fitted with any of them."""
+    torch.manual_seed(0)
+    agent = drawn("sac", spec, **{"hidden": (64, 64), **ARMS[arm], "learning_rate": 1e-2})
+    batch = batch_for(agent)._replace(terminated=torch.ones(32, dtype=torch.bool))
+    for _ in range(60):
+        agent.evaluate(batch)
+    now, _ = agent.target_critic.both(batch.x, batch.y, batch.x_next, batch.y)  # by the batch: running statistics lag behind
+    assert (agent.critic.head.q(now) - batch.reward).square().mean() < 0.2 * batch.reward.var()
+    agent.improve(batch)
+    assert agent.unsound() == ""
+
+
 def test_the_delayed_policy_learns_seldom(spec):
     assert drawn("sac_narrow", spec, **NARROW).improve_every == 2
     assert drawn("sac_lean", spec, **NARROW).improve_every == 3
