@@ -82,8 +82,8 @@ class InOneCopy:
         step = {**{name: ring[name] for name in ("x", "y", "reward")}, "x_next": ring["x"], "waiting": ring["x"]}
         like = {name: tensor[:rows] for name, tensor in step.items()}
         shapes: dict[str, tuple[torch.dtype, Any]] = {
-            **dict.fromkeys(("at", "successor", "before", "entry", "first", "size"), (torch.int64, (rows,))),
-            "head": (torch.int32, (rows,)),
+            "slots": (torch.int64, (len(Slots._fields), rows)),
+            "fifo": (torch.int64, (2, rows)),
             **dict.fromkeys(("terminated", "begins"), (torch.bool, (rows,))),
             **({name: (part.dtype, part.shape) for name, part in like.items()} if self.crosses else {}),
         }
@@ -100,7 +100,8 @@ class InOneCopy:
         self.copied = [torch.cuda.Event() for _ in range(2)] if on_gpu else []  # type: ignore[no-untyped-call]
         self.turn = 0
         self.row = torch.empty(starts[-1], dtype=torch.uint8, device=self.device)
-        self.there = {name: torch.empty_like(part) for name, part in like.items()} | parts(self.row)
+        there = {name: torch.empty_like(part) for name, part in like.items()} | parts(self.row)
+        self.there = there | dict(zip(Slots._fields, there["slots"].unbind(), strict=True))
         self.crossed: Tensor | None = None  # the contexts that wait, as they were given
         self.launch: Callable[[], None] | None = None
 
@@ -110,12 +111,14 @@ class InOneCopy:
         here, count, rows = self.here[self.turn], len(slots.at), fifo.shape[1]
         if self.copied:
             self.copied[self.turn].synchronize()
-        for name, values in (*slots._asdict().items(), ("terminated", terminated), ("begins", slots.before == slots.at)):
-            here[name][:count] = values
-        here["first"][:], here["size"][:] = fifo
+        here["slots"][:, :count] = slots
+        here["terminated"][:count] = terminated
+        np.equal(slots.before, slots.at, out=here["begins"][:count])
+        here["fifo"][...] = fifo
         if self.crosses:
-            for name, tensor in zip(Stored._fields, stored, strict=True):
-                here[name][: len(tensor)] = tensor.numpy()
+            for name, tensor in zip(Stored._fields[:-1], stored[:-1], strict=True):
+                here[name][:count] = tensor.numpy()
+            here["waiting"][...] = stored.waiting.numpy()
             self.crossed = stored.waiting
         self.row.copy_(self.pinned[self.turn], non_blocking=True)
         if self.copied:
@@ -136,7 +139,8 @@ class InOneCopy:
 
     def _scatter(self, count: int) -> None:
         """Put the first `count` rows of what has crossed where they belong. The order is that of `InPlace`."""
-        ring, there = self.ring, {name: part[:count] for name, part in self.there.items()}
+        ring = self.ring
+        there = {name: part[:count] for name, part in self.there.items() if name not in ("slots", "fifo")}
         # an index may occur twice only with the same value: where nothing is continued, `before` is `at`
         ring["stop"].index_copy_(0, there["before"], there["begins"])
         ring["stop"].index_fill_(0, there["at"], True)
@@ -144,9 +148,8 @@ class InOneCopy:
             ring[name].index_copy_(0, there["at"], there[name])
         ring["terminated"].index_copy_(0, there["at"], there["terminated"])
         ring["x"].index_copy_(0, there["successor"], there["x_next"])
-        ring["starts"].index_copy_(0, there["entry"], there["head"])
-        self.fifo[0].copy_(self.there["first"])
-        self.fifo[1].copy_(self.there["size"])
+        ring["starts"].index_copy_(0, there["entry"], there["head"].int())
+        self.fifo.copy_(self.there["fifo"])
 
 
 def captured(work: Callable[[], None], device: torch.device) -> Callable[[], None]:

@@ -128,7 +128,7 @@ class Replay:
         at, follows = base + head, self.follows[rows]
         if self.written.max() + 2 > self.slots:  # these slots may hold something, which is overwritten
             self._expire(rows, at, base + after)
-        before = base + np.where(follows, head - 1, head) % self.slots
+        before = base + (head - follows) % self.slots
         slots = Slots(at, base + after, before, base + (self.first[rows] + self.size[rows]) % self.slots, head)
         ended = terminated | truncated
         self._begins[at] = True
