@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from rlamort import parts
+from rlamort.adjoint import Carry
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Decay, Fixed, Fraction, NonNegative, Positive, Widths
 from rlamort.critic import Critic
-from rlamort.domain import SquashedGaussian
+from rlamort.domain import NOISES, SquashedGaussian
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.losses import td_target
@@ -46,6 +47,7 @@ class SAC(Agent):
         temperature: initial alpha, the weight of the entropy bonus, per nat.
         target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes n target_entropy_per_dim.
         target_entropy_per_dim: the same per coordinate of the action.
+        exploration: noise of exploring actions; fresh at every step, or held for k steps, P(k) proportional to k^-2, k <= 16.
         normalise: normalise observations by running statistics.
         matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with any. tf32 needs a
             GPU of compute capability 8.0 or newer.
@@ -73,13 +75,14 @@ class SAC(Agent):
         temperature: Positive = 1.0,
         target_entropy: float | None = None,
         target_entropy_per_dim: float = -1.0,
+        exploration: Fixed[Literal["fresh", "held"]] = "fresh",
         normalise: Fixed[bool] = False,
         matmul: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
         arithmetic, project = ARITHMETIC[matmul], WEIGHTS[weights]
         self.pessimism, self.improve_every = pessimism, actor_delay
-        self.density = SquashedGaussian(self.domain.dim)
+        self.density, self.noise = SquashedGaussian(self.domain.dim), NOISES[exploration]()
         self.target_entropy = target_of(self.density.dim, target_entropy, target_entropy_per_dim)
 
         def new_critic() -> Critic:
@@ -101,10 +104,16 @@ class SAC(Agent):
         self.critic_adam = Adam(self.critic.parameters(), critic_rate, decay, horizon=horizon, project=project_critic)
         self.alpha_adam = Adam(self.alpha.parameters(), learning_rate, horizon=seldom)
 
-    def act(self, x: Tensor, explore: bool) -> Tensor:
+    def start(self, count: int) -> Carry:
+        return self.noise.start(count, self.density.dim, self.device)
+
+    def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
         x = self.normaliser(x)
         lam = self.model(x, self.f.oracle(x) if explore else self.f.deterministic_oracle(x))
-        return self.density.draw(lam) if explore else self.density.median(lam)
+        if not explore:
+            return self.density.median(lam), h
+        noise, h = self.noise(self.density.noise(lam), h)
+        return self.density.draw(lam, noise), h
 
     def evaluate(self, batch: Batch) -> Metrics:
         with torch.no_grad():

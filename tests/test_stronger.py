@@ -16,6 +16,7 @@ from test_resume import SMALL, assert_equal, everything, timeless
 import rlamort as ra
 from rlamort.agent import descend
 from rlamort.critic import Critic
+from rlamort.domain import HeldNoise
 from rlamort.errors import Preempted, UserError
 from rlamort.head import Categorical, Moved, TwoHot
 from rlamort.losses import td_target
@@ -318,7 +319,11 @@ def test_returns_that_never_vary_are_not_scaled(device):
 
 
 CASES = {
-    "sac_narrow": ("sac_narrow", "Hopper-v5", {"critic": {"hidden": [16, 16]}, "num_envs": 2, "warmup_steps": 60}),
+    "sac_narrow": (
+        "sac_narrow",
+        "Hopper-v5",
+        {"critic": {"hidden": [16, 16]}, "num_envs": 2, "warmup_steps": 60, "exploration": "held"},
+    ),
     "td3": ("td3", "Hopper-v5", {**TD3, "hidden": [16, 16], "critic.norm": "renorm", "reward_scale": "bounded"}),
 }
 
@@ -401,6 +406,29 @@ def test_a_bias_that_batch_norm_would_cancel_is_not_there(device):
     assert net.input_norm.bias is None
     loss = net(torch.randn(32, 4), training=True).square().sum()
     assert all(g.abs().max() > 1e-5 for g in torch.autograd.grad(loss, list(net.parameters())))
+
+
+def test_held_noise_is_a_draw_for_as_many_steps_as_its_law_says(device):
+    """And a new episode has a new draw, which leaves those of other environments."""
+    torch.manual_seed(0)
+    noise = HeldNoise(4).to(device)
+    h, seen = noise.start(500, 2, device), []
+    for _ in range(400):
+        now, h = noise(torch.randn(500, 2, device=device), h)
+        seen.append(now)
+    changes = (torch.stack(seen).diff(dim=0) != 0).any(-1)  # (399, 500)
+    lengths = torch.cat([ends.nonzero()[:, 0].diff() for ends in changes.T.cpu()])
+    weights = torch.tensor([1.0, 1 / 4, 1 / 9, 1 / 16])
+    expected = weights / weights.sum()
+    assert lengths.max() == 4
+    torch.testing.assert_close(lengths.bincount(minlength=5)[1:] / len(lengths), expected, atol=0.01, rtol=0)
+    begun = tuple(torch.where((torch.arange(500, device=device) == 7).view(-1, *[1] * (part.ndim - 1)), 0, part) for part in h)
+    fresh = torch.randn(500, 2, device=device)
+    after, _ = noise(fresh, begun)
+    assert torch.equal(after[7], fresh[7])
+    held = h[1] > 0
+    held[7] = False
+    assert torch.equal(after[held], seen[-1][held])
 
 
 CROSSED = {
