@@ -216,7 +216,9 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         clock.h, clock.seconds = player.h, time.perf_counter() - started
         journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
-            journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock, journal.pace))
+            losses = finite(clock)
+            agent.notice(losses)
+            journal.record(clock, losses | summary(clock.episodes) | speed(clock, journal.pace))
             clock.episodes.clear()
         if crosses(before, clock.env_step, schedule.eval_every):
             journal.measure(agent, clock)

@@ -10,11 +10,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from rlamort.config import Count, Fraction
+from rlamort.config import Count, Fixed, Fraction
 from rlamort.env import Env
 from rlamort.errors import UserError
 from rlamort.source.append import InOneCopy, InPlace, Slots, Stored
 from rlamort.source.base import Batch, Collected, Tree
+from rlamort.source.scale import SCALES, Scaled
 
 BOOKS = ("written", "first", "size", "follows")
 FRAME = ("x", "y", "reward", "terminated", "stop")
@@ -32,6 +33,8 @@ class Replay:
         buffer_size: frames kept, over all rows; the oldest are overwritten.
         n_step: steps in a return before it bootstraps.
         discount: per step, inside those returns.
+        reward_scale: divides sampled rewards; return by the standard deviation of the running discounted return, bounded also
+            by no less than a fifth of its largest size so far. Statistics are kept in checkpoints.
 
     Raises:
         UserError: the ring does not fit into memory (computed before it is allocated), or is smaller than a few steps.
@@ -47,6 +50,7 @@ class Replay:
         buffer_size: Count = 1_000_000,
         n_step: Count = 1,
         discount: Fraction = 0.99,
+        reward_scale: Fixed[Scaled] = "none",
     ) -> None:
         rows, slots = env.count, buffer_size // env.count
         if slots < n_step + 3:
@@ -75,6 +79,7 @@ class Replay:
         self.begins = np.zeros((rows, slots), dtype=bool)
         self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
+        self.scale = SCALES[reward_scale](env, discount)
         ring = {name: getattr(self, name) for name in (*FRAME, "starts")}
         self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device, env.place)
 
@@ -94,6 +99,7 @@ class Replay:
         x, y = self.env.x, choose().to(self.env.place)
         step = self.env.step(y)
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
+        self.scale.update(step.reward, step.valid, step.over)
         transitions = int(np.count_nonzero(step.valid))
         self.collected += transitions
         return Collected(x, transitions, self.env.episodes(), step.over)
@@ -132,8 +138,12 @@ class Replay:
         self.write(slots, Stored(x, y, reward, x_next, self.env.x), terminated, self.fifo)
 
     def sample(self, count: int) -> Batch:
-        """`count` transitions, uniformly and with replacement. It reads only tensors, so that it can be captured in a graph."""
-        return self._from(*self._draw(count), self.n_step)
+        """`count` transitions, uniformly and with replacement, with their rewards scaled.
+
+        It reads only tensors, so that it can be captured in a graph.
+        """
+        batch = self._from(*self._draw(count), self.n_step)
+        return batch._replace(reward=self.scale(batch.reward))
 
     def everything(self) -> Batch:
         """All stored transitions, oldest first, environment by environment."""
@@ -213,7 +223,7 @@ class Replay:
     def state(self) -> Tree:
         """Everything but the frames."""
         counters = {name: getattr(self, name) for name in BOOKS}
-        return {**counters, "collected": self.collected, "env": self.env.state()}
+        return {**counters, "collected": self.collected, "scale": self.scale.state(), "env": self.env.state()}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
         """Restore what `state` and successive calls of `frames_since` returned; returns whether the environment continues too.
@@ -239,8 +249,10 @@ class Replay:
                 self.device
             )
         self._publish()
+        self.scale.restore(state.get("scale", {}))  # older checkpoints have none
         exact = self.env.restore(state["env"])
         if not exact:  # the episode that was going on ends here, as a truncated one
+            self.scale.cut()
             self.written += self.follows
             self.follows[:] = False
         return exact
