@@ -272,8 +272,8 @@ class Worst(NamedTuple):
 class Sooner(NamedTuple):
     """To each task's target the arm takes at most 1 / `times` of the seconds of `over`, on at least `least` tasks.
 
-    How many times sooner is a median over seeds of ratios within one session of one machine. A run of `over` that never returns the
-    target counts with all its seconds: it would have taken longer.
+    How many times sooner is a median over seeds of ratios within one session of one machine. A run of `over` that never
+    returns the target counts with all its seconds: it would have taken longer.
     """
 
     arm: str

@@ -147,6 +147,10 @@ class Ledger(NamedTuple):
         """A run of the ledger's steps, unless `steps` says other."""
         return Run(arm, env, seed, steps or self.steps, timed)
 
+    def stored(self, results: Results) -> list[Run]:
+        """Its runs of which there are results."""
+        return [run for run in self.runs(results) if self.key(run) in results]
+
     def evaluations(self, run: Run, results: Results) -> list[dict[str, Any]]:
         """Of a stored run, with env_step, eval/return and time/seconds."""
         return list(results[self.key(run)]["evaluations"])

@@ -18,7 +18,7 @@ from rlamort.score import mean, stratified_bootstrap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from rlamort.measure.ledger import Ledger
+    from rlamort.measure.ledger import Ledger, Run
 
 MOST = 8  # lines that a reader can tell apart
 APART = 0.062  # least distance of labels, as a share of the panel's height
@@ -37,15 +37,20 @@ class Line(NamedTuple):
 def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     """Draw the arms that the ledger shows, if there are any stored runs.
 
-    Bands are 95 % bootstrap intervals of the mean over seeds. Over seconds a run keeps an evaluation's return until the next,
-    and a line ends where the first of its runs does.
+    Bands are 95 % bootstrap intervals of the mean over seeds. Between evaluations lines are straight; over seconds one ends where
+    the first of its runs does. A dashed line is the task's target.
 
     Raises:
         UserError: it shows more lines than can be told apart.
     """
     if len(ledger.shown) > MOST:
         raise UserError(f"{ledger.row}: shown has {len(ledger.shown)} arms; at most {MOST} can be told apart")
-    drawn = {(timed, env): _lines(ledger, env, timed, results) for timed in (False, True) for env in ledger.tasks}
+    stored = ledger.stored(results)
+    drawn = {
+        (timed, env): _lines(ledger, [run for run in stored if (run.timed, run.env) == (timed, env)], results)
+        for timed in (False, True)
+        for env in ledger.tasks
+    }
     envs = [env for env in ledger.tasks if drawn[False, env] or drawn[True, env]]
     kinds = [timed for timed in (False, True) if any(drawn[timed, env] for env in envs)]
     if not envs:
@@ -54,29 +59,36 @@ def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     places = figure.subplots(len(kinds), len(envs), squeeze=False)
     for row, timed in zip(places, kinds, strict=True):
         for axes, env in zip(row, envs, strict=True):
+            if not drawn[timed, env]:
+                axes.set_axis_off()
+                continue
             _panel(axes, drawn[timed, env], ledger.tasks[env].get("target"))
-            axes.set_title(env if row is places[0] else "")
+            axes.set_title(env if timed == kinds[0] else "")
             axes.set_xlabel("seconds of training, idle machine" if timed else "thousand environment steps")
         row[0].set_ylabel("return of an evaluation")
     with published_file(out) as fresh:
         figure.savefig(fresh, dpi=110)
 
 
-def _lines(ledger: Ledger, env: str, timed: bool, results: Results) -> list[Line]:
+def _lines(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[Line]:
+    """A line for each arm that the ledger shows, from runs of one task; over seconds if they were timed."""
     found = []
     for number, (arm, label) in enumerate(ledger.shown.items()):
-        planned = [run for run in ledger.runs(results) if (run.arm, run.env, run.timed) == (arm, env, timed)]
-        runs = [ledger.evaluations(run, results) for run in planned if run.steps == ledger.steps and ledger.key(run) in results]
-        if runs:
-            returns = [np.array([one["eval/return"] for one in run]) for run in runs]
-            if timed:
-                seconds = [np.array([one["time/seconds"] for one in run]) for run in runs]
-                at = np.linspace(max(one[0] for one in seconds), min(one[-1] for one in seconds), POINTS)
-                values = np.array([r[np.searchsorted(s, at, side="right") - 1] for s, r in zip(seconds, returns, strict=True)])
-            else:
-                at, values = np.array([one["env_step"] for one in runs[0]]) / 1_000, np.array(returns)
-            found.append(Line(label, mpl.colormaps["tab10"](number if number < 7 else 9), at, values))
+        own = [run for run in stored if run.arm == arm and run.steps == ledger.steps]
+        if not own:
+            continue
+        runs = [ledger.evaluations(run, results) for run in own]
+        at, returns = _column(runs[0], "env_step") / 1_000, [_column(run, "eval/return") for run in runs]
+        if own[0].timed:
+            seconds = [_column(run, "time/seconds") for run in runs]
+            at = np.linspace(max(one[0] for one in seconds), min(one[-1] for one in seconds), POINTS)
+            returns = [np.interp(at, taken, values) for taken, values in zip(seconds, returns, strict=True)]
+        found.append(Line(label, mpl.colormaps["tab10"](number if number < 7 else 9), at, np.array(returns)))
     return found
+
+
+def _column(evaluations: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    return np.array([float(one[name]) for one in evaluations])
 
 
 def _panel(axes: Axes, lines: Sequence[Line], target: float | None) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def report(ledger: Ledger, results: Results) -> list[str]:
     """Lines of Markdown about the runs that there are; none before there is one."""
-    stored = [run for run in ledger.runs(results) if ledger.key(run) in results]
+    stored = ledger.stored(results)
     if not stored:
         return []
     there = sorted({run.arm for run in stored}, key=list(ledger.ledger).index)
@@ -78,8 +78,8 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
         "",
         f"A score is a return over the task's goal: {goals}. Interquartile means over",
         f"seeds and tasks of scores after {ledger.steps:,} steps, and of mean scores over all evaluations (area);",
-        f"probability that a run is above one of {ledger.reference}. 95 % stratified bootstrap intervals (Agarwal et al., 2021).",
-        "Seeds are counted by task.",
+        f"probability that a run is above one of {ledger.reference}. Intervals are of a 95 % stratified bootstrap",
+        "(Agarwal et al., 2021). Seeds are counted by task.",
         "",
         f"| arm | seeds | score | above {ledger.reference} | area |",
         "|---|---|---|---|---|",
