@@ -1,4 +1,4 @@
-"""The ledger of ingredients: statistics against known answers, claims against made-up runs, and a small study with real ones."""
+"""The ledger of ingredients: statistics against known answers, claims against made-up runs, a small study with real ones."""
 
 import itertools
 import json
@@ -123,7 +123,7 @@ def test_arms_add_to_arms():
         "train", "sac", "env=A", "steps=200", "seed=7", "warmup_steps=50", "eval_every=100", "log_every=100", "threads=2",
         "tau=0.01", "learning_rate=3e-3",
     ]  # fmt: skip
-    with pytest.raises(UserError, match="there is no arm fasst. Did you mean fast"):
+    with pytest.raises(UserError, match=r"there is no arm fasst\. Did you mean fast"):
         ledger.arm("fasst")
 
 
@@ -266,7 +266,7 @@ def test_every_declared_claim_has_arms_seeds_and_settings_that_exist():
     for name in REAL.ledger:
         _, row, *settings = REAL.command(Run(name, "Hopper-v5", 0, REAL.steps))
         resolve(row, {key: yaml.safe_load(value) for key, value in (one.split("=", 1) for one in settings)})
-    with pytest.raises(UserError, match="there is no kind of claim Bettr. Did you mean Better"):
+    with pytest.raises(UserError, match=r"there is no kind of claim Bettr\. Did you mean Better"):
         judge(REAL, {"kind": "Bettr", "says": "it"}, {})
 
 
@@ -388,7 +388,7 @@ def test_the_end_of_a_slice_stops_a_training(tmp_path, monkeypatch):
     """In a process of its own, which is asked to stop while it still imports; a failure is said with its message."""
     monkeypatch.chdir(tmp_path)
     assert launch(["train", "sac", "env=Pendulum-v1"], 0.0) is False
-    with pytest.raises(Fault, match="learning_rat: there is no such key"):
+    with pytest.raises(Fault, match=r"learning_rat: there is no such key"):
         launch(["train", "sac", "learning_rat=1"], np.inf)
 
 
@@ -415,5 +415,5 @@ def test_idle_is_for_ledgers(tmp_path):
         reproduce.reproduce("race", tmp_path, idle=True)
     (tmp_path / "ledger").mkdir()
     (tmp_path / "ledger" / "mine.json").write_text("[1]")
-    with pytest.raises(UserError, match="its ledger/mine.json was not written by"):
+    with pytest.raises(UserError, match=r"its ledger/mine\.json was not written by"):
         reproduce.reproduce("ledger", tmp_path)

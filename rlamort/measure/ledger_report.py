@@ -157,15 +157,9 @@ def _timed(ledger: Ledger, runs: Sequence[Run], results: Results) -> list[str]:
 
     kept = [results[ledger.key(run)] for run in runs]
     base = [results.get(ledger.key(run._replace(arm=ledger.reference))) for run in runs]
-    ratios = [
-        _ratio(seconds(one), seconds(other)) for one, other in zip(kept, base, strict=True) if other and together(one, other)
-    ]
+    pairs = [(seconds(one), seconds(other)) for one, other in zip(kept, base, strict=True) if other and together(one, other)]
+    ratios = [ours / theirs for ours, theirs in pairs if math.isfinite(ours) and math.isfinite(theirs)]
     return [_count(float(np.median([seconds(one) for one in kept]))), f"{np.median(ratios):.2f}" if ratios else ""]
-
-
-def _ratio(ours: float, theirs: float) -> float:
-    """Ours over theirs, NaN where neither arrives."""
-    return math.nan if math.isinf(ours) and math.isinf(theirs) else ours / theirs
 
 
 def _seeds(ledger: Ledger, arm: str, stored: Sequence[Run]) -> dict[str, set[int]]:
