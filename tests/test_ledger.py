@@ -375,6 +375,7 @@ def test_a_study_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
         assert [record["env_step"] for record in one["evaluations"]] == [100, 200]
         assert one["seconds"] > 0
         assert one["processor"]
+        assert one["threads"] == 1
     straight = train(interrupted.split()[1:], tmp_path / "straight", np.inf, False, here)
     assert returns(kept[interrupted]) == returns(straight)  # bit for bit
     text = (tmp_path / "results" / "README.md").read_text()

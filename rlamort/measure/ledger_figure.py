@@ -37,8 +37,8 @@ class Line(NamedTuple):
 def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     """Draw the arms that the ledger shows, if there are any stored runs.
 
-    Bands are 95 % bootstrap intervals of the mean over seeds. Lines are straight between evaluations; over seconds they end where
-    the first of their runs does. A dashed line is the task's target.
+    Bands are 95 % bootstrap intervals of the mean over seeds. Lines are straight between evaluations; over seconds they end
+    where the first of their runs does. A dashed line is the task's target.
 
     Raises:
         UserError: it shows more lines than can be told apart.

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from rlamort.config import config_of
 from rlamort.errors import Fault, Preempted
 from rlamort.host.machine import processor
 from rlamort.run.session import Interrupts
@@ -79,8 +80,8 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
         run: executes a command.
 
     Returns:
-        Its evaluations, each with the training seconds recorded with it, and versions, processor, boot time, load average when
-        it began, and whether it was continued from a checkpoint. None if it was stopped.
+        Its evaluations, each with the training seconds recorded with it, and versions, processor, threads, boot time, load
+        average when it began, and whether it was continued from a checkpoint. None if it was stopped.
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
@@ -94,6 +95,7 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
     found = {
         "versions": json.loads((directory / "versions.json").read_text()),
         "processor": processor(),
+        "threads": config_of(directory)["threads"],
         "booted": psutil.boot_time(),
         "load": load,
         "continued": before,
