@@ -55,7 +55,7 @@ def _machines(ledger: Ledger, stored: Sequence[Run], results: Results) -> str:
 
 
 def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[str]:
-    """Scores over the ranking's tasks, of arms that have the reference's seeds there."""
+    """Scores over the ranking's tasks, of arms that share seeds with the reference on each, and more than one on some."""
     envs, rows = ledger.ranked["envs"], []
     base = _seeds(ledger, ledger.reference, stored)
     for arm in ledger.ledger:
@@ -66,6 +66,8 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
         ours, theirs = ([_scores(ledger, one, env, seeds[env], results) for env in envs] for one in (arm, ledger.reference))
         runs = [[ledger.of(arm, env, seed) for seed in seeds[env]] for env in envs]
         areas = [np.array([ledger.area(run, results) / ledger.goal(run.env) for run in alike]) for alike in runs]
+        if max(map(len, seeds.values())) < 2:
+            continue  # a single seed has no interval
         score, area = (shown(stratified_bootstrap(groups, iqm)) for groups in (ours, areas))
         above = "" if arm == ledger.reference else shown(improvement_interval(ours, theirs))
         rows.append(f"| {arm} | {' '.join(str(len(seeds[env])) for env in envs)} | {score} | {above} | {area} |")
