@@ -10,7 +10,8 @@ from test_resume import SMALL, assert_equal, everything, timeless
 
 import rlamort as ra
 from rlamort.errors import Preempted
-from rlamort.nets import Ensemble, EnsembleLayerNorm, bfloat16_product
+from rlamort.nets import Ensemble, bfloat16_product
+from rlamort.norm import EnsembleLayerNorm
 from rlamort.run.capture import Captured, close
 from rlamort.run.resets import Resets
 from rlamort.run.restore import resume
@@ -183,7 +184,7 @@ def test_stopped_before_or_after_a_reset_and_resumed_is_uninterrupted(at, tmp_pa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("critic.norm", "batch", "none, layer is needed"),
+        ("critic.norm", "group", "none, layer, batch, renorm is needed"),
         ("matmul", "float16", "float32, tf32, bfloat16"),
         ("reset_every", -1, ">= 0"),
     ],

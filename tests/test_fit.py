@@ -15,6 +15,7 @@ from rlamort.agent import Adam, Agent
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
+from rlamort.norm import EnsembleLayerNorm
 from rlamort.run.restore import resume
 from rlamort.run.rounds import Eager
 from rlamort.source import Replay
@@ -80,7 +81,7 @@ def test_the_loop_fits_as_often_as_the_agent_says(every, count, calls):
 
 def test_members_may_each_be_given_an_input_of_their_own():
     torch.manual_seed(0)
-    net = nets.Ensemble(4, 3, (8, 8), 2, nets.EnsembleLayerNorm)
+    net = nets.Ensemble(4, 3, (8, 8), 2, EnsembleLayerNorm)
     h = torch.randn(4, 5, 3)
     apart = net(h)
     assert apart.shape == (4, 5, 2)
