@@ -126,7 +126,8 @@ class Units:
         """y (B, n) in [-1, 1] -> actions (B, *shape), clipped to the bounds of the space against rounding."""
         action: np.ndarray = (y * self._scale + self._offset).astype(self.dtype, copy=False)
         np.maximum(action, self._low, out=action)
-        return np.minimum(action, self._high, out=action).reshape(-1, *self.shape)
+        np.minimum(action, self._high, out=action)
+        return action.reshape(-1, *self.shape)
 
     def encode(self, action: np.ndarray) -> np.ndarray:
         """Actions (B, *shape) -> y (B, n) in [-1, 1], in float32."""
