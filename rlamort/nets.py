@@ -224,7 +224,9 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Update the statistics with x (B, dim)."""
+        """Update the statistics with x (B, dim); no rows change nothing."""
+        if not len(x):
+            return
         x = x.double()
         fresh = x.shape[0]
         total = self.count + fresh

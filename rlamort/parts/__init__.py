@@ -14,6 +14,7 @@ from rlamort.parts.losses import (
     Label,
     Labelled,
     Lagrangian,
+    Likelihood,
     Loss,
     Objective,
     Penalty,
@@ -34,6 +35,7 @@ from rlamort.parts.models import (
     Refined,
     Safeguarded,
     Start,
+    TwoStep,
     Unroll,
 )  # fmt: skip
 from rlamort.parts.setting import Setting
@@ -66,8 +68,8 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
     "FirstOrder", "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled",
-    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum",
+    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum",
     "Objective", "OneStep", "Own", "Penalty", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded",
     "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Teacher",
-    "Truncated", "Unroll", "Unrolled", "Update",
+    "Truncated", "TwoStep", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip
