@@ -1,8 +1,8 @@
 """Behaviour cloning: the regression of a policy on an expert's labels (Pomerleau, 1989; Amos, 2023, tutorial, eq. 71).
 
-f = unknown · Y = box, or the squashed Gaussian over it · p(x) = states of demonstrations · y_theta = any model that asks nothing
-of f · L = regress on labels. Where the policy itself plays and the expert labels what it meets, it is DAgger (Ross, Gordon and
-Bagnell, 2011, algorithm 3.1): another source, as configs/method/dagger.yaml says.
+f = unknown · Y = box, or the squashed Gaussian over it · p(x) = states of demonstrations · y_theta = any model that asks f
+nothing · L = regress on labels. Where the policy itself plays and the expert labels what it meets, it is DAgger (Ross, Gordon
+and Bagnell, 2011, algorithm 3.1): another source, as configs/method/dagger.yaml says.
 """
 
 from typing import Protocol
@@ -69,8 +69,8 @@ class BC(Agent):
         super().__init__(spec, normalise=normalise)
         if not loss.labelled:
             raise UserError(
-                f"loss={loss.label()}: f is unknown, and it needs one; loss=likelihood, or loss=regress loss.teacher=labels, is "
-                "needed"
+                f"loss={loss.label()}: f is unknown, and it needs f; loss=likelihood, or loss=regress loss.teacher=labels, "
+                "is needed"
             )
         self.fit_every, self.patience, self.f = fit_every, patience, Unknown()
         self.density = loss.density(self.domain)
@@ -117,7 +117,9 @@ class BC(Agent):
         if not len(held.x):
             return {"labels": labels}
         self.follows.zero_()
-        newest, least = (self.loss.distance(one(held.x, self.f.oracle(held.x)), held.y).mean() for one in (self.model, self.best))
+        newest, least = (
+            self.loss.distance(one(held.x, self.f.oracle(held.x)), held.y).mean() for one in (self.model, self.best)
+        )
         self.stale += 1
         if newest < least:
             self.best.load_state_dict(self.model.state_dict())

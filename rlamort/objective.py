@@ -48,13 +48,6 @@ class Objective:
         raise UserError("oracle.map: this objective has no fixed-point map; a problem whose class defines `map` is needed")
 
 
-class Unknown(Objective):
-    """An f that nobody knows, of which only solutions are seen: whoever asks for its value is told so."""
-
-    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        raise UserError("model: it asks f for values, and f is unknown here; a model that only predicts is needed")
-
-
 class Oracle:
     """Queries of a semi-amortized model about f(.; x): its value, its gradient, a fixed-point map.
 

@@ -2,8 +2,8 @@
 
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with its own settings, and returns to reach in the least wall-clock time. Or it names a function of
-`rlamort.measure.claims` that measures something else.
+each with its own settings, and returns to reach in the least wall-clock time. Or it is about imitation: rows that learn of an
+expert's labels, with several budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
@@ -24,6 +24,7 @@ from rlamort.config import as_call, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
+from rlamort.measure.imitation import Imitation
 from rlamort.measure.race import Race
 from rlamort.measure.study import Results, Study, Task
 from rlamort.measure.verdict import Verdict
@@ -105,6 +106,9 @@ class Claim(NamedTuple):
         return None  # its figures are its own
 
 
+KINDS: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "imitation": Imitation}  # by a key of their own
+
+
 def rows() -> list[str]:
     """The rows that have claims."""
     folder = importlib.resources.files("rlamort.configs") / "reproduce"
@@ -134,7 +138,7 @@ def outline() -> list[str]:
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
-    return Claim if "measure" in entry else Race if "race" in entry else Study
+    return next((kind for key, kind in KINDS.items() if key in entry), Study)
 
 
 def reproduce(row: str, results: Path) -> list[Verdict]:

@@ -68,8 +68,8 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
     "FirstOrder", "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled",
-    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum",
-    "Objective", "OneStep", "Own", "Penalty", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress", "Safeguarded",
-    "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Teacher",
-    "Truncated", "TwoStep", "Unroll", "Unrolled", "Update",
+    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss", "Middle", "Model",
+    "Momentum", "Objective", "OneStep", "Own", "Penalty", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress",
+    "Safeguarded", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta",
+    "Teacher", "Truncated", "TwoStep", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -240,8 +240,8 @@ class Likelihood(Loss):
         super().require_trained(model)
         if model.taught:
             raise UserError(
-                f"loss={self.label()}: model={model.label()} reads labels as its own predictions, and these are parameters of a "
-                "density here; loss=regress loss.teacher=labels is needed"
+                f"loss={self.label()}: model={model.label()} reads labels as predictions of its own, which are parameters of "
+                "a density here; loss=regress loss.teacher=labels is needed"
             )
 
     def density(self, domain: Domain) -> SquashedGaussian:
@@ -372,7 +372,7 @@ def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.T
 
 
 Loss.presets = {
-    "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "likelihood": Likelihood(), "es": Smoothed(), "penalty": Penalty(),
-    "lagrangian": Lagrangian(),
+    "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "likelihood": Likelihood(),
+    "es": Smoothed(), "penalty": Penalty(), "lagrangian": Lagrangian(),
     "truth": Regress(Label("codes"), decay=0.5, start=0.0),
 }  # fmt: skip

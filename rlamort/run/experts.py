@@ -54,8 +54,8 @@ class Expert(Part):
             return Own(name)
         if name not in cls.names() and ("/" in name or not divided(name)[0]):
             raise UserError(
-                f"{key}={name}: it is no folder of a run, and none of {', '.join(cls.presets)}, sb3:FILE.zip, FILE.npz, minari:ID "
-                "and module:object with `predict`"
+                f"{key}={name}: it is no folder of a run, and none of {', '.join(cls.presets)}, sb3:FILE.zip, FILE.npz, "
+                "minari:ID and module:object with `predict`"
             )
         return super().named(name, key)
 
@@ -134,8 +134,8 @@ class Planner(Expert):
 class Own(Expert):
     """An object of a user's own with `predict`, in the environment's units.
 
-    Its signature is Stable-Baselines3's, `predict(observation, state, episode_start, deterministic) -> action, state`, of which it
-    may leave out all but the observations (N, ...), and return the actions (N, ...) alone.
+    Its signature is Stable-Baselines3's, `predict(observation, state, episode_start, deterministic) -> action, state`, of
+    which it may leave out all but the observations (N, ...), and return the actions (N, ...) alone.
 
     Args:
         path: module:name, of the object, or of a class or function that makes it.
@@ -254,12 +254,14 @@ class Predicting:
         shape = (len(self.begins), *space.shape)
         if action.dtype.kind != "f" or action.shape != shape:
             raise UserError(
-                f"{self.name}: it predicts {action.dtype} of shape {action.shape}; floats of shape {shape} are needed, in {space}"
+                f"{self.name}: it predicts {action.dtype} of shape {action.shape}; floats of shape {shape} in {space} are "
+                "needed"
             )
         held = units.decode(units.encode(action).astype(np.float64))
         if (far := np.abs(action - held).max(initial=0, where=np.isfinite(action))) > 1e-4 * max(1, np.abs(held).max()):
             raise UserError(
-                f"{self.name}: its actions, between {action.min():g} and {action.max():g}, lie outside {space} by up to {far:.3g}"
+                f"{self.name}: its actions, between {action.min():g} and {action.max():g}, lie outside {space}, by up to "
+                f"{far:.3g}"
             )
         return action
 

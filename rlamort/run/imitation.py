@@ -19,6 +19,7 @@ from rlamort.run.experts import Advice, Expert, latency
 from rlamort.source import Collected, Demonstrations, Labelled, Unattended
 from rlamort.source.base import Tree
 
+
 class Met(NamedTuple):
     """The results of a step in which an expert has given labels."""
 

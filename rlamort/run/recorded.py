@@ -32,7 +32,7 @@ class Episode(NamedTuple):
 def from_npz(path: Path, name: str, spec: Spec) -> Recorded:
     """Arrays `observations` (N, ...) and `actions` (N, ...), and perhaps `episode` (N,), whole numbers that never fall.
 
-    Without `episode` all are one. `low` and `high`, where they are there, are the bounds of the action space that it was made in.
+    Without `episode` all are one. `low` and `high`, if they are there, are the bounds of the action space that it was made in.
 
     Raises:
         UserError: it cannot be read, or does not fit the environment of `spec`.
@@ -51,7 +51,7 @@ def from_npz(path: Path, name: str, spec: Spec) -> Recorded:
         lengths = f"{len(observations)} observations, {len(actions)} actions and {number.shape} episodes"
         raise UserError(f"{name}: {lengths} are given; equally many, and at least one, are needed")
     if number.dtype.kind not in "iu" or (np.diff(number) < 0).any():
-        raise UserError(f"{name}: `episode` holds {number.dtype}; whole numbers that never fall are needed, in the order of steps")
+        raise UserError(f"{name}: `episode` holds {number.dtype}; whole numbers that never fall, step by step, are needed")
     if "low" in arrays and "high" in arrays:
         low, high = (np.broadcast_to(arrays[key], spec.action.shape).ravel() for key in ("low", "high"))
         theirs = Space.of(gymnasium.spaces.Box(low.astype("f4"), high.astype("f4")))._replace(shape=spec.action.shape)
@@ -101,8 +101,9 @@ def joined(episodes: Sequence[Episode], name: str, spec: Spec) -> Recorded:
     """
     if not episodes:
         raise UserError(f"{name}: it has no episodes")
-    x = np.concatenate(list(_rows(name, "observations", spec.observation, (one.observations for one in _whole(episodes, name)))))
-    u = np.concatenate(list(_rows(name, "actions", spec.action, (one.actions for one in episodes))))
+    whole = list(_whole(episodes, name))
+    x = np.concatenate(list(_rows(name, "observations", spec.observation, [one.observations for one in whole])))
+    u = np.concatenate(list(_rows(name, "actions", spec.action, [one.actions for one in whole])))
     for what, rows in (("observations", x), ("actions", u)):
         odd = np.flatnonzero(~np.isfinite(rows).all(-1))
         if len(odd):
@@ -111,7 +112,7 @@ def joined(episodes: Sequence[Episode], name: str, spec: Spec) -> Recorded:
     margin = TOLERANCE * np.maximum(1, np.maximum(np.abs(low), np.abs(high)))
     if ((u < low - margin) | (u > high + margin)).any():
         theirs = Space(spec.action.shape, str(u.dtype), u.min(0).tolist(), u.max(0).tolist())
-        raise UserError(f"{name}: its actions span {theirs}, and the environment's are of {spec.action}; in its units they are needed")
+        raise UserError(f"{name}: its actions span {theirs}, the environment's {spec.action}; the units must be the same")
     y = spec.units.encode(u.reshape(len(u), *spec.action.shape))
     number = np.repeat(np.arange(len(episodes)), [len(one.actions) for one in episodes])
     return Recorded(x, y, number)
@@ -123,8 +124,8 @@ def _whole(episodes: Iterable[Episode], name: str) -> Iterable[Episode]:
         steps, seen = len(one.actions), len(one.observations)
         if seen not in (steps, steps + 1):
             raise UserError(
-                f"{name}: episode {number} is cut off: it has {seen} observations for {steps} actions; {steps} or {steps + 1} are "
-                "needed"
+                f"{name}: episode {number} is cut off, with {seen} observations for {steps} actions; {steps} or {steps + 1} "
+                "are needed"
             )
         yield one._replace(observations=one.observations[:steps])
 
@@ -133,9 +134,13 @@ def _rows(name: str, what: str, space: Space, arrays: Iterable[np.ndarray]) -> I
     """Each array (T, ...) as float32 rows (T, dim)."""
     for number, array in enumerate(arrays):
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            raise UserError(f"{name}: {what} of episode {number} are {getattr(array, 'dtype', type(array).__name__)}; numbers are needed")
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise UserError(f"{name}: {what} of episode {number} are {kind}; numbers are needed")
         if what == "actions" and array.dtype.kind != "f":
             raise UserError(f"{name}: its actions are {array.dtype}, which are discrete; floats are needed, in {space}")
         if array.shape[1:] not in (space.shape, (space.dim,)):
-            raise UserError(f"{name}: {what} have shape {array.shape} in episode {number}; {('T', *space.shape)} is needed, in {space}")
+            raise UserError(
+                f"{name}: {what} of episode {number} have shape {array.shape}; (T, {', '.join(map(str, space.shape))}) is "
+                f"needed, in {space}"
+            )
         yield array.reshape(len(array), -1).astype(np.float32)

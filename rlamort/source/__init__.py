@@ -6,5 +6,6 @@ from rlamort.source.demonstrations import Demonstrations
 from rlamort.source.replay import Replay, bytes_per_frame
 
 __all__ = [
-    "Batch", "Collected", "Contexts", "Demonstrations", "Fresh", "Labelled", "Labels", "Replay", "Unattended", "bytes_per_frame",
+    "Batch", "Collected", "Contexts", "Demonstrations", "Fresh", "Labelled", "Labels", "Replay", "Unattended",
+    "bytes_per_frame",
 ]  # fmt: skip
