@@ -6,7 +6,7 @@ The share of an expert's return is 0 at the return of uniformly random actions a
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +29,9 @@ REPEATS = 101  # decisions, whose median is reported
 class Imitation(NamedTuple):
     """Train every row of `budgets` with each of its label budgets and each seed on an expert's labels.
 
-    Claims are of `row`: that with its largest budget it has `share` of the expert's return, on average over seeds; with `fewer`,
-    that it needs at most so many times the labels of `beside` for that; with `faster`, that it decides so many times faster.
+    Claims are of `row`: that with its largest budget it has `share` of the expert's return, on average over seeds; with
+    `fewer`, that it needs at most so many times the labels of `beside` for that; with `faster`, that it decides so many times
+    faster.
 
     An expert `sac` is trained here, once, and kept in runs/experts; `planner` needs no training.
     """
@@ -44,6 +45,7 @@ class Imitation(NamedTuple):
     episodes: int  # in an evaluation
     share: float = 0.95
     expert_steps: int = 0
+    expert_keys: Sequence[str] = ()  # of its training
     beside: str | None = None
     fewer: float | None = None
     faster: float | None = None
@@ -86,8 +88,8 @@ class Imitation(NamedTuple):
     def _expert(self) -> dict[str, Any]:
         """Returns of the expert and of random actions; a policy is trained if it is not there yet."""
         if self.expert_steps:
-            command = f"train {self.expert} env={self.imitation} steps={self.expert_steps} dir={self.path} resume=auto"
-            training(command.split()).run(Path())
+            own = [f"env={self.imitation}", f"steps={self.expert_steps}", *self.expert_keys, f"dir={self.path}", "resume=auto"]
+            training(["train", self.expert, *own]).run(Path())
             learner = load(self.path)
         else:
             learner = learner_class("mpc")(self.imitation, threads=1)
