@@ -103,9 +103,11 @@ class Trained(Expert):
         return f"expert={self.path}"
 
     def advice(self, env: Env) -> "Asked":
-        agent = load(self.path).agent
-        agent.spec.require(env.spec, f"{self.name}, in env={env.name}")
-        return Asked(self.name, agent, env)
+        learner = load(self.path)
+        learner.agent.spec.require(env.spec, f"{self.name}, in env={env.name}")
+        if learner.environments.saved is not None:  # of wrappers whose statistics are part of what it has learned
+            env.take(learner.environments.saved, frozen=True)
+        return Asked(self.name, learner.agent, env)
 
 
 @dataclass(frozen=True)

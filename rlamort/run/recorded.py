@@ -69,10 +69,9 @@ def from_minari(identifier: str, name: str, spec: Spec) -> Recorded:
     """
     try:
         minari: Any = importlib.import_module("minari")
+        found = minari.load_dataset(identifier, download=False)
     except ImportError as error:
         raise UserError(f"{name}: Minari is needed to read it, pip install 'rlamort[minari]' ({error})") from error
-    try:
-        found = minari.load_dataset(identifier, download=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{name}: it cannot be read: {' '.join(str(error).split())}") from error
     space = found.action_space
