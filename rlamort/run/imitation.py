@@ -38,7 +38,7 @@ class Demonstrated:
     Args:
         env: where the expert plays.
         expert: a run directory or saved agent, sb3:FILE.zip, planner, FILE.npz, minari:ID, or module:object with `predict`.
-        label_budget: labels in total, those that are held out included; null takes 5,000, and of a data set all.
+        label_budget: labels in total, those that are held out included; null takes 5,000, or all of a data set.
         held_out: share of episodes whose labels are held out, to choose parameters by: with 0.1 the 5th, the 15th, and so on.
         expert_ms: most milliseconds that a decision of the expert may take, as the median of a few; null allows any.
 
@@ -79,7 +79,7 @@ class Demonstrated:
 
     @property
     def labels(self) -> int:
-        """How many labels there are: as often as the expert was asked."""
+        """How many labels there are. One is given for each state that is met, unless the environment fails there."""
         return 0 if self.shown is None else len(self.shown)
 
     @property
@@ -127,7 +127,11 @@ class Demonstrated:
         """Make room, and read a data set. Raises UserError if it has fewer labels than the budget."""
         found = self.expert.recorded(self.env)
         if found is None:
-            self.shown = self._room(self.budget or LABELS)
+            rows = self.env.count
+            count = LABELS // rows * rows if self.budget is None else self.budget
+            if count % rows:
+                raise UserError(f"label_budget={count}: {rows} environments are labelled at a time; a multiple of {rows} is needed")
+            self.shown = self._room(count)
             _ = self.advice  # an error in it comes before any work
             return
         count = self.budget or len(found.y)
@@ -143,7 +147,7 @@ class Demonstrated:
         x, label = self.env.x, self.advice(self.env.x)
         played = play(label)
         step = self.env.step(played)
-        # where the budget ends within a step, only the first environments' labels are counted, and kept
+        # after faults the budget may end within a step
         rows = np.flatnonzero(step.valid)[: len(self.shown.x) - self.labels]
         at = torch.from_numpy(rows).to(self.env.device)
         self.shown.add(x[at], label[at], played[at], self.number[rows])
