@@ -3,10 +3,12 @@
 import time
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from conftest import Identity
+from gymnasium.wrappers import RescaleAction
 from rlamort.agents.bc import BC
 from test_cli import rlamort
 from test_foreign import saved
@@ -169,7 +171,9 @@ def test_every_loss_and_model_learns(fields):
 
 
 def test_learning_ends_when_the_loss_on_what_is_held_out_no_longer_falls():
-    noisy = bc(expert=f"{ME}:Noisy", label_budget=200, hidden=(64, 64), learning_rate=1e-2, fit_every=10, patience=3, held_out=0.25)
+    noisy = bc(
+        expert=f"{ME}:Noisy", label_budget=200, hidden=(64, 64), learning_rate=1e-2, fit_every=10, patience=3, held_out=0.25
+    )
     noisy.learn(5_000)
     assert noisy.clock.env_step < 2_000
     held = noisy.source.held_out()
@@ -314,7 +318,7 @@ def test_data_sets_cannot_be_asked(tmp_path):
 def test_an_expert_of_other_bounds_is_said_with_both(tmp_path):
     ra.TD3("Pendulum-v1", hidden=(8,)).save(tmp_path / "agent")
     with pytest.raises(UserError, match=r"its action space is Box\(\[-1.\].*agent's is Box\(\[-2.\]"):
-        bc("InvertedDoublePendulum-v5", expert=str(tmp_path / "agent"))
+        bc(lambda: RescaleAction(gymnasium.make("Pendulum-v1"), -1, 1), expert=str(tmp_path / "agent"))
 
 
 def test_minari(tmp_path, monkeypatch):
@@ -354,7 +358,9 @@ def test_from_the_command_line(tmp_path):
 
 
 def test_verdicts_follow_from_the_numbers():
-    claim = Imitation("dagger", "E", "planner", {"dagger": [10, 20], "bc": [20, 40]}, [0, 1], 5, 2, beside="bc", fewer=0.5, faster=100)
+    claim = Imitation(
+        "dagger", "E", "planner", {"dagger": [10, 20], "bc": [20, 40]}, [0, 1], 5, 2, beside="bc", fewer=0.5, faster=100
+    )
     results = {claim.expert_key(): {"returns": [-100, -100], "random": [-1100, -1100]}}
     returns = {("dagger", 10): -300, ("dagger", 20): -120, ("bc", 20): -500, ("bc", 40): -140}
     for (row, budget), value in returns.items():

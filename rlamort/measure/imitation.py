@@ -233,4 +233,4 @@ def _median(work: Callable[[], Any], repeats: int) -> float:
 
 
 def _typed(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

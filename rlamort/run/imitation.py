@@ -130,7 +130,9 @@ class Demonstrated:
             rows = self.env.count
             count = LABELS // rows * rows if self.budget is None else self.budget
             if count % rows:
-                raise UserError(f"label_budget={count}: {rows} environments are labelled at a time; a multiple of {rows} is needed")
+                raise UserError(
+                    f"label_budget={count}: {rows} environments are labelled at a time; a multiple of {rows} is needed"
+                )
             self.shown = self._room(count)
             _ = self.advice  # an error in it comes before any work
             return
