@@ -120,7 +120,7 @@ def test_labels_are_counted_exactly(method):
     learner.learn(60)
     assert Asked.answers == learner.source.labels == 48
     assert learner.source.complete
-    with pytest.raises(UserError, match="label_budget=50: 3 environments.*a multiple of 3"):
+    with pytest.raises(UserError, match=r"label_budget=50: 3 environments.*a multiple of 3"):
         bc(method=method, label_budget=50, num_envs=3)
 
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_imitated_is_said_before_anything_starts(fields, message)
 def test_data_sets_cannot_be_asked(tmp_path):
     with pytest.raises(UserError, match="it is a data set"):
         bc(method="dagger", expert=arrays(tmp_path / "shown.npz"))
-    with pytest.raises(UserError, match="label_budget=31: .*has 30 labels"):
+    with pytest.raises(UserError, match=r"label_budget=31: .*has 30 labels"):
         bc(expert=arrays(tmp_path / "shown.npz"), label_budget=31)
 
 

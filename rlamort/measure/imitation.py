@@ -3,6 +3,7 @@
 The share of an expert's return is 0 at the return of uniformly random actions and 1 at the expert's own.
 """
 
+import functools
 import math
 import statistics
 import time
@@ -82,7 +83,7 @@ class Imitation(NamedTuple):
         for seed in self.seeds:
             for row, budgets in self.budgets.items():
                 for budget in budgets:
-                    tasks.append(Task(self.key(row, budget, seed), lambda _, at=(row, budget, seed): self._run(*at)))
+                    tasks.append(Task(self.key(row, budget, seed), functools.partial(self._run, row, budget, seed)))
         return [task for task in tasks if task.key not in results]
 
     def _expert(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class Imitation(NamedTuple):
         learner.close()
         return {"versions": versions(), "returns": returns, "random": random}
 
-    def _run(self, row: str, budget: int, seed: int) -> dict[str, Any]:
+    def _run(self, row: str, budget: int, seed: int, results: Path) -> dict[str, Any]:
         values = self.values(row, budget, seed)
         learner = learner_class(row)(values.pop("env"), **values, threads=1)
         learner.learn(self.steps)

@@ -64,8 +64,8 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
             step = opened.step(y)
             action = spec.units.decode(y.numpy(force=True))[0]
             if step.valid[0]:
-                shown = (x, action, step.reward, step.terminated, step.over, step.x_next)
-                steps.append(Shown(*(np.asarray(one) for one in shown)))
+                met = (x, action, step.reward, step.terminated, step.over, step.x_next)
+                steps.append(Shown(*(np.asarray(one) for one in met)))
             advice.begin(step.over)
         opened.close()
     shown = Shown(*(np.stack(column) for column in zip(*steps, strict=True)))
@@ -76,9 +76,9 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
         whole = shown._replace(observation=observations, following=following)
         _to_minari(out.removeprefix("minari:"), whole, episode, env, spec)
     else:
-        bounds = {"low": spec.action.box().low, "high": spec.action.box().high}
+        box = spec.action.box()
         with published_file(Path(out)) as fresh, fresh.open("wb") as file:
-            np.savez(file, observations=observations, actions=shown.action, episode=episode, **bounds)
+            np.savez(file, observations=observations, actions=shown.action, episode=episode, low=box.low, high=box.high)
     ended = np.flatnonzero(over)
     mean = (
         f", mean return {shown.reward[: ended[-1] + 1].sum() / len(ended):.1f} over {len(ended)} episodes" if len(ended) else ""
@@ -87,7 +87,7 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
 
 
 def _to_minari(identifier: str, shown: Shown, episode: np.ndarray, env: str, spec: Spec) -> None:
-    buffers = []
+    buffers: list[dict[str, Any]] = []
     for at in np.split(np.arange(len(episode)), np.flatnonzero(np.diff(episode)) + 1):
         terminated = shown.terminated[at, 0]
         truncated = np.zeros_like(terminated)

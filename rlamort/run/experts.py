@@ -154,9 +154,10 @@ class Own(Expert):
         found = getattr(module, attribute, None)
         if not hasattr(found, "predict") or isinstance(found, type):
             found = found() if callable(found) else None
-        if not callable(getattr(found, "predict", None)):
+        predict = getattr(found, "predict", None)
+        if not callable(predict):
             raise UserError(f"{self.name}: an object with `predict`, or a class or function that makes one, is needed")
-        return Predicting(self.name, found.predict, env)
+        return Predicting(self.name, predict, env)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Demonstrated:
         "num_envs": "environments that the expert plays in side by side.",
         "batch_size": "labels in an update.",
     })  # fmt: skip
-    unsupported = ("dtype", "warmup_steps", "update_after")
+    unsupported: tuple[str, ...] = ("dtype", "warmup_steps", "update_after")
     resumable = True
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames: all labels are in its state
 
