@@ -4,20 +4,23 @@ f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = a
 the prior and the loss over all iterates it is IAPO (Marino et al., 2021), as configs/method/iapo.yaml says.
 """
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlamort import parts
+from rlamort.adjoint import Carry
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Fixed, Fraction, NonNegative, Positive, Widths
-from rlamort.critic import Critic, frozen_copy, polyak
-from rlamort.domain import SquashedGaussian
+from rlamort.config import Count, Decay, Fixed, Fraction, NonNegative, Positive, Widths
+from rlamort.critic import Critic
+from rlamort.domain import NOISES, SquashedGaussian
 from rlamort.env import Spec
+from rlamort.errors import UserError
 from rlamort.losses import td_target
-from rlamort.nets import ARITHMETIC
+from rlamort.nets import ARITHMETIC, WEIGHTS
 from rlamort.objective import MaxQ, Metrics, Soft, Temperature
 from rlamort.source import Batch
 
@@ -33,11 +36,18 @@ class SAC(Agent):
         hidden: widths of hidden layers, unless a part sets its own.
         learning_rate: Adam's step size for the policy and the temperature.
         critic_learning_rate: the critics'; null takes learning_rate.
+        learning_rate_horizon: updates over which learning rates fall to zero along a half cosine; null keeps them.
+        adam_beta1: decay of Adam's first moment, for policy and critics.
+        weights: unit keeps the incoming weights of every unit of policy and critics at length one, by projection after every
+            step (Palenicek et al., 2025: XQC); free does not.
+        actor_delay: critic updates per update of policy and temperature.
         discount: per step.
         tau: Polyak averaging: weight of the online critics in every update of their targets.
         pessimism: beta in mean - beta std over the ensemble; 1 over two critics is their minimum.
         temperature: initial alpha, the weight of the entropy bonus, per nat.
-        target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes -n.
+        target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes n target_entropy_per_dim.
+        target_entropy_per_dim: the same per coordinate of the action.
+        exploration: noise of exploring actions; fresh at every step, or held for k steps, P(k) proportional to k^-2, k <= 16.
         normalise: normalise observations by running statistics.
         matmul: precision of the networks' matrix products; weights, losses and optimisers are float32 with any. tf32 needs a
             GPU of compute capability 8.0 or newer.
@@ -55,19 +65,25 @@ class SAC(Agent):
         hidden: Fixed[Widths] = (256, 256),
         learning_rate: Positive = 3e-4,
         critic_learning_rate: Positive | None = None,
+        learning_rate_horizon: Count | None = None,
+        adam_beta1: Decay = 0.9,
+        weights: Fixed[Literal["free", "unit"]] = "free",
+        actor_delay: Count = 1,
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
         pessimism: NonNegative = 1.0,
         temperature: Positive = 1.0,
         target_entropy: float | None = None,
+        target_entropy_per_dim: float = -1.0,
+        exploration: Fixed[Literal["fresh", "held"]] = "fresh",
         normalise: Fixed[bool] = False,
         matmul: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__(spec, normalise=normalise)
-        arithmetic = ARITHMETIC[matmul]
-        self.tau = tau
-        self.density = SquashedGaussian(self.domain.dim)
-        self.target_entropy = -float(self.density.dim) if target_entropy is None else target_entropy
+        arithmetic, project = ARITHMETIC[matmul], WEIGHTS[weights]
+        self.pessimism, self.improve_every = pessimism, actor_delay
+        self.density, self.noise = SquashedGaussian(self.domain.dim), NOISES[exploration]()
+        self.target_entropy = target_of(self.density.dim, target_entropy, target_entropy_per_dim)
 
         def new_critic() -> Critic:
             return critic(spec.x_dim, self.domain.dim, hidden, arithmetic)
@@ -76,28 +92,40 @@ class SAC(Agent):
         loss.require_trained(model)
         self.model, self.loss = model(setting), loss(setting)
         self.critic = new_critic()
-        self.target_critic = frozen_copy(self.critic, new_critic())
+        self.critic.head.require(pessimism)
+        project_model, project_critic = project(self.model), project(self.critic)
+        self.target_critic = critic.target(self.critic, new_critic, tau, project_critic)
         self.alpha = Temperature(temperature)
         self.f = Soft(MaxQ(self.critic, pessimism), self.density, self.alpha)
-        self.target_f = Soft(MaxQ(self.target_critic, pessimism), self.density, self.alpha)
-        self.model_adam = Adam(self.model.parameters(), learning_rate)
-        self.critic_adam = Adam(self.critic.parameters(), critic_learning_rate or learning_rate)
-        self.alpha_adam = Adam(self.alpha.parameters(), learning_rate)
+        horizon, decay = learning_rate_horizon, (adam_beta1, 0.999)
+        seldom = horizon and -(-horizon // actor_delay)  # its steps, where the critics take `horizon`
+        critic_rate = critic_learning_rate or learning_rate
+        self.model_adam = Adam(self.model.parameters(), learning_rate, decay, horizon=seldom, project=project_model)
+        self.critic_adam = Adam(self.critic.parameters(), critic_rate, decay, horizon=horizon, project=project_critic)
+        self.alpha_adam = Adam(self.alpha.parameters(), learning_rate, horizon=seldom)
 
-    def act(self, x: Tensor, explore: bool) -> Tensor:
+    def start(self, count: int) -> Carry:
+        return self.noise.start(count, self.density.dim, self.device)
+
+    def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
         x = self.normaliser(x)
         lam = self.model(x, self.f.oracle(x) if explore else self.f.deterministic_oracle(x))
-        return self.density.draw(lam) if explore else self.density.median(lam)
+        if not explore:
+            return self.density.median(lam), h
+        noise, h = self.noise(self.density.noise(lam), h)
+        return self.density.draw(lam, noise), h
 
     def evaluate(self, batch: Batch) -> Metrics:
-        with torch.no_grad():  # V(x') = -f(lam; x'): the critics' target is the value of the problem the actor solves
-            lam = self.model(batch.x_next, self.f.oracle(batch.x_next))
-            target = td_target(batch, -self.target_f(lam, batch.x_next))
-        q = self.critic(batch.x, batch.y)  # (E, B)
-        loss = 0.5 * (q - target).square().mean(-1).sum()
+        with torch.no_grad():
+            y_next, logq = self.density.sample(self.model(batch.x_next, self.f.oracle(batch.x_next)))
+            cost = (self.alpha() * logq)[:, None]  # of acting so at x'
+        head = self.critic.head
+        q, q_next = self.target_critic.both(batch.x, batch.y, batch.x_next, y_next)  # (E, B, O)
+        target = head.target(q_next, lambda value: td_target(batch, value - cost), self.pessimism)
+        loss = head.loss(q, target)
         descend(loss, self.critic.parameters(), self.critic_adam)
-        polyak(self.target_critic, self.critic, self.tau)
-        return {"critic/loss": loss.detach(), "critic/q": q.detach().mean()}
+        self.target_critic.follow()
+        return {"critic/loss": loss.detach(), "critic/q": head.q(q.detach()).mean(), **head.metrics()}
 
     def improve(self, batch: Batch) -> Metrics:
         loss, metrics = self.loss(self.model, self.f, batch)
@@ -106,3 +134,13 @@ class SAC(Agent):
         alpha_loss = self.alpha.log * (metrics["entropy"] - self.target_entropy)
         descend(alpha_loss, self.alpha.parameters(), self.alpha_adam)
         return {f"actor/{name}": value for name, value in metrics.items()} | {"temperature": self.alpha().detach()}
+
+    def notice(self, recorded: Mapping[str, Any]) -> None:
+        self.critic.head.notice(recorded)
+
+
+def target_of(dim: int, total: float | None, per_dim: float) -> float:
+    """The target entropy of `dim` coordinates, in nats. Raises UserError if it is given twice."""
+    if total is not None and per_dim != -1:
+        raise UserError(f"target_entropy={total} and target_entropy_per_dim={per_dim}: one of them is needed, not both")
+    return dim * per_dim if total is None else total

@@ -93,7 +93,7 @@ class SB3Source:
     """
 
     resumable = False
-    unsupported = ("dtype",)
+    unsupported = ("dtype", "overlap")
 
     def __init__(self, env: GymEnv, *, buffer_size: Count = 1_000_000) -> None:
         self.env, self.buffer_size = env, buffer_size

@@ -4,7 +4,7 @@ B batch · N environments side by side · d = x_dim · n = dim of an action · h
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from rlamort.adjoint import Carry
 from rlamort.domain import Domain
 from rlamort.env import Spec
 from rlamort.model import Model
-from rlamort.nets import Normaliser, Unnormalised
+from rlamort.nets import FreeWeights, Normaliser, UnitWeights, Unnormalised
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Contexts, Labelled
 
@@ -31,6 +31,7 @@ class Adam(nn.Module):
         decay: beta_1 and beta_2, of the moments.
         epsilon: added to the root of the second moment.
         horizon: steps over which the step size falls to zero along a half cosine (Loshchilov and Hutter, 2017); None keeps it.
+        project: projects the parameters onto a constraint, in place, after every step; None for parameters that are free.
     """
 
     steps: Tensor
@@ -47,9 +48,11 @@ class Adam(nn.Module):
         decay: tuple[float, float] = (0.9, 0.999),
         epsilon: float = 1e-8,
         horizon: int | None = None,
+        project: FreeWeights | UnitWeights | None = None,
     ) -> None:
         super().__init__()
         parameters = list(parameters)
+        self.project = project or FreeWeights(self)
         self.learning_rate, self.decay, self.epsilon, self.horizon = learning_rate, decay, epsilon, horizon
         self.mean = _state(torch.zeros_like(p) for p in parameters)
         self.square = _state(torch.zeros_like(p) for p in parameters)
@@ -75,6 +78,7 @@ class Adam(nn.Module):
         moves = torch._foreach_div(mean, scales)
         torch._foreach_mul_(moves, self.corrections[0])
         torch._foreach_sub_(parameters, moves)
+        self.project(parameters)
         self.steps += 1
         self._correct()
 
@@ -190,8 +194,11 @@ class Agent(nn.Module):
         losses = (name for name, part in self.named_modules() if isinstance(part, Adam) and not part.sound)
         return next((f"a loss of {name}" for name in losses), "")
 
+    def notice(self, recorded: Mapping[str, Any]) -> None:
+        """Called with the metrics of every record: warn, once, where they say that something is wrong."""
+
     def observe(self, x: Tensor) -> None:
-        """Update the observation statistics with contexts (B, d) met in play."""
+        """Update the observation statistics with contexts (B, d) met in play, on any device."""
         self.normaliser.update(x)
 
     @torch.no_grad()
@@ -248,8 +255,8 @@ class Player:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, explore: bool) -> Tensor:
-        """x (N, d) -> y (N, n)."""
-        y, self.h = self.agent.play(x, self.h, explore)
+        """x (N, d), on any device -> y (N, n), on the agent's."""
+        y, self.h = self.agent.play(x.to(self.agent.device), self.h, explore)
         return y
 
     def begin(self, begins: np.ndarray) -> None:

@@ -121,12 +121,8 @@ def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
     parser = Parser("resume", "Continue a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument(
-        "changes",
-        nargs="*",
-        help="key=value: settings to change, e.g. steps=200_000, or env=module:Class for a run whose environment cannot be "
-        "constructed by name",
-    )
+    about = "settings to change, e.g. steps=200_000, or env=module:Class for a run whose environment has no name"
+    parser.add_argument("changes", nargs="*", help=f"key=value: {about}")
     _method_option(parser)
     options = parser.parse_args(arguments)
     from rlamort.run.session import Session
@@ -333,15 +329,18 @@ def reproduce_row(arguments: list[str]) -> None:
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of measurements")
+    parser.add_argument("--minutes", help="begin nothing later, and stop a ledger's training, which the next call continues")
+    parser.add_argument("--idle", action="store_true", help="measure a ledger's timed runs; nothing else should run meanwhile")
     options = parser.parse_args(arguments)
-    if options.row is not None and options.all:
+    if options.row and options.all:
         raise UserError(f"reproduce {options.row} --all: either a row or --all is needed")
-    from rlamort.measure.reproduce import outline, reproduce, rows
+    from rlamort.measure.reproduce import deadline, outline, reproduce, rows
 
     if options.row is None and not options.all:
         print(*outline(), sep="\n")
         return
-    verdicts = [one for row in (rows() if options.all else [options.row]) for one in reproduce(row, options.results)]
+    chosen, ends = rows() if options.all else [options.row], deadline(options.minutes)
+    verdicts = [one for row in chosen for one in reproduce(row, options.results, ends, options.idle)]
     print(*verdicts, sep="\n")
     if not all(verdict.passed for verdict in verdicts):
         raise SystemExit(1)

@@ -176,24 +176,6 @@ class Downstream:
         return loss, {"downstream": loss.detach()}
 
 
-def quantile_huber(q: Tensor, target: Tensor) -> Tensor:
-    """The Huber loss of quantile regression, at threshold 1 (Dabney et al., 2018, eq. 10; Kuznetsov et al., 2020, eq. 12).
-
-    Args:
-        q: (E, B, M), quantiles of E critics at the levels (2 m - 1) / (2 M).
-        target: (B, K), samples of the return.
-
-    Returns:
-        The mean over critics, items, quantiles and samples, 0-d.
-    """
-    m = q.shape[-1]
-    levels = (torch.arange(m, device=q.device, dtype=q.dtype) + 0.5) / m  # (M,)
-    error = target[:, None, :] - q[..., None]  # (E, B, M, K)
-    size = error.abs()
-    huber = torch.where(size > 1, size - 0.5, 0.5 * error.square())
-    return ((levels[:, None] - (error.detach() < 0).to(q.dtype)).abs() * huber).mean()
-
-
 def td_target(batch: Batch, value_next: Tensor) -> Tensor:
     """r + gamma^m (1 - terminated) V(x_next): a truncated episode bootstraps, a terminated one does not.
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlamort.norm import NoNorm, Norm
+
 
 def bfloat16_product(a: Tensor, b: Tensor) -> Tensor:
     """a b, with both and the result rounded to bfloat16's eight bits but sums in float32; returned in a's dtype."""
@@ -46,53 +48,25 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int, arithmetic: Arithmetic
     return nn.Sequential(*layers[:-1])
 
 
-class NoNorm(nn.Module):
-    """The identity, for networks without normalisation."""
-
-    def __init__(self, members: int, width: int) -> None:
-        super().__init__()
-
-    def forward(self, h: Tensor, members: int) -> Tensor:
-        return h
-
-
-class EnsembleLayerNorm(nn.Module):
-    """E layer norms (Ba, Kiros and Hinton, 2016, eq. 4), each with its own gain and bias, which begin at 1 and 0.
-
-    Args:
-        members: E.
-        width: h.
-    """
-
-    def __init__(self, members: int, width: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(members, 1, width))
-        self.bias = nn.Parameter(torch.zeros(members, 1, width))
-
-    def forward(self, h: Tensor, members: int) -> Tensor:
-        """h (members, B, h) -> the same shape, each row with mean 0 and variance 1 before gain and bias."""
-        return torch.addcmul(self.bias[:members], nn.functional.layer_norm(h, h.shape[-1:]), self.gain[:members])
-
-
-NORMS: dict[str, Callable[[int, int], nn.Module]] = {"none": NoNorm, "layer": EnsembleLayerNorm}
-
-
 class EnsembleLinear(nn.Module):
     """E linear layers in one batched product, each initialised like `nn.Linear`."""
 
-    def __init__(self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32) -> None:
+    bias: nn.Parameter | None
+
+    def __init__(self, members: int, inputs: int, outputs: int, arithmetic: Arithmetic = FLOAT32, biased: bool = True) -> None:
         super().__init__()
         self.product = arithmetic.product
         bound = 1 / math.sqrt(inputs)
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+        bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound)) if biased else None
+        self.register_parameter("bias", bias)
 
     def forward(self, h: Tensor, members: int) -> Tensor:
         """h (members, B, inputs) -> (members, B, outputs), by the first `members` of the ensemble."""
-        weight, bias = self.weight[:members], self.bias[:members]
-        if weight.shape[-1] == 1:  # a batched product with one column takes several times as long as this
-            return (h * weight.mT).sum(-1, keepdim=True) + bias
-        return self.product(h, weight) + bias  # not baddbmm, which copies the bias first
+        weight = self.weight[:members]
+        # a batched product with one column takes several times as long as the sum
+        product = (h * weight.mT).sum(-1, keepdim=True) if weight.shape[-1] == 1 else self.product(h, weight)
+        return product if self.bias is None else product + self.bias[:members]  # not baddbmm, which copies the bias first
 
 
 class Ensemble(nn.Module):
@@ -103,7 +77,7 @@ class Ensemble(nn.Module):
         inputs: coordinates of what each is given.
         hidden: widths; each layer is linear, then `norm`, then ReLU.
         outputs: coordinates of what each gives.
-        norm: (members, width) -> module that takes hidden units (members, B, width) and how many members they are of.
+        norm: of hidden units, and of inputs if it is of the batch.
         arithmetic: of the products.
     """
 
@@ -113,26 +87,97 @@ class Ensemble(nn.Module):
         inputs: int,
         hidden: Sequence[int],
         outputs: int,
-        norm: Callable[[int, int], nn.Module] = NoNorm,
+        norm: Norm = NoNorm,
         arithmetic: Arithmetic = FLOAT32,
     ) -> None:
         super().__init__()
-        self.members = members
-        sizes = pairwise([inputs, *hidden, outputs])
-        self.layers = nn.ModuleList(EnsembleLinear(members, i, o, arithmetic) for i, o in sizes)
+        self.members, self.of_batch = members, norm.of_batch
+        sizes = [inputs, *hidden, outputs]
+        biased = [not norm.of_batch] * len(hidden) + [True]
+        self.layers = nn.ModuleList(
+            EnsembleLinear(members, *size, arithmetic, bias) for size, bias in zip(pairwise(sizes), biased, strict=True)
+        )
         self.norms = nn.ModuleList(norm(members, width) for width in hidden)
+        self.input_norm = (norm if norm.of_batch else NoNorm)(members, inputs, shifted=False)
 
-    def forward(self, h: Tensor, members: int | None = None) -> Tensor:
+    def forward(self, h: Tensor, members: int | None = None, training: bool = False) -> Tensor:
         """h (B, inputs) -> (members, B, outputs); fewer members cost less, since the others are not computed.
 
-        Where h is (members, B, inputs), each member has an input of its own.
+        Where h is (members, B, inputs), each member has an input of its own. With `training`, batch norms normalise by this
+        batch, and take it into their running statistics.
         """
         members = members or self.members
         first, *others = self.layers
-        h = first(h if h.ndim == 3 else h.expand(members, *h.shape), members)
+        h = h if h.ndim == 3 else h.expand(members, *h.shape)
+        h = first(self.input_norm(h, members, training), members)
         for norm, layer in zip(self.norms, others, strict=True):
-            h = layer(norm(h, members).relu(), members)
+            h = layer(norm(h, members, training).relu(), members)
         return h
+
+
+class NormedMlp(nn.Module):
+    """A ReLU network (B, inputs) -> (B, outputs) with normalisation, an ensemble of one.
+
+    Whether a batch norm is training follows from whether gradients are recorded: a loss differentiates, and acting, targets and
+    predictions do not.
+
+    Args:
+        inputs: coordinates of what it is given.
+        hidden: widths; each layer is linear, then `norm`, then ReLU.
+        outputs: coordinates of what it gives.
+        norm: of hidden units, and of inputs if it is of the batch.
+        arithmetic: of the products.
+    """
+
+    def __init__(self, inputs: int, hidden: Sequence[int], outputs: int, norm: Norm, arithmetic: Arithmetic = FLOAT32) -> None:
+        super().__init__()
+        self.ensemble = Ensemble(1, inputs, hidden, outputs, norm, arithmetic)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.ensemble(x, training=torch.is_grad_enabled())[0]
+        return out
+
+
+class FreeWeights:
+    """No constraint on a network's weights.
+
+    Args:
+        network: whose parameters they are.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        pass
+
+    def __call__(self, parameters: Sequence[Tensor]) -> None:
+        """Project the network's parameters onto the constraint, in place."""
+
+
+class UnitWeights:
+    """The incoming weights of every unit of linear layers have length one; biases, gains and shifts are free.
+
+    With batch norm before every ReLU the lengths do not matter to what a network computes, only to how fast Adam turns its
+    weights (Palenicek et al., 2025: XQC). Those of the network are projected here, too.
+
+    Args:
+        network: whose parameters they are.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        linear = (part for part in network.modules() if isinstance(part, nn.Linear | EnsembleLinear))
+        weights = {id(part.weight) for part in linear}
+        parameters = list(network.parameters())
+        self.constrained = tuple(id(parameter) in weights for parameter in parameters)
+        self(parameters)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Sequence[Tensor]) -> None:
+        """Project the network's parameters, in their order, in place."""
+        for parameter, constrained in zip(parameters, self.constrained, strict=True):
+            if constrained:  # (outputs, inputs) of one layer, (members, inputs, outputs) of an ensemble's
+                parameter.div_(torch.linalg.vector_norm(parameter, dim=1, keepdim=True).clamp_min(1e-12))
+
+
+WEIGHTS: dict[str, type[FreeWeights] | type[UnitWeights]] = {"free": FreeWeights, "unit": UnitWeights}
 
 
 class Standardise(nn.Module):
@@ -224,10 +269,10 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Update the statistics with x (B, dim); no rows change nothing."""
+        """Update the statistics with x (B, dim), on any device; no rows change nothing."""
         if not len(x):
             return
-        x = x.double()
+        x = x.to(self.mean)
         fresh = x.shape[0]
         total = self.count + fresh
         delta = x.mean(0) - self.mean

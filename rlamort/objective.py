@@ -10,9 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rlamort.critic import Critic
+from rlamort.critic import Critic, NoTarget, TargetNetwork
 from rlamort.domain import Density
 from rlamort.errors import UserError
+from rlamort.head import pessimistic
 from rlamort.problem import Parts, Problem
 
 Metrics = dict[str, Tensor]
@@ -247,12 +248,12 @@ class MaxQ(Objective):
         members: how many members of the ensemble, from the first, are used; None for all.
     """
 
-    def __init__(self, critic: Critic, beta: float = 1.0, members: int | None = None) -> None:
+    def __init__(self, critic: Critic | NoTarget | TargetNetwork, beta: float = 1.0, members: int | None = None) -> None:
         self.critic, self.beta, self.members = critic, beta, members
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
         q = self.critic(x, y, self.members)  # (E, B)
-        return self.beta * q.std(0, correction=0) - q.mean(0), {}
+        return -pessimistic(q, self.beta), {}
 
 
 class Temperature(nn.Module):

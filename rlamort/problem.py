@@ -220,8 +220,12 @@ def unseen(problem: Problem, count: int, device: torch.device | None = None) -> 
 
 
 def drawing_on(device: torch.device | None) -> contextlib.AbstractContextManager[object]:
-    """While it holds, tensors that a problem makes without saying where are on `device`, beside its parameters."""
-    return contextlib.nullcontext() if device is None or device.type == "cpu" else device
+    """While it holds, tensors that a problem makes without saying where are on `device`, beside its parameters.
+
+    What is compiled cannot enter it (torch refuses, or forgets the device), so that it must hold around.
+    """
+    outside = device is None or device.type == "cpu" or torch.compiler.is_compiling()
+    return contextlib.nullcontext() if outside else cast(contextlib.AbstractContextManager[object], device)
 
 
 Drawn = Callable[[Problem, int, torch.device | None], Tensor]  # x (count, d) as rows

@@ -32,26 +32,31 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def iqm(values: np.ndarray) -> float:
-    """Interquartile mean: of the middle half of all values (Agarwal et al., 2021)."""
-    return float(stats.trim_mean(values, 0.25, axis=None))
+def iqm(values: np.ndarray) -> np.ndarray:
+    """Interquartile mean (...) of values (..., N): of the middle half of the last axis (Agarwal et al., 2021)."""
+    return np.asarray(stats.trim_mean(values, 0.25, axis=-1))
 
 
 def stratified_bootstrap(
-    groups: Sequence[np.ndarray], statistic: Callable[[np.ndarray], float], draws: int = 2_000, seed: int = 0
+    groups: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], draws: int = 2_000, seed: int = 0
 ) -> Interval:
     """`statistic` of all values together, with a 95 % percentile interval over draws within each group (Agarwal et al., 2021).
 
     Args:
         groups: the values of one task each, one per seed.
-        statistic: of an array of values.
+        statistic: of values (..., N), along the last axis.
         draws: how many.
         seed: of the draws.
     """
     generator = np.random.default_rng(seed)
-    statistics = [statistic(np.concatenate([generator.choice(group, len(group)) for group in groups])) for _ in range(draws)]
-    low, high = np.percentile(statistics, [2.5, 97.5])
-    return Interval(statistic(np.concatenate(groups)), float(low), float(high))
+    drawn = np.concatenate([generator.choice(group, (draws, len(group))) for group in groups], axis=-1)
+    low, high = np.percentile(statistic(drawn), [2.5, 97.5])
+    return Interval(float(statistic(np.concatenate(groups))), float(low), float(high))
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean (...) of values (..., N)."""
+    return np.asarray(values.mean(-1))
 
 
 class Score(NamedTuple):

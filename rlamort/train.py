@@ -65,8 +65,8 @@ class Clock:
     def advance(self, utd: Fraction, steps: int) -> range:
         """Count `steps` more environment steps; returns the numbers, from 1, of the updates that are due then."""
         before, self.learning_steps = self.learning_steps, self.learning_steps + steps
-        count = math.floor(utd * self.learning_steps) - math.floor(utd * before)
-        return range(self.updates + 1, self.updates + count + 1)
+        upto, done = (steps * utd.numerator // utd.denominator for steps in (self.learning_steps, before))
+        return range(self.updates + 1, self.updates + upto - done + 1)
 
     def state(self) -> dict[str, Any]:
         """As plain values and tensors, for a checkpoint."""
@@ -221,7 +221,9 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         clock.h, clock.seconds = player.h, time.perf_counter() - started
         journal.progress(clock)
         if crosses(before, clock.env_step, schedule.log_every):
-            journal.record(clock, finite(clock) | summary(clock.episodes) | speed(clock, journal.pace))
+            losses = finite(clock)
+            agent.notice(losses)
+            journal.record(clock, losses | summary(clock.episodes) | speed(clock, journal.pace))
             clock.episodes.clear()
         if crosses(before, clock.env_step, schedule.eval_every):
             journal.measure(agent, clock)

@@ -11,7 +11,7 @@ from test_laws import LEARNERS, batch_for, learner
 
 from rlamort.losses import td_target
 from rlamort.nets import Normaliser
-from rlamort.objective import MaxQ, Objective
+from rlamort.objective import MaxQ
 
 
 def values(module):
@@ -27,14 +27,13 @@ def test_td3_smoothing_noise_is_drawn_per_sample_and_clipped(spec, monkeypatch):
     torch.manual_seed(0)
     agent = TD3(spec, hidden=(16,), smoothing_noise=0.4, smoothing_clip=0.5)
     batch = batch_for(agent, 256)
-    seen, f = {}, agent.target_f
+    seen, both = {}, agent.target_critic.both
 
-    class Spy(Objective):
-        def report(self, y, x):
-            seen["y"] = y
-            return f.report(y, x)
+    def spy(x, y, x_next, y_next):
+        seen["y"] = y_next
+        return both(x, y, x_next, y_next)
 
-    monkeypatch.setattr(agent, "target_f", Spy())
+    monkeypatch.setattr(agent.target_critic, "both", spy)
     plain = agent.target_model(batch.x_next)
     agent.evaluate(batch)
     noise = (seen["y"] - plain).detach()

@@ -23,6 +23,7 @@ from rlamort.config import locate, resolve
 from rlamort.env import Spec
 from rlamort.measure import reproduce, speed
 from rlamort.measure.claims import sphere
+from rlamort.measure.ledger import Ledger
 from rlamort.measure.race import Race
 from rlamort.measure.reproduce import Claim, entries, rows, table
 from rlamort.measure.study import Study
@@ -80,7 +81,8 @@ def test_the_table_says_what_is_missing(tmp_path):
 def test_what_is_stored_is_found_by_the_present_names():
     results = Path(__file__).parent.parent / "docs" / "results"
     for row in rows():
-        assert not [entry.claim() for entry in entries(row) if entry.waiting(reproduce._read(row, results))]
+        whole = [entry for entry in entries(row) if not isinstance(entry, Ledger)]  # which is measured over weeks, and says so
+        assert not [entry.claim() for entry in whole if entry.waiting(reproduce._read(row, results))]
     assert (results / "README.md").read_text() == table(results)
 
 

@@ -26,6 +26,7 @@ from rlamort.host.machine import device_of
 from rlamort.problem import draw
 from rlamort.run.capture import close
 from rlamort.run.learner import learner_class
+from rlamort.run.rounds import Eager
 from rlamort.solve import solver as module
 from rlamort.solve.classical import best_found
 
@@ -239,3 +240,39 @@ def test_tf32_holds_while_it_works_and_needs_a_gpu_that_has_it(monkeypatch, tmp_
             ra.SAC("Pendulum-v1", device="cuda:0", **small)
     monkeypatch.undo()
     assert ra.load(tmp_path / "agent").predict(np.zeros(3))[0].shape == (1,)  # a GPU is not needed to act
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_with_overlap_actions_are_those_of_the_policy_before_the_latest_updates(count, monkeypatch):
+    """On the GPU, beside a loop on the CPU that says so."""
+    fields = SMALL | CONTROL | {"num_envs": count, "utd": "2/3"}
+    env = fields.pop("env")
+
+    def before(updates, agent):
+        def rounds(improves, x, h):
+            if not improves:
+                return updates(improves, x, h)
+            with torch.no_grad():
+                y = agent.act(x, explore=True)
+            return updates(improves, None, h)[0], y, h
+
+        return rounds
+
+    def work(device):
+        learner = ra.SAC(env, device=str(device), overlap=device == CUDA, **fields)
+        if device == CPU:
+            learner.updates = before(Eager(learner.agent, lambda: learner.source.sample(8)), learner.agent)
+        learner.learn(18)
+        assert learner.clock.updates == 2 * (18 - 6) // 3
+        return {**learner.agent.state_dict(), **learner.source.everything()._asdict()}
+
+    on_both(monkeypatch, work)
+
+
+def test_overlap_is_refused_where_both_run_on_one_device(monkeypatch):
+    with pytest.raises(UserError, match="overlap=true: Pendulum-v1 is stepped on cpu, where updates run too; device=cuda and"):
+        ra.SAC("Pendulum-v1", device="cpu", overlap=True)
+    with fake_cuda(monkeypatch), pytest.raises(UserError, match="overlap=true: Known is stepped on cuda:0, where"):
+        ra.SAC(Known, device="cuda", overlap=True)
+    with pytest.raises(UserError, match="overlap"):
+        learner_class("amortize")(Known, overlap=True)

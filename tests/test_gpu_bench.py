@@ -25,7 +25,10 @@ def test_every_line_gives_its_figures(line):
 
 
 def test_lines_that_crash_hang_or_come_too_late_cost_themselves_alone(monkeypatch, tmp_path):
-    assert Worker("sac", "cpu").result(0.01)["sac, failed"].startswith("it took more than 0 s")
+    assert Worker("sac", "cpu").result(0.01)["sac, failed"].startswith("it took more than 0 s")  # it was never ready
+    late = Worker("sb3 td3", "cpu")
+    late.prepare(60.0)
+    assert late.result(0.001)["sb3 td3, failed"].startswith("it took more than")
     monkeypatch.setitem(LINES, "no such line", lambda bench: {})  # which the worker's process does not know
     keep = tmp_path / "gpu.json"
     report = gpu("cpu", keep, ["no such line", "answers"])

@@ -18,7 +18,8 @@ update
 adjoint
 objective dynamics constraints
 problem critic
-domain nets
+head
+domain nets norm
 host
 config errors
 """  # top to bottom: a room imports from lines below its own, or from its own

@@ -53,7 +53,7 @@ def test_what_is_said_of_a_part_may_be_typed_nested_or_dotted():
         ({"model": "semy"}, "model=semy: there is none of that name.*Did you mean semi"),
         ({"model": "Unrol"}, "model=Unrol: .*Did you mean Unroll"),
         ({"model": {"kind": "semi", "memory": 3}}, "model.memory: Refined has no such key, only init, .*Recurrent has it"),
-        ({"model.update.memory": 3}, "model.update: Full has no such key, only hidden. Unroll has it"),
+        ({"model.update.memory": 3}, "model.update: Full has no such key, only hidden, norm. Unroll has it"),
         ({"model": "recurrent", "model.update.memory": 0}, "model.update.memory=0: a whole number >= 1 is needed"),
         ({"model": {"kind": "recurrent", "update": {"head": "gatet"}}}, "model.update.head=gatet: additive, gated is needed"),
         ({"model": 3}, "model=3: full, .* or a mapping of keys"),

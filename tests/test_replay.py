@@ -24,7 +24,9 @@ DISCOUNT = 0.9
 
 def stage(rows, d=2, n=1):
     """What Replay asks of an environment, for tests that add transitions by hand."""
-    return SimpleNamespace(count=rows, spec=Spec(d, [-1.0] * n, [1.0] * n), domain=unit_box(n), device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    spec = Spec(d, [-1.0] * n, [1.0] * n)
+    return SimpleNamespace(count=rows, spec=spec, domain=unit_box(n), device=cpu, place=cpu, x=torch.zeros(rows, d))
 
 
 class Reference:
@@ -270,11 +272,11 @@ def test_bytes_per_frame_is_what_is_allocated():
 class Meeting:
     """A way of writing, beside another one whose ring must be the same."""
 
-    def __init__(self, ring):
+    def __init__(self, ring, place):
         self.ring = ring
         self.twin = {name: getattr(ring, name).clone() for name in (*FRAME, "starts")}
         self.fifo = torch.zeros_like(ring.fifo_on_device)
-        self.one, self.other = ring.write, InOneCopy(self.twin, self.fifo)
+        self.one, self.other = ring.write, InOneCopy(self.twin, self.fifo, place)
 
     def __call__(self, *step):
         self.one(*step)
@@ -291,23 +293,32 @@ class Meeting:
     events=st.lists(
         st.lists(st.sampled_from(["go", "go", "terminate", "truncate", "skip"]), min_size=3, max_size=3), max_size=30
     ),
+    place=st.sampled_from(["cpu", "cuda"]),
 )
-def test_a_row_that_crosses_in_one_copy_is_written_as_in_place(rows, slots, events):
-    """What a GPU does, here from the CPU to the CPU: packed, copied, scattered; with rows that have no transition, too."""
+def test_a_row_that_crosses_in_one_copy_is_written_as_in_place(rows, slots, events, place):
+    """What a GPU does, here from the CPU to the CPU: packed, copied, scattered; with rows that have no transition, too.
+
+    The contexts that wait cross with the step, if the environment is stepped on the CPU.
+    """
     ring, state = Replay(stage(rows), buffer_size=rows * slots), 0
-    ring.write = Meeting(ring)
+    ring.write = Meeting(ring, torch.device(place))
     for event in events:
         flags = {kind: np.array([one == kind for one in event[:rows]]) for kind in ("terminate", "truncate", "skip")}
         x, y, reward, x_next = (torch.arange(state, state + rows * k).float() for k in (2, 1, 1, 2))
         state += 7
+        ring.env.x = x_next.view(rows, 2)
         ring.add(x.view(rows, 2), y.view(rows, 1), reward, x_next.view(rows, 2), flags["terminate"], flags["truncate"],
                  ~flags["skip"])  # fmt: skip
+        waiting = ring.write.other.on_device(ring.env.x)
+        assert torch.equal(waiting, ring.env.x)
+        assert (waiting is ring.env.x) == (place == "cuda")
+        assert torch.equal(ring.write.other.on_device(x), x)
 
 
 def test_a_pinned_row_is_not_written_while_its_copy_runs():
     """Two rows in turn: each waits for the copy that read it last, and for no other."""
     ring = Replay(stage(1), buffer_size=20)
-    write = InOneCopy({name: getattr(ring, name) for name in (*FRAME, "starts")}, ring.fifo_on_device)
+    write = InOneCopy({name: getattr(ring, name) for name in (*FRAME, "starts")}, ring.fifo_on_device, torch.device("cpu"))
     ring.write, said = write, []
     write.copied = [SimpleNamespace(record=lambda i=i: said.append(("copied", i)),
                                     synchronize=lambda i=i: said.append(("waited for", i))) for i in range(2)]  # fmt: skip

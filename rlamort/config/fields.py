@@ -62,6 +62,7 @@ Seconds = Annotated[float, Range(0, above=True), AtMost(10**6)]  # the kernel wa
 Positive = Annotated[float, Range(0, above=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, below=True)]
 
 
 def rational(ratio: float) -> fractions.Fraction:

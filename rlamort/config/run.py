@@ -42,6 +42,8 @@ class Run:
         log_every: steps between records of training metrics.
         compile: true compiles sampling, update and action as one graph (5-60 s, then faster); auto does so for runs of at least
             15,000 updates. Compiled code is cached for later runs.
+        overlap: with updates on a GPU, step the environment while they run. Actions are then those of the policy before the
+            latest updates, so that runs are others than without; a resumed run is as exact.
         threads: CPU threads of torch; null takes torch's default within the process's cores and quota, and one thread while
             that is faster, as on a busy machine.
         checkpoint_every: steps between checkpoints, from which `rlamort resume` continues.
@@ -84,6 +86,7 @@ class Run:
     eval_episodes: Free[Size] = 10
     log_every: Free[Count] = 1_000
     compile: Literal["auto"] | bool = "auto"
+    overlap: bool = False
     threads: Annotated[int, Range(1), AtMost(1_024)] | None = None
     checkpoint_every: Free[Count] = 10_000
     keep_checkpoints: Free[Count] = 2

@@ -19,7 +19,7 @@ Policy = Callable[[Tensor], Tensor]  # x (B, d) -> y (B, n)
 
 
 class Step(NamedTuple):
-    """The results of a step in B environments. Tensors are on the training device, flags on the host."""
+    """The results of a step in B environments. Tensors are where x is, flags on the host."""
 
     x_next: Tensor  # (B, d) the true successor, also at the end of an episode
     reward: Tensor  # (B,)
@@ -125,8 +125,8 @@ class Units:
     def decode(self, y: np.ndarray) -> np.ndarray:
         """y (B, n) in [-1, 1] -> actions (B, *shape), clipped to the bounds of the space against rounding."""
         action: np.ndarray = (y * self._scale + self._offset).astype(self.dtype, copy=False)
-        action = np.minimum(np.maximum(action, self._low), self._high)
-        return action.reshape(-1, *self.shape)
+        np.maximum(action, self._low, out=action)
+        return np.minimum(action, self._high, out=action).reshape(-1, *self.shape)
 
     def encode(self, action: np.ndarray) -> np.ndarray:
         """Actions (B, *shape) -> y (B, n) in [-1, 1], in float32."""
@@ -220,8 +220,10 @@ class Env:
     Attributes:
         name: for messages and records.
         count: B.
+        device: of the agents that act in it.
+        place: of x, and of what a step returns: the device itself, or the CPU where environments are stepped there.
         x: (B, d), the contexts to act on now.
-        domain: Y, that of its `spec`.
+        domain: Y, that of its `spec`, on the device.
         units: map y to the environment's own actions.
         unsaved: state that no checkpoint can hold, for messages; empty if `restore` is exact.
     """
@@ -232,8 +234,8 @@ class Env:
     count: int
     x: Tensor
 
-    def __init__(self, spec: Spec, device: torch.device) -> None:
-        self.spec, self.device = spec, device
+    def __init__(self, spec: Spec, device: torch.device, place: torch.device | None = None) -> None:
+        self.spec, self.device, self.place = spec, device, place or device
         self.units = spec.units
         self.domain = spec.domain.to(device)
 
@@ -242,7 +244,7 @@ class Env:
         raise NotImplementedError
 
     def step(self, y: Tensor) -> Step:
-        """Step with y (B, n) in Y."""
+        """Step with y (B, n) in Y, on the device or in its place."""
         raise NotImplementedError
 
     def episodes(self) -> list[Episode]:

@@ -29,7 +29,7 @@ class GymEnv(Env):
         vector: a vector environment that declares its autoreset mode.
         name: for messages.
         spec: its sizes and bounds.
-        device: of x, rewards and actions.
+        device: of agents; x and rewards are on the CPU, where environments are stepped.
         limit: steps after which an unfinished episode is an error; None if a time limit is declared.
         max_faults: number of tolerated failures of an environment of ours (see `vector_of`).
 
@@ -47,7 +47,7 @@ class GymEnv(Env):
         limit: int | None = None,
         max_faults: int = 0,
     ) -> None:
-        super().__init__(spec, device)
+        super().__init__(spec, device, torch.device("cpu"))
         self.ours = vector if isinstance(vector, LocalVectorEnv | WorkerVectorEnv) else None
         self.vector = vector
         mode = self.vector.metadata.get("autoreset_mode")
@@ -76,7 +76,7 @@ class GymEnv(Env):
         self._total[:] = 0
         self._length[:] = 0
         self._finished.clear()
-        self.x = self._to_device(self._finite(self._rows(observation), "reset", observation))
+        self.x = torch.from_numpy(self._finite(self._rows(observation), "reset", observation))
         return self.x
 
     def step(self, y: torch.Tensor) -> Step:
@@ -113,9 +113,9 @@ class GymEnv(Env):
             fresh, _ = self._call(lambda: self.vector.reset(options={"reset_mask": ended.copy()}))
             following = self._finite(np.where(ended[:, None], self._rows(fresh), successor), "reset", fresh)
         self._record(reward, ended, valid)
-        x_next = self._to_device(successor)
-        self.x = x_next if following is successor else self._to_device(following)
-        return Step(x_next, self._to_device(reward), terminated, truncated, valid)
+        x_next = torch.from_numpy(successor)
+        self.x = x_next if following is successor else torch.from_numpy(following)
+        return Step(x_next, torch.from_numpy(reward), terminated, truncated, valid)
 
     def episodes(self) -> list[Episode]:
         finished, self._finished = self._finished, []
@@ -152,7 +152,7 @@ class GymEnv(Env):
             return False
         self._finished = [Episode(total, length) for total, length in state["finished"]]
         self._ended[:], self._total[:], self._length[:] = state["ended"], state["total"], state["length"]
-        self.x = state["x"].to(self.device)
+        self.x = state["x"].cpu()
         return True
 
     def statistics(self) -> dict[str, Any] | None:
@@ -258,11 +258,6 @@ class GymEnv(Env):
         if not np.isfinite(array).all():
             raise Fault(f"env {self.name}, step {self._steps}: {what} holds {_odd(raw)}")
         return array
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        host = torch.from_numpy(array)
-        # from pinned memory, which torch keeps until the copy is over, nothing waits for it
-        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
 
     def _call(self, function: Callable[[], Any]) -> Any:
         """The result of a call; exceptions become a Fault that names the environment."""

@@ -40,7 +40,7 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
         UserError: part of the environment's state cannot be saved, or it is a user's vector environment.
     """
     records: dict[tuple[int, int], tuple[Tensor, Any, Tensor, float, Tensor]] = {}
-    x = env.reset(seed)
+    x = env.reset(seed).to(env.device)
     for now in range(int(time.max()) + 1):
         wanted = episode[time == now]
         rows = env.state()["rows"] if len(wanted) else []
@@ -52,8 +52,9 @@ def save(policy: Policy, env: GymEnv, seed: int, episode: np.ndarray, time: np.n
         y = policy(x)
         step = env.step(y)
         for e in wanted:
-            records[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), step.x_next[e].clone())
-        x = env.x
+            x_next = step.x_next[e].to(env.device, copy=True)
+            records[int(e), now] = (x[e].clone(), rows[e], y[e].clone(), float(step.reward[e]), x_next)
+        x = env.x.to(env.device)
     env.episodes()
     states = [records[int(e), int(t)] for e, t in zip(episode, time, strict=True)]
     at, snapshots, played, rewards, after = zip(*states, strict=True)
@@ -114,7 +115,7 @@ class EnvSimulator:
             running = running & ~(step.terminated | step.truncated)
             if not running.any():
                 break
-            y = policy(env.x)
+            y = policy(env.x.to(env.device))
         env.episodes()
         return total
 
@@ -193,7 +194,7 @@ class RolloutSimulator:
     def __init__(self, env: GymEnv, saved: Saved) -> None:
         from mujoco import mj_getState, mjtState
 
-        single, count, self.env, self.device = _single(env), len(saved.rows), env, saved.x.device
+        single, count, self.env, self.device = _single(env), len(saved.rows), env, env.device
         base = cast(Any, single.unwrapped)
         limit = single.spec.max_episode_steps if single.spec else None
         self.left = np.full(count, np.inf) if limit is None else limit - saved.time  # steps until it is truncated

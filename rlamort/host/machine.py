@@ -28,6 +28,14 @@ def cores() -> int:
     return found
 
 
+def processor() -> str:
+    """The processor's name, as the system has it."""
+    facts = Path("/proc/cpuinfo")  # Linux
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
 def memory(device: torch.device) -> int:
     """Total memory of the machine, or of its GPU, in bytes."""
     if device.type == "cuda":

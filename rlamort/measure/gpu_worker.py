@@ -2,7 +2,9 @@
 
     python -m rlamort.measure.gpu_worker LINE DEVICE
 
-It prints one JSON object: figures by name. On a CPU sizes are tiny and nothing is compiled, which only shows that a line runs.
+It prints `READY` when all is compiled, and waits for a line of input before it times anything: many such processes compile side
+by side, and measure one after another. Then it prints one JSON object: figures by name. On a CPU sizes are tiny and nothing is
+compiled, which only shows that a line runs.
 """
 
 import copy
@@ -29,6 +31,7 @@ from rlamort.run.restore import resume as resumed
 from rlamort.run.rounds import Eager
 
 Figures = dict[str, float | str]
+READY = "ready"
 AGENTS = ("sac", "td3", "ddpg", "tqc", "iapo")
 
 
@@ -58,10 +61,11 @@ class Bench:
 
     Args:
         device: cuda, cuda:N, or cpu.
+        turn: called before anything is timed; returns when nothing else is.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
+    def __init__(self, device: str, turn: Callable[[], None]) -> None:
+        self.device, self.turn = torch.device(device), turn
         self.on_gpu = self.device.type == "cuda"
         self.size = FULL if self.on_gpu else TINY
 
@@ -100,11 +104,22 @@ class Bench:
             size.env, **{**usual, "device": str(self.device), "seed": 0, "threads": 1, "compile": compiled, **fields}
         )
 
+    def overlapped(self, method: str, matmul: str = "float32") -> Figures:
+        """Steps per second with the environment stepped beside the updates."""
+        size, fields = self.size, {"overlap": True, "matmul": matmul} if self.on_gpu else {}
+        learner = self.learner(method, True, **fields)
+        learner.learn(size.warm + 10)
+        self.turn()
+        rate = self.rate(lambda: learner.learn(size.timed, reset_num_timesteps=False), size.timed)
+        learner.close()
+        return {f"{method} captured, overlap, {matmul}, steps/s": rate}
+
     def training(self, method: str, captured: bool) -> Figures:
         """Steps and updates per second, kernels of an update, and a step's parts, each waited for."""
         size = self.size
         learner = self.learner(method, captured)
         learner.learn(size.warm + 10)  # compiles, records and verifies
+        self.turn()
         count, name = size.timed if captured else size.slow, f"{method} {'captured' if captured else 'eager'}"
         found: Figures = {f"{name}, steps/s": self.rate(lambda: learner.learn(count, reset_num_timesteps=False), count)}
         every, source = learner.agent.improve_every, learner.source
@@ -119,12 +134,13 @@ class Bench:
             with torch.profiler.profile(activities=activities) as recorded:
                 update(20)
                 self.ready()
-            kernels = [one for one in recorded.events() or () if one.device_type.name == "CUDA"]
+            on_gpu = [one.name for one in recorded.events() or () if one.device_type.name == "CUDA"]
+            kernels = [name for name in on_gpu if not name.startswith(("Memcpy", "Memset"))]
             found[f"{name}, kernels an update"] = len(kernels) / 20
             if captured:
-                y = source.env.domain.uniform(1, self.device)
+                y = source.env.domain.uniform(1, self.device).to(source.env.place)
                 step = source.env.step(y)
-                stored = source.waiting, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid
+                stored = source.env.x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid
                 found[f"{name}, environment ms"] = self.each(lambda: source.env.step(y), size.slow)
                 found[f"{name}, replay.add ms"] = self.each(lambda: source.add(*stored), size.slow)
                 found[f"{name}, updates are"] = _way(learner.updates)
@@ -139,6 +155,7 @@ class Bench:
         model = kind("MlpPolicy", size.env, seed=0, learning_starts=size.warm, batch_size=size.batch_size, train_freq=1,
                      gradient_steps=1, device=self.device, **narrow)  # fmt: skip
         model.learn(size.warm + 10)
+        self.turn()
         learn = functools.partial(model.learn, size.slow, reset_num_timesteps=False)
         return {f"sb3 {method}, steps/s": self.rate(learn, size.slow)}
 
@@ -147,6 +164,7 @@ class Bench:
         count = count if self.on_gpu else self.size.many
         learner = self.learner("sac", True, num_envs=count, vectorization="async", utd=utd)
         learner.learn(self.size.warm + 20 * count)
+        self.turn()
         steps = 100 * count if self.on_gpu else 20
         rate = self.rate(lambda: learner.learn(steps, reset_num_timesteps=False), steps)
         learner.close()
@@ -154,15 +172,17 @@ class Bench:
 
     def amortize(self) -> Figures:
         """Updates per second of a model of a problem's solutions, with the loop around them."""
-        found: Figures = {}
-        count = self.size.timed
+        count, learners = self.size.timed, {}
         for name, captured in (("captured", True), ("eager", False)):
             learner = learner_class("amortize")(Portfolio(), hidden=(128, 128), batch_size=256, device=str(self.device), seed=0,
                                                 threads=1, compile=captured and self.size.compiled)  # fmt: skip
-            learner.learn(20)
+            learners[name] = learner.learn(count)  # rounds of all the lengths that it has
+        self.turn()
+        found: Figures = {}
+        for name, learner in learners.items():
             work = functools.partial(learner.learn, count, reset_num_timesteps=False)
             found[f"amortize {name}, updates/s"] = self.rate(work, count)
-        return found
+        return found | {"amortize, updates are": _way(learners["captured"].updates)}
 
     def answers(self) -> Figures:
         """Predictions and certified solutions."""
@@ -171,6 +191,7 @@ class Bench:
         x = solver.draw(self.size.contexts)
         rows = x[: self.size.certified]
         solver.solve(rows[:10], tol=1e-3)
+        self.turn()
         found = solver.solve(rows, tol=1e-3)
         certified = int((found.bound <= 1e-3).sum())
         return {
@@ -190,7 +211,7 @@ class Bench:
 
         for _ in range(size.warm):
             collect()
-        twin, apart = copy.deepcopy(agent), 0.0
+        twin, apart, farthest = copy.deepcopy(agent), 0.0, "nothing"
         eager = Eager(twin, sample)
         captured = Captured(agent, sample) if size.compiled else Eager(agent, sample)
         with learner.training():
@@ -203,9 +224,15 @@ class Bench:
                 ours, theirs = named(found[1], agent), named(found[0], twin)
                 for name, value in theirs.items():
                     scale = value.double().norm() + 1e-3
-                    apart = max(apart, float((ours[name].double() - value.double()).norm() / scale))
+                    apart, farthest = max(
+                        (apart, farthest), (float((ours[name].double() - value.double()).norm() / scale), name)
+                    )
         learner.close()
-        return {f"{method} captured from eager, after {size.verified} updates": apart, f"{method}, updates are": _way(captured)}
+        return {
+            f"{method} captured from eager, after {size.verified} updates": apart,
+            f"{method}, farthest": farthest,
+            f"{method}, updates are": _way(captured),
+        }
 
     def resume(self) -> Figures:
         """The largest relative difference of a resumed run from one that was not interrupted."""
@@ -230,6 +257,9 @@ LINES: dict[str, Callable[[Bench], Figures]] = {
     **{f"same {method}": functools.partial(Bench.same, method=method) for method in AGENTS},
     "sac": lambda bench: bench.training("sac", True),
     "td3": lambda bench: bench.training("td3", True),
+    "sac overlap": lambda bench: bench.overlapped("sac"),
+    "td3 overlap": lambda bench: bench.overlapped("td3"),
+    "sac overlap, tf32": lambda bench: bench.overlapped("sac", "tf32"),
     "amortize": Bench.amortize,
     "answers": Bench.answers,
     "environments, utd=1/16": lambda bench: bench.many(64, "1/16"),
@@ -247,17 +277,23 @@ def _way(rounds: Any) -> str:
     return str((rounds.rounds if isinstance(rounds, Captured) else rounds).about)
 
 
-def measure(line: str, device: str) -> Figures:
+def measure(line: str, device: str, turn: Callable[[], None] = lambda: None) -> Figures:
     """One line; what it lacks is its only figure, where it lacks something."""
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            found = LINES[line](Bench(device))
+            found = LINES[line](Bench(device, turn))
         reasons = [str(one.message) for one in said if str(one.message).startswith(("compile:", "replay:"))]
         return found | {f"{line}, warning {number}": reason for number, reason in enumerate(reasons, 1)}
     except (UserError, ImportError) as error:
         return {f"{line}, skipped": str(error).splitlines()[0]}
 
 
+def wait() -> None:
+    """Wait for a turn."""
+    print(READY, flush=True)
+    sys.stdin.readline()
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:])))
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], wait)))

@@ -2,13 +2,15 @@
 
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with its own settings, and returns to reach in the least wall-clock time. Or it is about imitation: rows that learn of an
-expert's labels, with several budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
+each with its own settings, and returns to reach in the least wall-clock time. Or it is a ledger: arms that add to each
+other, on several tasks, measured in slices. Or it is about imitation: rows that learn of an expert's labels, with several
+budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
 import inspect
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,12 +22,15 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlamort.config import as_call, locate, methods, read_row
+from rlamort.config import Positive, as_call, convert, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
 from rlamort.measure.imitation import Imitation
+from rlamort.measure.ledger import Ledger
+from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.race import Race
+from rlamort.measure.slices import Slice
 from rlamort.measure.study import Results, Study, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import span
@@ -75,7 +80,7 @@ class Claim(NamedTuple):
         return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
 
     def due(self, results: Results) -> list[Task]:
-        return [Task(self.measure, self.run)]
+        return [Task(self.measure, lambda slice: self.run(slice.results))]
 
     def run(self, results: Path) -> dict[str, Any]:
         """Its results with versions and duration; figures are written beside the data."""
@@ -104,9 +109,6 @@ class Claim(NamedTuple):
 
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
         return None  # its figures are its own
-
-
-KINDS: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "imitation": Imitation}  # by a key of their own
 
 
 def rows() -> list[str]:
@@ -138,45 +140,89 @@ def outline() -> list[str]:
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
-    return next((kind for key, kind in KINDS.items() if key in entry), Study)
+    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation}
+    return next((kind for key, kind in kinds.items() if key in entry), Study)
 
 
-def reproduce(row: str, results: Path) -> list[Verdict]:
+def deadline(minutes: str | None) -> float:
+    """That many minutes from now, in time.monotonic(); inf for None. Raises UserError if that is no positive number."""
+    return math.inf if minutes is None else time.monotonic() + 60 * float(convert("--minutes", minutes, Positive))
+
+
+def reproduce(row: str, results: Path, ends: float = math.inf, idle: bool = False) -> list[Verdict]:
     """Measure what is missing of a row, judge all of it, and write the table of all measured rows.
 
-    Each result is stored in `results`/ROW.json immediately; a training is not repeated while its command stays the same.
+    Each result is stored immediately, in `results`/ROW.json or a file of its own in `results`/ROW; a training is not repeated
+    while its command stays the same.
+
+    Args:
+        row: with claims.
+        results: folder of results.
+        ends: begin nothing later, in time.monotonic(). Trainings of a ledger are stopped then; the next call continues them.
+        idle: measure a ledger's timed runs, and not the others; nothing else should run on this machine.
+
+    Raises:
+        UserError: the row has no claims, or, with `idle`, no ledger; or files would be overwritten that are not its own.
     """
-    claims = entries(row)
+    claims = [one._replace(idle=idle) if isinstance(one, Ledger) else one for one in entries(row)]
+    if idle and not any(isinstance(one, Ledger) for one in claims):
+        raise UserError(f"reproduce {row} --idle: this row has no timed runs; only those of a ledger are measured apart")
     _refuse_foreign(row, results)
     results.mkdir(parents=True, exist_ok=True)
     for entry in claims:
-        for key, run in entry.due(_read(row, results)):
-            print(f"running: {key}", flush=True)
-            found = run(results)
-            _write(results / f"{row}.json", json.dumps({**_read(row, results), key: found}, indent=1) + "\n")
+        _measure(row, entry, Slice(results, ends))
     data = _read(row, results)
     draw([panel for entry in claims if (panel := entry.panel(data))], results / f"{row}.png")
+    for entry in claims:
+        if isinstance(entry, Ledger):
+            draw_ledger(entry, data, results / f"{row}.png")
     _write(results / "README.md", table(results))
     return [verdict for entry in claims for verdict in entry.judge(data)]
 
 
+def _measure(row: str, entry: Entry, slice: Slice) -> None:
+    """Run an entry's tasks while there is time. What is due is asked anew after each result, which may decide what follows."""
+    skipped: set[str] = set()
+    while slice.left > 0:
+        task = next((one for one in entry.due(_read(row, slice.results)) if one.key not in skipped), None)
+        if task is None:
+            return
+        skipped.add(task.key)  # once a call, whatever comes of it
+        print(f"running: {task.key}", flush=True)
+        found = task.run(slice)
+        if found is None:
+            print("  not finished in this slice", flush=True)
+        elif task.file:
+            _write(slice.results / row / task.file, json.dumps({task.key: found}, indent=1) + "\n")
+        else:
+            _write(slice.results / f"{row}.json", json.dumps({**_read(row, slice.results), task.key: found}, indent=1) + "\n")
+
+
 def _refuse_foreign(row: str, results: Path) -> None:
     """Raises UserError if a file would be overwritten that this module did not write."""
-    about, data = results / "README.md", results / f"{row}.json"
+    about = results / "README.md"
     if about.exists() and not about.read_text(encoding="utf-8").startswith(TITLE):
         raise UserError(f"--results {results}: its README.md was not written by `rlamort reproduce`; choose another folder")
-    try:
-        ours = not data.exists() or all("versions" in one for one in json.loads(data.read_text()).values())
-    except (ValueError, AttributeError, TypeError):
-        ours = False
-    if not ours:
-        raise UserError(f"--results {results}: its {data.name} was not written by `rlamort reproduce`; choose another folder")
+    for data in _files(row, results):
+        try:
+            ours = all("versions" in one for one in json.loads(data.read_text()).values())
+        except (ValueError, AttributeError, TypeError):
+            ours = False
+        if not ours:
+            name = data.relative_to(results)
+            raise UserError(f"--results {results}: its {name} was not written by `rlamort reproduce`; choose another folder")
+
+
+def _files(row: str, results: Path) -> list[Path]:
+    """The files that hold a row's results."""
+    return [file for file in [results / f"{row}.json", *sorted((results / row).glob("*.json"))] if file.exists()]
 
 
 def _read(row: str, results: Path) -> Results:
     """Stored results, by the present paths of their functions and keys of their commands."""
-    file = results / f"{row}.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found: dict[str, Any] = {}
+    for file in _files(row, results):
+        found.update(json.loads(file.read_text()))
     for old, new in MOVED.items():
         found = {new + key.removeprefix(old) if key.startswith(old) else key: one for key, one in found.items()}
     for old, new in RENAMED.items():
@@ -236,7 +282,8 @@ def table(results: Path) -> str:
 def section(row: str, results: Path) -> list[str]:
     """All claims of a row, with figures and notes."""
     data, claims = _read(row, results), entries(row)
-    lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({row}.json)" if data else "")]
+    where = f"{row}.json" if (results / f"{row}.json").exists() else row
+    lines = [f"## {row}", "", f"`rlamort reproduce {row}`" + (f", [data]({where})" if data else "")]
     lines += ["", "| claim | threshold | measured | verdict |", "|---|---|---|---|"]
     for entry in claims:
         for verdict in entry.judge(data):
@@ -260,12 +307,12 @@ def claims_of(method: str) -> str | None:
 
 
 def summary(row: str, results: Path) -> str:
-    """How many of a row's claims hold, and how many are only reported, with a link; bold if one fails."""
+    """How many of a row's claims hold, how many are only reported or incomplete, with a link; bold if one fails."""
     data = _read(row, results)
     came = Counter(verdict.outcome for entry in entries(row) for verdict in entry.judge(data))
     count = came["pass"] + came["FAIL"]
     parts = [f"{came['pass']} of {count} hold"] if count else []
-    parts += [f"{came['reported']} reported"] if came["reported"] else []
+    parts += [f"{came[kind]} {kind}" for kind in ("reported", "incomplete") if came[kind]]
     if any(entry.waiting(data) for entry in entries(row)):
         parts.append("not all measured yet" if parts else "not measured yet")
     text = f"[{', '.join(parts)}](#{row})"

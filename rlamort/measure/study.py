@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from rlamort.errors import Fault
 from rlamort.measure.plot import band
+from rlamort.measure.slices import Slice
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import read_records
 from rlamort.score import Interval, interval
@@ -23,7 +24,8 @@ class Task(NamedTuple):
     """Something to run, and the key of its stored result."""
 
     key: str
-    run: Callable[[Path], dict[str, Any]]  # takes the folder of results, for figures
+    run: Callable[[Slice], dict[str, Any] | None]  # None if the slice ended before it did
+    file: str = ""  # of its result alone, in the row's folder; empty for the row's common file
 
 
 class Study(NamedTuple):

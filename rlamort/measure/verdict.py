@@ -28,9 +28,11 @@ class Verdict:
         threshold: its threshold; empty if it is reported.
         passed: whether it meets its threshold; true if it is reported.
         bound: why it is reported; None if it has a threshold.
+        missing: the measurements that it lacks, without which it is incomplete; empty if it has all.
 
     Raises:
-        ValueError: it has neither threshold nor bound, or both, or its bound does not show that the claim is out of reach.
+        ValueError: it has neither threshold nor bound, or both, or its bound does not show that the claim is out of reach;
+            or it passes and is incomplete.
     """
 
     claim: str
@@ -38,8 +40,11 @@ class Verdict:
     threshold: str
     passed: bool
     bound: Bound | None = None
+    missing: str = ""
 
     def __post_init__(self) -> None:
+        if self.missing and self.passed:
+            raise ValueError(f"{self.claim}: it lacks measurements ({self.missing}), and so does not pass")
         if self.bound is None:
             if not self.threshold:
                 raise ValueError(f"{self.claim}: it has no threshold, and no bound that would show why it cannot have one")
@@ -51,9 +56,11 @@ class Verdict:
 
     @property
     def outcome(self) -> str:
-        """Pass, FAIL or reported."""
+        """Pass, FAIL, reported or incomplete."""
         if self.bound is not None:
             return "reported"
+        if self.missing:
+            return "incomplete"
         return "pass" if self.passed else "FAIL"
 
     @property

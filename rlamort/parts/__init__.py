@@ -5,7 +5,7 @@ Each class here is a part (`rlamort.config.Part`): a frozen dataclass that build
 line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 """
 
-from rlamort.parts.critics import Critics
+from rlamort.parts.critics import Categorical, Critics, Head, Online, Polyak, Quantiles, Scalar, Target
 from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own, Simulator
 from rlamort.parts.labels import File, Solved
 from rlamort.parts.losses import (
@@ -66,10 +66,11 @@ from rlamort.parts.updates import (
 from rlamort.source import Labels
 
 __all__ = [
-    "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Cem", "Choice", "Critics", "Dynamics", "Ensemble", "File",
-    "FirstOrder", "Fista", "Full", "Gradient", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled",
-    "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss", "Middle", "Model",
-    "Momentum", "Objective", "OneStep", "Own", "Penalty", "Previous", "PsdEncoder", "Recurrent", "Refined", "Regress",
-    "Safeguarded", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta",
-    "Teacher", "Truncated", "TwoStep", "Unroll", "Unrolled", "Update",
+    "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
+    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
+    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss",
+    "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder",
+    "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution",
+    "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "TwoStep", "Unroll", "Unrolled",
+    "Update",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from rlamort.config import Fixed, Fraction, NonNegative, Part, Positive, Size, W
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.nets import Concatenated, Zeros, mlp
+from rlamort.norm import Normed
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adjoint,
@@ -58,12 +59,15 @@ class Full(Model):
 
     Args:
         hidden: widths of the hidden layers; null takes the method's.
+        norm: before every ReLU: layer for layer normalisation; batch for batch normalisation, also of inputs; renorm for its
+            renormalisation, as in CrossQ; or none.
     """
 
     hidden: Fixed[Widths | None] = None
+    norm: Fixed[Normed] = "none"
 
     def __call__(self, setting: Setting) -> models.Model:
-        return models.Full(setting.network(self.hidden), setting.domain)
+        return models.Full(setting.network(self.hidden, norm=self.norm), setting.domain)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from rlamort.config import Widths
 from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.errors import UserError
-from rlamort.nets import FLOAT32, Arithmetic, Standardise, mlp
+from rlamort.nets import FLOAT32, Arithmetic, NormedMlp, Standardise, mlp
+from rlamort.norm import NORMS, Normed
 from rlamort.objective import Cost, Objective
 from rlamort.problem import Problem, device_of, presented
 from rlamort.update import sparse
@@ -68,13 +69,24 @@ class Setting(NamedTuple):
         """A layer that standardises contexts, where a sample of them is known."""
         return None if self.contexts is None else Standardise(self.contexts[:, : self.x_dim])
 
-    def network(self, hidden: Widths | None = None, candidates: int = 1) -> nn.Module:
-        """A network (B, x_dim) -> (B, candidates * domain.inputs): the problem's own if it has one, else a ReLU network."""
+    def network(self, hidden: Widths | None = None, candidates: int = 1, norm: Normed = "none") -> nn.Module:
+        """A network (B, x_dim) -> (B, candidates * domain.inputs): the problem's own if it has one, else a ReLU network.
+
+        Raises:
+            UserError: `norm` is to normalise the problem's own.
+        """
         widths = self.hidden if hidden is None else hidden
         own = None if self.own is None else self.own(widths, candidates)
+        outputs = candidates * self.domain.inputs
+        if own is not None and norm != "none":
+            raise UserError(f"model.norm={norm}: {type(self.problem).__name__} has a network of its own; only none is allowed")
         if own is not None:
             return own
-        features, net = self.features(), mlp(self.x_dim, widths, candidates * self.domain.inputs, self.arithmetic)
+        if norm == "none":
+            net: nn.Module = mlp(self.x_dim, widths, outputs, self.arithmetic)
+        else:
+            net = NormedMlp(self.x_dim, widths, outputs, NORMS[norm], self.arithmetic)
+        features = self.features()
         return net if features is None else nn.Sequential(features, net)
 
     def ista(self) -> sparse.Ista:

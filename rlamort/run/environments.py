@@ -21,6 +21,7 @@ from rlamort.problem import Problem
 
 KEYS = ("env", "eval_env")
 INSTANCES = (gymnasium.Env, VectorEnv)  # instances, which users construct themselves
+TWICE = {"normalise": "NormalizeObservation", "reward_scale": "NormalizeReward"}  # keys, and wrappers that do the same
 
 
 class Environments:
@@ -98,6 +99,7 @@ class Environments:
         if self._training is None:
             run, env = self.config.run, self._env()
             self._training = self._open(env, run.num_envs, run.vectorization, run.num_workers)
+            self._refuse_twice(self._training)
             if self.saved is not None:
                 self._training.take(self.saved, frozen=False)
             observation = self._training.spec.observation
@@ -166,6 +168,15 @@ class Environments:
         if statistics is not None:
             env.take(statistics, frozen=True)
         return env
+
+    def _refuse_twice(self, env: Env) -> None:
+        """Raises UserError where a key is to normalise what a wrapper normalises already."""
+        found = env.statistics() or {"around": {"layers": {}}, "rows": []}
+        wrappers = {kind.partition(":")[2] for one in (found["around"], *found["rows"]) for kind in one["layers"]}
+        for key, wrapper in TWICE.items():
+            value = self.config.plain().get(key)
+            if value not in (None, False, "none") and wrapper in wrappers:
+                raise UserError(f"{key}={value} and a wrapper {wrapper} of {env.name}: both normalise the same; one is needed")
 
     def _match(self, env: Env, key: str) -> None:
         if self.spec is not None:

@@ -52,7 +52,7 @@ class Demonstrated:
         "num_envs": "environments that the expert plays in side by side.",
         "batch_size": "labels in an update.",
     })  # fmt: skip
-    unsupported: tuple[str, ...] = ("dtype", "warmup_steps", "update_after")
+    unsupported: tuple[str, ...] = ("dtype", "warmup_steps", "update_after", "overlap")
     resumable = True
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames: all labels are in its state
 
@@ -214,7 +214,7 @@ class Mixture(Demonstrated):
         "steps": "steps to train for, each of `utd` updates; in the first `label_budget` of them somebody plays.",
         "batch_size": "labels in an update.",
     })  # fmt: skip
-    unsupported = ("dtype", "warmup_steps")
+    unsupported = ("dtype", "warmup_steps", "overlap")
 
     def __init__(
         self,

@@ -22,16 +22,14 @@ from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
 from rlamort.host.saved import save_agent
 from rlamort.run.callback import Callback, Called
-from rlamort.run.capture import Captured
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
 from rlamort.run.mirror import require
-from rlamort.run.resets import Resets
-from rlamort.run.rounds import Eager
-from rlamort.run.sharing import Sharing
+from rlamort.run.overlap import require_apart
 from rlamort.run.stored import agent_in, as_here, trusted, values_of
 from rlamort.run.track import Terminal
+from rlamort.run.updates import updates_of
 from rlamort.score import SEED, Score, score
 from rlamort.train import Clock, Enough, Journal, Schedule, Tracker, Updates, Values
 
@@ -133,6 +131,8 @@ class Learner:
         if self._source is None:
             with self.randomness(), default_dtype(self.config.run.dtype):  # environments may draw while they are made
                 env = self.environments.training
+                if self.config.run.overlap:
+                    require_apart(env)
                 env.reset(self.config.run.seed)
                 kind = locate(self.config.row["source"])
                 self._source = kind(env, **self.config.keywords(kind))
@@ -257,13 +257,10 @@ class Learner:
             wanted = self.config.run.compile
             self._compiled = wanted is True or (wanted == "auto" and planned >= COMPILE_FROM)
         if self.updates is None:
-            source, run = self.source, self.config.run
-            self.updates = (Captured if self._compiled else Eager)(self.agent, lambda: source.sample(run.batch_size))
-            if run.threads is None and self.threads > 1 and self.device.type == "cpu":
-                self.updates = Sharing(self.updates, self.agent, self.threads)
-            if run.reset_every:
-                fresh = functools.partial(self._fresh_agent, self.agent.spec)
-                self.updates = Resets(self.updates, self.agent, fresh, run.reset_every, lambda: self.clock.updates)
+            fresh = functools.partial(self._fresh_agent, self.agent.spec)
+            self.updates = updates_of(
+                self.agent, self.source, self.config.run, self._compiled, self.threads, fresh, lambda: self.clock.updates
+            )
         return self.updates
 
     def check_finite(self) -> None:

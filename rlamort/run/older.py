@@ -12,6 +12,7 @@ STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "al
 
 def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file with former keys replaced by the parts that they chose."""
+    values = _headed(values)
     names = renamed(dict(row))
     old = {name: values[name] for name in names if name in values}
     current = {name: value for name, value in values.items() if name not in names}
@@ -21,6 +22,18 @@ def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         return current | {names[name]: value for name, value in old.items()}
     model, loss = _model(current.get("model", "full"), old), _loss(current.get("loss", "objective"), old)
     return current | {"model": model, "loss": _ended(loss)}
+
+
+def _headed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from when critics had a number of outputs instead of a head: several were TQC's quantiles."""
+    critic = dict(values["critic"]) if "critic" in values and isinstance(values["critic"], Mapping) else {}
+    if "outputs" not in critic:
+        return dict(values)
+    outputs, current = critic.pop("outputs"), dict(values)
+    if "dropped" in current:
+        critic["head"] = {KIND: "Quantiles", "count": outputs, "dropped": current.pop("dropped")}
+        current["pessimism"] = 0.0
+    return current | {"critic": critic}
 
 
 def _ended(loss: Any) -> Any:

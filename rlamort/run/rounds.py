@@ -14,6 +14,7 @@ from torch import Tensor
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent
 from rlamort.objective import Metrics
+from rlamort.problem import drawing_on
 from rlamort.source import Batch, Contexts, Labelled
 
 Sampler = Callable[[], Batch | Contexts | Labelled]
@@ -184,7 +185,8 @@ class Compiled:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad is traced instead of breaking the graph
         torch._dynamo.config.recompile_limit = 1_000  # it counts all agents of a process together, since they share this code
         self.latest = Latest(for_processor() if options is None else options)
-        self.graph = torch.compile(self._update, fullgraph=True, dynamic=False, backend=self.latest)
+        self.compiled_update = torch.compile(self._update, fullgraph=True, dynamic=False, backend=self.latest)
+        self.drawing = drawing_on(None if agent.spec.problem is None else agent.device)  # of contexts
         # of rounds of several updates, by `improve`: the latest tested call, and the one that repeated the call before it
         self.before: dict[bool, Call | None] = {}
         self.calls: dict[bool, Call] = {}
@@ -212,9 +214,15 @@ class Compiled:
                 tested.add(improve)
         return Round(metrics, *acted(self.agent, x, h))
 
+    def graph(self, improve: bool, x: Tensor | None, h: Carry) -> tuple[Metrics, Tensor | None, Carry]:
+        """One update, and the next action, compiled."""
+        with self.drawing:
+            found: tuple[Metrics, Tensor | None, Carry] = self.compiled_update(improve, x, h)
+        return found
+
     def _tested(self, improve: bool) -> Metrics:
         """One update, by way of the guards."""
-        metrics: Metrics = self.graph(improve, None, ())[0]
+        metrics = self.graph(improve, None, ())[0]
         call, before = self.latest.take(), self.before.get(improve)
         self.before[improve] = call
         if call is not None and call.same(before):
@@ -233,13 +241,13 @@ class Recording(NamedTuple):
     graph: torch.cuda.CUDAGraph
     buffers: Carry  # of x and h; empty where nobody acts
     found: Round
-    values: Tensor  # of its metrics, in their order
 
 
 class CudaGraph:
     """Rounds as CUDA graphs of at most `PIECE` updates, one for each pattern: nothing of them is launched by Python.
 
-    Parameters, replay and random state are where the graph found them; x and h are copied into buffers of their own.
+    Parameters, replay and random state are where the graph found them; x and h are copied into buffers of their own. What a
+    round returns is memory of its graph, which the next round of this pattern overwrites: metrics are always the latest.
 
     Args:
         rounds: what is captured: eager rounds, or compiled ones, whose elementwise work is fused into few kernels.
@@ -271,14 +279,12 @@ class CudaGraph:
         pattern = improves, x is not None
         if pattern not in self.graphs:
             self.graphs[pattern] = self._record(improves, x, h)
-        graph, buffers, found, values = self.graphs[pattern]
+        graph, buffers, found = self.graphs[pattern]
         if x is not None:
             for buffer, value in zip(buffers, (x, *h), strict=True):
                 buffer.copy_(value)
         graph.replay()
-        y = None if found.y is None else found.y.clone()
-        metrics = dict(zip(found.metrics, values.clone(), strict=True))  # one copy: the next replay overwrites them
-        return Round(metrics, y, h if x is None else tuple(part.clone() for part in found.h))
+        return found if x is not None else found._replace(h=h)
 
     def _record(self, improves: tuple[bool, ...], x: Tensor | None, h: Carry) -> Recording:
         before = AgentSnapshot(self.rounds.agent)
@@ -295,8 +301,7 @@ class CudaGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=aside):
             found = self.rounds(improves, x_buffer, h_buffers)
-            values = torch.stack(list(found.metrics.values())) if found.metrics else torch.empty(0, device=device)
-        return Recording(graph, buffers, found, values)
+        return Recording(graph, buffers, found)
 
 
 class AgentSnapshot:

@@ -81,6 +81,7 @@ class Fresh:
     })  # fmt: skip
     unsupported = (
         "max_episode_steps", "num_envs", "vectorization", "num_workers", "env_timeout", "warmup_steps", "update_after", "video",
+        "overlap",
     )  # fmt: skip
     resumable = True
     waiting = None

@@ -10,11 +10,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from rlamort.config import Count, Fraction
+from rlamort.config import Count, Fixed, Fraction
 from rlamort.env import Env
 from rlamort.errors import UserError
-from rlamort.source.append import InOneCopy, InPlace, Slots
+from rlamort.source.append import InOneCopy, InPlace, Slots, Stored
 from rlamort.source.base import Batch, Collected, Tree
+from rlamort.source.scale import SCALES, Scaled
 
 BOOKS = ("written", "first", "size", "follows")
 FRAME = ("x", "y", "reward", "terminated", "stop")
@@ -32,6 +33,8 @@ class Replay:
         buffer_size: frames kept, over all rows; the oldest are overwritten.
         n_step: steps in a return before it bootstraps.
         discount: per step, inside those returns.
+        reward_scale: divides sampled rewards; return by the standard deviation of the running discounted return, bounded also
+            by no less than a fifth of its largest size so far. Statistics are kept in checkpoints.
 
     Raises:
         UserError: the ring does not fit into memory (computed before it is allocated), or is smaller than a few steps.
@@ -47,6 +50,7 @@ class Replay:
         buffer_size: Count = 1_000_000,
         n_step: Count = 1,
         discount: Fraction = 0.99,
+        reward_scale: Fixed[Scaled] = "none",
     ) -> None:
         rows, slots = env.count, buffer_size // env.count
         if slots < n_step + 3:
@@ -66,6 +70,7 @@ class Replay:
         self.stop = torch.empty(rows * slots, dtype=torch.bool, device=device)  # nothing follows this transition (yet)
         self.starts = torch.empty(rows * slots, dtype=torch.int32, device=device)  # a FIFO of slots per row
         # bookkeeping, on the host, where the flags are
+        self.base = np.arange(rows) * slots  # where each row begins
         self.written = np.zeros(rows, dtype=np.int64)  # slots used so far; modulo slots, the one that x goes to next
         self.fifo = np.zeros((2, rows), dtype=np.int64)
         self.first, self.size = self.fifo  # the oldest entry of the FIFO, and its length: transitions that can be sampled
@@ -74,25 +79,27 @@ class Replay:
         self.begins = np.zeros((rows, slots), dtype=bool)
         self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
+        self.scale = SCALES[reward_scale](env, discount)
         ring = {name: getattr(self, name) for name in (*FRAME, "starts")}
-        self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device)
+        self.write = InPlace(ring) if device.type == "cpu" else InOneCopy(ring, self.fifo_on_device, env.place)
 
     def __len__(self) -> int:
         return int(self.size.sum())
 
     @property
     def waiting(self) -> Tensor:
-        """(N, d), the contexts to act on now."""
-        return self.env.x
+        """(N, d), the contexts to act on now, on the training device."""
+        return self.write.on_device(self.env.x)
 
     def prepare(self) -> None:
         """Nothing: transitions come from playing."""
 
     def collect(self, choose: Callable[[], Tensor], most: int = 1) -> Collected:
         """Take the chosen actions y (N, n), one step in every environment, and store the transitions."""
-        x, y = self.env.x, choose()
+        x, y = self.env.x, choose().to(self.env.place)
         step = self.env.step(y)
         self.add(x, y, step.reward, step.x_next, step.terminated, step.truncated, step.valid)
+        self.scale.update(step.reward, step.valid, step.over)
         transitions = int(np.count_nonzero(step.valid))
         self.collected += transitions
         return Collected(x, transitions, self.env.episodes(), step.over)
@@ -107,31 +114,36 @@ class Replay:
         truncated: np.ndarray,
         valid: np.ndarray,
     ) -> None:
-        """Store one transition of every valid environment; shapes as in `Step`. An invalid one ends its episode."""
-        rows = np.flatnonzero(valid)
-        if len(rows) < self.rows:
+        """Store one transition of every valid environment; shapes and place as in `Step`. An invalid one ends its episode."""
+        rows: slice | np.ndarray = slice(None)
+        if not valid.all():
+            rows = np.flatnonzero(valid)
             self.written += self.follows & ~valid
             self.follows &= valid
-            keep = torch.from_numpy(valid).to(self.device)
+            keep = torch.from_numpy(valid).to(x.device)
             x, y, reward, x_next = x[keep], y[keep], reward[keep], x_next[keep]
             terminated, truncated = terminated[valid], truncated[valid]
         head = self.written[rows] % self.slots
-        base, after = rows * self.slots, (head + 1) % self.slots
+        base, after = self.base[rows], (head + 1) % self.slots
         at, follows = base + head, self.follows[rows]
         if self.written.max() + 2 > self.slots:  # these slots may hold something, which is overwritten
             self._expire(rows, at, base + after)
-        before = base + np.where(follows, head - 1, head) % self.slots
+        before = base + (head - follows) % self.slots
         slots = Slots(at, base + after, before, base + (self.first[rows] + self.size[rows]) % self.slots, head)
         ended = terminated | truncated
         self._begins[at] = True
         self.follows[rows] = ~ended
         self.written[rows] += 1 + ended
         self.size[rows] += 1
-        self.write(slots, x, y, reward, x_next, terminated, self.fifo)
+        self.write(slots, Stored(x, y, reward, x_next, self.env.x), terminated, self.fifo)
 
     def sample(self, count: int) -> Batch:
-        """`count` transitions, uniformly and with replacement. It reads only tensors, so that it can be captured in a graph."""
-        return self._from(*self._draw(count), self.n_step)
+        """`count` transitions, uniformly and with replacement, with their rewards scaled.
+
+        It reads only tensors, so that it can be captured in a graph.
+        """
+        batch = self._from(*self._draw(count), self.n_step)
+        return batch._replace(reward=self.scale(batch.reward))
 
     def everything(self) -> Batch:
         """All stored transitions, oldest first, environment by environment."""
@@ -211,7 +223,7 @@ class Replay:
     def state(self) -> Tree:
         """Everything but the frames."""
         counters = {name: getattr(self, name) for name in BOOKS}
-        return {**counters, "collected": self.collected, "env": self.env.state()}
+        return {**counters, "collected": self.collected, "scale": self.scale.state(), "env": self.env.state()}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
         """Restore what `state` and successive calls of `frames_since` returned; returns whether the environment continues too.
@@ -237,8 +249,10 @@ class Replay:
                 self.device
             )
         self._publish()
+        self.scale.restore(state.get("scale", {}))  # older checkpoints have none
         exact = self.env.restore(state["env"])
         if not exact:  # the episode that was going on ends here, as a truncated one
+            self.scale.cut()
             self.written += self.follows
             self.follows[:] = False
         return exact
@@ -280,7 +294,7 @@ class Replay:
         base = row * self.slots
         return base, self.starts[base + (first[row] + k - (upto - size)[row]) % self.slots].long()
 
-    def _expire(self, rows: np.ndarray, at: np.ndarray, successor: np.ndarray) -> None:
+    def _expire(self, rows: slice | np.ndarray, at: np.ndarray, successor: np.ndarray) -> None:
         """Two slots of each row are overwritten: the transitions that they began, the row's oldest, are gone."""
         gone = self._begins[at].astype(np.int64) + self._begins[successor]
         self.first[rows] = (self.first[rows] + gone) % self.slots

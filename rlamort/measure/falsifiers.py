@@ -1,0 +1,349 @@
+"""Claims of a ledger about its arms: each names the runs that it needs, and what would refute it.
+
+Each is judged once all of its runs are there. Before, it is incomplete, and says what those tell that there are for as
+many seeds as all of its arms have. S seeds; D differences of one task between two arms at equal seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rlamort.errors import UserError, nearest
+from rlamort.measure.statistics import first, paired, return_at, shown, spread
+from rlamort.measure.study import Results
+from rlamort.measure.verdict import Verdict
+from rlamort.score import Interval, mean, stratified_bootstrap
+
+if TYPE_CHECKING:
+    from rlamort.measure.ledger import Ledger, Run
+
+SESSION = 60.0  # seconds by which boot times of one session may differ, as a clock is set
+
+
+class View(NamedTuple):
+    """The runs of a ledger with these seeds, all of them stored."""
+
+    ledger: Ledger
+    results: Results
+    seeds: list[int]
+
+    def runs(self, arm: str, env: str, steps: int | None = None, timed: bool = False) -> list[Run]:
+        """One for each seed."""
+        name = self.ledger.called(arm, self.results) or arm
+        return [self.ledger.of(name, env, seed, steps, timed) for seed in self.seeds]
+
+    def last(self, arm: str, env: str, steps: int | None = None) -> np.ndarray:
+        """(S,) last returns."""
+        return np.array([self.ledger.last(run, self.results) for run in self.runs(arm, env, steps)])
+
+    def scores(self, arm: str, envs: Sequence[str]) -> list[np.ndarray]:
+        """(S,) last returns over the goal, a task each."""
+        return [self.last(arm, env) / self.ledger.goal(env) for env in envs]
+
+    def gains(self, arm: str, over: str, envs: Sequence[str]) -> list[np.ndarray]:
+        """(D,) differences of scores at equal seeds, a task each."""
+        return [a - b for a, b in zip(self.scores(arm, envs), self.scores(over, envs), strict=True)]
+
+    def sessions(self, arm: str, over: str, env: str) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+        """Evaluations of timed runs of both, of every seed of which both ran in one session of one machine."""
+        pairs = zip(self.runs(arm, env, timed=True), self.runs(over, env, timed=True), strict=True)
+        stored = [tuple(self.results[self.ledger.key(run)] for run in pair) for pair in pairs]
+        return [(a["evaluations"], b["evaluations"]) for a, b in stored if together(a, b)]
+
+
+def together(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two stored runs were measured on one machine between two boots."""
+    return bool(a["processor"] == b["processor"] and abs(a["booted"] - b["booted"]) < SESSION)
+
+
+class Claim(Protocol):
+    """One kind of claim."""
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms that it needs."""
+        ...
+
+    @property
+    def envs(self) -> list[str]:
+        """Environments on which it needs them."""
+        ...
+
+    def threshold(self, ledger: Ledger) -> str:
+        """What passes."""
+        ...
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        """What was measured, and whether that passes."""
+        ...
+
+
+class Band(NamedTuple):
+    """The arm's mean is within a standard deviation of what is published, `published: [mean, SD]` of the task."""
+
+    arm: str
+    env: str
+
+    @property
+    def arms(self) -> list[str]:
+        return [self.arm]
+
+    @property
+    def envs(self) -> list[str]:
+        return [self.env]
+
+    def threshold(self, ledger: Ledger) -> str:
+        center, deviation = ledger.tasks[self.env]["published"]
+        return f"within {center - deviation:g} and {center + deviation:g}"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        center, deviation = view.ledger.tasks[self.env]["published"]
+        found = float(view.last(self.arm, self.env).mean())
+        return f"{found:.0f}", bool(abs(found - center) <= deviation)
+
+
+class Paired(NamedTuple):
+    """On one task the paired interval excludes 0 from below, for at least one of `pairs` [arm, over]."""
+
+    pairs: list[list[str]]
+    env: str
+
+    @property
+    def arms(self) -> list[str]:
+        return [arm for pair in self.pairs for arm in pair]
+
+    @property
+    def envs(self) -> list[str]:
+        return [self.env]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return "above 0 in one" if len(self.pairs) > 1 else "above 0"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        found = {f"{a} - {b}": paired(view.last(a, self.env), view.last(b, self.env)) for a, b in self.pairs}
+        return _listed(found, "+.0f"), any(one.low > 0 for one in found.values())
+
+
+class Better(NamedTuple):
+    """On one task the best of `arms` [arm, ...] is better than `over` on average over seeds."""
+
+    better: list[str]
+    over: str
+    env: str
+    steps: int | None = None
+
+    @property
+    def arms(self) -> list[str]:
+        return [*self.better, self.over]
+
+    @property
+    def envs(self) -> list[str]:
+        return [self.env]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return "mean above 0" + (" in one" if len(self.better) > 1 else "")
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        base = view.last(self.over, self.env, self.steps)
+        found = {arm: paired(view.last(arm, self.env, self.steps), base) for arm in self.better}
+        return _listed(found, "+.0f"), any(one.mean > 0 for one in found.values())
+
+
+class Tighter(NamedTuple):
+    """The mean score rises, or the spread of scores over seeds falls, for at least one of `tighter`."""
+
+    tighter: list[str]
+    over: str
+    envs: list[str]
+
+    @property
+    def arms(self) -> list[str]:
+        return [*self.tighter, self.over]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return "gain above 0, or a smaller spread"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        base = spread(view.scores(self.over, self.envs))
+        told, passed = [], False
+        for arm in self.tighter:
+            gain, own = float(np.mean(view.gains(arm, self.over, self.envs))), spread(view.scores(arm, self.envs))
+            told.append(f"{arm} {gain:+.3f}, spread {own:.3f} for {base:.3f}")
+            passed |= gain > 0 or own < base
+        return "; ".join(told), passed
+
+
+class Gain(NamedTuple):
+    """The gain in score over all tasks is above noise, for at least one of `gain`: its interval excludes 0 from below."""
+
+    gain: list[str]
+    over: str
+    envs: list[str]
+
+    @property
+    def arms(self) -> list[str]:
+        return [*self.gain, self.over]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return "above 0" + (" in one" if len(self.gain) > 1 else "")
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        gains = {arm: view.gains(arm, self.over, self.envs) for arm in self.gain}
+        found = {arm: stratified_bootstrap(gain, mean) for arm, gain in gains.items()}
+        return _listed(found, "+.3f"), any(one.low > 0 for one in found.values())
+
+
+class AtEqualSeconds(NamedTuple):
+    """When `over` has finished, the best of `wider` scores more after as many seconds, on average over tasks and seeds."""
+
+    wider: list[str]
+    over: str
+    envs: list[str]
+    timed: bool = True
+
+    @property
+    def arms(self) -> list[str]:
+        return [*self.wider, self.over]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return "mean above 0 in one"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        found = {}
+        for arm in self.wider:
+            gains = [
+                (return_at(ours, theirs[-1]["time/seconds"]) - theirs[-1]["eval/return"]) / view.ledger.goal(env)
+                for env in self.envs
+                for ours, theirs in view.sessions(arm, self.over, env)
+            ]
+            found[arm] = float(np.mean(gains)) if gains else math.nan
+        return "; ".join(f"{arm} {value:+.3f}" for arm, value in found.items()), any(value > 0 for value in found.values())
+
+
+class Goal(NamedTuple):
+    """On one task the arm's mean is above the goal."""
+
+    arm: str
+    env: str
+
+    @property
+    def arms(self) -> list[str]:
+        return [self.arm]
+
+    @property
+    def envs(self) -> list[str]:
+        return [self.env]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return f"> {ledger.goal(self.env):g}"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        found = view.last(self.arm, self.env)
+        seeds = ", ".join(f"{one:.0f}" for one in found)
+        return f"{found.mean():.0f} ({seeds})", bool(found.mean() > view.ledger.goal(self.env))
+
+
+class Worst(NamedTuple):
+    """The arm's worst seed is under the worst of `over` on at most `misses` tasks."""
+
+    arm: str
+    over: str
+    envs: list[str]
+    misses: int = 0
+
+    @property
+    def arms(self) -> list[str]:
+        return [self.arm, self.over]
+
+    def threshold(self, ledger: Ledger) -> str:
+        return f"under it on at most {self.misses} of {len(self.envs)}" if self.misses else "above it on all"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        worst = {env: [float(view.last(arm, env).min()) for arm in (self.arm, self.over)] for env in self.envs}
+        told = ", ".join(f"{env} {ours:.0f} for {theirs:.0f}" for env, (ours, theirs) in worst.items())
+        under = sum(ours < theirs for ours, theirs in worst.values())
+        return told, under <= self.misses if self.misses else all(ours > theirs for ours, theirs in worst.values())
+
+
+class Sooner(NamedTuple):
+    """To each task's target the arm takes at most 1 / `times` of the seconds of `over`, on at least `least` tasks.
+
+    How many times sooner is a median over seeds of ratios within one session of one machine. A run of `over` that never
+    returns the target counts with all its seconds: it would have taken longer.
+    """
+
+    arm: str
+    over: str
+    envs: list[str]
+    least: int
+    times: float = 1.0
+    timed: bool = True
+
+    @property
+    def arms(self) -> list[str]:
+        return [self.arm, self.over]
+
+    def threshold(self, ledger: Ledger) -> str:
+        what = "sooner" if self.times == 1 else f">= {self.times:g}x sooner"
+        return f"{what} on {'all' if self.least == len(self.envs) else f'at least {self.least} of {len(self.envs)}'}"
+
+    def measure(self, view: View) -> tuple[str, bool]:
+        found = {env: self._times(view, env) for env in self.envs}
+        told = ", ".join(f"{env} {value:.3g}x" for env, value in found.items())
+        reached = [value >= self.times if self.times > 1 else value > 1 for value in found.values()]
+        return told, sum(reached) >= self.least
+
+    def _times(self, view: View, env: str) -> float:
+        """How many times sooner: 0 if the arm does not arrive, NaN without a session."""
+        target, ratios = float(view.ledger.tasks[env]["target"]), []
+        for ours, theirs in view.sessions(self.arm, self.over, env):
+            mine, other = (first(one, target, "time/seconds") for one in (ours, theirs))
+            ratios.append(min(other, theirs[-1]["time/seconds"]) / mine)
+        return float(np.median(ratios)) if ratios else math.nan
+
+
+KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Band, Paired, Better, Tighter, Gain, AtEqualSeconds, Goal, Worst, Sooner)
+}
+
+
+def claim_of(ledger: Ledger, declared: dict[str, Any]) -> Claim:
+    """A declared claim, {kind, says, and the fields of that kind}.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    kind = declared["kind"]
+    if kind not in KINDS:
+        raise UserError(f"{ledger.row}: there is no kind of claim {kind}. {nearest(kind, KINDS)}")
+    claim: Claim = KINDS[kind](**{key: value for key, value in declared.items() if key not in ("kind", "says")})
+    return claim
+
+
+def judge(ledger: Ledger, declared: dict[str, Any], results: Results) -> Verdict:
+    """The verdict on one declared claim: incomplete while runs are missing, or were not timed together."""
+    claim = claim_of(ledger, declared)
+    steps, timed = getattr(claim, "steps", None), getattr(claim, "timed", False)
+    places = {arm: found for arm in claim.arms if (found := ledger.called(arm, results)) != arm}
+    says = declared["says"] + "".join(f" ({place}: {arm})" for place, arm in places.items() if arm)
+    view = View(ledger, results, ledger.declared(claim.arms, claim.envs, timed, steps))
+    needed = {run for arm in claim.arms for env in claim.envs for run in view.runs(arm, env, steps, timed)}
+    missing = {run for run in needed if run.arm in places or ledger.key(run) not in results}
+    whole = [seed for seed in view.seeds if seed not in {run.seed for run in missing}]
+    measured, passed = claim.measure(view._replace(seeds=whole)) if whole else ("", False)
+    if missing:
+        unknown = " and ".join(place for place, arm in places.items() if arm is None)
+        lacking = f"the {unknown} arm is not known yet" if unknown else f"{len(missing)} of {len(needed)} runs are missing"
+        so_far = f"{len(whole)} of {len(view.seeds)} seeds so far: {measured}" if whole else lacking
+        return Verdict(says, so_far, claim.threshold(ledger), False, missing=lacking)
+    apart = [env for env in claim.envs for arm in claim.arms[:-1] if timed and not view.sessions(arm, claim.arms[-1], env)]
+    lacking = f"not timed in one session on {', '.join(dict.fromkeys(apart))}" if apart else ""
+    return Verdict(says, measured, claim.threshold(ledger), passed and not apart, missing=lacking)
+
+
+def _listed(found: dict[str, Interval], digits: str) -> str:
+    return "; ".join(f"{what} {shown(value, digits)}" for what, value in found.items())

@@ -1,0 +1,110 @@
+"""Slices of a long study: what is measured until a time, and trainings that the end of a slice stops and the next continues."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from rlamort.config import config_of
+from rlamort.errors import Fault, Preempted
+from rlamort.host.machine import processor
+from rlamort.run.session import Interrupts
+from rlamort.run.track import read_records
+
+TICK = 0.2  # seconds between looks at a training
+STOPPED = (Preempted.exit_code, -15)  # with a checkpoint, or before there was anything to save
+
+
+class Slice(NamedTuple):
+    """Where results go, and until when there is time."""
+
+    results: Path
+    ends: float = math.inf  # time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.ends - time.monotonic()
+
+
+Launch = Callable[[Sequence[str], float], bool]  # a command after `rlamort`, and when it must end: whether it finished
+
+
+def launch(command: Sequence[str], ends: float) -> bool:
+    """Run `rlamort command` in a process of its own; at time `ends`, SIGTERM asks it to save and stop.
+
+    Returns:
+        Whether it finished.
+
+    Raises:
+        Fault: it failed.
+        Preempted: this process was asked to stop; so was the training.
+    """
+    with Interrupts() as interrupts:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "rlamort", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,  # so that an interrupt of the terminal comes once, from here
+        )  # fmt: skip
+        asked = False
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, said = child.communicate(timeout=TICK)
+                break
+            if not asked and (interrupts.should_stop() or time.monotonic() >= ends):
+                child.terminate()
+                asked = True
+        if interrupts.should_stop():
+            raise Preempted(f"rlamort {' '.join(command)}: stopped")
+    if child.returncode and not (asked and child.returncode in STOPPED):
+        raise Fault(f"rlamort {' '.join(command)}: it exited with {child.returncode}: {said.strip()[-500:]}")
+    return child.returncode == 0
+
+
+def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run: Launch = launch) -> dict[str, Any] | None:
+    """Train in `directory`, from its newest checkpoint if there is one, and delete the directory when the training is done.
+
+    Args:
+        command: after `rlamort`, without `dir`.
+        directory: of the unfinished run.
+        ends: when it is stopped, in time.monotonic().
+        whole: whether only a run that nothing interrupted counts; it begins anew.
+        run: executes a command.
+
+    Returns:
+        Its evaluations, each with the training seconds recorded with it, and versions, processor, threads, boot time, load
+        average when it began, and whether it was continued from a checkpoint. None if it was stopped.
+    """
+    before = not whole and (directory / "config.yaml").is_file()
+    if not before:
+        shutil.rmtree(directory, ignore_errors=True)
+    load = os.getloadavg()[0]
+    if not run([*command, f"dir={directory}", "resume=auto", "video=false"], ends):
+        return None
+    records = read_records(directory)
+    seconds = {one["env_step"]: one["time/seconds"] for one in records if "time/seconds" in one}
+    kept = ("env_step", "eval/return", "eval/low", "eval/high", "eval/length")
+    found = {
+        "versions": json.loads((directory / "versions.json").read_text()),
+        "processor": processor(),
+        "threads": config_of(directory)["threads"],
+        "booted": psutil.boot_time(),
+        "load": load,
+        "continued": before,
+        "seconds": max(seconds.values()),
+        "evaluations": [
+            {key: one[key] for key in kept if key in one} | {"time/seconds": seconds[one["env_step"]]}
+            for one in records
+            if "eval/return" in one
+        ],
+    }
+    shutil.rmtree(directory)
+    return found

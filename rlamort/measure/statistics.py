@@ -1,0 +1,67 @@
+"""Statistics of methods over tasks and seeds, after Agarwal et al., 2021, for a few seeds.
+
+The interquartile mean and the stratified bootstrap are in rlamort/score.py. S, T seeds of two methods, the same ones if paired.
+They are written out here: rliable, the paper's library, pins an old release of arch, and brings pandas, statsmodels and
+seaborn, for four short formulas.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlamort.score import Interval, interval
+
+Groups = Sequence[np.ndarray]  # one array of values of each task
+
+
+def improvement(ours: Groups, theirs: Groups) -> float:
+    """The probability that a run of ours, (S,) a task, is above one of theirs, (T,), ties half; averaged over tasks.
+
+    On one task it is the Mann-Whitney statistic over S T (Agarwal et al., 2021, section 4.2).
+    """
+    return float(np.mean([_above(a, b) for a, b in zip(ours, theirs, strict=True)]))
+
+
+def improvement_interval(ours: Groups, theirs: Groups, draws: int = 2_000, seed: int = 0) -> Interval:
+    """`improvement` with its 95 % percentile interval over draws of runs of either, within each task."""
+    generator = np.random.default_rng(seed)
+    drawn = [[generator.choice(group, (draws, len(group))) for group in groups] for groups in (ours, theirs)]
+    low, high = np.percentile(np.mean([_above(a, b) for a, b in zip(*drawn, strict=True)], axis=0), [2.5, 97.5])
+    return Interval(improvement(ours, theirs), float(low), float(high))
+
+
+def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(...) shares of pairs of (..., S) and (..., T) in which the first is greater, ties half."""
+    ours, theirs = a[..., :, None], b[..., None, :]
+    return np.asarray(((ours > theirs) + 0.5 * (ours == theirs)).mean((-2, -1)))
+
+
+def paired(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """The mean over seeds of ours (S,) minus theirs (S,), with the 95 % Student interval of the differences."""
+    return interval(list(ours - theirs))
+
+
+def spread(groups: Groups) -> float:
+    """The root of the mean over tasks of the variance over seeds; NaN with a single seed."""
+    if min(map(len, groups)) < 2:
+        return math.nan
+    return float(np.sqrt(np.mean([np.var(group, ddof=1) for group in groups])))
+
+
+def first(evaluations: Sequence[dict[str, Any]], target: float, measure: str) -> float:
+    """`measure`, env_step or time/seconds, at the first evaluation that returns at least `target`; inf without one."""
+    return next((float(one[measure]) for one in evaluations if one["eval/return"] >= target), math.inf)
+
+
+def return_at(evaluations: Sequence[dict[str, Any]], seconds: float) -> float:
+    """The return of the last evaluation within so many seconds of training; of the first if there is none."""
+    within = [one["eval/return"] for one in evaluations if one["time/seconds"] <= seconds]
+    return float(within[-1] if within else evaluations[0]["eval/return"])
+
+
+def shown(value: Interval, digits: str = ".2f") -> str:
+    """A statistic with its interval, where it has one."""
+    bounds = "" if math.isnan(value.low) else f" [{value.low:{digits}}, {value.high:{digits}}]"
+    return f"{value.mean:{digits}}{bounds}"
