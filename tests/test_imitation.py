@@ -20,7 +20,9 @@ from rlamort.agent import Player
 from rlamort.domain import SquashedGaussian
 from rlamort.errors import Preempted, UserError
 from rlamort.measure.imitation import Imitation
+from rlamort.run.demonstrate import demonstrate
 from rlamort.run.learner import learner_class
+from rlamort.run.recorded import Episode, joined
 from rlamort.run.restore import resume
 from rlamort.run.track import read_records
 from rlamort.source import Labelled
@@ -140,7 +142,7 @@ def test_stopped_and_resumed_is_uninterrupted(method, expert, tmp_path):
     if method == "bc":
         fields = {name: value for name, value in fields.items() if "beta" not in name and name != "round_labels"}
     env = "Pendulum-v1" if expert == "planner" else f"{ME}:Unit"
-    for at in (3, 45) if expert != "planner" else (17,):
+    for at in (17, 45) if "Remembering" in expert else (17,):
         whole = bc(env, method=method, dir=str(tmp_path / f"whole{at}"), **fields).learn(60)
         broken = bc(env, method=method, dir=str(tmp_path / f"broken{at}"), **fields)
         with pytest.raises(Preempted):
@@ -163,10 +165,10 @@ class Unit(Identity):
 
 @pytest.mark.parametrize("fields", [{}, {"loss": "likelihood"}, {"model": "mip"}], ids=str)
 def test_every_loss_and_model_learns(fields):
-    learner = bc(label_budget=500, learning_rate=3e-3, patience=1_000, **fields).learn(600)
+    learner = bc(label_budget=300, learning_rate=5e-3, patience=1_000, **fields).learn(400)
     assert np.mean(learner.score(5).returns) > -0.5  # ten steps; at random they cost about 40
     records = learner.agent.fit(learner.source)
-    assert records["labels"] == 500
+    assert records["labels"] == 300
     assert records["held_out/best"] <= records["held_out/distance"]
 
 
@@ -274,8 +276,6 @@ def test_data_that_does_not_fit_is_said(changes, message, tmp_path):
 
 
 def test_an_episode_that_is_cut_off_is_said():
-    from rlamort.run.recorded import Episode, joined
-
     spec = bc(label_budget=10).agent.spec
     fit = Episode(np.zeros((11, 1)), np.zeros((10, 1)))
     assert len(joined([fit, Episode(np.zeros((10, 1)), np.zeros((10, 1)))], "x", spec).y) == 20
@@ -323,8 +323,6 @@ def test_an_expert_of_other_bounds_is_said_with_both(tmp_path):
 
 def test_minari(tmp_path, monkeypatch):
     """A data set that was made here is read as it was shown; without Minari that is said."""
-    from rlamort.run.demonstrate import demonstrate
-
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     try:
         import minari  # noqa: F401
@@ -344,17 +342,18 @@ def test_minari(tmp_path, monkeypatch):
         bc("InvertedDoublePendulum-v5", expert="minari:pendulum/own-v0")
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, monkeypatch):
     ra.TD3("Pendulum-v1", hidden=(8,)).save(tmp_path / "agent")
     said = rlamort("demonstrate", "agent", "--out", "shown.npz", "env=Pendulum-v1", "labels=210", cwd=tmp_path).stdout
     assert "210 labels of expert=agent on Pendulum-v1, mean return" in said
     quick = ["env=Pendulum-v1", "steps=20", "eval_episodes=2", "hidden=[8]", "fit_every=5", "log_every=10", "video=false"]
     rlamort("train", "bc", "expert=shown.npz", "held_out=0.3", "dir=bc", *quick, cwd=tmp_path)
     assert any(record.get("labels") == 210 for record in read_records(tmp_path / "bc"))
-    assert "bc on Pendulum-v1" in rlamort("eval", "bc", "--episodes", "2", cwd=tmp_path).stdout
-    rlamort("train", "dagger", "expert=agent", "label_budget=10", "dir=dagger", *quick, cwd=tmp_path)
-    again = rlamort("demonstrate", "agent", "--out", "shown.npz", "env=Pendulum-v1", cwd=tmp_path, code=2)
-    assert "exists already" in again.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"shown.npz: it exists already"):
+        demonstrate("agent", "shown.npz", "Pendulum-v1")
+    with pytest.raises(UserError, match="FILE.npz or minari:ID is needed"):
+        demonstrate("agent", "shown", "Pendulum-v1")
 
 
 def test_verdicts_follow_from_the_numbers():
