@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlamort.agent import Agent
 from rlamort.host.machine import versions
+from rlamort.measure.slices import Slice
 from rlamort.measure.study import Results, Task, training
 from rlamort.measure.verdict import Verdict, at_least, at_most
 from rlamort.run.learner import Learner, learner_class
@@ -90,7 +91,7 @@ class Imitation(NamedTuple):
         """Returns of the expert and of random actions; a policy is trained if it is not there yet."""
         if self.expert_steps:
             own = [f"env={self.imitation}", f"steps={self.expert_steps}", *self.expert_keys, f"dir={self.path}", "resume=auto"]
-            training(["train", self.expert, *own]).run(Path())
+            training(["train", self.expert, *own]).run(Slice(Path()))
             learner = load(self.path)
         else:
             learner = learner_class("mpc")(self.imitation, threads=1)
@@ -98,7 +99,7 @@ class Imitation(NamedTuple):
         learner.close()
         return {"versions": versions(), "returns": returns, "random": random}
 
-    def _run(self, row: str, budget: int, seed: int, results: Path) -> dict[str, Any]:
+    def _run(self, row: str, budget: int, seed: int, slice: Slice) -> dict[str, Any]:
         values = self.values(row, budget, seed)
         learner = learner_class(row)(values.pop("env"), **values, threads=1)
         learner.learn(self.steps)
