@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlamort.config import KIND, Run, Seed, Size, as_call, check_names, convert, fields_of, methods, read_row, short_name
+from rlamort.config import Run, Seed, Size, as_call, check_names, convert, fields_of, methods, read_row, short_name
 from rlamort.errors import UserError, nearest
 from rlamort.host.command import Parser, free, guarded, out_option, say, warn
 
@@ -28,6 +28,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort resume RUN [key=value ...]                  continue a run that was stopped, or make it longer
   rlamort push RUN [wandb_project=... ...]            upload its records to Weights & Biases afterwards
   rlamort eval RUN [--episodes N]                     evaluate a trained agent
+  rlamort demonstrate EXPERT --out FILE.npz env=ENV   write an expert's observations and actions, for `train bc`
   rlamort video RUN                                   record a video of an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
   rlamort check PROBLEM                               test a problem: shapes, derivatives, batches; which models and losses fit
@@ -120,12 +121,8 @@ def resume_run(arguments: list[str]) -> None:
     """`rlamort resume RUN key=value ...`."""
     parser = Parser("resume", "Continue a run from its newest checkpoint.")
     parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument(
-        "changes",
-        nargs="*",
-        help="key=value: settings to change, e.g. steps=200_000, or env=module:Class for a run whose environment cannot be "
-        "constructed by name",
-    )
+    about = "settings to change, e.g. steps=200_000, or env=module:Class for a run whose environment has no name"
+    parser.add_argument("changes", nargs="*", help=f"key=value: {about}")
     _method_option(parser)
     options = parser.parse_args(arguments)
     from rlamort.run.session import Session
@@ -187,6 +184,20 @@ def evaluate(arguments: list[str]) -> None:
         count = "1 context" if len(returns) == 1 else f"{len(returns)} contexts"
     bounds = f", 95 % interval [{low:{digits}}, {high:{digits}}]" if len(returns) > 1 else ""
     print(f"{what} {mean:{digits}}{bounds} over {count}")
+
+
+def show(arguments: list[str]) -> None:
+    """`rlamort demonstrate EXPERT --out FILE.npz env=ENV`."""
+    parser = Parser("demonstrate", "Let an expert play, and write its observations and actions.")
+    parser.add_argument("expert", help="a run directory, sb3:FILE.zip, planner, or module:object with `predict`")
+    parser.add_argument("keys", nargs="*", help="env=ENV, labels=5000, seed")
+    parser.add_argument("--out", required=True, help="FILE.npz, or minari:ID for a data set of Minari's")
+    options = parser.parse_args(arguments)
+    from rlamort.run.demonstrate import demonstrate
+
+    fields = _values(options.keys)
+    check_names(fields, ["env", "labels", "seed"])
+    print(demonstrate(options.expert, options.out, **fields))
 
 
 def video(arguments: list[str]) -> None:
@@ -251,9 +262,10 @@ def amortize_problem(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     chosen = free(options, folder=True)
     from rlamort.measure.fit import report
+    from rlamort.run.overrides import kinds
 
     fields = _values(options.keys)
-    models, losses = (_kinds(fields, key, default) for key, default in (("model", "full,semi"), ("loss", "objective")))
+    models, losses = (kinds(fields, key, default) for key, default in (("model", "full,semi"), ("loss", "objective")))
     name = options.problem.split(":")[-1].replace("/", "-")
     out = chosen or _unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     _tell(report(options.problem, models, losses, out, **fields), out / "report.json")
@@ -268,10 +280,11 @@ def compare_losses(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     out = free(options)
     from rlamort.measure.fit import compare
+    from rlamort.run.overrides import kinds, names
 
     fields = _values(options.keys)
-    models, losses = _kinds(fields, "model", "full"), _kinds(fields, "loss", "") or None
-    seeds = convert("seeds", _names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
+    models, losses = kinds(fields, "model", "full"), kinds(fields, "loss", "") or None
+    seeds = convert("seeds", names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
     _tell(compare(_target(options.target, fields), models, losses, seeds, **fields), out)
 
 
@@ -282,21 +295,6 @@ def _target(target: str, fields: dict[str, Any]) -> Any:
     from rlamort.measure.gap import max_q
 
     return max_q(target, fields.pop("env", None))
-
-
-def _kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
-    """The names of models or losses, removed from the fields; their keys stay there."""
-    value = fields.pop(key, default)
-    if isinstance(value, dict):
-        kinds = value.pop(KIND, default)
-        fields[key] = value
-        value = kinds
-    return _names(value) if value else []
-
-
-def _names(value: Any) -> list[str]:
-    """A list written as `a,b`, `[a,b]` or one value."""
-    return [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
 
 
 def _tell(report: Any, out: Path | None) -> None:
@@ -389,6 +387,7 @@ COMMANDS: dict[str, Callable[[list[str]], Any]] = {
     "resume": resume_run,
     "push": push,
     "eval": evaluate,
+    "demonstrate": show,
     "video": video,
     "plot": plot_runs,
     "check": check_problem,

@@ -55,7 +55,7 @@ class Regress:
     Args:
         teacher: x (B, d) -> y* (B, n): a solver or an expert, which is not trained; None takes the labels of a
             `Labelled` batch.
-        distance: between two solutions, (B,).
+        distance: between two solutions, (B,); where the model predicts parameters of a density, of these and a solution.
         decay: w_k is proportional to decay^(K - k): 0 scores the last iterate alone.
         start: share of the loss that is the first iterate's distance besides, where K > 0.
     """
@@ -65,7 +65,7 @@ class Regress:
 
     def __call__(self, model: Model, f: Objective, batch: Posed) -> tuple[Tensor, Metrics]:
         target = self._target(batch)
-        path = model.iterates(f.seen(batch.x), f.oracle(batch.x))  # (K + 1, B, n)
+        path = model.taught(f.seen(batch.x), target, f.oracle(batch.x))  # (K + 1, B, n)
         scored = path if self.decay else path[-1:]
         distances = torch.stack([self.distance(y, target).mean() for y in scored])
         loss = weighed(distances, self.decay)

@@ -26,6 +26,10 @@ class Model(nn.Module):
     def forward(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.iterates(x, oracle)[-1]
 
+    def taught(self, x: Tensor, y: Tensor, oracle: Oracle | None = None) -> Tensor:
+        """Iterates (K + 1, B, n) as a regression on solutions y (B, n) trains them: those of prediction, for most models."""
+        return self.iterates(x, oracle)
+
 
 class Full(Model):
     """Fully amortized: y = project(net(x)), K = 0 (tutorial, section 2.2.1).
@@ -144,6 +148,37 @@ class Start(Model):
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.domain.at(x).project(self.v.expand(len(x), -1))[None]
+
+
+class TwoStep(Model):
+    """A prediction, and the same network's second one from it: the minimal iterative policy (arXiv 2512.01809).
+
+    With pi(t, y, x) the network, y_0 = pi(0, 0, x) and y_1 = pi(t, y_0, x). A regression trains the second step from noisy
+    labels, y + (1 - t) e with e ~ N(0, 1), instead of from the first prediction, so that no gradient joins the two.
+
+    Args:
+        net: an iterate and its t (B, n + 1), x (B, d) -> (B, domain.inputs).
+        domain: Y.
+        t: of the second step, between 0 and 1; 1 - t is the standard deviation of the noise.
+    """
+
+    def __init__(self, net: nn.Module, domain: Domain, t: float) -> None:
+        super().__init__()
+        self.net, self.domain, self.t = net, domain, t
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        first = self._first(x)
+        return torch.stack([first, self._step(self.t, first, x)])
+
+    def taught(self, x: Tensor, y: Tensor, oracle: Oracle | None = None) -> Tensor:
+        noisy = y + (1 - self.t) * torch.randn_like(y)
+        return torch.stack([self._first(x), self._step(self.t, noisy, x)])
+
+    def _first(self, x: Tensor) -> Tensor:
+        return self._step(0.0, x.new_zeros(len(x), self.domain.dim), x)
+
+    def _step(self, t: float, y: Tensor, x: Tensor) -> Tensor:
+        return self.domain.at(x).project(self.net(torch.cat([y, y.new_full((len(y), 1), t)], -1), x))
 
 
 class Previous(Model):

@@ -269,7 +269,9 @@ class Normaliser(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Update the statistics with x (B, dim), on any device."""
+        """Update the statistics with x (B, dim), on any device; no rows change nothing."""
+        if not len(x):
+            return
         x = x.to(self.mean)
         fresh = x.shape[0]
         total = self.count + fresh

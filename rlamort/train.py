@@ -22,6 +22,10 @@ Values = dict[str, float | list[float]]
 WINDOW = 5.0  # seconds of training over which the speed is averaged
 
 
+class Enough(Exception):  # noqa: N818  # an end, not an error
+    """Learning ends here, as if all steps were over: a callback says so, or an agent, in a fit."""
+
+
 class Schedule(NamedTuple):
     """When things happen, in environment steps and updates: see `rlamort.config.Run` for each."""
 
@@ -189,6 +193,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
 
     Raises:
         Diverged: a loss is no longer finite.
+        Enough: whoever may end learning has.
     """
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds

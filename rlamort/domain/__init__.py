@@ -4,7 +4,7 @@ from rlamort.domain.base import LARGEST, Data, Domain, PerItem, nearest_each, pr
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.context import ContextDomain
-from rlamort.domain.density import Density, Gaussian, SquashedGaussian
+from rlamort.domain.density import Density, Gaussian, Point, SquashedGaussian
 from rlamort.domain.items import Ball
 from rlamort.domain.noise import NOISES, FreshNoise, HeldNoise
 from rlamort.domain.polyhedron import Affine, Polyhedron
@@ -14,7 +14,7 @@ from rlamort.domain.weights import Weights
 
 __all__ = [
     "LARGEST", "NOISES", "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "ContextDomain", "Data", "Density",
-    "Domain", "Euclid", "ExponentialCone", "FreshNoise", "Gaussian", "HeldNoise", "Orthant", "PerItem", "Polyhedron", "Product",
-    "Rows", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "nearest_each", "project_each", "unit_box",
-    "within",
+    "Domain", "Euclid", "ExponentialCone", "FreshNoise", "Gaussian", "HeldNoise", "Orthant", "PerItem", "Point", "Polyhedron",
+    "Product", "Rows", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "nearest_each", "project_each",
+    "unit_box", "within",
 ]  # fmt: skip

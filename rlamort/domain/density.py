@@ -46,6 +46,23 @@ class Density:
         raise NotImplementedError
 
 
+class Point(Density):
+    """All mass at one point y of Y, which is lam itself: what a deterministic policy predicts. It has no log-density.
+
+    Args:
+        domain: Y.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        self.dim, self.parameters = domain.dim, domain
+
+    def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
+        return lam
+
+    def median(self, lam: Tensor) -> Tensor:
+        return lam
+
+
 class MeanLogStd(Domain):
     """Parameters (mean | log_std) of a Gaussian, (B, 2 n): R^n and a box, to which `project` clamps log_std.
 
@@ -125,10 +142,21 @@ class SquashedGaussian(Density):
         mean, log_std = lam.chunk(2, dim=-1)
         noise = self.noise(lam) if noise is None else noise
         v = mean + log_std.exp() * noise
+        return v.tanh(), self._log_density(v, noise, log_std)
+
+    def log_density(self, lam: Tensor, y: Tensor) -> Tensor:
+        """lam (B, 2 n), y (B, n) inside (-1, 1)^n -> log q(y; lam) (B,) in nats; at the bounds it is not finite."""
+        mean, log_std = lam.chunk(2, dim=-1)
+        v = y.atanh()
+        return self._log_density(v, (v - mean) * (-log_std).exp(), log_std)
+
+    @staticmethod
+    def _log_density(v: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
+        """Of y = tanh(v) with v = mean + exp(log_std) noise, all (B, n) -> (B,)."""
         log_normal = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         # log |d tanh(v) / dv| = log(1 - tanh(v)^2), in the form that neither overflows nor cancels for large |v|
         log_slope = 2 * (math.log(2) - v - nn.functional.softplus(-2 * v))
-        return v.tanh(), (log_normal - log_slope).sum(-1)
+        return (log_normal - log_slope).sum(-1)
 
     def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, log_std = lam.chunk(2, dim=-1)

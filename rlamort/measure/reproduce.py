@@ -3,7 +3,8 @@
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
 each with its own settings, and returns to reach in the least wall-clock time. Or it is a ledger: arms that add to each
-other, on several tasks, measured in slices. Or it names a function of `rlamort.measure.claims` that measures something else.
+other, on several tasks, measured in slices. Or it is about imitation: rows that learn of an expert's labels, with several
+budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
@@ -25,6 +26,7 @@ from rlamort.config import Positive, as_call, convert, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
+from rlamort.measure.imitation import Imitation
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.race import Race
@@ -138,7 +140,7 @@ def outline() -> list[str]:
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
-    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger}
+    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation}
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 
 

@@ -14,6 +14,7 @@ from rlamort.parts.losses import (
     Label,
     Labelled,
     Lagrangian,
+    Likelihood,
     Loss,
     Objective,
     Penalty,
@@ -34,6 +35,7 @@ from rlamort.parts.models import (
     Refined,
     Safeguarded,
     Start,
+    TwoStep,
     Unroll,
 )  # fmt: skip
 from rlamort.parts.setting import Setting
@@ -66,8 +68,9 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
     "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
-    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model",
-    "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
-    "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
-    "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
+    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss",
+    "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder",
+    "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution",
+    "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "TwoStep", "Unroll", "Unrolled",
+    "Update",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Losses and their teachers, as parts."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
@@ -9,8 +10,9 @@ from rlamort import model as models
 from rlamort import objective as objectives
 from rlamort import update as updates
 from rlamort.config import Fraction, Part, Positive, Size
+from rlamort.config.fields import Range
 from rlamort.constraints import Dual, Penalised, Predicted
-from rlamort.domain import Euclid, within
+from rlamort.domain import Density, Domain, Euclid, Point, SquashedGaussian, within
 from rlamort.errors import UserError
 from rlamort.nets import Zeros
 from rlamort.objective import Cost
@@ -126,6 +128,10 @@ class Loss(Part):
         """Whether it learns from labels of the data set."""
         return False
 
+    def density(self, domain: Domain) -> Density:
+        """What is predicted of solutions in `domain`, whose parameters the model gives: the solution itself, for most."""
+        return Point(domain)
+
     @property
     def constrained(self) -> bool:
         """Whether what it trains heeds a problem's constraints."""
@@ -206,12 +212,46 @@ class Regress(Loss):
         return True  # as its teacher's solutions do
 
     def __call__(self, setting: Setting) -> trained.Loss:
-        if any(p.requires_grad for p in setting.known("loss.teacher").parameters()):
+        if setting.problem is not None and any(p.requires_grad for p in setting.problem.parameters()):
             raise UserError(
                 f"loss=regress: it has no gradient for the parameters of {type(setting.problem).__name__}, which are trained "
                 "with the model; freeze them (requires_grad_(False)), or take another loss"
             )
         return trained.Regress(self.teacher(setting), decay=self.decay, start=self.start)
+
+
+@dataclass(frozen=True)
+class Likelihood(Loss):
+    """Minus the log-likelihood of the label of a control, under a squashed Gaussian whose parameters the model predicts.
+
+    Args:
+        margin: labels nearer to the bounds of Y than this count as so near, since the Gaussian has no finite value there.
+        low: lower bound of the logarithm of the standard deviation, without which one label alone has no finite optimum.
+    """
+
+    margin: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-3
+    low: float = -5.0
+
+    @property
+    def labelled(self) -> bool:
+        return True
+
+    def require_trained(self, model: Model) -> None:
+        super().require_trained(model)
+        if model.taught:
+            raise UserError(
+                f"loss={self.label()}: model={model.label()} reads labels as predictions of its own, which are parameters of "
+                "a density here; loss=regress loss.teacher=labels is needed"
+            )
+
+    def density(self, domain: Domain) -> SquashedGaussian:
+        return SquashedGaussian(domain.dim, log_std_low=self.low)
+
+    def __call__(self, setting: Setting) -> trained.Loss:
+        if setting.problem is not None:
+            raise UserError(f"loss={self.label()}: it is for controls in a box; loss=regress is for the solutions of a problem")
+        density, bound = SquashedGaussian(setting.domain.dim // 2, log_std_low=self.low), 1 - self.margin
+        return trained.Regress(None, lambda lam, y: -density.log_density(lam, y.clamp(-bound, bound)))
 
 
 @dataclass(frozen=True)
@@ -332,7 +372,7 @@ def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.T
 
 
 Loss.presets = {
-    "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "es": Smoothed(), "penalty": Penalty(),
-    "lagrangian": Lagrangian(),
+    "objective": Objective(), "iterates": Iterates(), "regress": Regress(), "likelihood": Likelihood(),
+    "es": Smoothed(), "penalty": Penalty(), "lagrangian": Lagrangian(),
     "truth": Regress(Label("codes"), decay=0.5, start=0.0),
 }  # fmt: skip

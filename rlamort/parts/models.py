@@ -6,7 +6,7 @@ from typing import Literal, Self
 from torch import nn
 
 from rlamort import model as models
-from rlamort.config import Fixed, NonNegative, Part, Positive, Size, Whole, Widths
+from rlamort.config import Fixed, Fraction, NonNegative, Part, Positive, Size, Whole, Widths
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
 from rlamort.nets import Concatenated, Zeros, mlp
@@ -38,6 +38,11 @@ class Model(Part):
     @property
     def detached(self) -> bool:
         """Whether its steps do not train the model of their start."""
+        return False
+
+    @property
+    def taught(self) -> bool:
+        """Whether labels are among what it reads in training, so that its predictions must be of their kind."""
         return False
 
     def __call__(self, setting: Setting) -> models.Model:
@@ -232,6 +237,29 @@ class Refined(Model):
 
 
 @dataclass(frozen=True)
+class TwoStep(Model):
+    """Two predictions of one network, the second from the first: the minimal iterative policy (arXiv 2512.01809).
+
+    Args:
+        t: of the second step; training reads labels with noise of standard deviation 1 - t there.
+        hidden: widths of the hidden layers; null takes the method's.
+    """
+
+    t: Fraction = 0.9
+    hidden: Fixed[Widths | None] = None
+
+    @property
+    def taught(self) -> bool:
+        return True
+
+    def __call__(self, setting: Setting) -> models.Model:
+        widths = setting.hidden if self.hidden is None else self.hidden
+        n = setting.domain.dim
+        net = mlp(n + 1 + setting.x_dim, widths, setting.domain.inputs, setting.arithmetic)
+        return models.TwoStep(Concatenated(net, setting.features() or nn.Identity()), setting.domain, self.t)
+
+
+@dataclass(frozen=True)
 class Safeguarded(Model):
     """A learned solver of the lasso that at prediction is never worse than ISTA at any layer; training has no safeguard.
 
@@ -265,6 +293,7 @@ Model.presets = {
     "prior": Middle(),
     "start": Start(),
     "previous": Previous(),
+    "mip": TwoStep(),
     "psd": Unroll(PsdEncoder(), Ista(), 16),
     "lista": Unroll(Middle(), Lista(), 16),
     "lista_cp": Unroll(Middle(), ListaCp(), 16),

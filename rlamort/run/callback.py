@@ -6,13 +6,9 @@ from typing import Any
 
 from rlamort.env import Episode
 from rlamort.errors import UserError
-from rlamort.train import Pace, Values
+from rlamort.train import Enough, Pace, Values
 
 Callback = Callable[[Any], Any]  # takes the learner; returns False to stop learning
-
-
-class Enough(Exception):  # noqa: N818  # an end, not an error
-    """The callback has returned False."""
 
 
 class Called:

@@ -21,7 +21,7 @@ from rlamort.host.machine import cores, default_dtype, device_of, products_of, r
 from rlamort.host.plain import plain, revived
 from rlamort.host.randomness import Randomness
 from rlamort.host.saved import save_agent
-from rlamort.run.callback import Callback, Called, Enough
+from rlamort.run.callback import Callback, Called
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
@@ -31,7 +31,7 @@ from rlamort.run.stored import agent_in, as_here, trusted, values_of
 from rlamort.run.track import Terminal
 from rlamort.run.updates import updates_of
 from rlamort.score import SEED, Score, score
-from rlamort.train import Clock, Journal, Schedule, Tracker, Updates, Values
+from rlamort.train import Clock, Enough, Journal, Schedule, Tracker, Updates, Values
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
@@ -220,7 +220,7 @@ class Learner:
         )  # fmt: skip
 
     def _train(self, schedule: Schedule, journal: Journal) -> None:
-        """Run the method's loop, until its end or the callback's, and a last evaluation."""
+        """Run the method's loop, to its end or until something says that it is enough, and a last evaluation."""
         if self.durable is not None:
             self.durable.prove()
         with contextlib.suppress(Enough):

@@ -46,6 +46,21 @@ def values(arguments: Collection[str], kinds: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def kinds(fields: dict[str, Any], key: str, default: str) -> list[str]:
+    """The names of models or losses, removed from the fields; their keys stay there."""
+    value = fields.pop(key, default)
+    if isinstance(value, dict):
+        kinds = value.pop(KIND, default)
+        fields[key] = value
+        value = kinds
+    return names(value) if value else []
+
+
+def names(value: Any) -> list[str]:
+    """A list written as `a,b`, `[a,b]` or one value."""
+    return [str(one) for one in value] if isinstance(value, list) else str(value).split(",")
+
+
 def split(argument: str) -> tuple[str, str]:
     """Key and text of key=value. Raises UserError otherwise."""
     key, equals, text = argument.partition("=")

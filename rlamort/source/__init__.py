@@ -1,7 +1,11 @@
 """p(x), where an agent's contexts come from."""
 
 from rlamort.source.base import Batch, Collected, Contexts, Labelled
-from rlamort.source.contexts import Fresh, Labels
+from rlamort.source.contexts import Fresh, Labels, Unattended
+from rlamort.source.demonstrations import Demonstrations
 from rlamort.source.replay import Replay, bytes_per_frame
 
-__all__ = ["Batch", "Collected", "Contexts", "Fresh", "Labelled", "Labels", "Replay", "bytes_per_frame"]
+__all__ = [
+    "Batch", "Collected", "Contexts", "Demonstrations", "Fresh", "Labelled", "Labels", "Replay", "Unattended",
+    "bytes_per_frame",
+]  # fmt: skip

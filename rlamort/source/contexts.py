@@ -32,6 +32,26 @@ class Labels(Part):
         raise NotImplementedError
 
 
+class Unattended:
+    """How many steps a round may hold in which nobody waits for an action: 1, 2, 4, ..., as many as take little time.
+
+    These are few numbers, so that a GPU captures few patterns. What is learned does not depend on them.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self._began = 0, -math.inf  # of the latest round, and when it began
+
+    def __call__(self, most: int, device: torch.device) -> int:
+        """Steps of a round that begins now, at most `most`."""
+        if device.type == "cuda":  # what the round before has launched, so that a signal is answered soon
+            torch.cuda.synchronize(device)
+        now = time.perf_counter()
+        quick = int(AT_ONCE * self.steps / max(now - self._began, 1e-9))  # at the speed of the round before
+        self.steps = 2 ** (max(1, min(most, 2 * self.steps, LONGEST, quick)).bit_length() - 1)
+        self._began = now
+        return self.steps
+
+
 class Fresh:
     """Contexts of a problem, new ones at every update or from a data set; no agent acts, since the objective is known.
 
@@ -73,7 +93,7 @@ class Fresh:
         self.env, self.problem, self.collected = env, env.spec.problem, 0
         self.dataset_size, self.labels = dataset_size, labels
         self.data: Contexts | Labelled | None = None  # the data set, once it is prepared
-        self.steps, self._began = 0, -math.inf  # of the latest round, and when it began
+        self.round = Unattended()
         if labels is not None:
             labels.require(self.problem, dataset_size)
 
@@ -85,19 +105,10 @@ class Fresh:
             self.data = Contexts(presented(self.problem, self.dataset_size, self.env.device))
 
     def collect(self, choose: Callable[[], Tensor], most: int = 1) -> Collected:
-        """Count the steps of a round, at most `most`; `sample` draws their contexts.
-
-        Nobody waits for an action, so a round holds many updates, as many as take little time: 1, 2, 4, ..., so that a GPU
-        captures few patterns. What is learned does not depend on how many.
-        """
-        if self.env.device.type == "cuda":  # what the round before has launched, so that a signal is answered soon
-            torch.cuda.synchronize(self.env.device)
-        now = time.perf_counter()
-        quick = int(AT_ONCE * self.steps / max(now - self._began, 1e-9))  # at the speed of the round before
-        self.steps = 2 ** (max(1, min(most, 2 * self.steps, LONGEST, quick)).bit_length() - 1)
-        self._began = now
-        self.collected += self.steps
-        return Collected(torch.empty(0, self.env.spec.x_dim), self.steps, [], np.zeros(self.env.count, dtype=bool))
+        """Count the steps of a round, at most `most`; `sample` draws their contexts."""
+        steps = self.round(most, self.env.device)
+        self.collected += steps
+        return Collected(torch.empty(0, self.env.spec.x_dim), steps, [], np.zeros(self.env.count, dtype=bool))
 
     def sample(self, count: int) -> Contexts | Labelled:
         """x ~ p(x) (count, d), with their labels if the data set has them."""
