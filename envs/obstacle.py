@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import mujoco
 import torch
-from rlamort.envs.arm import RADIUS, Arm
 from torch import Tensor
 
 from rlamort.config import Positive
+from rlamort.envs.arm import RADIUS, Arm
 from rlamort.errors import UserError
 from rlamort.problem import Problem
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
-from rlamort.envs.images import load
 from torch import Tensor, nn
 
 from rlamort.config import Count, NonNegative, Positive, Widths
 from rlamort.domain import Gaussian
+from rlamort.envs.images import load
 from rlamort.errors import UserError, nearest
 from rlamort.model import Model
 from rlamort.nets import mlp

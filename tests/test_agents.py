@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from rlamort.agents.sac import SAC
-from rlamort.agents.td3 import TD3
 from test_laws import LEARNERS, batch_for, learner
 
+from rlamort.agents.sac import SAC
+from rlamort.agents.td3 import TD3
 from rlamort.losses import td_target
 from rlamort.nets import Normaliser
 from rlamort.objective import MaxQ

@@ -12,15 +12,15 @@ import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
-from rlamort.agents.sac import SAC
-from rlamort.agents.td3 import TD3
-from rlamort.envs.sphere import Sphere
 from test_laws import batch_for
 from torch.utils.flop_counter import FlopCounterMode
 
+from rlamort.agents.sac import SAC
+from rlamort.agents.td3 import TD3
 from rlamort.cli import main
 from rlamort.config import locate, resolve
 from rlamort.env import Spec
+from rlamort.envs.sphere import Sphere
 from rlamort.measure import reproduce, speed
 from rlamort.measure.claims import sphere
 from rlamort.measure.race import Race

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Count
-from rlamort.agents.plan import fit, open_loop
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
 from rlamort import nets
 from rlamort.agent import Adam, Agent
+from rlamort.agents.plan import fit, open_loop
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError

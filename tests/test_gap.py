@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
-from rlamort.envs.maxq import MaxQProblem, Visited, visit
 
 import rlamort as ra
 from rlamort.agent import Agent
 from rlamort.domain import unit_box
 from rlamort.env.make import open_env
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, save
+from rlamort.envs.maxq import MaxQProblem, Visited, visit
 from rlamort.losses import objective
 from rlamort.measure.claims import maxq
 from rlamort.measure.gap import by_episode, gap, in_critic, max_q, refine, search

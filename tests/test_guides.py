@@ -11,9 +11,9 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from rlamort.envs.arm import Arm
 from scipy import optimize
 
+from rlamort.envs.arm import Arm
 from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.measure.claims import choosing

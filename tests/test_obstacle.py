@@ -3,11 +3,11 @@
 import mujoco
 import pytest
 import torch
-from rlamort.envs.arm import RADIUS
-from rlamort.envs.obstacle import ObstacleArm, separation
 from torch import Tensor
 
 from rlamort.constraints import Constraints
+from rlamort.envs.arm import RADIUS
+from rlamort.envs.obstacle import ObstacleArm, separation
 from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.objective import Cost

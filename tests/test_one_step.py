@@ -10,7 +10,6 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-import rlamort.envs
 import stable_baselines3
 import torch
 from gymnasium.utils.env_checker import check_env
@@ -19,6 +18,7 @@ from gymnasium.wrappers import RescaleAction
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import rlamort.envs
 from rlamort.domain import Box, Euclid, Simplex, Sphere, SquashedGaussian
 from rlamort.env.bandit import Bandit
 from rlamort.env.gym import GymEnv

@@ -4,13 +4,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from rlamort.agents.plan import MPC
 from test_cli import rlamort
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
 from rlamort import parts
 from rlamort.agent import Player
+from rlamort.agents.plan import MPC
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.model import Model

@@ -6,10 +6,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from rlamort.agents.plan import MPC
 
 import rlamort as ra
 from rlamort import parts
+from rlamort.agents.plan import MPC
 from rlamort.dynamics import Trajectory
 from rlamort.env.make import open_env
 from rlamort.env.simulate import Simulator

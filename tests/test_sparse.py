@@ -10,14 +10,14 @@ import pytest
 import torch
 from drawn import drawn
 from gymnasium.utils.env_checker import check_env
-from rlamort.envs import sparse
-from rlamort.envs.sparse import Lasso, Patches, SparseRecovery, nmse, solve, unit
 from sklearn.decomposition import sparse_encode
 
 from rlamort.agent import Player
 from rlamort.domain import Euclid
 from rlamort.env import Spec
 from rlamort.env.one_step import OneStep
+from rlamort.envs import sparse
+from rlamort.envs.sparse import Lasso, Patches, SparseRecovery, nmse, solve, unit
 from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.measure.claims import coding

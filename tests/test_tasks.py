@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from drawn import drawn
-from rlamort.envs.tasks import Sinusoids
 from torch import nn
 
 from rlamort.domain import Weights
 from rlamort.env.one_step import OneStep
+from rlamort.envs.tasks import Sinusoids
 from rlamort.errors import UserError
 from rlamort.losses import objective
 from rlamort.nets import mlp

@@ -9,6 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from rlamort.config import methods
+from rlamort.domain import Gaussian
 from rlamort.envs import images
 from rlamort.envs.vae import (
     VAE,
@@ -22,10 +26,6 @@ from rlamort.envs.vae import (
     Relative,
     warped,
 )
-from torch import nn
-
-from rlamort.config import methods
-from rlamort.domain import Gaussian
 from rlamort.errors import UserError
 from rlamort.measure.claims import inference, ivae, savae
 from rlamort.measure.claims import vae as vae_claims
