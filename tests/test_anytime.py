@@ -205,13 +205,24 @@ def test_a_file_of_stable_baselines3_is_refined_in_its_own_critic(theirs, capsys
     assert (q(refined) > q(plain) + 1e-4).any()
     with pytest.raises(ra.UserError, match=r"has no critic Q\(x, y\).*no action can be refined"):
         ra.load(f"sb3:{folder / 'ppo.zip'}").predict(observed, refine=1)
-    main(["eval", f"sb3:{folder / 'sac.zip'}", "env=Pendulum-v1", "refine=2", "update=cem", "update.samples=9", "--episodes", "2"])
+    main(
+        [
+            "eval",
+            f"sb3:{folder / 'sac.zip'}",
+            "env=Pendulum-v1",
+            "refine=2",
+            "update=cem",
+            "update.samples=9",
+            "--episodes",
+            "2",
+        ]
+    )
     assert "refine=2" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_without_a_critic_nothing_is_refined():
     with pytest.raises(ra.UserError, match=r"agent: Amortize has no critic Q\(x, y\)"):
-        ra.SPHERE(hidden=(8,)).score(2, refine=1)
+        ra.SPHERE("rlamort/Sphere-v0", hidden=(8,)).score(2, refine=1)
 
 
 @pytest.mark.parametrize(
@@ -260,8 +271,9 @@ def test_return_against_time_is_paired_and_says_where_the_critic_is_wrong(runs):
     env = open_env("Pendulum-v1", count=2, max_episode_steps=20)
     x = env.reset(0)
     playing = players(agent)
-    report = return_against_time(playing, env, x, np.array([0, 1]), 2, seed=5)
     assert len(playing) == 2 + len(GRADIENT) + len(CEM)
+    playing = dict(list(playing.items())[::5])
+    report = return_against_time(playing, env, x, np.array([0, 1]), 2, seed=5)
     own, *others = report.data["players"]
     assert own["gained"]["mean"] == own["promised"]["mean"] == 0
     assert all(one["promised"]["mean"] >= -1e-6 and one["microseconds"] > 0 for one in others)

@@ -74,7 +74,7 @@ def return_against_time(
     f, contexts = policy.action_cost(), policy.normaliser(x)
     costs = {name: f(agent.act(x, explore=False), contexts).double().numpy(force=True) for name, agent in playing.items()}
     seconds = {
-        name: timed(functools.partial(agent.act, x[:1], explore=False), x.device, within=1.0) for name, agent in playing.items()
+        name: timed(functools.partial(agent.act, x[:1], explore=False), x.device, within=0.3) for name, agent in playing.items()
     }
     returns = {name: score(agent, env, seed).returns for name, agent in playing.items()}
     own = np.array(returns[POLICY])

@@ -184,7 +184,7 @@ def gap(
             print(f"playing: {acting} episodes with each kind of action", flush=True)
             acted = in_play(problem, place, chosen, acting)
             data["acting"] = acted.data
-            lines += ["", "Acting with each, and the time of a decision", *acted.lines]
+            lines += ["", "Acting with each", *acted.lines]
     return Report(lines, data)
 
 

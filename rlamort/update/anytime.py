@@ -54,7 +54,8 @@ class Worth(Always):
         return self.tolerance * (f(y, x) - f(middle, x)).abs()
 
     def gain(self, f: MaxQ, x: Tensor, y: Tensor, better: Tensor) -> Tensor:
-        return (f.critic(x, better) - f.critic(x, y)).amin(0)
+        gains: Tensor = f.critic(x, better) - f.critic(x, y)  # (E, B)
+        return gains.amin(0)
 
 
 @dataclass(frozen=True)
