@@ -1,7 +1,9 @@
 """Actions refined in the critic: what refinement may never do, when it stops, and what it says of bad requests."""
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ import rlamort as ra
 from rlamort.cli import main
 from rlamort.domain import Sphere, unit_box
 from rlamort.env.make import open_env
-from rlamort.measure.anytime import CEM, GRADIENT, Played, players, return_against_time, verdict
+from rlamort.measure.anytime import AUTOMATIC, CEM, GRADIENT, Played, players, return_against_time, verdict
+from rlamort.measure.claims.anytime import DRAWN, judged
 from rlamort.measure.evaluate import refinement
 from rlamort.objective import MaxQ, Objective
 from rlamort.score import Interval
@@ -287,3 +290,27 @@ def test_return_against_time_is_paired_and_says_where_the_critic_is_wrong(runs):
         "better in the critic and in the world: b",
         "better in the critic, and no different in the world by 5 episodes: 1 of 3",
     ]
+
+
+def test_auto_is_claimed_to_lose_nothing_in_the_worst_seed():
+    policy, steady, lost = [1.0, 2.0, 3.0], [1.1, 1.9, 3.1], [0.0, 1.1, 2.1]
+    names = [*DRAWN, AUTOMATIC]
+
+    def of(auto):
+        players = [{"name": name, "microseconds": 1.0 + i} for i, name in enumerate(names)]
+        return {"returns": {**dict.fromkeys(DRAWN, policy), AUTOMATIC: auto}, "players": players}
+
+    (kept,) = judged({"0": of(steady), "1": of(steady)}, "Pendulum-v1, SAC after 9 steps").verdicts
+    measured = judged({"0": of(steady), "1": of(lost)}, "Pendulum-v1, SAC after 9 steps")
+    assert kept.passed
+    assert not measured.verdicts[0].passed
+    assert measured.data["worse in the world"][AUTOMATIC] == ["1"]
+    assert list(measured.figures) == ["anytime_pendulum_v1_sac"]
+
+
+def test_the_page_runs_as_it_stands():
+    page = (Path(__file__).parent.parent / "docs" / "anytime.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    found = {}
+    exec(block, found)
+    assert found["agent"].predict(found["observation"], refine=5)[0].shape == (1,)

@@ -18,7 +18,7 @@ from rlamort.measure.time_to_match import timed
 from rlamort.score import Interval, interval, score
 from rlamort.update import AUTO, Anytime, Cem, Worth
 
-POLICY = "policy"
+POLICY, AUTOMATIC = "policy", "policy + gradient steps, auto"
 GRADIENT, CEM = (1, 2, 5, 10, 20), (1, 2, 5, 10)  # steps, and iterations
 SAMPLES, ELITES, SIGMA = 32, 4, 0.3
 cem = functools.partial(Cem, samples=SAMPLES, elites=ELITES, sigma=SIGMA)
@@ -32,7 +32,7 @@ def gradient_steps(count: int) -> str:
 def players(agent: Agent) -> dict[str, Agent]:
     """The agent, and the same with refined actions, by name."""
     refined = {gradient_steps(k): agent.refined(k) for k in GRADIENT}
-    refined["policy + gradient steps, auto"] = agent.refined(AUTO)
+    refined[AUTOMATIC] = agent.refined(AUTO)
     refined |= {f"policy + {k} x CEM of {SAMPLES}": agent.refined(Anytime(k, update=cem)) for k in CEM}
     return {POLICY: agent, **refined}
 
