@@ -22,11 +22,12 @@ from rlamort.measure.claims.anytime import DRAWN, judged
 from rlamort.measure.evaluate import refinement
 from rlamort.objective import MaxQ, Objective
 from rlamort.score import Interval
-from rlamort.update import AUTO, Adam, Anytime, Cem, LineSearch, Projected, Worth
+from rlamort.update import AUTO, Adam, Anytime, Cem, LineSearch, Projected, Worth, best
 
 SOLVERS = {
     "line search": LineSearch,
     "cem": lambda domain: Cem(domain, 16, 4, sigma=0.5),
+    "the best of cem": best(lambda domain: Cem(domain, 16, 4, sigma=0.5)),
     "adam": lambda domain: Projected(Adam(0.1), domain),
     "away from it": lambda domain: Projected(Adam(-0.5), domain),
 }
@@ -266,7 +267,7 @@ def test_keys_are_the_refinement_that_they_name(spec):
     assert refinement({"refine": 5, "budget_us": 200}, spec) == Anytime(5, 200.0)
     assert refinement({"refine": "auto", "tolerance": 0.1}, spec) == Anytime(AUTO.steps, worth=Worth(0.1))
     asked = refinement({"budget_us": 10_000, "update": {"kind": "cem", "samples": 9}}, spec)
-    assert asked.update(unit_box(2)).update.samples == 9
+    assert asked.update(unit_box(2)).update.update.samples == 9
 
 
 def test_return_against_time_is_paired_and_says_where_the_critic_is_wrong(runs):  # noqa: F811

@@ -16,12 +16,12 @@ from rlamort.env import Env
 from rlamort.measure.report import Report, bounds, by_episode, table
 from rlamort.measure.time_to_match import timed
 from rlamort.score import Interval, interval, score
-from rlamort.update import AUTO, Anytime, Cem, Worth
+from rlamort.update import AUTO, Anytime, Cem, Worth, best
 
 POLICY, AUTOMATIC = "policy", "policy + gradient steps, auto"
 GRADIENT, CEM = (1, 2, 5, 10, 20), (1, 2, 5, 10)  # steps, and iterations
 SAMPLES, ELITES, SIGMA = 32, 4, 0.3
-cem = functools.partial(Cem, samples=SAMPLES, elites=ELITES, sigma=SIGMA)
+cem = best(functools.partial(Cem, samples=SAMPLES, elites=ELITES, sigma=SIGMA))
 
 
 def gradient_steps(count: int) -> str:

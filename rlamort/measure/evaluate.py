@@ -10,7 +10,7 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.run.restore import load
 from rlamort.score import interval
-from rlamort.update import AUTO, Anytime, Projected, Refine, Update, Worth, anytime
+from rlamort.update import AUTO, Anytime, Refine, Update, Worth, anytime, best
 
 PLACES = ("env", "eval_env")
 REFINEMENT = ("refine", "budget_us", "tolerance", "update")
@@ -72,8 +72,8 @@ def refinement(fields: dict[str, Any], spec: Spec) -> Anytime | None:
     part: parts.Update = convert("update", fields["update"], parts.Update, parts.LineSearch())
 
     def update(domain: Domain) -> Update:
-        return Projected(part(parts.Setting(domain, spec.x_dim, ()), asked.steps or 1), domain)
+        return part(parts.Setting(domain, spec.x_dim, ()), asked.steps or 1)
 
     if any(True for _ in update(spec.domain).parameters()):
         raise UserError(f"update={part.label()}: its step has weights to learn, and nothing trains them here; adam has none")
-    return replace(asked, update=update)
+    return replace(asked, update=best(update))

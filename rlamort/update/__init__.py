@@ -2,7 +2,7 @@
 
 from rlamort.update.adam import Adam
 from rlamort.update.anderson import Anderson
-from rlamort.update.anytime import AUTO, Always, Anytime, Refine, Worth, anytime
+from rlamort.update.anytime import AUTO, Always, Anytime, Refine, Worth, anytime, best
 from rlamort.update.base import Projected, Update
 from rlamort.update.best import BestSoFar, best_so_far
 from rlamort.update.cem import Cem, HardTop, SoftTop
@@ -16,5 +16,5 @@ from rlamort.update.spectral import SpectralGradient
 __all__ = [
     "AUTO", "Adam", "Additive", "Always", "Anderson", "Anytime", "BestSoFar", "Cem", "Fixed", "Gated", "Gradient", "Gru",
     "HardTop", "InChart", "InY", "Lbfgs", "Learned", "LineSearch", "LogSign", "Lstm", "Normed", "Projected", "Recurrent",
-    "Refine", "SoftTop", "Space", "SpectralGradient", "Update", "Worth", "anytime", "best_so_far",
+    "Refine", "SoftTop", "Space", "SpectralGradient", "Update", "Worth", "anytime", "best", "best_so_far",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from rlamort.domain import Domain
 from rlamort.errors import UserError
 from rlamort.host.randomness import seeded
 from rlamort.objective import MaxQ
-from rlamort.update.base import Update
+from rlamort.update.base import Projected, Update
 from rlamort.update.best import BestSoFar
 from rlamort.update.line import LineSearch
 
@@ -60,10 +60,11 @@ class Worth(Always):
 
 @dataclass(frozen=True)
 class Anytime:
-    """Steps of a solver from an action, of which the best so far is kept: f never increases.
+    """Steps of a solver from an action, by which f never increases.
 
-    An item stops for good at the first step that is not worth it, and stays where it was before that step; so no item depends
-    on another. At least one of `steps` and `budget_us` is needed. Whatever an update draws is the same at every call.
+    An item stops for good at the first step that raises f or is not worth it, and stays where it was before that step; so no
+    item depends on another. At least one of `steps` and `budget_us` is needed. What an update draws is the same at every
+    call.
 
     Args:
         steps: most steps; None takes as many as there is time for.
@@ -71,7 +72,8 @@ class Anytime:
             took as long as the longest before; the first begins if any time is left, so the budget is exceeded by at most
             one step. None is no limit.
         worth: when a step is worth it: `Always()`, or `Worth(tolerance)`.
-        update: from Y to the solver's step, whose iterates should lie in Y; those that do not are never taken.
+        update: from Y to the solver's step, whose iterates lie in Y. One that may raise f on its way, such as `Cem`, goes on
+            only inside a `BestSoFar`, which keeps the best: `best` makes it so.
         clock: seconds.
 
     Raises:
@@ -124,15 +126,17 @@ class Anytime:
         """Refine y (B, n) for contexts x (B, d) of f; `began` is when the budget began to run."""
         if self._left(began) <= 0:
             return y
-        oracle, update = f.oracle(x), BestSoFar(self.update(domain), domain)
+        oracle, update = f.oracle(x), self.update(domain)
         with seeded(0, x.device):
             h, cost = update.start(y, x, oracle), self.worth.cost(f, domain, x, y)
-            going, taken, longest = torch.ones_like(cost, dtype=torch.bool), 0, 0.0
+            lowest, going = update.value(y, h, oracle), torch.ones_like(cost, dtype=torch.bool)
+            taken, longest = 0, 0.0
             while (self.steps is None or taken < self.steps) and self._left(began) > longest:
                 start = self.began()
                 better, h = update(y, h, x, oracle)
-                going = going & (self.worth.gain(f, x, y, better) >= cost)
-                y = better.where(going[:, None], y)
+                value = update.value(better, h, oracle)
+                going = going & (value <= lowest) & (self.worth.gain(f, x, y, better) >= cost)
+                y, lowest = better.where(going[:, None], y), value
                 taken, longest = taken + 1, max(longest, self._since(start, x))
                 if not going.any():
                     break
@@ -151,6 +155,11 @@ class Anytime:
 
     def _spent(self, began: float) -> float:
         return 1e6 * (self.clock() - began)
+
+
+def best(update: Callable[[Domain], Update]) -> Callable[[Domain], Update]:
+    """The same solver's step, projected onto Y, of which the best iterate so far is kept: for `Anytime.update`."""
+    return lambda domain: BestSoFar(Projected(update(domain), domain), domain)
 
 
 Refine = int | Literal["auto"] | Anytime | None

@@ -60,9 +60,10 @@ def judged(data: dict[str, Any], name: str) -> Measured:
     """The claim about agents of several seeds, from the data of each."""
     gains = {seed: _gain(one, AUTOMATIC) for seed, one in data.items()}
     doubtful = min(gains, key=lambda seed: gains[seed].high)
+    means = ", ".join(f"{one.mean:+.3g}" for one in gains.values())
     claim = (
-        f"{name}: return with refine=auto less the policy's, paired over {EPISODES} episodes: upper end of the 95 % interval, in "
-        f"the worst of {len(data)} seeds; means {', '.join(f'{one.mean:+.3g}' for one in gains.values())}"
+        f"{name}: return with refine=auto less the policy's, paired over {EPISODES} episodes: upper end of the 95 % interval "
+        f"in the worst of {len(data)} seeds; means {means}"
     )
     stem = "anytime_" + name.lower().split(" after")[0].replace(", ", "_").replace("-", "_")
     worse = {
