@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlamort.agent import Agent
 from rlamort.config import Count, Fraction, Positive, Widths
@@ -21,6 +21,7 @@ from rlamort.env import Episode, Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.local import LocalVectorEnv
 from rlamort.errors import UserError
+from rlamort.objective import MaxQ
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
 
 
@@ -29,6 +30,22 @@ class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, spec: Spec) -> None:
         self.observation_space, self.action_space = spec.observation.box(), spec.action.box()
+
+
+class Critics(nn.Module):
+    """Stable-Baselines3's critics with the interface of `Critic`.
+
+    Args:
+        critic: its `ContinuousCritic`.
+    """
+
+    def __init__(self, critic: nn.Module) -> None:
+        super().__init__()
+        self.critic = critic
+
+    def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
+        """x (B, d), y (B, n) -> (members, B)."""
+        return torch.cat(self.critic(x, y), dim=-1).T[:members]
 
 
 class SB3(Agent):
@@ -77,6 +94,13 @@ class SB3(Agent):
     def take(self, model: Any) -> None:
         """Use that model's policy from now on, for acting and saving."""
         self.policy = model.policy
+
+    def action_cost(self) -> MaxQ:
+        critic = getattr(self.policy, "critic", None)
+        if critic is None:
+            return super().action_cost()
+        theirs: Any = Critics(critic)
+        return MaxQ(theirs, 1.0) if self.algorithm == "SAC" else MaxQ(theirs, 0.0, 1)  # TD3 and DDPG ask the first
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         observed = x.numpy(force=True).reshape(-1, *self.spec.observation.shape)

@@ -4,15 +4,16 @@ x state (B, d), as the environment gives it · y action (B, n) in [-1, 1]^n · f
 """
 
 import copy
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlamort.agent import Agent
 from rlamort.env import Env, Policy
 from rlamort.errors import UserError
-from rlamort.objective import MaxQ, Soft
+from rlamort.objective import MaxQ
 from rlamort.problem import Problem
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,7 +71,7 @@ class MaxQProblem(Problem[Tensor]):
     trained with a solver.
 
     Args:
-        agent: a trained agent, with `f` (a `MaxQ`, or a `Soft` over one) and `normaliser`.
+        agent: a trained agent with an `action_cost`.
         states: (N, d), from which contexts are drawn.
 
     Raises:
@@ -79,9 +80,9 @@ class MaxQProblem(Problem[Tensor]):
 
     states: Tensor
 
-    def __init__(self, agent: Any, states: Tensor) -> None:
+    def __init__(self, agent: Agent, states: Tensor) -> None:
         super().__init__()
-        f = action_cost(agent)
+        f = agent.action_cost()
         if states.ndim != 2 or states.shape[1] != agent.spec.x_dim or not len(states):
             raise UserError(f"states: shape {tuple(states.shape)} is given; (N, {agent.spec.x_dim}) with N > 0 is needed")
         self.domain = agent.spec.domain.to(states.device)
@@ -94,19 +95,6 @@ class MaxQProblem(Problem[Tensor]):
 
     def cost(self, y: Tensor, x: Tensor) -> Tensor:
         return self.f(y, self.normaliser(x))
-
-
-def action_cost(agent: Any) -> MaxQ:
-    """The objective of the actor of `agent` as a function of the action.
-
-    Raises:
-        UserError: it has no critic of actions.
-    """
-    f = getattr(agent, "f", None)
-    f = f.f if isinstance(f, Soft) else f
-    if not isinstance(f, MaxQ):
-        raise UserError(f"agent: {type(agent).__name__} has no critic Q(x, y), so there is no max-Q problem to solve")
-    return f
 
 
 def frozen(module: M) -> M:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from rlamort.run.learner import Learner
     from rlamort.run.restore import load, resume
     from rlamort.solve.solver import Solver
+    from rlamort.update import Anytime
 
     SAC: type[Learner]
     TD3: type[Learner]
@@ -54,6 +55,7 @@ HOMES = {
     "problem": ("Problem",),
     "measure.fit": ("amortize", "load_solver"),
     "solve.solver": ("Solver",),
+    "update": ("Anytime",),
     "domain": (
         "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Gaussian", "Orthant",
         "PerItem", "Polyhedron", "Product", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian",
@@ -61,9 +63,9 @@ HOMES = {
 }  # fmt: skip
 
 __all__ = [
-    "DDPG", "PSD", "SAC", "TD3", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone", "Fault",
-    "Gaussian", "Learner", "Orthant", "PerItem", "Polyhedron", "Problem", "Product", "SecondOrderCone", "Simplex", "Solver",
-    "Sphere", "SquashedGaussian", "UserError", "amortize", "load", "load_solver", "resume",
+    "DDPG", "PSD", "SAC", "TD3", "Affine", "Anytime", "Ball", "Birkhoff", "Box", "CappedSimplex", "Euclid", "ExponentialCone",
+    "Fault", "Gaussian", "Learner", "Orthant", "PerItem", "Polyhedron", "Problem", "Product", "SecondOrderCone", "Simplex",
+    "Solver", "Sphere", "SquashedGaussian", "UserError", "amortize", "load", "load_solver", "resume",
 ]  # fmt: skip
 
 

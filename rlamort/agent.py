@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from rlamort.adjoint import Carry
 from rlamort.domain import Domain
 from rlamort.env import Spec
+from rlamort.errors import UserError
 from rlamort.model import Model
 from rlamort.nets import FreeWeights, Normaliser, UnitWeights, Unnormalised
-from rlamort.objective import Metrics
+from rlamort.objective import MaxQ, Metrics, Soft
 from rlamort.source import Batch, Contexts, Labelled
+from rlamort.update import Anytime, Refine, anytime
 
 
 class Adam(nn.Module):
@@ -201,9 +203,40 @@ class Agent(nn.Module):
         """Update the observation statistics with contexts (B, d) met in play, on any device."""
         self.normaliser.update(x)
 
+    def action_cost(self) -> MaxQ:
+        """The actor's objective as a function of the action, on normalised contexts; of a soft one, without the entropy.
+
+        Raises:
+            UserError: it has no critic of actions.
+        """
+        f = getattr(self, "f", None)
+        f = f.f if isinstance(f, Soft) else f
+        if not isinstance(f, MaxQ):
+            raise UserError(
+                f"agent: {type(self).__name__} has no critic Q(x, y), so there is no max-Q problem to solve, and no action can "
+                "be refined in it"
+            )
+        return f
+
+    def refined(self, refine: Refine = None, budget_us: float | None = None) -> "Agent":
+        """An agent whose actions are this one's refined, with the arguments of `predict`; itself where nothing is asked for.
+
+        Raises:
+            UserError: a value that is not allowed, or it has no critic of actions.
+        """
+        asked = anytime(refine, budget_us)
+        return self if asked is None else Refining(self, asked)
+
     @torch.no_grad()
     def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        refine: Refine = None,
+        budget_us: float | None = None,
     ) -> tuple[np.ndarray, Any]:
         """An action in the environment's units, of a problem a solution in Y; the signature is Stable-Baselines3's.
 
@@ -211,7 +244,11 @@ class Agent(nn.Module):
             observation: one observation in the shape of its space, or flat, or a batch of them along the first axis.
             state: what the call before returned; None where all episodes begin.
             episode_start: (B,) or one bool: where an episode begins, so that nothing is remembered; None where none does.
-            deterministic: the policy's median action, instead of an exploring one.
+            deterministic: the policy's median action, instead of an exploring one; what is refined is always the median.
+            refine: steps of refinement in the critic, from the policy's action: a number; auto, while a step is predicted to be
+                worth it, see `Worth`; or an `Anytime`, with any solver. The result is never worse by the actor's objective.
+            budget_us: microseconds for computing the action, without conversions; refinement ends when they are over. Without
+                `refine`, there are as many steps as there is time for.
 
         Returns:
             Action in the shape and dtype of the action space, or a batch of them, and what the agent remembers: a tuple of
@@ -219,18 +256,45 @@ class Agent(nn.Module):
 
         Raises:
             ValueError: the observation has another shape than the agent was trained on, or `state` another than the agent's.
+            UserError: refinement without a critic, a value that is not allowed, or a budget below the unrefined action's time.
         """
+        acting = self.refined(refine, budget_us)
         exact = next((p.dtype for p in self.parameters() if p.is_floating_point()), None) is torch.float64
         rows, batched = self.spec.observation.rows(observation, "observation", np.float64 if exact else np.float32)
         x = torch.from_numpy(rows).to(self.device)
-        player = Player(self, len(x))
+        player = Player(acting, len(x))
         if player.h and state is not None:
             carry = (torch.from_numpy(np.array(part)).to(self.device) for part in state)
-            player = Player(self, len(x), tuple(carry))
+            player = Player(acting, len(x), tuple(carry))
             player.begin(np.broadcast_to(np.array(False if episode_start is None else episode_start, dtype=bool), len(x)))
         actions = self.units.decode(player(x, explore=not deterministic).numpy(force=True))
         state = tuple(part.numpy(force=True) for part in player.h) if player.h else state
         return (actions if batched else actions[0, ...]), state  # an array also where it has no axes
+
+
+class Refining(Agent):
+    """An agent without exploration whose actions are refined in its critic.
+
+    Args:
+        agent: whose actions and critic they are.
+        steps: how they are refined.
+
+    Raises:
+        UserError: the agent has no critic of actions.
+    """
+
+    def __init__(self, agent: Agent, steps: Anytime) -> None:
+        super().__init__(agent.spec, normalise=False)
+        self.agent, self.steps, self.f = agent, steps, agent.action_cost()
+
+    def start(self, count: int) -> Carry:
+        return self.agent.start(count)
+
+    def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
+        began = self.steps.began()
+        y, after = self.agent.play(x, h, explore=False)
+        self.steps.require_time(began, lambda: self.agent.play(x, h, explore=False))
+        return self.steps(self.f, self.domain, self.agent.normaliser(x), y, began), after
 
 
 class Player:

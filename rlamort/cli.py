@@ -27,7 +27,7 @@ rlamort: reinforcement learning in which a policy is an amortization model
   rlamort train METHOD --help                         every key, its meaning and default
   rlamort resume RUN [key=value ...]                  continue a run that was stopped, or make it longer
   rlamort push RUN [wandb_project=... ...]            upload its records to Weights & Biases afterwards
-  rlamort eval RUN [--episodes N]                     evaluate a trained agent
+  rlamort eval RUN [refine=5 ...] [--episodes N]      evaluate a trained agent, with its actions refined or not
   rlamort demonstrate EXPERT --out FILE.npz env=ENV   write an expert's observations and actions, for `train bc`
   rlamort video RUN                                   record a video of an episode
   rlamort plot RUN [RUN ...] [--out FILE]             learning curves, with intervals over seeds
@@ -163,27 +163,17 @@ def _values(arguments: list[str]) -> dict[str, Any]:
 def evaluate(arguments: list[str]) -> None:
     """`rlamort eval RUN`."""
     parser = Parser("eval", "Evaluate an agent: episodes with fixed seeds and deterministic actions.")
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", help="a run directory, or sb3:FILE.zip")
     parser.add_argument("--episodes", help="number of episodes (default: as in training)")
-    _places_option(parser)
+    about = "env=..., eval_env=...: as for video; refine=5 or refine=auto, budget_us=500, tolerance=0.01, update=cem: "
+    about += "improve every action in the agent's critic before it is played"
+    parser.add_argument("keys", nargs="*", help=about)
     _method_option(parser)
     options = parser.parse_args(arguments)
     episodes = None if options.episodes is None else convert("--episodes", options.episodes, Size)
-    from rlamort.run.restore import load
-    from rlamort.score import interval
+    from rlamort.measure.evaluate import evaluate as score_of
 
-    learner = load(options.run, method=options.method, **_places(options.places))
-    returns = learner.score(episodes).returns
-    learner.close()
-    print(f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {options.run}")
-    if learner.agent.spec.problem is None:
-        what, digits, (mean, low, high) = "return", ".2f", interval(returns)
-        count = "1 episode" if len(returns) == 1 else f"{len(returns)} episodes"
-    else:
-        what, digits, (mean, low, high) = "mean cost, lower is better:", ".4g", interval([-one for one in returns])
-        count = "1 context" if len(returns) == 1 else f"{len(returns)} contexts"
-    bounds = f", 95 % interval [{low:{digits}}, {high:{digits}}]" if len(returns) > 1 else ""
-    print(f"{what} {mean:{digits}}{bounds} over {count}")
+    print(*score_of(options.run, episodes, options.method, _values(options.keys)), sep="\n")
 
 
 def show(arguments: list[str]) -> None:

@@ -187,7 +187,8 @@ def test_a_solver_that_is_not_named_does_not_count_and_one_that_never_arrives_fa
 def test_whether_the_return_follows_is_said_by_the_interval_of_paired_episodes(gain, said):
     policy = [100.0, -300.0, 20.0]
     better = [own + more for own, more in zip(policy, gain, strict=True)]
-    sentence = maxq.follows("agent", {"acting": {"returns": {"policy": policy, "refined": better, "search": policy}}})
+    returns = {"policy": policy, "policy + 5 gradient steps": better, "8 starts x 20 gradient steps": policy}
+    sentence = maxq.follows("agent", {"acting": {"returns": returns}})
     assert said in sentence
     assert "does not change" in sentence
 

@@ -20,6 +20,7 @@ from rlamort.env import Env, Episode, Spec, Step
 from rlamort.env.imports import here
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError, nearest
+from rlamort.host.randomness import seeded
 from rlamort.objective import Cost, Objective
 from rlamort.problem import Drawn, Problem, begun, device_of, draw, presented, unseen
 
@@ -142,13 +143,7 @@ class OneStep(Env):
 @contextlib.contextmanager
 def stream(generator: np.random.Generator, device: torch.device) -> Iterator[None]:
     """A context with torch's generators seeded by `generator`; their state is restored at its end."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        seed = int(generator.integers(2**63))
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves every GPU's generator too
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with seeded(int(generator.integers(2**63)), device):
         yield
 
 

@@ -9,6 +9,18 @@ import numpy as np
 import torch
 
 
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A context with torch's generators of a device seeded; their state is restored at its end. Quicker than `Randomness`."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which moves every GPU's generator too
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 class Randomness:
     """Isolates a run's state of the global generators of torch, NumPy and Python.
 

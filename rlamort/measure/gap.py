@@ -3,67 +3,40 @@
 x state (B, d) · y action (B, n) in [-1, 1]^n · f = -Q · gap = f(policy) - f(best), in units of Q: discounted return · S states
 """
 
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlamort.agent import Agent
+from rlamort.domain import unit_box
 from rlamort.env import Policy, Spec
 from rlamort.env.bandit import Bandit
 from rlamort.env.gym import GymEnv
 from rlamort.env.make import open_gym
 from rlamort.env.record import name_of
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, Saved, save
-from rlamort.envs.maxq import MaxQProblem, Visited, action_cost, visit
+from rlamort.envs.maxq import MaxQProblem, Visited, visit
 from rlamort.errors import UserError
 from rlamort.host.randomness import Randomness
-from rlamort.measure.report import Report, table
+from rlamort.measure.anytime import gradient_steps, players, return_against_time
+from rlamort.measure.report import Report, bounds, by_episode, table
 from rlamort.measure.time_to_match import PATIENCE, time_to_match, tutorial
-from rlamort.nets import Unnormalised
-from rlamort.objective import Cost, MaxQ, Objective
+from rlamort.objective import Cost, Objective
 from rlamort.run.learner import Learner
 from rlamort.run.restore import load
-from rlamort.score import Interval, interval, score
+from rlamort.score import Interval
 from rlamort.solve.classical import Reference, best_found, extended
+from rlamort.update import LineSearch
 
 SEED = 2_000_000  # of the measured episodes, distinct from those of evaluations and training
 TRAINING = 3_000_000  # of the episodes whose states are for training
 REFINEMENTS = 5
-LENGTHS = [2.0**-i for i in range(12)]  # of a refinement step along its largest coordinate; the box is 2 wide
 STARTS, ITERATIONS = 8, 20  # of the search at every step of an episode
+SEARCHED = f"{STARTS} starts x {ITERATIONS} gradient steps"
 NOTABLE = 1e-3  # relative to the zero action's gap: smaller gaps are rounding
-
-
-class _Theirs(nn.Module):
-    """Stable-Baselines3's critics with the interface of `Critic`."""
-
-    def __init__(self, critic: nn.Module) -> None:
-        super().__init__()
-        self.critic = critic
-
-    def forward(self, x: Tensor, y: Tensor, members: int | None = None) -> Tensor:
-        """x (B, d), y (B, n) -> (members, B)."""
-        return torch.cat(self.critic(x, y), dim=-1).T[:members]
-
-
-def _measured(learner: Learner) -> Any:
-    """An object with the attributes that `MaxQProblem` reads, also for runs of Stable-Baselines3.
-
-    Raises:
-        UserError: it has no critic of actions.
-    """
-    agent = learner.agent
-    critic = getattr(getattr(agent, "policy", None), "critic", None)
-    if critic is None:
-        action_cost(agent)  # there must be one, before anything is played
-        return agent
-    # SAC's actor minimises over its critics, TD3's and DDPG's asks the first
-    f = MaxQ(_Theirs(critic), 1.0) if learner.method == "sb3/sac" else MaxQ(_Theirs(critic), 0.0, 1)  # type: ignore[arg-type]
-    return SimpleNamespace(spec=agent.spec, normaliser=Unnormalised(), f=f)
 
 
 def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tuple[MaxQProblem, MaxQProblem]:
@@ -79,7 +52,8 @@ def max_q(run: str, env: Any = None, episodes: int = 8, held_out: int = 2) -> tu
         UserError: there is no such run, it has no critic of actions, or its environment is not known.
     """
     learner = load(run, env)
-    agent = _measured(learner)
+    agent = learner.agent
+    agent.action_cost()  # there must be one, before anything is played
     print(f"playing: {episodes} episodes of {run}, for the states in them", flush=True)
     with _Place(learner) as place, Randomness(0, learner.device)():
         visited = visit(place.policy, place.open(episodes), TRAINING)
@@ -121,17 +95,11 @@ class _Place:
 
 @torch.no_grad()
 def refine(f: Objective, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """`steps` projected gradient steps on [-1, 1]^n from y (B, n) with the best of several step sizes, or none.
-
-    So f never increases. Gradients are scaled by their largest coordinate, and step sizes are per item.
-    """
-    oracle, items, many = f.oracle(x), torch.arange(len(y), device=y.device), x.repeat(len(LENGTHS) + 1, 1)
+    """`steps` of a `LineSearch` on [-1, 1]^n from y (B, n), so f never increases."""
+    oracle, update = f.oracle(x), LineSearch(unit_box(y.shape[1]))
+    h = update.start(y, x, oracle)
     for _ in range(steps):
-        slope = oracle.grad(y)
-        slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
-        tried = torch.stack([y, *((y - length * slope).clamp(-1, 1) for length in LENGTHS)])  # (L + 1, B, n)
-        cost = f(tried.flatten(0, 1), many).view(-1, len(y))
-        y = tried[cost.nan_to_num(nan=torch.inf).argmin(0), items]
+        y, h = update(y, h, x, oracle)
     return y
 
 
@@ -161,17 +129,6 @@ class Gap(NamedTuple):
         return cls(by_episode(gap, episode), float(np.quantile(gap, 0.99)), float(gap.max()), share)
 
 
-def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> Interval:
-    """Mean of `values` (S,), with a 95 % percentile interval of a bootstrap over episodes; NaN bounds for a single one."""
-    mean, groups = float(values.mean()), [values[episode == e] for e in np.unique(episode)]
-    if len(groups) < 2:
-        return Interval(mean, float("nan"), float("nan"))
-    totals, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
-    resamples = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
-    low, high = np.percentile(totals[resamples].sum(1) / sizes[resamples].sum(1), [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
-
-
 def gap(
     run: str,
     env: Any = None,
@@ -192,7 +149,7 @@ def gap(
         states: number of states that are measured by the critic.
         resimulated: number of those that rollouts start from.
         horizon: length of a rollout in steps.
-        acting: episodes with the policy, the refined policy and a search; 0 for none.
+        acting: episodes with the policy, with its actions refined for different times, and with a search; 0 for none.
         patience: most iterations of a timed solver.
 
     Raises:
@@ -203,7 +160,8 @@ def gap(
         if not isinstance(value, int) or value < low:
             raise UserError(f"{name}: {value} is given; a whole number of at least {low} is needed")
     learner = load(run, env)
-    agent = _measured(learner)
+    agent = learner.agent
+    agent.action_cost()  # there must be one, before anything is played
     with _Place(learner) as place, Randomness(0, learner.device)():
         print(f"playing: {episodes} episodes, for the states in them", flush=True)
         met = visit(place.policy, place.open(episodes), SEED)
@@ -224,7 +182,7 @@ def gap(
             lines += ["", "Re-simulated in the environment", *played.lines]
         if acting:
             print(f"playing: {acting} episodes with each kind of action", flush=True)
-            acted = in_play(problem, place, acting)
+            acted = in_play(problem, place, chosen, acting)
             data["acting"] = acted.data
             lines += ["", "Acting with each", *acted.lines]
     return Report(lines, data)
@@ -270,11 +228,11 @@ def in_critic(problem: MaxQProblem, policy: Policy, met: Visited, patience: int 
     removed = 1 - gaps["refined"].mean.mean / gaps["policy"].mean.mean if gaps["policy"].mean.mean > 0 else float("nan")
     clock, taught = time_to_match(f, domain, x, policy, costs, patience), tutorial(f, x, policy, costs)
     names = {
-        "policy": "policy", "refined": f"policy + {REFINEMENTS} gradient steps",
-        "search": f"{STARTS} starts x {ITERATIONS} gradient steps", "zero": "zero action",
+        "policy": "policy", "refined": gradient_steps(REFINEMENTS),
+        "search": SEARCHED, "zero": "zero action",
     }  # fmt: skip
     rows = [
-        [title, _number(costs[key].mean()), _bounds(gaps[key].mean), _number(gaps[key].p99), f"{100 * gaps[key].share:.2f} %"]
+        [title, _number(costs[key].mean()), bounds(gaps[key].mean), _number(gaps[key].p99), f"{100 * gaps[key].share:.2f} %"]
         for key, title in names.items()
     ]
     rows.insert(0, [_label(blind), _number(costs["best"].mean()), "0", "0", "0 %"])
@@ -322,14 +280,14 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         promised = (critic.costs["policy"] - critic.costs[name])[part]
         promise, gain = by_episode(promised, episode), by_episode(gained, episode)
         better = float((gained > 0).mean())
-        rows.append([title, _bounds(promise), _bounds(gain), f"{100 * better:.0f} %"])
+        rows.append([title, bounds(promise), bounds(gain), f"{100 * better:.0f} %"])
         data[name] = {"promised": promise._asdict(), "gained": gain._asdict(), "better": better}
     lines = [
         f"{len(part)} restored states ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
         *table(
             ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
         ),
-        f"the policy's own: {_bounds(by_episode(returns['policy'], episode))}",
+        f"the policy's own: {bounds(by_episode(returns['policy'], episode))}",
     ]
     return Report(lines, data)
 
@@ -358,22 +316,11 @@ class _Acting(Agent):
         return self.policy(x)
 
 
-def in_play(problem: MaxQProblem, place: _Place, episodes: int) -> Report:
-    """Returns of whole episodes with the same seeds, with the policy's actions, refined ones, and those of a search."""
+def in_play(problem: MaxQProblem, place: _Place, met: Visited, episodes: int) -> Report:
+    """Return against decision time: the policy's actions, refined ones, and those of a search at every step."""
     f, env = Cost(problem), place.open(episodes)
-    players: dict[str, Policy] = {
-        "policy": place.policy,
-        f"policy + {REFINEMENTS} gradient steps": lambda x: refine(f, x, place.policy(x), REFINEMENTS),
-        f"{STARTS} starts x {ITERATIONS} gradient steps": lambda x: search(f, x, place.policy(x)),
-    }
-    returns = {name: score(_Acting(env.spec, player), env, SEED).returns for name, player in players.items()}
-    first = np.array(returns["policy"])
-    rows = [
-        [name, _bounds(interval(values)), "" if name == "policy" else _bounds(interval((np.array(values) - first).tolist()))]
-        for name, values in returns.items()
-    ]
-    lines = table([f"return of {episodes} episodes", "mean [95 %]", "less the policy's [95 %]"], rows)
-    return Report(lines, {"returns": returns})
+    searching = _Acting(env.spec, lambda x: search(f, x, place.policy(x)))
+    return return_against_time({**players(place.learner.agent), SEARCHED: searching}, env, met.x, met.episode, episodes, SEED)
 
 
 def _label(reference: Reference) -> str:
@@ -382,7 +329,3 @@ def _label(reference: Reference) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _bounds(value: Interval) -> str:
-    return _number(value.mean) if np.isnan(value.low) else f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"

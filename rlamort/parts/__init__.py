@@ -52,6 +52,7 @@ from rlamort.parts.updates import (
     Ista,
     Lbfgs,
     LearnedGradient,
+    LineSearch,
     Lista,
     ListaCp,
     Momentum,
@@ -68,9 +69,9 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
     "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
-    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "Lista", "ListaCp", "Loss",
-    "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder",
-    "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution",
-    "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "TwoStep", "Unroll", "Unrolled",
-    "Update",
+    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp",
+    "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous",
+    "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed",
+    "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "TwoStep", "Unroll",
+    "Unrolled", "Update",
 ]  # fmt: skip

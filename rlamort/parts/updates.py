@@ -157,6 +157,14 @@ class Adam(Update):
 
 
 @dataclass(frozen=True)
+class LineSearch(Update):
+    """Projected gradient descent with the best of twelve step sizes at every step, or none: f never increases."""
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        return updates.LineSearch(setting.domain)
+
+
+@dataclass(frozen=True)
 class SpectralGradient(Update):
     """Spectral projected gradient: Barzilai-Borwein step sizes (Birgin, Martinez and Raydan, 2000).
 
@@ -350,7 +358,7 @@ Adjoint.presets = {
 }  # fmt: skip
 Update.presets = {
     "gradient": Gradient(), "learned_gradient": LearnedGradient(), "adam": Adam(), "spectral": SpectralGradient(),
-    "recurrent": Recurrent(), "cem": Cem(), "lbfgs": Lbfgs(),
+    "line_search": LineSearch(), "recurrent": Recurrent(), "cem": Cem(), "lbfgs": Lbfgs(),
     "anderson": Anderson(), "ista": Ista(), "fista": Fista(), "lista": Lista(), "lista_cp": ListaCp(), "alista": Alista(),
     "step_ista": StepIsta(), "momentum": Momentum(),
 }  # fmt: skip

@@ -32,6 +32,7 @@ from rlamort.run.track import Terminal
 from rlamort.run.updates import updates_of
 from rlamort.score import SEED, Score, score
 from rlamort.train import Clock, Enough, Journal, Schedule, Tracker, Updates, Values
+from rlamort.update import Refine
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
 
@@ -144,9 +145,9 @@ class Learner:
         with self.randomness():
             source.prepare()
 
-    def score(self, episodes: int | None = None) -> Score:
-        """Play evaluation episodes: fixed seeds, deterministic actions, environments of their own."""
-        return self._scored(episodes or self.config.run.eval_episodes, self.agent)
+    def score(self, episodes: int | None = None, *, refine: Refine = None, budget_us: float | None = None) -> Score:
+        """Play evaluation episodes: fixed seeds, deterministic actions, refined as by `predict`, environments of their own."""
+        return self._scored(episodes or self.config.run.eval_episodes, self.agent.refined(refine, budget_us))
 
     def _scored(self, episodes: int, agent: Agent) -> Score:
         with self.at_work(Randomness(SEED, self.device)), self.environments.undisturbed():
@@ -294,11 +295,12 @@ class Learner:
         return exact
 
     def predict(
-        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+        self, observation: np.ndarray, state: Any = None, episode_start: Any = None, deterministic: bool = False,
+        *, refine: Refine = None, budget_us: float | None = None,
+    ) -> tuple[np.ndarray, Any]:  # fmt: skip
         """As `rlamort.agent.Agent.predict`."""
         with self.randomness.of_torch():
-            return self.agent.predict(observation, state, episode_start, deterministic)
+            return self.agent.predict(observation, state, episode_start, deterministic, refine=refine, budget_us=budget_us)
 
     def save(self, path: str | Path) -> None:
         """Write networks, targets, optimisers and normaliser to the folder `path`, as safetensors and JSON.

@@ -2,17 +2,19 @@
 
 from rlamort.update.adam import Adam
 from rlamort.update.anderson import Anderson
+from rlamort.update.anytime import AUTO, Always, Anytime, Refine, Worth, anytime, best
 from rlamort.update.base import Projected, Update
 from rlamort.update.best import BestSoFar, best_so_far
 from rlamort.update.cem import Cem, HardTop, SoftTop
 from rlamort.update.gradient import Fixed, Gradient, Learned
 from rlamort.update.lbfgs import Lbfgs
+from rlamort.update.line import LineSearch
 from rlamort.update.recurrent import Additive, Gated, Gru, LogSign, Lstm, Normed, Recurrent
 from rlamort.update.space import InChart, InY, Space
 from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
-    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Fixed", "Gated", "Gradient", "Gru", "HardTop", "InChart", "InY",
-    "Lbfgs", "Learned", "LogSign", "Lstm", "Normed", "Projected", "Recurrent", "SoftTop", "Space", "SpectralGradient", "Update",
-    "best_so_far",
+    "AUTO", "Adam", "Additive", "Always", "Anderson", "Anytime", "BestSoFar", "Cem", "Fixed", "Gated", "Gradient", "Gru",
+    "HardTop", "InChart", "InY", "Lbfgs", "Learned", "LineSearch", "LogSign", "Lstm", "Normed", "Projected", "Recurrent",
+    "Refine", "SoftTop", "Space", "SpectralGradient", "Update", "Worth", "anytime", "best", "best_so_far",
 ]  # fmt: skip

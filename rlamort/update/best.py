@@ -37,6 +37,9 @@ class BestSoFar(Update):
         better = cost.isfinite() & (cost <= lowest)
         return at.where(better[:, None], y), (at, torch.where(better, cost, lowest), *carry)
 
+    def value(self, y: Tensor, h: Carry, oracle: Oracle) -> Tensor:
+        return h[1]
+
     @torch.no_grad()
     def _cost(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> Tensor:
         return comparable(self.update.value(y, h, oracle)).where(within(self.domain.at(x), y), torch.inf)

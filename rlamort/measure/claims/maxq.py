@@ -11,7 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rlamort.measure.gap import REFINEMENTS, gap
+from rlamort.measure.anytime import POLICY, gradient_steps
+from rlamort.measure.gap import REFINEMENTS, SEARCHED, gap
 from rlamort.measure.time_to_match import FROM, PATIENCE, WANTED, settings
 from rlamort.measure.verdict import Measured, Verdict, at_least
 from rlamort.run.learner import learner_class
@@ -106,7 +107,8 @@ def fastest(solvers: list[dict[str, Any]], goal: str, batch: int) -> dict[str, A
 
 def follows(name: str, data: Mapping[str, Any]) -> str:
     """Whether the return follows the critic, in a sentence."""
-    policy, refined, searched = data["acting"]["returns"].values()
+    returns = data["acting"]["returns"]
+    policy, refined, searched = (returns[action] for action in (POLICY, gradient_steps(REFINEMENTS), SEARCHED))
     gains = {"refined": _gain(refined, policy), "the best found": _gain(searched, policy)}
     judged = [
         f"with {action} actions the return {_verb(gain)} ({gain.mean:+.4g} [{gain.low:.4g}, {gain.high:.4g}])"
