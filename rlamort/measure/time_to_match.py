@@ -219,8 +219,11 @@ def tutorial(f: Objective, x: Tensor, policy: Policy, costs: dict[str, np.ndarra
     return Report([line], {"times_the_policy": times, "seconds": seconds, "v": value, "outside": outside})
 
 
-def timed(call: Callable[[], Any], device: torch.device, within: float = WITHIN) -> float:
-    """Median seconds of a call, warm and synchronised, over REPEATS, or as many as fit `within` seconds, at least 5."""
+def timed(
+    call: Callable[[], Any], device: torch.device, within: float = WITHIN, statistic: Callable[[list[float]], Any] = np.median
+) -> float:
+    """Median seconds of a call, or another statistic, warm and synchronised, over REPEATS, or as many as fit `within` seconds,
+    at least 5."""
     taken: list[float] = []
     while len(taken) < 3 + 5 or (len(taken) < 3 + REPEATS and sum(taken) < within):
         start = time.perf_counter()
@@ -228,4 +231,4 @@ def timed(call: Callable[[], Any], device: torch.device, within: float = WITHIN)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - start)
-    return float(np.median(taken[3:]))
+    return float(statistic(taken[3:]))
