@@ -187,7 +187,8 @@ class Imitation(NamedTuple):
         ]
         for row, curve in curves.items():
             for budget, (mean, low, high) in curve.items():
-                lines.append(f"| `{row}` | {budget:,} | {mean:.3f} [{low:.3f}, {high:.3f}] |")
+                between = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"  # a single seed has no interval
+                lines.append(f"| `{row}` | {budget:,} | {mean:.3f}{between} |")
         return lines
 
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
