@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rlamort import nets
-from rlamort.domain import Box
+from rlamort.domain import Box, Density
 from rlamort.errors import UserError
-from rlamort.objective import Metrics, Objective, Oracle, Soft
+from rlamort.objective import Metrics, Objective, Oracle, Soft, nothing
 
 LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
 LAST = 1e9  # the cost where a model has diverged
@@ -297,20 +297,95 @@ class ValueExpansion(Objective):
         return self.soft.deterministic_oracle(x)
 
     def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        value, weight = lam.new_zeros(len(x)), lam.new_ones(len(x))
-        diverged, alpha, entropies = weight < 0, self.soft.alpha().detach(), []
+        gains, alpha, entropies = Gains(lam.new_ones(len(x)), self.discount), self.soft.alpha().detach(), []
         for _ in range(self.horizon):
             y, logq = self.soft.density.sample(lam)
-            x_next, reward, continues = self.dynamics(x, y)
-            unsound = (weight > 0) & ~((x_next.abs() < LARGE).all(-1) & (reward.abs() < LARGE))  # NaN is unsound, too
-            diverged = diverged | unsound
-            value = value + weight * torch.where((weight > 0) & ~unsound, reward - alpha * logq, 0)
-            weight = self.discount * weight * torch.where(unsound, 0, continues)
-            # a state after an end may be NaN, and so would be the gradient of all that is computed from it
-            x = torch.where((weight > 0)[:, None], x_next, x.detach())
+            moved = self.dynamics(x, y)
+            x = gains.after(x, moved._replace(reward=moved.reward - alpha * logq))
             lam = self.policy(x, self.soft.oracle(x))
             entropies.append(-logq.detach().mean())
         cost, metrics = self.soft.report(lam, x)
-        cost = torch.where(diverged, LAST, weight * cost - value)
         first = {"entropy": entropies[0]} if entropies else {}  # at states that were met, as the temperature needs it
-        return cost, metrics | first | {"diverged": diverged.to(cost).mean()}
+        return gains.cost(cost), metrics | first | {"diverged": gains.diverged.to(cost).mean()}
+
+
+class Gains:
+    """A discounted sum of rewards along model states (B, d), each weighed by the product of all probabilities to go on so far.
+
+    Args:
+        weight: (B,), of the first reward.
+        discount: gamma.
+
+    Attributes:
+        diverged: (B,) bool: where a state or reward was none that counts, NaN or beyond `LARGE`.
+    """
+
+    def __init__(self, weight: Tensor, discount: float) -> None:
+        self.weight, self.discount = weight, discount
+        self.value, self.diverged = torch.zeros_like(weight), weight < 0
+
+    def after(self, x: Tensor, moved: Moved) -> Tensor:
+        """Count one step from x; returns the next state, or x without gradient where the task has ended."""
+        x_next, reward, continues = moved
+        unsound = (self.weight > 0) & ~((x_next.abs() < LARGE).all(-1) & (reward.abs() < LARGE))  # NaN is unsound, too
+        self.diverged = self.diverged | unsound
+        self.value = self.value + self.weight * torch.where((self.weight > 0) & ~unsound, reward, 0)
+        self.weight = self.discount * self.weight * torch.where(unsound, 0, continues)
+        # a state after an end may be NaN, and so would be the gradient of all that is computed from it
+        return torch.where((self.weight > 0)[:, None], x_next, x.detach())
+
+    def cost(self, tail: Tensor) -> Tensor:
+        """Minus the sum, with the cost `tail` (B,) of what follows; `LAST` where the model has diverged."""
+        return torch.where(self.diverged, LAST, self.weight * tail - self.value)
+
+
+class Retraced(Objective):
+    """f(lam; x) = -sum_{t < H} gamma^t n_t r_t - gamma^H n_H V(x_H), along transitions that were met (Heess et al., 2015).
+
+    The noise of every transition is inferred, what the model lacks of the state and reward that followed. So where actions
+    are those that were played, f is what happened, and errors of the model enter its derivatives alone. Contexts are the rows
+    of `posed`, and models read the first state of each.
+
+    Args:
+        x_dim: d.
+        density: of actions.
+        dynamics: what follows an action, but for noise.
+        policy: (x, oracle) -> lam of the steps after the first, as of a `Model`.
+        act: lam, and the action that was played (B, n) -> the action of this step.
+        discount: gamma.
+        tail: x (B, d) -> V(x) (B,), what the state after the last step is worth.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        density: Density,
+        dynamics: Dynamics,
+        policy: Callable[[Tensor, Oracle], Tensor],
+        act: Callable[[Tensor, Tensor], Tensor],
+        discount: float,
+        tail: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.density, self.dynamics, self.policy, self.act = density, dynamics, policy, act
+        self.discount, self.tail, self.x_dim = discount, tail, x_dim
+
+    def posed(self, met: Transitions) -> Tensor:
+        """Sequences of transitions with leading axes (C, H), or single ones (B,), as contexts: (C, H (2 d + n + 2))."""
+        ended = met.terminated.to(met.reward)
+        return torch.cat([met.x, met.y, met.x_next, met.reward[..., None], ended[..., None]], -1).flatten(1)
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x[:, : self.x_dim]
+
+    def oracle(self, x: Tensor) -> Oracle:
+        return nothing(self.seen(x))
+
+    def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        n, state, gains = self.density.dim, self.seen(x), Gains(lam.new_ones(len(x)), self.discount)
+        for number, step in enumerate(x.split(2 * self.x_dim + n + 2, 1)):
+            met, played, followed, paid, ended = step.split([self.x_dim, n, self.x_dim, 1, 1], 1)
+            lam = self.policy(state, nothing(state)) if number else lam
+            moved, (usual, reward, _) = self.dynamics(state, self.act(lam, played)), self.dynamics(met, played)
+            x_next = moved.x_next + (followed - usual).detach()
+            state = gains.after(state, Moved(x_next, moved.reward + (paid[:, 0] - reward).detach(), 1 - ended[:, 0]))
+        return gains.cost(-self.tail(state)), {"diverged": gains.diverged.to(lam).mean()}

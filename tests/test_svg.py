@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from rlamort.agents.sac import SAC
+from rlamort.agents.svg import Played, worthless
 from test_laws import batch_for
+from test_plan import Own
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
@@ -15,7 +17,7 @@ from drawn import drawn
 from rlamort.agent import Adam
 from rlamort.critic import Critic
 from rlamort.domain import Box, SquashedGaussian
-from rlamort.dynamics import LAST, Dynamics, Ending, Ensemble, Known, Moved, ValueExpansion
+from rlamort.dynamics import LAST, Dynamics, Ending, Ensemble, Known, Moved, Retraced, ValueExpansion
 from rlamort.env.known import equations_of
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
@@ -24,9 +26,8 @@ from rlamort.losses import td_target
 from rlamort.model import Full
 from rlamort.nets import mlp
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
-from rlamort.run.capture import Captured
 from rlamort.run.restore import resume
-from rlamort.run.rounds import Eager
+from rlamort.run.rounds import Compiled
 from rlamort.source import Batch, Replay
 
 GAMMA, ALPHA = 0.9, 0.3
@@ -85,7 +86,8 @@ def test_its_gradient_is_a_finite_difference():
         step[:, k] = 1e-6
         for i in range(len(x)):
             one = step * (torch.arange(len(x)) == i)[:, None]
-            assert slopes[0][i, k].item() == pytest.approx(((cost(lam + one) - cost(lam - one)) / 2e-6).item(), rel=1e-5, abs=1e-7)
+            slope = ((cost(lam + one) - cost(lam - one)) / 2e-6).item()
+            assert slopes[0][i, k].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
         with torch.no_grad():
             ahead, behind = (_moved(bias, k, side * 1e-6, lambda: cost(lam)) for side in (1, -1))
         assert slopes[1][k].item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-5, abs=1e-7)
@@ -238,27 +240,112 @@ def test_ends_are_learned_as_probabilities():
 
 
 SMALL = {
-    "hidden": [8], "batch_size": 8, "warmup_steps": 40, "buffer_size": 2_000, "device": "cpu", "eval_every": 100, "eval_episodes": 1,
-    "log_every": 50, "checkpoint_every": 60,
+    "hidden": [8], "batch_size": 8, "warmup_steps": 40, "buffer_size": 2_000, "device": "cpu", "eval_every": 100,
+    "eval_episodes": 1, "log_every": 50, "checkpoint_every": 60,
 }  # fmt: skip
 EXPANDED = {"expansion": {"horizon": 2, "fit_every": 40, "fit_steps": 5, "fit_batch_size": 16, "dynamics": {"members": 2}}}
-ROWS = {"svg_h": {**SMALL, **EXPANDED}}
+FITTED = {"fit_every": 40, "fit_steps": 5, "fit_batch_size": 16, "dynamics": {"members": 2}}
+ROWS = {
+    "svg_h": {**SMALL, **EXPANDED},
+    "svg1": {**SMALL, **FITTED},
+    "svg_inf": {**SMALL, **FITTED, "horizon": 10, "policy_steps": 2, "sequences": 4},
+}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_stopped_and_resumed_is_uninterrupted(name, tmp_path):
     kind = getattr(ra, name.upper())
-    whole = kind("Pendulum-v1", dir=str(tmp_path / "whole"), **ROWS[name]).learn(240)
+    whole = kind("Pendulum-v1", dir=str(tmp_path / "whole"), **ROWS[name]).learn(160)
     broken = kind("Pendulum-v1", dir=str(tmp_path / "broken"), **ROWS[name])
     with pytest.raises(Preempted):
-        broken.learn(240, stop=lambda: broken.clock.env_step >= 130)
+        broken.learn(160, stop=lambda: broken.clock.env_step >= 90)
     broken.close()
     torch.rand(3)
     again, exactness = resume(tmp_path / "broken")
     assert exactness == "exact"
-    again.learn(240 - again.clock.env_step, reset_num_timesteps=False)
+    again.learn(160 - again.clock.env_step, reset_num_timesteps=False)
     assert_equal(everything(whole), everything(again))
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+
+
+def met(sequences, horizon, dynamics, policy, seed=0):
+    """Sequences of transitions of a policy in dynamics, the density of its actions, and their noise."""
+    density = SquashedGaussian(1)
+    torch.manual_seed(seed)
+    angle = 6 * torch.rand(sequences, dtype=torch.float64)
+    x, steps = torch.stack([angle.cos(), angle.sin(), angle / 3], -1), []
+    with torch.no_grad():
+        for _ in range(horizon):
+            noise = density.noise(policy(x))
+            y = density.draw(policy(x), noise)
+            x_next, reward, _ = dynamics(x, y)
+            steps.append((x, y, reward, torch.zeros(sequences, dtype=torch.bool), x_next, noise))
+            x = x_next
+    x, y, reward, ended, x_next, noise = (torch.stack(part, 1) for part in zip(*steps, strict=True))
+    return Batch(x, y, reward, torch.full_like(reward, GAMMA), ended, x_next), noise
+
+
+def test_along_played_actions_the_value_is_what_happened_whatever_the_model():
+    torch.manual_seed(3)
+    known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
+    wrong, policy = Ensemble(3, 1, (8,), 2).double(), policy_of(torch.float64)
+    batch, _ = met(5, 6, known, policy)
+    f = Retraced(3, SquashedGaussian(1), wrong, policy, Played(SquashedGaussian(1)), GAMMA, worthless)
+    x = f.posed(batch)
+    torch.testing.assert_close(-f(policy(f.seen(x)), x), (GAMMA ** torch.arange(6) * batch.reward).sum(1))
+    ended = batch._replace(terminated=torch.arange(6).expand(5, -1) == 3)  # what is listed after an end does not count
+    torch.testing.assert_close(
+        -f(policy(batch.x[:, 0]), f.posed(ended)), (GAMMA ** torch.arange(4) * batch.reward[:, :4]).sum(1)
+    )
+
+
+def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_noise():
+    torch.manual_seed(3)
+    known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
+    policy, density = policy_of(torch.float64), SquashedGaussian(1)
+    batch, noise = met(5, 6, known, policy)
+    f, bias = Retraced(3, density, known, policy, Played(density), GAMMA, worthless), policy.net[-1].bias
+    (slope,) = torch.autograd.grad(f(policy(batch.x[:, 0]), f.posed(batch)).sum(), bias)
+
+    def played_again():
+        x, value = batch.x[:, 0], 0
+        for t in range(6):
+            x, reward, _ = known(x, density.draw(policy(x), noise[:, t]))
+            value = value + GAMMA**t * reward.sum()
+        return -value
+
+    with torch.no_grad():
+        for k in range(2):
+            ahead, behind = (_moved(bias, k, side * 1e-6, played_again) for side in (1, -1))
+            assert slope[k].item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-5)
+
+
+def test_svg1_regresses_v_on_the_next_state_of_a_fresh_action(spec):
+    """y = r + gamma (1 - terminated) V'(x'), both by the model and with the noise of the transition that was met."""
+    torch.manual_seed(0)
+    agent = drawn("svg1", spec, hidden=(16,))
+    batch = batch_for(agent)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        y = agent.density.draw(agent.model(batch.x))
+        ours, theirs = agent.dynamics(batch.x, y), agent.dynamics(batch.x, batch.y)
+        following = ours.x_next + batch.x_next - theirs.x_next
+        v_next = torch.where(batch.terminated, 0, agent.target_critic(following, y[:, :0])[0])
+        target = ours.reward + batch.reward - theirs.reward + 0.99 * v_next
+        expected = 0.5 * (agent.critic(batch.x, y[:, :0])[0] - target).square().mean()
+    torch.manual_seed(4)
+    assert agent.evaluate(batch)["critic/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_svg_inf_learns_to_push_a_point_to_the_middle():
+    """One state and a return known in closed form: whole sequences through a learned model, without a critic."""
+    agent = ra.SVG_INF(
+        Own, hidden=[16], dynamics={"members": 2, "hidden": [16]}, horizon=10, fit_every=50, fit_steps=50, policy_steps=10,
+        seed=0, learning_rate=1e-2, warmup_steps=50, device="cpu", buffer_size=2_000,
+    )  # fmt: skip
+    before = np.mean(agent.score(5).returns)
+    after = np.mean(agent.learn(600).score(5).returns)
+    assert after > 0.2 * before
 
 
 def test_captured_updates_are_eager_ones():
@@ -273,15 +360,16 @@ def test_captured_updates_are_eager_ones():
     agent.fit(ring)
     twin = copy.deepcopy(agent)
     assert twin.f.policy is twin.model
-    eager, captured = Eager(agent, lambda: ring.sample(16)), Captured(twin, lambda: ring.sample(16))
+    Compiled(agent, lambda: ring.sample(16))  # which sets how torch traces
+    captured = torch.compile(lambda batch: twin.update(batch, True), fullgraph=True, dynamic=False, backend="aot_eager")
     for step in range(5):
+        batch = ring.sample(16)
         torch.manual_seed(step)
-        expected = eager([True], env.x).metrics
+        expected = agent.update(batch, True)
         torch.manual_seed(step)
-        found = captured([True], env.x).metrics
+        found = captured(batch)
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=2e-3, atol=2e-4)
-    assert captured.proved
 
 
 def test_a_saved_agent_is_loaded_with_its_model(tmp_path):
@@ -301,13 +389,30 @@ def test_a_saved_agent_is_loaded_with_its_model(tmp_path):
         ("Pendulum-v1", {"expansion.fit_every": 0}, "expansion.fit_every=0: with expansion.dynamics=Ensemble 1 or more is"),
         ("Pendulum-v1", {"expansion.dynamics": "own"}, "fit_every=200: with expansion.dynamics=Known 0 is needed"),
         ("Hopper-v5", {"expansion.dynamics": "own"}, "equations of this environment are not known.*or learn"),
-        ("InvertedPendulum-v5", {"expansion.dynamics": "simulator"}, "no gradients.*or ensemble, which is learned, is needed"),
+        (
+            "InvertedPendulum-v5",
+            {"expansion.dynamics": "simulator"},
+            "expansion.dynamics=Simulator: it has no gradients.*or ensemble, which is learned, is needed",
+        ),
         ("Pendulum-v1", {"normalise": True}, "normalise"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_starts(env, fields, message):
     with pytest.raises(UserError, match=message):
         ra.SVG_H(env, **SMALL, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"horizon": 0}, "horizon=0"),
+        ({"dynamics": "simulator"}, "dynamics=Simulator: it has no gradients.*or ensemble, which is learned, is needed"),
+        ({"dynamics": "own"}, "equations of this environment are not known.*or learn them, dynamics=ensemble"),
+    ],
+)
+def test_what_sequences_cannot_be_differentiated_through_is_said(fields, message):
+    with pytest.raises(UserError, match=message):
+        ra.SVG_INF("InvertedPendulum-v5", **{**SMALL, **fields})
 
 
 def test_an_expansion_takes_states_as_they_are(spec):

@@ -1,7 +1,7 @@
 """Fits of learned dynamics. E members · B batch · C sequences of L transitions · d = x_dim"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlamort.agent import Adam, descend
 from rlamort.dynamics import Dynamics, Ensemble
@@ -68,6 +68,44 @@ def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_si
         descend(loss, ensemble.parameters(), adam)
         losses.append(loss.detach() / ensemble.members)
     return {"dynamics/loss": torch.stack(losses).mean()}
+
+
+class Fits(nn.Module):
+    """The fits of dynamics, if they are learned; of known ones nothing is fitted.
+
+    Args:
+        dynamics: what learns.
+        every: environment steps between fits; 0 for known dynamics.
+        steps: gradient steps in a fit.
+        batch_size: transitions in a step, drawn for every member.
+        learning_rate: Adam's step size.
+        key: what stands before the fields, for messages.
+
+    Raises:
+        UserError: learned dynamics are never fitted, or known ones are, or they have no gradients.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, every: int, steps: int, batch_size: int, learning_rate: float, key: str = ""
+    ) -> None:
+        super().__init__()
+        if not dynamics.differentiable:
+            raise UserError(
+                f"{key}dynamics={type(dynamics).__name__}: it has no gradients with respect to actions; {key}dynamics=own, "
+                f"where the environment's equations are known, or ensemble, which is learned, is needed"
+            )
+        require_fits(dynamics, every, key)
+        self._of = (dynamics,)  # in a tuple, so that its tensors are not registered here, too
+        self.every, self.steps, self.batch_size = every, steps, batch_size
+        self.adam = Adam(dynamics.parameters(), learning_rate)
+
+    def __call__(self, source: Replay, length: int = 1) -> Metrics:
+        """Fit to all transitions, after measuring the error `length` steps ahead on those that are new."""
+        (dynamics,) = self._of
+        if not isinstance(dynamics, Ensemble):
+            return {}
+        found = measured(dynamics, source, length, self.every // source.rows)
+        return found | fit_steps(dynamics, self.adam, source.everything(n_step=1), self.steps, self.batch_size)
 
 
 def measured(ensemble: Ensemble, source: Replay, length: int, latest: int) -> Metrics:

@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from rlamort.agent import Adam
-from rlamort.dynamics import Dynamics, Ensemble, ValueExpansion
-from rlamort.fits.dynamics import fit_steps, measured
+from rlamort.dynamics import Dynamics, ValueExpansion
+from rlamort.fits.dynamics import Fits
 from rlamort.objective import Metrics, Objective, Oracle, Soft
 from rlamort.source import Replay
 
@@ -36,47 +35,18 @@ class Modelled(Expansion):
 
     Args:
         dynamics: the model.
+        fits: its fits.
         horizon: H.
         discount: per step.
     """
 
-    def __init__(self, dynamics: Dynamics, horizon: int, discount: float) -> None:
+    def __init__(self, dynamics: Dynamics, fits: Fits, horizon: int, discount: float) -> None:
         super().__init__()
-        self.dynamics, self.horizon, self.discount = dynamics, horizon, discount
+        self.dynamics, self.fits, self.fit_every = dynamics, fits, fits.every
+        self.horizon, self.discount = horizon, discount
 
     def objective(self, soft: Soft, policy: Policy) -> Objective:
         return ValueExpansion(soft, self.dynamics, policy, self.horizon, self.discount)
 
-
-class Learned(Modelled):
-    """The same by a model that is learned.
-
-    Args:
-        dynamics: the model.
-        horizon: H.
-        discount: per step.
-        fit_every: environment steps between fits.
-        steps: gradient steps in a fit.
-        batch_size: transitions in a step, sampled independently for every member.
-        learning_rate: Adam's step size.
-    """
-
-    def __init__(
-        self,
-        dynamics: Ensemble,
-        horizon: int,
-        discount: float,
-        fit_every: int,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-    ) -> None:
-        super().__init__(dynamics, horizon, discount)
-        self.fit_every, self.steps, self.batch_size = fit_every, steps, batch_size
-        self.adam = Adam(dynamics.parameters(), learning_rate)
-
     def fit(self, source: Replay) -> Metrics:
-        assert isinstance(self.dynamics, Ensemble)
-        metrics = measured(self.dynamics, source, max(1, self.horizon), self.fit_every // source.rows)
-        batch = source.everything(n_step=1)
-        return metrics | fit_steps(self.dynamics, self.adam, batch, self.steps, self.batch_size)
+        return self.fits(source, max(1, self.horizon))

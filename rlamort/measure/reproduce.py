@@ -29,6 +29,7 @@ from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.race import Race
 from rlamort.measure.slices import Slice
+from rlamort.measure.sooner import Sooner
 from rlamort.measure.study import Results, Study, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import span
@@ -138,7 +139,7 @@ def outline() -> list[str]:
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
-    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger}
+    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger, "reach": Sooner}
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 
 

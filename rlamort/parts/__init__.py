@@ -67,8 +67,9 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
     "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista",
-    "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle",
-    "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
-    "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
-    "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unexpanded", "Unroll", "Unrolled", "Update",
+    "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista",
+    "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak",
+    "Previous", "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator",
+    "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unexpanded",
+    "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from rlamort import dynamics as made
 from rlamort.config import Fraction, Part, Positive, Size, Whole, Widths
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.fits import expansion as expansions
-from rlamort.fits.dynamics import require_fits
+from rlamort.fits.dynamics import Fits
 from rlamort.parts.dynamics import Dynamics, Ensemble
 
 
@@ -57,17 +56,8 @@ class Expanded(Expansion):
 
     def __call__(self, spec: Spec, hidden: Widths, discount: Fraction) -> expansions.Expansion:
         model = self.dynamics(spec, hidden)
-        if not model.differentiable:
-            raise UserError(
-                f"expansion.dynamics={self.dynamics.label()}: its results have no gradients with respect to actions; "
-                "expansion.dynamics=own, where the environment's equations are known, or ensemble, which is learned, is needed"
-            )
-        require_fits(model, self.fit_every, "expansion.")
-        if isinstance(model, made.Ensemble):
-            return expansions.Learned(
-                model, self.horizon, discount, self.fit_every, self.fit_steps, self.fit_batch_size, self.learning_rate
-            )
-        return expansions.Modelled(model, self.horizon, discount)
+        fits = Fits(model, self.fit_every, self.fit_steps, self.fit_batch_size, self.learning_rate, "expansion.")
+        return expansions.Modelled(model, fits, self.horizon, discount)
 
 
 Expansion.presets = {"none": Unexpanded(), "model": Expanded()}
