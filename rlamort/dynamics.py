@@ -382,8 +382,8 @@ class Retraced(Objective):
 
     def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
         n, state, gains = self.density.dim, self.seen(x), Gains(lam.new_ones(len(x)), self.discount)
-        for number, step in enumerate(x.split(2 * self.x_dim + n + 2, 1)):
-            met, played, followed, paid, ended = step.split([self.x_dim, n, self.x_dim, 1, 1], 1)
+        for number, step in enumerate(torch.split(x, 2 * self.x_dim + n + 2, 1)):
+            met, played, followed, paid, ended = torch.split(step, [self.x_dim, n, self.x_dim, 1, 1], 1)
             lam = self.policy(state, nothing(state)) if number else lam
             moved, (usual, reward, _) = self.dynamics(state, self.act(lam, played)), self.dynamics(met, played)
             x_next = moved.x_next + (followed - usual).detach()

@@ -2,8 +2,9 @@
 
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with its own settings, and returns to reach in the least wall-clock time. Or it is a ledger: arms that add to each
-other, on several tasks, measured in slices. Or it names a function of `rlamort.measure.claims` that measures something else.
+each with its own settings, and returns to reach in the least wall-clock time. Or it is a return to `reach` in a share of a
+baseline's environment steps. Or it is a ledger: arms that add to each other, on several tasks, measured in slices. Or it
+names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
