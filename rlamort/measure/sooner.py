@@ -11,13 +11,14 @@ from rlamort.measure.verdict import Verdict
 
 
 class Sooner(NamedTuple):
-    """Train `row` and `baseline` with the same settings, and compare the environment steps to the return `reach`.
+    """Train `method`, one of a row's, and `baseline` with the same settings, and compare the environment steps to the return `reach`.
 
     The steps of a run are those of its first evaluation that is not below `reach`. A run that does not get there has those of
     its whole length, which favours the slower method: so it does not pass by a baseline that fails, but by being sooner.
     """
 
     row: str
+    method: str
     env: str
     steps: int
     seeds: list[int]
@@ -29,11 +30,11 @@ class Sooner(NamedTuple):
     @property
     def study(self) -> Study:
         """Its trainings."""
-        return Study(self.row, self.env, self.steps, self.seeds, None, self.baseline, self.overrides)
+        return Study(self.method, self.env, self.steps, self.seeds, None, self.baseline, self.overrides)
 
     def claim(self) -> str:
         """The claim in one line."""
-        return f"{self.env}: a return of {self.reach:g} in at most {self.share:g} of the environment steps of {self.baseline}"
+        return f"{self.method} on {self.env}: a return of {self.reach:g} in at most {self.share:g} of the environment steps of {self.baseline}"
 
     def due(self, results: Results) -> list[Task]:
         """Runs without a stored result."""
@@ -54,7 +55,7 @@ class Sooner(NamedTuple):
         if not ours or not theirs:
             return []
         share, missing = float(np.mean(ours) / np.mean(theirs)), self.waiting(results)
-        what = f"{self.row} on {self.env}, environment steps to {self.reach:g}, as a share of {self.baseline}'s"
+        what = f"{self.method} on {self.env}, environment steps to {self.reach:g}, as a share of {self.baseline}'s"
         measured = f"{share:.2f} ({', '.join(map(str, ours))} of {', '.join(map(str, theirs))})"
         passed = share <= self.share and not missing
         return [Verdict(what, measured, f"<= {self.share:g}", passed, missing=missing)]

@@ -53,7 +53,7 @@ def gradients() -> Measured:
             f = ValueExpansion(Soft(tail, DENSITY, Temperature(0.0)), model, policy, steps, DISCOUNT)
             torch.manual_seed(NOISE)
             bias = lines @ _gradient(f, policy, start) - exact
-            found = torch.stack([lines @ _gradient(f, policy, part) for part in torch.split(start, BATCH)])  # (M / B, directions)
+            found = torch.stack([lines @ _gradient(f, policy, part) for part in torch.split(start, BATCH)])
             data[name][_name(steps)] = {
                 "bias": float(bias.norm() / exact.norm()),
                 "spread": float(found.std(0).norm() / exact.norm()),
