@@ -10,16 +10,14 @@ from torch import Tensor
 
 from rlamort import parts
 from rlamort.adjoint import Carry
-from rlamort.agent import Adam, Agent, descend
+from rlamort.agent import Adam, Agent
 from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
 from rlamort.domain import unit_box
 from rlamort.dynamics import Ensemble, Trajectory
 from rlamort.env import Spec
-from rlamort.errors import UserError
+from rlamort.fits.dynamics import fit, measured, require_fits
 from rlamort.objective import Metrics
-from rlamort.source import Batch, Replay
-
-MEASURED = 256  # sequences on which learned dynamics are measured
+from rlamort.source import Replay
 
 
 class MPC(Agent):
@@ -39,8 +37,6 @@ class MPC(Agent):
         learning_rate: Adam's step size in fits.
     """
 
-    of_environment = True
-
     def __init__(
         self,
         spec: Spec,
@@ -58,9 +54,7 @@ class MPC(Agent):
         super().__init__(spec, normalise=False)
         self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
         self.dynamics = dynamics(spec, hidden)
-        if isinstance(self.dynamics, Ensemble) != bool(fit_every):
-            kind, needed = type(self.dynamics).__name__, "1 or more" if fit_every == 0 else "0"
-            raise UserError(f"fit_every={fit_every}: with dynamics={kind} {needed} is needed")
+        require_fits(self.dynamics, fit_every)
         self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, previous=True))
@@ -78,58 +72,8 @@ class MPC(Agent):
 
     def fit(self, source: Replay) -> Metrics:
         assert isinstance(self.dynamics, Ensemble), "or fit_every is 0"
-        new, horizon, metrics = self.fit_every // source.rows, self.f.horizon, {}
-        if source.longest(new) >= horizon:
-            # before it learns of them; a measurement, so the draws of training are the same without it
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                metrics = open_loop(self.dynamics, source.sequences(MEASURED, horizon, latest=new))
+        metrics = measured(self.dynamics, source, self.f.horizon, self.fit_every // source.rows)
         return metrics | fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
 
     def update_from(self, sample: object, improve: bool) -> Metrics:
         return {}  # f is known, or learned in fits, and nothing is amortized
-
-
-def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
-    """Train each member on a bootstrap of its own, drawn from `batch` with replacement (Chua et al., 2018, section 4).
-
-    Args:
-        ensemble: what learns.
-        adam: of its parameters.
-        batch: one-step transitions, on which inputs and targets are standardised as well.
-        epochs: passes over each member's bootstrap.
-        batch_size: of each step.
-
-    Returns:
-        The loss of a member in the last pass.
-    """
-    pairs = ensemble.pairs(batch.x, batch.y, batch.x_next, batch.reward)  # (B, .)
-    ensemble.standardise(pairs)
-    resamples = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
-    losses: list[Tensor] = []
-    for _ in range(epochs):
-        order = torch.rand_like(resamples, dtype=pairs.dtype).argsort(-1)
-        losses = []
-        for index in torch.split(resamples.gather(-1, order), batch_size, -1):
-            loss = ensemble.loss(pairs[index])  # of (E, batch, .)
-            descend(loss, ensemble.parameters(), adam)
-            losses.append(loss.detach() / ensemble.members)
-    return {"dynamics/loss": torch.stack(losses).mean()}
-
-
-@torch.no_grad()
-def open_loop(ensemble: Ensemble, sequences: Batch) -> Metrics:
-    """The error of the state that members predict L actions ahead, without looking at what was met on the way.
-
-    Args:
-        ensemble: what predicts.
-        sequences: of leading axes (C, L), as from `Replay.sequences`.
-
-    Returns:
-        The root mean square over members, sequences and coordinates, these in units of their standard deviation at that step:
-        the mean state would have an error of 1.
-    """
-    last = sequences.x_next[:, -1]  # (C, d)
-    met = ensemble.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d)
-    spread = last.std(0, correction=0)
-    error = (met - last) / torch.where(spread > 1e-6, spread, 1)
-    return {"dynamics/open_loop_error": error.square().mean().sqrt()}

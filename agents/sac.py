@@ -1,7 +1,8 @@
 """SAC: soft actor-critic with automatic temperature (Haarnoja et al., 2018b, algorithm 1).
 
 f = Soft(-min Q, alpha) · Y = squashed Gaussian · p(x) = replay · y_theta = any model · L = any loss. With recurrent steps from
-the prior and the loss over all iterates it is IAPO (Marino et al., 2021), as configs/method/iapo.yaml says.
+the prior and the loss over all iterates it is IAPO (Marino et al., 2021), with f expanded through a model SVG(H) (Amos et al.,
+2021), and without entropy SVG(0) (Heess et al., 2015), as rows in configs/method say.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from rlamort.errors import UserError
 from rlamort.losses import td_target
 from rlamort.nets import ARITHMETIC, WEIGHTS
 from rlamort.objective import MaxQ, Metrics, Soft, Temperature
-from rlamort.source import Batch
+from rlamort.source import Batch, Replay
 
 
 class SAC(Agent):
@@ -33,6 +34,7 @@ class SAC(Agent):
         model: of the policy; it predicts the parameters of its density.
         loss: of the policy.
         critic: the ensemble of Q functions.
+        expansion: steps of a model that the policy's objective follows before it asks the critic.
         hidden: widths of hidden layers, unless a part sets its own.
         learning_rate: Adam's step size for the policy and the temperature.
         critic_learning_rate: the critics'; null takes learning_rate.
@@ -44,7 +46,7 @@ class SAC(Agent):
         discount: per step.
         tau: Polyak averaging: weight of the online critics in every update of their targets.
         pessimism: beta in mean - beta std over the ensemble; 1 over two critics is their minimum.
-        temperature: initial alpha, the weight of the entropy bonus, per nat.
+        temperature: initial alpha, the weight of the entropy bonus, per nat; 0 stays 0, and leaves the entropy out.
         target_entropy: target of the automatic temperature, in nats on [-1, 1]^n; null takes n target_entropy_per_dim.
         target_entropy_per_dim: the same per coordinate of the action.
         exploration: noise of exploring actions; fresh at every step, or held for k steps, P(k) proportional to k^-2, k <= 16.
@@ -62,6 +64,7 @@ class SAC(Agent):
         model: parts.Model = parts.Full(),
         loss: parts.Loss = parts.Objective(),
         critic: parts.Critics = parts.Critics(),
+        expansion: parts.Expansion = parts.Unexpanded(),
         hidden: Fixed[Widths] = (256, 256),
         learning_rate: Positive = 3e-4,
         critic_learning_rate: Positive | None = None,
@@ -72,7 +75,7 @@ class SAC(Agent):
         discount: Fraction = 0.99,
         tau: Fraction = 0.005,
         pessimism: NonNegative = 1.0,
-        temperature: Positive = 1.0,
+        temperature: NonNegative = 1.0,
         target_entropy: float | None = None,
         target_entropy_per_dim: float = -1.0,
         exploration: Fixed[Literal["fresh", "held"]] = "fresh",
@@ -90,13 +93,16 @@ class SAC(Agent):
 
         setting = parts.Setting(self.density.parameters, spec.x_dim, hidden, arithmetic)
         loss.require_trained(model)
+        expansion.require_states(normalise)
         self.model, self.loss = model(setting), loss(setting)
         self.critic = new_critic()
         self.critic.head.require(pessimism)
         project_model, project_critic = project(self.model), project(self.critic)
         self.target_critic = critic.target(self.critic, new_critic, tau, project_critic)
         self.alpha = Temperature(temperature)
-        self.f = Soft(MaxQ(self.critic, pessimism), self.density, self.alpha)
+        self.expansion = expansion(spec, hidden, discount)
+        self.fit_every = self.expansion.fit_every
+        self.f = self.expansion.objective(Soft(MaxQ(self.critic, pessimism), self.density, self.alpha), self.model)
         horizon, decay = learning_rate_horizon, (adam_beta1, 0.999)
         seldom = horizon and -(-horizon // actor_delay)  # its steps, where the critics take `horizon`
         critic_rate = critic_learning_rate or learning_rate
@@ -134,6 +140,9 @@ class SAC(Agent):
         alpha_loss = self.alpha.log * (metrics["entropy"] - self.target_entropy)
         descend(alpha_loss, self.alpha.parameters(), self.alpha_adam)
         return {f"actor/{name}": value for name, value in metrics.items()} | {"temperature": self.alpha().detach()}
+
+    def fit(self, source: Replay) -> Metrics:
+        return self.expansion.fit(source)
 
     def notice(self, recorded: Mapping[str, Any]) -> None:
         self.critic.head.notice(recorded)

@@ -122,14 +122,12 @@ class Agent(nn.Module):
         model: y_theta, where it has one.
         improve_every: calls of `evaluate` for one of `improve`.
         fit_every: environment steps between calls of `fit`; 0 never calls it.
-        of_environment: whether it is made of more than the sizes and bounds of its environment, so that loading one opens that.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
     model: Model
     improve_every: int = 1
     fit_every: int = 0
-    of_environment: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()

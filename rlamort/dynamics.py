@@ -4,15 +4,18 @@ x context (B, d) · y action (B, n) in [-1, 1]^n · H actions in a plan (B, H n)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlamort import nets
-from rlamort.domain import Box
+from rlamort.domain import Box, Density
 from rlamort.errors import UserError
-from rlamort.objective import Metrics, Objective
+from rlamort.objective import Metrics, Objective, Oracle, Soft, nothing
+
+LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
+LAST = 1e9  # the cost where a model has diverged
 
 
 class Moved(NamedTuple):
@@ -21,6 +24,21 @@ class Moved(NamedTuple):
     x_next: Tensor  # (B, d)
     reward: Tensor  # (B,) for it
     continues: Tensor  # (B,) in [0, 1]: 0 where the task ends there, so that no reward follows
+
+
+class Transitions(Protocol):
+    """What dynamics are learned from: one-step transitions, as of `rlamort.source.Batch`."""
+
+    @property
+    def x(self) -> Tensor: ...  # (B, d)
+    @property
+    def y(self) -> Tensor: ...  # (B, n)
+    @property
+    def reward(self) -> Tensor: ...  # (B,)
+    @property
+    def terminated(self) -> Tensor: ...  # (B,) bool
+    @property
+    def x_next(self) -> Tensor: ...  # (B, d)
 
 
 class Dynamics(nn.Module):
@@ -116,12 +134,42 @@ class Normal(nn.Module):
         return likelihood + 0.01 * (self.high - self.low).mean()
 
 
+class Endless(nn.Module):
+    """Tasks go on, wherever they are."""
+
+    outputs = 0  # of a member
+
+    def continues(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., 0) -> ones (...)."""
+        return outputs.new_ones(outputs.shape[:-1])
+
+    def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
+        """Outputs (E, B, 0), ended (E, B, 1) -> loss of each member (E,)."""
+        return outputs.new_zeros(len(outputs))
+
+
+class Ending(nn.Module):
+    """Where tasks end is learned, by the log-likelihood of the terminations met.
+
+    Classes are not balanced, so that what is predicted is a probability: products of it weigh what follows.
+    """
+
+    outputs = 1  # the logit of an end
+
+    def continues(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., 1) -> the probability to go on (...)."""
+        return (-outputs[..., 0]).sigmoid()
+
+    def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
+        """As of `Endless`."""
+        return nn.functional.binary_cross_entropy_with_logits(outputs, ended, reduction="none").mean((1, 2))
+
+
 class Ensemble(Dynamics):
     """E networks of the change of state and the reward, learned from transitions; inputs and targets are standardised.
 
     Each member predicts (x_next - x, reward) from (x, y), and they differ by what the data leave open. What follows is their
-    mean; plans are followed through each of them by itself (Chua et al., 2018, section 5: TS-infinity, without noise). Where
-    tasks end is not learned: they go on.
+    mean; plans are followed through each of them by itself (Chua et al., 2018, section 5: TS-infinity, without noise).
 
     Args:
         x_dim: d.
@@ -129,6 +177,7 @@ class Ensemble(Dynamics):
         hidden: widths of the hidden layers.
         members: E.
         likelihood: `Squared` or `Normal`, what the members' outputs mean and how well they fit.
+        ends: `Endless` or `Ending`, whether tasks end.
     """
 
     scales: Tensor
@@ -141,11 +190,13 @@ class Ensemble(Dynamics):
         hidden: Sequence[int],
         members: int,
         likelihood: Callable[[int], Squared | Normal] = Normal,
+        ends: Callable[[], Endless | Ending] = Endless,
     ) -> None:
         super().__init__()
         self.x_dim, self.members, self.inputs, k = x_dim, members, x_dim + y_dim, x_dim + 1
-        self.likelihood = likelihood(k)
-        self.net = nets.Ensemble(members, self.inputs, hidden, self.likelihood.outputs * k)
+        self.likelihood, self.ends = likelihood(k), ends()
+        self.moving = self.likelihood.outputs * k  # outputs that say how the state moves, and the reward
+        self.net = nets.Ensemble(members, self.inputs, hidden, self.moving + self.ends.outputs)
         self.register_buffer("shifts", torch.zeros(self.inputs + k))
         self.register_buffer("scales", torch.ones(self.inputs + k))
 
@@ -153,26 +204,28 @@ class Ensemble(Dynamics):
         return Moved(*(part.mean(0) for part in self.futures(x, y)))
 
     def futures(self, x: Tensor, y: Tensor) -> Moved:
-        mean = self._outputs(torch.cat([x, y.expand(*x.shape[:-1], -1)], -1))[..., : self.x_dim + 1]
-        change = self.shifts[self.inputs :] + self.scales[self.inputs :] * mean  # (E, B, d + 1)
-        reward = change[..., -1]
-        return Moved(x + change[..., :-1], reward, torch.ones_like(reward))
+        outputs = self._outputs(torch.cat([x, y.expand(*x.shape[:-1], -1)], -1))
+        change = self.shifts[self.inputs :] + self.scales[self.inputs :] * outputs[..., : self.x_dim + 1]  # (E, B, d + 1)
+        return Moved(x + change[..., :-1], change[..., -1], self.ends.continues(outputs[..., self.moving :]))
 
     def loss(self, pairs: Tensor) -> Tensor:
-        """Pairs (E, B, inputs + d + 1) of `pairs`, for each member its own -> the sum of the members' losses."""
-        inputs, target = torch.split(pairs, [self.inputs, self.x_dim + 1], -1)
+        """Pairs (E, B, d + n + d + 2) of `pairs`, for each member its own -> the sum of the members' losses."""
+        inputs, target, ended = torch.split(pairs, [self.inputs, self.x_dim + 1, 1], -1)
         scaled = (target - self.shifts[self.inputs :]) / self.scales[self.inputs :]
-        losses: Tensor = self.likelihood(self._outputs(inputs), scaled)  # (E,)
+        moving, ending = torch.split(self._outputs(inputs), [self.moving, self.ends.outputs], -1)
+        losses: Tensor = self.likelihood(moving, scaled) + self.ends.loss(ending, ended)  # (E,)
         return losses.sum()
 
     @staticmethod
-    def pairs(x: Tensor, y: Tensor, x_next: Tensor, reward: Tensor) -> Tensor:
-        """Transitions of shapes (B, .) as inputs and targets, concatenated: (B, d + n + d + 1)."""
-        return torch.cat([x, y, x_next - x, reward[:, None]], -1)
+    def pairs(batch: Transitions) -> Tensor:
+        """Transitions as inputs and targets, concatenated, the last of which is 1 where a task ended: (B, d + n + d + 2)."""
+        ended = batch.terminated.to(batch.reward)
+        return torch.cat([batch.x, batch.y, batch.x_next - batch.x, batch.reward[:, None], ended[:, None]], -1)
 
     @torch.no_grad()
     def standardise(self, pairs: Tensor) -> None:
         """Set the mean and standard deviation of inputs and targets to those of pairs (B, .)."""
+        pairs = pairs[:, : len(self.shifts)]  # not of ends
         spread = pairs.std(0, correction=0)
         self.shifts.copy_(pairs.mean(0))
         self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
@@ -213,3 +266,126 @@ class Trajectory(Objective):
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:
     """Their product; 0 where the weight is 0, since values after a terminal state are arbitrary, and may be NaN."""
     return torch.where(weight > 0, weight * value, torch.zeros_like(value))
+
+
+class ValueExpansion(Objective):
+    """f(lam; x) = -sum_{t < H} gamma^t n_t (r_t - alpha log q_t) - gamma^H n_H (Q(x_H, y_H) - alpha log q_H), of lam = lam_0.
+
+    The objective of SVG(H) with entropy (Amos et al., 2021, section 4), by one reparameterised draw: y_t is of q(.; lam_t),
+    with the later lam_t as the policy predicts them at x_t, and n_t is the product of the probabilities to go on of all
+    steps before t. With H = 0 it is `soft`. What follows an end is neither counted nor differentiated.
+
+    Where the model has diverged, f is `LAST`, above what any sound solution costs, and without gradient; metrics count it.
+
+    Args:
+        soft: -Q + alpha log q, the cost of the last action; models ask it alone, so that acting needs no dynamics.
+        dynamics: what follows an action.
+        policy: (x, oracle) -> lam, as of a `Model`.
+        horizon: H.
+        discount: gamma.
+    """
+
+    def __init__(
+        self, soft: Soft, dynamics: Dynamics, policy: Callable[[Tensor, Oracle], Tensor], horizon: int, discount: float
+    ) -> None:
+        self.soft, self.dynamics, self.policy, self.horizon, self.discount = soft, dynamics, policy, horizon, discount
+
+    def oracle(self, x: Tensor) -> Oracle:
+        return self.soft.oracle(x)
+
+    def deterministic_oracle(self, x: Tensor) -> Oracle:
+        return self.soft.deterministic_oracle(x)
+
+    def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        gains, alpha, entropies = Gains(lam.new_ones(len(x)), self.discount), self.soft.alpha().detach(), []
+        for _ in range(self.horizon):
+            y, logq = self.soft.density.sample(lam)
+            moved = self.dynamics(x, y)
+            x = gains.after(x, moved._replace(reward=moved.reward - alpha * logq))
+            lam = self.policy(x, self.soft.oracle(x))
+            entropies.append(-logq.detach().mean())
+        cost, metrics = self.soft.report(lam, x)
+        first = {"entropy": entropies[0]} if entropies else {}  # at states that were met, as the temperature needs it
+        return gains.cost(cost), metrics | first | {"diverged": gains.diverged.to(cost).mean()}
+
+
+class Gains:
+    """A discounted sum of rewards along model states (B, d), each weighed by the product of all probabilities to go on so far.
+
+    Args:
+        weight: (B,), of the first reward.
+        discount: gamma.
+
+    Attributes:
+        diverged: (B,) bool: where a state or reward was none that counts, NaN or beyond `LARGE`.
+    """
+
+    def __init__(self, weight: Tensor, discount: float) -> None:
+        self.weight, self.discount = weight, discount
+        self.value, self.diverged = torch.zeros_like(weight), weight < 0
+
+    def after(self, x: Tensor, moved: Moved) -> Tensor:
+        """Count one step from x; returns the next state, or x without gradient where the task has ended."""
+        x_next, reward, continues = moved
+        unsound = (self.weight > 0) & ~((x_next.abs() < LARGE).all(-1) & (reward.abs() < LARGE))  # NaN is unsound, too
+        self.diverged = self.diverged | unsound
+        self.value = self.value + self.weight * torch.where((self.weight > 0) & ~unsound, reward, 0)
+        self.weight = self.discount * self.weight * torch.where(unsound, 0, continues)
+        # a state after an end may be NaN, and so would be the gradient of all that is computed from it
+        return torch.where((self.weight > 0)[:, None], x_next, x.detach())
+
+    def cost(self, tail: Tensor) -> Tensor:
+        """Minus the sum, with the cost `tail` (B,) of what follows; `LAST` where the model has diverged."""
+        return torch.where(self.diverged, LAST, self.weight * tail - self.value)
+
+
+class Retraced(Objective):
+    """f(lam; x) = -sum_{t < H} gamma^t n_t r_t - gamma^H n_H V(x_H), along transitions that were met (Heess et al., 2015).
+
+    The noise of every transition is inferred, what the model lacks of the state and reward that followed. So where actions
+    are those that were played, f is what happened, and errors of the model enter its derivatives alone. Contexts are the rows
+    of `posed`, and models read the first state of each.
+
+    Args:
+        x_dim: d.
+        density: of actions.
+        dynamics: what follows an action, but for noise.
+        policy: (x, oracle) -> lam of the steps after the first, as of a `Model`.
+        act: lam, and the action that was played (B, n) -> the action of this step.
+        discount: gamma.
+        tail: x (B, d) -> V(x) (B,), what the state after the last step is worth.
+    """
+
+    def __init__(
+        self,
+        x_dim: int,
+        density: Density,
+        dynamics: Dynamics,
+        policy: Callable[[Tensor, Oracle], Tensor],
+        act: Callable[[Tensor, Tensor], Tensor],
+        discount: float,
+        tail: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.density, self.dynamics, self.policy, self.act = density, dynamics, policy, act
+        self.discount, self.tail, self.x_dim = discount, tail, x_dim
+
+    def posed(self, met: Transitions) -> Tensor:
+        """Sequences of transitions with leading axes (C, H), or single ones (B,), as contexts: (C, H (2 d + n + 2))."""
+        ended = met.terminated.to(met.reward)
+        return torch.cat([met.x, met.y, met.x_next, met.reward[..., None], ended[..., None]], -1).flatten(1)
+
+    def seen(self, x: Tensor) -> Tensor:
+        return x[:, : self.x_dim]
+
+    def oracle(self, x: Tensor) -> Oracle:
+        return nothing(self.seen(x))
+
+    def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        n, state, gains = self.density.dim, self.seen(x), Gains(lam.new_ones(len(x)), self.discount)
+        for number, step in enumerate(torch.split(x, 2 * self.x_dim + n + 2, 1)):
+            met, played, followed, paid, ended = torch.split(step, [self.x_dim, n, self.x_dim, 1, 1], 1)
+            lam = self.policy(state, nothing(state)) if number else lam
+            moved, (usual, reward, _) = self.dynamics(state, self.act(lam, played)), self.dynamics(met, played)
+            x_next = moved.x_next + (followed - usual).detach()
+            state = gains.after(state, Moved(x_next, moved.reward + (paid[:, 0] - reward).detach(), 1 - ended[:, 0]))
+        return gains.cost(-self.tail(state)), {"diverged": gains.diverged.to(lam).mean()}

@@ -260,12 +260,13 @@ class Temperature(nn.Module):
     """alpha > 0, parametrised by its logarithm.
 
     Args:
-        alpha: initial value; 0 is allowed, and is constant.
+        alpha: initial value; 0 is allowed, and stays 0 however the logarithm is moved.
     """
 
     def __init__(self, alpha: float) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.tensor(math.log(alpha) if alpha > 0 else -math.inf))
+        # of 0 a finite logarithm, so that losses of it are finite: its exponential is 0, as long as steps are of Adam's size
+        self.log = nn.Parameter(torch.tensor(math.log(alpha) if alpha > 0 else -1e4))
 
     def forward(self) -> Tensor:
         return self.log.exp()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import Count
-from rlamort.agents.plan import fit, open_loop
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
@@ -15,6 +14,7 @@ from rlamort.agent import Adam, Agent
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
+from rlamort.fits.dynamics import fit, open_loop
 from rlamort.norm import EnsembleLayerNorm
 from rlamort.run.restore import resume
 from rlamort.run.rounds import Eager

@@ -11,6 +11,7 @@ measure
 run
 agents envs
 parts
+fits
 agent solve train score
 losses source env
 model

@@ -26,6 +26,12 @@ class Part:
 
     presets: ClassVar[dict[str, Any]] = {}
 
+    @property
+    def of_environment(self) -> bool:
+        """Whether it is made of more than the sizes and bounds of its environment, as known equations are."""
+        inner = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return any(isinstance(part, Part) and part.of_environment for part in inner)
+
     @classmethod
     def names(cls) -> list[str]:
         """The names that may be chosen: of presets, and of classes."""

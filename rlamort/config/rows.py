@@ -24,6 +24,11 @@ class Config(NamedTuple):
     run: Run
     values: dict[str, Any]  # every field, run's and method's, in the order of `fields`; parts as objects
 
+    @property
+    def of_environment(self) -> bool:
+        """Whether one of its parts is made of more than the sizes and bounds of its environment."""
+        return any(isinstance(value, Part) and value.of_environment for value in self.values.values())
+
     def keywords(self, target: Callable[..., Any]) -> dict[str, Any]:
         """The values that are keywords of `target`."""
         return {name: self.values[name] for name in fields_of(target)}

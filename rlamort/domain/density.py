@@ -41,6 +41,10 @@ class Density:
         """The y (B, n) of `sample`, without its log-density."""
         return self.sample(lam, noise)[0]
 
+    def inferred(self, lam: Tensor, y: Tensor) -> Tensor:
+        """lam, y (B, n) -> the noise (B, n) of which `draw` makes y; on a boundary, which none reaches, of a point near it."""
+        raise NotImplementedError
+
     def median(self, lam: Tensor) -> Tensor:
         """lam -> y (B, n): the coordinate-wise median, the action of a deterministic agent."""
         raise NotImplementedError
@@ -111,6 +115,10 @@ class Gaussian(Density):
         mean, log_std = lam.chunk(2, dim=-1)
         return mean + log_std.exp() * (self.noise(lam) if noise is None else noise)
 
+    def inferred(self, lam: Tensor, y: Tensor) -> Tensor:
+        mean, log_std = lam.chunk(2, dim=-1)
+        return (y - mean) * (-log_std).exp()
+
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0]
 
@@ -161,6 +169,10 @@ class SquashedGaussian(Density):
     def draw(self, lam: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, log_std = lam.chunk(2, dim=-1)
         return (mean + log_std.exp() * (self.noise(lam) if noise is None else noise)).tanh()
+
+    def inferred(self, lam: Tensor, y: Tensor) -> Tensor:
+        mean, log_std = lam.chunk(2, dim=-1)
+        return (y.clamp(-1 + 1e-6, 1 - 1e-6).atanh() - mean) * (-log_std).exp()
 
     def median(self, lam: Tensor) -> Tensor:
         return lam.chunk(2, dim=-1)[0].tanh()

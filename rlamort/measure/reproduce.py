@@ -2,9 +2,10 @@
 
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
 seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with its own settings, and returns to reach in the least wall-clock time. Or it is a ledger: arms that add to each
-other, on several tasks, measured in slices. Or it is about imitation: rows that learn of an expert's labels, with several
-budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
+each with its own settings, and returns to reach in the least wall-clock time. Or it is a return to `reach` in a share of a
+baseline's environment steps. Or it is a ledger: arms that add to each other, on several tasks, measured in slices. Or it is
+about imitation: rows that learn of an expert's labels, with several budgets of them. Or it names a function of
+`rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
@@ -31,6 +32,7 @@ from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.race import Race
 from rlamort.measure.slices import Slice
+from rlamort.measure.sooner import Sooner
 from rlamort.measure.study import Results, Study, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import span
@@ -140,7 +142,9 @@ def outline() -> list[str]:
 
 
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
-    kinds: dict[str, Callable[..., Entry]] = {"measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation}
+    kinds: dict[str, Callable[..., Entry]] = {
+        "measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation, "reach": Sooner,
+    }  # fmt: skip
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 
 

@@ -7,6 +7,7 @@ line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 
 from rlamort.parts.critics import Categorical, Critics, Head, Online, Polyak, Quantiles, Scalar, Target
 from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own, Simulator
+from rlamort.parts.expansion import Expanded, Expansion, Unexpanded
 from rlamort.parts.labels import File, Solved
 from rlamort.parts.losses import (
     Accelerated,
@@ -68,10 +69,10 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
-    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp",
-    "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous",
-    "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed",
-    "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "TwoStep", "Unroll",
-    "Unrolled", "Update",
+    "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista",
+    "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood",
+    "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty",
+    "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting",
+    "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated",
+    "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -24,12 +24,16 @@ class Dynamics(Part):
 class Own(Dynamics):
     """The environment's own equations, if they are known."""
 
+    @property
+    def of_environment(self) -> bool:
+        return True
+
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.equations is None:
             raise UserError(
                 "dynamics=own: the equations of this environment are not known, or a wrapper changes what they are about. "
                 "Those of Pendulum-v1 are; give one of your own a method dynamics(x, u) -> (x_next, reward, continues), in "
-                "torch, or name such a function: dynamics=Known dynamics.step=module:function"
+                "torch, or name such a function, dynamics=Known dynamics.step=module:function, or learn them, dynamics=ensemble"
             )
         return _checked(made.Known(spec.equations, Box(spec.low, spec.high), "own"), spec)
 
@@ -57,6 +61,10 @@ class Known(Dynamics):
 class Simulator(Dynamics):
     """The true MuJoCo model of an environment that observes all positions and velocities: values, without gradients."""
 
+    @property
+    def of_environment(self) -> bool:
+        return True
+
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.simulator is None:
             raise UserError("dynamics=simulator: an environment in this process, without a vector wrapper, is needed")
@@ -71,17 +79,20 @@ class Ensemble(Dynamics):
     Args:
         members: size of the ensemble.
         likelihood: normal predicts variances, too (Chua et al., 2018); squared predicts means alone.
+        ends: learned predicts where tasks end; never takes it that they go on.
         hidden: widths of the hidden layers; null takes the method's.
     """
 
     members: Fixed[Size] = 5
     likelihood: Fixed[Literal["normal", "squared"]] = "normal"
+    ends: Fixed[Literal["never", "learned"]] = "never"
     hidden: Fixed[Widths | None] = None
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         widths = hidden if self.hidden is None else self.hidden
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
-        return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood)
+        ends = made.Ending if self.ends == "learned" else made.Endless
+        return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood, ends)
 
 
 def _checked(known: made.Known, spec: Spec) -> made.Known:

@@ -353,7 +353,6 @@ class Learner:
             values = as_here(values_of(method, revived(saved.facts["values"])))
             clock = Clock(saved.facts["env_step"], saved.facts["updates"])
             spec, from_env = Spec.read(saved.facts["spec"]), "problem" in saved.facts["spec"]
-            from_env = from_env or locate(read_row(method)["agent"]).of_environment
             unnamed, statistics = dict(saved.facts.get("unnamed", {})), revived(saved.facts.get("statistics"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{saved.path}: its description lacks {error}") from error
@@ -361,6 +360,7 @@ class Learner:
             raise UserError(f"{saved.path}: it holds an agent of {method}, not of {cls.method}; rlamort.load takes any")
         rows = {"num_envs": env.num_envs} if isinstance(env, VectorEnv) else {}
         learner = cls.unbuilt(resolve(method, {**values, **rows, "dir": None}), env, eval_env, unnamed)
+        from_env = from_env or learner.config.of_environment
         learner.environments.saved = statistics
         learner.environments.require_second(must=False)
         if not from_env:  # neither a problem nor equations can be read from a file: they are opened

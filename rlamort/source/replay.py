@@ -145,9 +145,9 @@ class Replay:
         batch = self._from(*self._draw(count), self.n_step)
         return batch._replace(reward=self.scale(batch.reward))
 
-    def everything(self) -> Batch:
-        """All stored transitions, oldest first, environment by environment."""
-        return self._from(*self._stored(self.size), self.n_step)
+    def everything(self, n_step: int | None = None) -> Batch:
+        """All stored transitions, oldest first, environment by environment; of `n_step` steps, or as many as samples have."""
+        return self._from(*self._stored(self.size), n_step or self.n_step)
 
     def sequences(self, count: int, length: int, latest: int | None = None) -> Batch:
         """`count` sequences of `length` consecutive transitions of one episode, uniformly and with replacement.

@@ -1,0 +1,1 @@
+"""Models that are learned from all transitions, outside captured updates."""
