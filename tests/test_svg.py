@@ -23,6 +23,7 @@ from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.fits.dynamics import fit_steps
 from rlamort.losses import td_target
+from rlamort.measure.sooner import Sooner
 from rlamort.model import Full
 from rlamort.nets import mlp
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
@@ -419,3 +420,22 @@ def test_an_expansion_takes_states_as_they_are(spec):
     with pytest.raises(UserError, match="normalise=false is needed"):
         drawn("sac", spec, expansion="model", normalise=True)
     assert isinstance(drawn("svg_h", spec), SAC)
+
+
+def test_sooner_compares_steps_to_a_return_and_is_incomplete_until_all_seeds_are_there():
+    claim = Sooner("svg", "svg_h", "Pendulum-v1", 3000, [0, 1], -200, 0.6, "sac")
+
+    def run(*returns):
+        return {"evaluations": [{"env_step": 1000 * (k + 1), "eval/return": one} for k, one in enumerate(returns)]}
+
+    results = {
+        claim.study.key("svg_h", 0): run(-100, -100, -100),
+        claim.study.key("sac", 0): run(-900, -500, -150),
+        claim.study.key("svg_h", 1): run(-900, -190, -300),
+    }
+    assert claim.judge(results)[0].outcome == "incomplete"
+    assert not claim.judge({})
+    (verdict,) = claim.judge(results | {claim.study.key("sac", 1): run(-900, -900, -900)})
+    assert verdict.outcome == "pass"
+    assert verdict.measured == "0.50 (1000, 2000 of 3000, 3000)"
+    assert claim.judge(results | {claim.study.key("sac", 1): run(-100, -1, -1)})[0].outcome == "FAIL"

@@ -11,7 +11,7 @@ from rlamort.measure.verdict import Verdict
 
 
 class Sooner(NamedTuple):
-    """Train `method`, one of a row's, and `baseline` with the same settings, and compare the steps to a return of `reach`.
+    """Train `method` and `baseline` with the same settings, and compare the environment steps to the return `reach`.
 
     The steps of a run are those of its first evaluation that is not below `reach`. A run that does not get there has those of
     its whole length, which favours the slower method: so it does not pass by a baseline that fails, but by being sooner.
@@ -34,8 +34,8 @@ class Sooner(NamedTuple):
 
     def claim(self) -> str:
         """The claim in one line."""
-        share = f"at most {self.share:g} of the environment steps of {self.baseline}"
-        return f"{self.method} on {self.env}: a return of {self.reach:g} in {share}"
+        what = f"{self.method} on {self.env}: a return of {self.reach:g}"
+        return f"{what} in at most {self.share:g} of the environment steps of {self.baseline}"
 
     def due(self, results: Results) -> list[Task]:
         """Runs without a stored result."""
