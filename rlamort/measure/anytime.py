@@ -73,10 +73,9 @@ def return_against_time(
     policy = playing[POLICY]
     f, contexts = policy.action_cost(), policy.normaliser(x)
     costs = {name: f(agent.act(x, explore=False), contexts).double().numpy(force=True) for name, agent in playing.items()}
-    one = x[:1]
-    seconds = {
-        name: timed(functools.partial(agent.act, one, explore=False), x.device, 0.3, np.min) for name, agent in playing.items()
-    }  # the fastest, since a busy machine interrupts what takes longer than a moment
+    # at the fastest, since a busy machine interrupts what takes longer than a moment
+    calls = {name: functools.partial(agent.act, x[:1], explore=False) for name, agent in playing.items()}
+    seconds = {name: timed(call, x.device, 0.3, np.min) for name, call in calls.items()}
     returns = {name: score(agent, env, seed).returns for name, agent in playing.items()}
     own = np.array(returns[POLICY])
     found = [
