@@ -63,7 +63,7 @@ class MPC(Agent):
             raise UserError(f"fit_every={fit_every}: with dynamics={kind} {needed} is needed")
         self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
         self.f = Trajectory(self.dynamics, horizon, discount)
-        self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, previous=True))
+        self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))
         if not self.dynamics.differentiable:
             with torch.random.fork_rng(devices=[]):  # a model that asks for gradients says so before any work starts
                 self.act(torch.zeros(1, spec.x_dim), explore=True)

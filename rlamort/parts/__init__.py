@@ -36,13 +36,13 @@ from rlamort.parts.models import (
     Start,
     Unroll,
 )  # fmt: skip
+from rlamort.parts.plans import Cem, Icem, Mppi
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
     Adjoint,
     Alista,
     Anderson,
-    Cem,
     FirstOrder,
     Fista,
     Gradient,
@@ -65,9 +65,9 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
+    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
     "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model",
-    "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
+    "Momentum", "Mppi", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
     "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
     "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -4,15 +4,17 @@ from rlamort.update.adam import Adam
 from rlamort.update.anderson import Anderson
 from rlamort.update.base import Projected, Update
 from rlamort.update.best import BestSoFar, best_so_far
-from rlamort.update.cem import Cem, HardTop, SoftTop
+from rlamort.update.cem import Cem, HardTop, Icem, SoftTop
+from rlamort.update.draws import Clipped, Coloured, Truncated, White
 from rlamort.update.gradient import Fixed, Gradient, Learned
 from rlamort.update.lbfgs import Lbfgs
+from rlamort.update.mppi import Mppi
 from rlamort.update.recurrent import Additive, Gated, Gru, LogSign, Lstm, Normed, Recurrent
 from rlamort.update.space import InChart, InY, Space
 from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
-    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Fixed", "Gated", "Gradient", "Gru", "HardTop", "InChart", "InY",
-    "Lbfgs", "Learned", "LogSign", "Lstm", "Normed", "Projected", "Recurrent", "SoftTop", "Space", "SpectralGradient", "Update",
-    "best_so_far",
+    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated", "Gradient", "Gru", "HardTop",
+    "Icem", "InChart", "InY", "Lbfgs", "Learned", "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "SoftTop",
+    "Space", "SpectralGradient", "Truncated", "Update", "White", "best_so_far",
 ]  # fmt: skip
