@@ -36,7 +36,7 @@ from rlamort.parts.models import (
     Start,
     Unroll,
 )  # fmt: skip
-from rlamort.parts.plans import Cem, Icem, Mppi
+from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
@@ -65,7 +65,7 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
+    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
     "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model",
     "Momentum", "Mppi", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
     "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",

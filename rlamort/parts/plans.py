@@ -100,6 +100,23 @@ class Mppi(Update):
         return updates.Mppi(setting.domain, self.samples, self.sigma, self.temperature, noise, bounds)
 
 
+@dataclass(frozen=True)
+class Ilqr(Update):
+    """Iterative linear-quadratic regulation through differentiable dynamics, within bounds of actions.
+
+    Args:
+        candidates: step sizes that are tried side by side.
+        mu: initial regularisation.
+    """
+
+    candidates: Size = 10
+    mu: Positive = 1e-6
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        setting.actions("update=Ilqr")
+        return updates.Ilqr(setting.domain, self.candidates, self.mu)
+
+
 def _noise(colour: float, setting: Setting) -> Noise:
     return updates.Coloured(setting.actions(f"update.colour={colour:g}"), colour) if colour else updates.White()
 
@@ -108,4 +125,4 @@ def _bounds(kind: str, domain: Domain) -> Bounds:
     return {"clipped": updates.Clipped, "truncated": updates.Truncated}[kind](domain)
 
 
-Update.presets |= {"cem": Cem(), "icem": Icem(), "mppi": Mppi()}
+Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}

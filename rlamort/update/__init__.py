@@ -7,6 +7,7 @@ from rlamort.update.best import BestSoFar, best_so_far
 from rlamort.update.cem import Cem, HardTop, Icem, SoftTop
 from rlamort.update.draws import Clipped, Coloured, Truncated, White
 from rlamort.update.gradient import Fixed, Gradient, Learned
+from rlamort.update.ilqr import Ilqr
 from rlamort.update.lbfgs import Lbfgs
 from rlamort.update.mppi import Mppi
 from rlamort.update.recurrent import Additive, Gated, Gru, LogSign, Lstm, Normed, Recurrent
@@ -15,6 +16,6 @@ from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
     "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated", "Gradient", "Gru", "HardTop",
-    "Icem", "InChart", "InY", "Lbfgs", "Learned", "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "SoftTop",
+    "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "SoftTop",
     "Space", "SpectralGradient", "Truncated", "Update", "White", "best_so_far",
 ]  # fmt: skip

@@ -104,6 +104,7 @@ class Ilqr(Update):
         x, path, actions = states[0].expand(len(steps), -1, -1), list[Moved](), []
         for t in range(horizon):
             moved = (policy.K[t] @ (x - states[t])[..., None])[..., 0]
+            moved = torch.where(moved.isnan(), 0, moved)  # after an end
             u = torch.clamp(plan[t] + sizes * policy.k[t] + moved, low[t], high[t])  # (L, B, n)
             actions.append(u)
             path.append(f.dynamics(x.flatten(0, 1), u.flatten(0, 1)))
@@ -167,15 +168,17 @@ def backward(model: Expansion, mu: Tensor, low: Tensor, high: Tensor) -> Policy:
 def bounded_minimum(Q: Tensor, q: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """argmin over low <= u <= high of u' Q u / 2 + q' u, and which coordinates (B, n) are free there, by projected Newton steps.
 
-    Q (B, n, n) is positive definite; q, low, high (B, n). Every iteration takes the cheapest of step sizes 1, 1/2, ..., and 0.
+    Q (B, n, n) is positive definite; q, low, high (B, n). Every iteration takes the cheapest of Newton steps of several sizes,
+    gradient steps, without which a Newton step that leaves the box at once would stay for good, and none.
     """
     u, n = torch.zeros_like(q).clamp(low, high), q.shape[-1]
     sizes = 0.5 ** torch.arange(8, dtype=q.dtype, device=q.device).view(-1, 1, 1)
-    for _ in range(n + 2 if n > 1 else 1):  # of one coordinate the first is exact
+    rates = q.new_tensor([1.0, 4.0]).view(-1, 1, 1) / Q.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    for _ in range(2 * n + 2 if n > 1 else 1):  # of one coordinate the first is exact
         slope = q + (Q @ u[..., None])[..., 0]
         free = ~(((u <= low) & (slope > 0)) | ((u >= high) & (slope < 0)))
         newton = -solved(Q, slope[..., None], free)[..., 0]
-        tried = torch.cat([u[None], (u + sizes * newton).clamp(low, high)])
+        tried = torch.cat([u[None], (u + sizes * newton).clamp(low, high), (u - rates * slope).clamp(low, high)])
         values = ((0.5 * (Q @ tried[..., None])[..., 0] + q) * tried).sum(-1)
         u = tried.gather(0, values.argmin(0)[None, :, None].expand(1, -1, n))[0]
     slope = q + (Q @ u[..., None])[..., 0]
