@@ -56,6 +56,8 @@ class MPC(Agent):
         learning_rate: Positive = 1e-3,
     ) -> None:
         super().__init__(spec, normalise=False)
+        if spec.longest is not None and horizon > spec.longest:
+            raise UserError(f"horizon={horizon}: an episode has {spec.longest} steps at most, so a plan needs no more")
         self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
         self.dynamics = dynamics(spec, hidden)
         if isinstance(self.dynamics, Ensemble) != bool(fit_every):

@@ -6,17 +6,17 @@ x (B, 5) = position in m, velocity in m/s, cos theta, sin theta, angular velocit
 
 import numpy as np
 import torch
+from rlamort.envs.equations import Equations, Moved
 from torch import Tensor
 
 from rlamort.config import Positive
-from rlamort.envs.equations import Equations, Moved
 
 GRAVITY, CART, POLE, HALF = 9.8, 1.0, 0.1, 0.5  # m/s^2, kg, kg, m: half of the pole's length
 SECONDS = 0.05  # of a step
 
 
 class CartPole(Equations):
-    """Reward cos(theta) - 0.1 position^2 - 1e-5 force^2 (Amos and Yarats, 2020, section 5.2), semi-implicit Euler steps of 0.05 s.
+    """Reward cos(theta) - 0.1 position^2 - 1e-5 force^2 (Amos and Yarats, 2020), by semi-implicit Euler steps of 0.05 s.
 
     The equations of motion are those of Barto, Sutton and Anderson (1983) without friction. The track has no end.
 

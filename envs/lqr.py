@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rlamort.envs.equations import Equations, Moved
 from torch import Tensor
 
 from rlamort.config import Positive
-from rlamort.envs.equations import Equations, Moved
 from rlamort.errors import UserError
 
 Matrix = Sequence[Sequence[float]] | np.ndarray
 SECONDS = 0.1  # of a step of the point mass
-POINT = ([[1, 0, SECONDS, 0], [0, 1, 0, SECONDS], [0, 0, 1, 0], [0, 0, 0, 1]], [[0, 0], [0, 0], [SECONDS, 0], [0, SECONDS]])
+POINT = np.eye(4) + SECONDS * np.eye(4, k=2), SECONDS * np.eye(4, 2, k=-2)
 
 
 class Riccati(NamedTuple):
@@ -53,7 +53,7 @@ class Lqr(Equations):
     ) -> None:
         self.A, self.B = (np.array(part, dtype=np.float64) for part in (A, B))
         if self.A.ndim != 2 or self.B.ndim != 2 or not len(self.A) == self.A.shape[1] == len(self.B):
-            raise UserError(f"Lqr.A: shapes {self.A.shape} of A and {self.B.shape} of B are given; (d, d) and (d, n) are needed")
+            raise UserError(f"Lqr.A: shapes {self.A.shape} of A and {self.B.shape} of B; (d, d) and (d, n) are needed")
         d, n = self.B.shape
         self.Q = np.diag([1.0] * (d - d // 2) + [0.1] * (d // 2)) if Q is None else np.array(Q, dtype=np.float64)
         self.R = 0.1 * np.eye(n) if R is None else np.array(R, dtype=np.float64)
@@ -73,7 +73,7 @@ class Lqr(Equations):
         return x @ A.mT + u @ B.mT, reward, torch.ones_like(reward)
 
     def riccati(self, horizon: int, discount: float = 1.0, tail: Tensor | None = None) -> Riccati:
-        """Optimal control without bounds of H steps, by dynamic programming; `tail` (d, d) is the cost after them, else none."""
+        """Optimal control without bounds of H steps, by dynamic programming; `tail` (d, d) is the cost after them."""
         A, B, Q, R = (torch.as_tensor(matrix) for matrix in (self.A, self.B, self.Q, self.R))
         P = torch.zeros_like(Q) if tail is None else tail.double()
         gains, costs, regularised, eye = [], [P], 0, torch.eye(len(R), dtype=R.dtype)

@@ -68,7 +68,7 @@ def test_the_recursion_converges_to_the_discrete_algebraic_riccati_equation(seed
 
 
 def test_a_shifted_optimal_plan_is_optimal_from_the_next_state():
-    """Alone for one step fewer; with the feedback action appended for as many, when the cost after the plan is that of ever after."""
+    """Alone for one step fewer; with the feedback action behind it for as many, if the cost of all later steps is known."""
     env = system()
     P, bound = env.stationary(), env.action_space.high[0].item()
     x = states(env)
@@ -182,7 +182,7 @@ class Bowl(Objective):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Lqr([[1.0]], [[1.0], [2.0]]), r"Lqr.A: shapes \(1, 1\) of A and \(2, 1\) of B are given"),
+        (lambda: Lqr([[1.0]], [[1.0], [2.0]]), r"Lqr.A: shapes \(1, 1\) of A and \(2, 1\) of B; "),
         (lambda: Lqr(R=[[1.0, 0.0], [0.0, -1.0]]), r"Lqr.R: a matrix of shape \(2, 2\) is given; .* positive semidefinite"),
         (lambda: Lqr([[2.0]], [[0.0]], [[1.0]], [[1.0]]).stationary(), "costs without bound"),
         (lambda: Ilqr(unit_box(2))(torch.zeros(1, 2), (), torch.zeros(1, 1), Oracle(Bowl(), torch.zeros(1, 1))), "no return"),

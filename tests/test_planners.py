@@ -4,9 +4,13 @@ import math
 
 import pytest
 import torch
+from rlamort.agents.plan import MPC
+from rlamort.envs.cartpole import CART, GRAVITY, HALF, POLE, CartPole
 
 from rlamort import parts
+from rlamort.agent import Player
 from rlamort.domain import Box, CappedSimplex, Simplex
+from rlamort.env.make import open_env
 from rlamort.errors import UserError
 from rlamort.objective import Objective, Oracle
 from rlamort.update import Cem, Clipped, Coloured, Icem, Mppi, SoftTop, Truncated, White
@@ -157,7 +161,7 @@ def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate(
         (lambda: Mppi(BOX, temperature=0.0), "update.temperature: 0.0 given; above 0"),
         (lambda: Icem(Cem(BOX, 8, 3), 4), "update.keep: 4 given; at least 1 and at most the 3 elites"),
         (lambda: Icem(Cem(BOX, 8, 3, selection=SoftTop()), 2), "a selection by HardTop"),
-        (lambda: Truncated(Simplex(3)), "bounds=truncated: a box is needed, and Y is of kind Simplex"),
+        (lambda: Truncated(Simplex(3)), "bounds=truncated: a box is needed, not Simplex"),
         (lambda: parts.Icem()(parts.Setting(BOX, 3, ()), 1), "update.colour=2: solutions are no plans here"),
         (lambda: parts.Cem(samples=8)(parts.Setting(BOX, 3, ()), 1), "update.elites: 8 given; .* fewer than the 8 samples"),
     ],
@@ -165,3 +169,35 @@ def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate(
 def test_what_does_not_fit_is_said(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("update", [parts.Icem(32), parts.Mppi(32, colour=1.0), parts.Ilqr()])
+def test_the_cart_pole_is_swung_up_by_each_planner(update):
+    """From hanging; its environment does what its equations say."""
+    env = open_env("rlamort.envs.cartpole:CartPole", count=2)
+    x = env.reset(5)
+    assert (x[:, 2] < -0.9).all()
+    agent = MPC(env.spec, model=parts.Unroll(parts.Previous(), update, 1), horizon=30)
+    torch.manual_seed(0)
+    player = Player(agent, 2)
+    for _ in range(50):
+        y = player(env.x, explore=False)
+        expected = agent.f.dynamics(env.x, y)
+        step = env.step(y)
+        torch.testing.assert_close(step.x_next, expected.x_next, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(step.reward, expected.reward, rtol=1e-5, atol=1e-5)
+    assert (step.x_next[:, 2] > 0.8).all()
+
+
+def test_a_cart_pole_that_nobody_pushes_keeps_its_energy():
+    """Kinetic energy of cart and pole, and the pole's height; steps of 0.05 s err by a few hundredths."""
+    env = CartPole()
+    x = torch.tensor([[0.0, 0.0, math.cos(2.0), math.sin(2.0), 0.5]], dtype=torch.float64)
+    energies = []
+    for _ in range(60):
+        _, speed, cos, _, turn = x[0].tolist()
+        kinetic = (CART + POLE) * speed**2 / 2 + POLE * HALF * speed * turn * cos + 2 / 3 * POLE * HALF**2 * turn**2
+        energies.append(kinetic + POLE * GRAVITY * HALF * cos)
+        x = env.dynamics(x, torch.zeros(1, 1, dtype=torch.float64))[0]
+    swing = 2 * POLE * GRAVITY * HALF
+    assert max(energies) - min(energies) < 0.08 * swing

@@ -65,9 +65,10 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label",
-    "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss", "Middle", "Model",
-    "Momentum", "Mppi", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles",
-    "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
-    "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unroll", "Unrolled", "Update",
+    "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart", "Ista", "Iterates",
+    "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Lista", "ListaCp", "Loss",
+    "Middle", "Model", "Momentum", "Mppi", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous",
+    "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed",
+    "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated", "Unroll", "Unrolled",
+    "Update",
 ]  # fmt: skip

@@ -122,7 +122,8 @@ def _noise(colour: float, setting: Setting) -> Noise:
 
 
 def _bounds(kind: str, domain: Domain) -> Bounds:
-    return {"clipped": updates.Clipped, "truncated": updates.Truncated}[kind](domain)
+    kinds: dict[str, type[Bounds]] = {"clipped": updates.Clipped, "truncated": updates.Truncated}
+    return kinds[kind](domain)
 
 
 Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}

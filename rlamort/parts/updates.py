@@ -327,6 +327,6 @@ Adjoint.presets = {
 }  # fmt: skip
 Update.presets = {
     "gradient": Gradient(), "learned_gradient": LearnedGradient(), "adam": Adam(), "spectral": SpectralGradient(),
-    "recurrent": Recurrent(), "lbfgs": Lbfgs(), "anderson": Anderson(), "ista": Ista(), "fista": Fista(), "lista": Lista(), "lista_cp": ListaCp(), "alista": Alista(),
-    "step_ista": StepIsta(), "momentum": Momentum(),
+    "recurrent": Recurrent(), "lbfgs": Lbfgs(), "anderson": Anderson(), "ista": Ista(), "fista": Fista(), "lista": Lista(),
+    "lista_cp": ListaCp(), "alista": Alista(), "step_ista": StepIsta(), "momentum": Momentum(),
 }  # fmt: skip

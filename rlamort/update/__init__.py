@@ -15,7 +15,7 @@ from rlamort.update.space import InChart, InY, Space
 from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
-    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated", "Gradient", "Gru", "HardTop",
-    "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "SoftTop",
-    "Space", "SpectralGradient", "Truncated", "Update", "White", "best_so_far",
+    "Adam", "Additive", "Anderson", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated", "Gradient",
+    "Gru", "HardTop", "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LogSign", "Lstm", "Mppi", "Normed", "Projected",
+    "Recurrent", "SoftTop", "Space", "SpectralGradient", "Truncated", "Update", "White", "best_so_far",
 ]  # fmt: skip

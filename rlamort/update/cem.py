@@ -111,8 +111,8 @@ class Cem(Update):
 class Icem(Update):
     """The cross-entropy method whose iterate is the best point that it has met (iCEM; Pinneri et al., 2020).
 
-    The Gaussian is around a mean of its own. Elites compete with the samples of later iterations, and so does the mean. The start
-    is one of them, so no iterate costs more than the one before. Costs of what is kept are not asked again: f must be
+    The Gaussian is around a mean of its own. Elites compete with the samples of later iterations, and so does the mean. The
+    start is one of them, so no iterate costs more than the one before. Costs of what is kept are not asked again: f must be
     deterministic. What has no finite cost is never kept. Its population does not shrink from iteration to iteration.
 
     Args:

@@ -24,8 +24,8 @@ class White(nn.Module):
 class Coloured(nn.Module):
     """Standard normals with a power spectrum of 1 / frequency^exponent along a plan (Pinneri et al., 2020).
 
-    White noise of H steps is filtered, the mean of the plan as its lowest frequency, 1 / H. So neighbouring actions are alike, the
-    more so the larger the exponent, and a plan moves the system instead of shaking it. Each coordinate has unit variance;
+    White noise of H steps is filtered, the mean of the plan as its lowest frequency, 1 / H. So neighbouring actions are alike,
+    the more so the larger the exponent, and a plan moves the system instead of shaking it. Each coordinate has unit variance;
     the noise is periodic in H.
 
     Args:
@@ -80,7 +80,7 @@ class Truncated(nn.Module):
     def __init__(self, domain: Domain) -> None:
         super().__init__()
         if not isinstance(domain, Box):
-            raise UserError(f"update.bounds=truncated: a box is needed, and Y is of kind {type(domain).__name__}; clipped fits any")
+            raise UserError(f"update.bounds=truncated: a box is needed, not {type(domain).__name__}; clipped fits any")
         self.domain = domain
 
     def forward(self, mean: Tensor, std: Tensor, noise: Tensor, x: Tensor) -> Tensor:

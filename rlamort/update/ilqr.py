@@ -43,12 +43,12 @@ class Ilqr(Update):
     """One iteration of iLQR within bounds of actions (Li and Todorov, 2004; Tassa, Mansard and Todorov, 2014: control-limited).
 
     The plan is followed, and its dynamics are linearised and its costs made quadratic along it. A backward pass gives each step
-    a feedback law that keeps to its bounds, by projected Newton steps; a forward pass follows that law with all step sizes side by
-    side, and each item takes its cheapest, or keeps its plan. mu, on the diagonal of the actions' curvature, falls where the
+    a feedback law that keeps to its bounds, by projected Newton steps; a forward pass follows that law with all step sizes side
+    by side, and each item takes its cheapest, or keeps its plan. mu, on the diagonal of the actions' curvature, falls where the
     model's promise was kept and rises where it was not, item by item. Negative curvature of a cost is set to 0.
 
-    On a linear system with quadratic costs and no active bound it is the Riccati recursion. The oracle's f must be a `Trajectory`
-    through differentiable dynamics; of an ensemble the mean is planned through. No gradient flows through the update.
+    On a linear system with quadratic costs and no active bound it is the Riccati recursion. The oracle's f must be a
+    `Trajectory` through differentiable dynamics; of an ensemble the mean is planned through. No gradient flows through it.
 
     Args:
         domain: [low, high]^(H n), a box.
@@ -100,7 +100,7 @@ class Ilqr(Update):
         self, f: Trajectory, states: Tensor, plan: Tensor, policy: Policy, steps: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Plans (H, L, B, n) of all step sizes under the feedback law, and their f (L, B)."""
-        sizes, (horizon, count, n) = steps.view(-1, 1, 1), plan.shape
+        sizes, (horizon, count, _) = steps.view(-1, 1, 1), plan.shape
         x, path, actions = states[0].expand(len(steps), -1, -1), list[Moved](), []
         for t in range(horizon):
             moved = (policy.K[t] @ (x - states[t])[..., None])[..., 0]
@@ -144,7 +144,7 @@ def expand(f: Trajectory, states: Tensor, plan: Tensor) -> Expansion:
 
 def backward(model: Expansion, mu: Tensor, low: Tensor, high: Tensor) -> Policy:
     """The feedback law that minimises the model, with changes of actions between low and high (H, B, n); mu (B,)."""
-    horizon, count, d, _ = model.jacobian.shape
+    horizon, _, d, _ = model.jacobian.shape
     V_x, V_xx = model.end_slope, model.end_curvature
     k, K, linear, quadratic = [], [], torch.zeros_like(mu), torch.zeros_like(mu)
     for t in reversed(range(horizon)):
@@ -152,8 +152,9 @@ def backward(model: Expansion, mu: Tensor, low: Tensor, high: Tensor) -> Policy:
         Q_z = model.slope[t] + (J.mT @ V_x[..., None])[..., 0]
         Q_zz = model.curvature[t] + J.mT @ V_xx @ J
         Q_u, Q_uu, Q_ux = Q_z[:, d:], Q_zz[:, d:, d:], Q_zz[:, d:, :d]
-        change, free = bounded_minimum(Q_uu + torch.diag_embed(mu[:, None].expand_as(Q_u)), Q_u, low[t], high[t])
-        gain = -solved(Q_uu + torch.diag_embed(mu[:, None].expand_as(Q_u)), Q_ux, free)
+        firm = Q_uu + torch.diag_embed(mu[:, None].expand_as(Q_u))
+        change, free = bounded_minimum(firm, Q_u, low[t], high[t])
+        gain = -solved(firm, Q_ux, free)
         k.append(change)
         K.append(gain)
         step = change[..., None]
@@ -166,7 +167,7 @@ def backward(model: Expansion, mu: Tensor, low: Tensor, high: Tensor) -> Policy:
 
 
 def bounded_minimum(Q: Tensor, q: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """argmin over low <= u <= high of u' Q u / 2 + q' u, and which coordinates (B, n) are free there, by projected Newton steps.
+    """argmin over low <= u <= high of u' Q u / 2 + q' u, and which coordinates (B, n) are free there, by projected Newton.
 
     Q (B, n, n) is positive definite; q, low, high (B, n). Every iteration takes the cheapest of Newton steps of several sizes,
     gradient steps, without which a Newton step that leaves the box at once would stay for good, and none.
@@ -227,7 +228,7 @@ def _weighed(weight: Tensor, value: Tensor) -> Tensor:
 
 
 def _adapted(mu: Tensor, rate: Tensor, falls: Tensor, rises: Tensor) -> tuple[Tensor, Tensor]:
-    """mu and its rate after an iteration: both double where it rises and halve where it falls, the rate from 1 anew at a turn."""
+    """mu and its rate after an iteration: both double where it rises and halve where it falls; at a turn the rate is 1."""
     rate = torch.where(rises, (2 * rate).clamp(min=2), torch.where(falls, (rate / 2).clamp(max=0.5), rate))
     moved = torch.where(rises, (mu * rate).clamp(LEAST, MOST), torch.where(falls, mu * rate, mu))
     return torch.where(moved < LEAST, 0, moved), rate

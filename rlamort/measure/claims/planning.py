@@ -23,7 +23,7 @@ from rlamort.env.make import open_env
 from rlamort.env.simulate import Simulator
 from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
 from rlamort.model import Expert, Unroll
-from rlamort.update import Cem, Ilqr, Update
+from rlamort.update import Cem, Coloured, Icem, Ilqr, Update
 
 STARTS = 20
 UPRIGHT, LAST = 0.95, 20  # solved: the pole's cosine is above it in each of the last steps
@@ -72,38 +72,48 @@ def swung(name: str, cosine: int, steps: int, horizon: int) -> Measured:
         env = open_env(name, count=STARTS)
         env.reset(0)
         player = Player(MPC(env.spec, model=_model(update), horizon=horizon), STARTS)
-        total, seen = torch.zeros(STARTS), []
+        total, seen = torch.zeros(STARTS), list[Tensor]()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for _ in range(steps):
                 step = env.step(player(env.x, explore=False))
                 total, seen = total + step.reward, [*seen, step.x_next[:, cosine].clone()]
         least = torch.stack(seen[-LAST:]).amin(0)
-        claim = f"{name}, {planner}: starts of {STARTS} from which the pole's cosine is above {UPRIGHT} in the last {LAST} steps"
+        claim = f"{name}, {planner}: starts of {STARTS} that end with {LAST} steps of a cosine above {UPRIGHT}"
         verdicts.append(at_least(claim, int((least > UPRIGHT).sum()), STARTS))
         data[planner] = {"least cosine": least.tolist(), "return": total.tolist()}
     return Measured(verdicts, data, {})
 
 
 def evaluations() -> Measured:
-    """iLQR's plans for Pendulum-v1 cost less than those of CEM with ten times its evaluations."""
+    """iLQR's plans for Pendulum-v1 cost less than those of CEM with ten times its evaluations.
+
+    From zero it ends in the local minimum beside its start; from the best of 64 smooth samples, chosen on other starts, seldom.
+    """
     env = open_env("Pendulum-v1", count=STARTS)
     x, horizon, iterations = env.reset(100).double(), 20, 10
     assert env.spec.equations is not None
     f = Trajectory(Known(env.spec.equations, Box(env.spec.low, env.spec.high).double(), "own"), horizon)
     domain = unit_box(horizon).double()
     # of an iteration: the plan, ten step sizes, a forward pass, and backward passes for 3 states, a slope and 4 curvatures
-    budget = 10 * iterations * (1 + 10 + 1 + 3 + 1 + 4)
-    samples = 100
+    samples, drawn, each = 100, 64, 1 + 10 + 1 + 3 + 1 + 4
+    budget = 10 * (drawn + iterations * each)
     best: dict[str, Update] = {f"sigma {sigma}": Cem(domain, samples, 10, sigma) for sigma in (0.5, 1.0, 2.0)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         costs = {name: f(solved(cem, f, x, horizon, budget // samples), x) for name, cem in best.items()}
     strong = min(costs.values(), key=lambda cost: cost.mean().item())
-    ours = f(solved(Ilqr(domain), f, x, horizon, iterations), x)
-    data = {"ilqr": ours.tolist(), **{name: cost.tolist() for name, cost in costs.items()}, "evaluations of CEM": budget}
-    claim = f"Pendulum-v1, plans of {horizon} from zero: mean cost of iLQR less that of the best CEM, tuned, of 10x its evaluations"
-    return Measured([at_most(claim, (ours - strong).mean().item(), 0)], data, {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        smooth = Icem(Cem(domain, drawn, 8, 1.0, noise=Coloured(horizon, 4.0)), 1)
+        begun = solved(smooth, f, x, horizon, 1)
+    ours = {
+        "zero": f(solved(Ilqr(domain), f, x, horizon, iterations), x),
+        f"the best of {drawn} samples": f(solved(Ilqr(domain), f, x, horizon, iterations, begun), x),
+    }
+    data = {name: cost.tolist() for name, cost in (costs | ours).items()} | {"evaluations of CEM": budget}
+    claim = f"Pendulum-v1, plans of {horizon}: mean cost less that of CEM, tuned, with {budget} evaluations, of iLQR from "
+    return Measured([at_most(claim + name, (cost - strong).mean().item(), 0) for name, cost in ours.items()], data, {})
 
 
 def threads() -> Measured:
@@ -112,7 +122,7 @@ def threads() -> Measured:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            env, agent = cheetah(count, 3, threads=count, horizon=10)
+            env, agent = cheetah(3, 10, count)
             env.reset(0)
             player, actions = Player(agent, 3), []
             with torch.random.fork_rng(devices=[]):
@@ -131,7 +141,7 @@ def threads() -> Measured:
 def returns() -> Measured:
     """iCEM through MuJoCo returns 1,000 in 200 steps of HalfCheetah-v5."""
     seeds = (0, 1, 2)
-    env, agent = cheetah(len(seeds), len(seeds), horizon=30)
+    env, agent = cheetah(len(seeds), 30)
     env.reset(0)
     player, total, started = Player(agent, len(seeds)), torch.zeros(len(seeds)), time.perf_counter()
     with torch.random.fork_rng(devices=[]):
@@ -139,14 +149,14 @@ def returns() -> Measured:
         for _ in range(200):
             total += env.step(player(env.x, explore=False)).reward
     seconds = (time.perf_counter() - started) / 200 / len(seeds)
-    claim = f"HalfCheetah-v5, 200 steps of iCEM, {1e3 * seconds:.0f} ms a step of one environment: least return of seeds {seeds}"
+    claim = f"HalfCheetah-v5, 200 steps of iCEM, {1e3 * seconds:.0f} ms a step of one: least return of seeds {seeds}"
     return Measured([at_least(claim, total.min().item(), 1_000)], {"returns": total.tolist(), "seconds a step": seconds}, {})
 
 
 def throughput() -> Measured:
     """Planning through MuJoCo reaches 0.9 of the throughput of a bare mujoco.rollout call."""
     samples, horizon, count = 128, 30, 1
-    env, agent = cheetah(0, count, horizon=horizon, model=parts.Unroll(parts.Previous(), parts.Cem(samples, 8, 0.5), 5))
+    env, agent = cheetah(count, horizon, model=parts.Unroll(parts.Previous(), parts.Cem(samples, 8, 0.5), 5))
     env.reset(0)
     assert isinstance(agent.f.dynamics, Simulator)
     physics, h = agent.f.dynamics.physics, agent.start(count)
@@ -171,8 +181,9 @@ def throughput() -> Measured:
 
 
 def _alternating(calls: list[Callable[[], Any]], repeats: int) -> tuple[list[float], float]:
-    """Seconds of the fastest of each call, taken in turns after a first one, and the cores that other processes took meanwhile."""
-    process, taken = psutil.Process(), [[] for _ in calls]  # type: list[list[float]]
+    """Seconds of the fastest of each call, taken in turns after a first one, and the cores that others took meanwhile."""
+    process = psutil.Process()
+    taken: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
     started, own, all_of_them = time.perf_counter(), _seconds(process.cpu_times()), _seconds(psutil.cpu_times())
@@ -189,10 +200,8 @@ def _seconds(times: Any) -> float:
     return float(times.user + times.system)
 
 
-def cheetah(
-    seed: int, count: int, horizon: int, threads: int = 1_000, model: parts.Model | None = None
-) -> tuple[Any, MPC]:
-    """HalfCheetah-v5 side by side, reset from `seed`, and a planner through its MuJoCo model; by default iCEM."""
+def cheetah(count: int, horizon: int, threads: int = 1_000, model: parts.Model | None = None) -> tuple[Any, MPC]:
+    """HalfCheetah-v5 side by side, and a planner through its MuJoCo model; by default iCEM."""
     env = open_env(CHEETAH["id"], count=count, env_kwargs={key: one for key, one in CHEETAH.items() if key != "id"})
     spec = env.spec._replace(simulator=lambda: Simulator(gymnasium.make(**CHEETAH), threads=threads))
     model = model or _model(parts.Icem(samples=64, colour=0.25))
@@ -204,8 +213,9 @@ def _model(update: parts.Update) -> parts.Model:
 
 
 @torch.no_grad()
-def solved(update: Update, f: Trajectory, x: Tensor, dim: int, iterations: int) -> Tensor:
-    """x (B, d) -> the best plan (B, H n) after iterations from zero."""
+def solved(update: Update, f: Trajectory, x: Tensor, dim: int, iterations: int, begin: Tensor | None = None) -> Tensor:
+    """x (B, d) -> the best plan (B, H n) after iterations from a plan (B, H n), by default from zero."""
     domain = unit_box(dim).double()
-    start = Expert(lambda x: x.new_zeros(len(x), dim))
-    return Unroll(start, update, iterations, domain, keep_best=True)(x, f.oracle(x))
+    start = Expert(lambda x: x.new_zeros(len(x), dim) if begin is None else begin)
+    found: Tensor = Unroll(start, update, iterations, domain, keep_best=True)(x, f.oracle(x))
+    return found
