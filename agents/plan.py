@@ -15,6 +15,7 @@ from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
 from rlamort.domain import unit_box
 from rlamort.dynamics import Ensemble, Trajectory
 from rlamort.env import Spec
+from rlamort.errors import UserError
 from rlamort.fits.dynamics import fit, measured, require_fits
 from rlamort.objective import Metrics
 from rlamort.source import Replay
@@ -52,12 +53,14 @@ class MPC(Agent):
         learning_rate: Positive = 1e-3,
     ) -> None:
         super().__init__(spec, normalise=False)
+        if spec.longest is not None and horizon > spec.longest:
+            raise UserError(f"horizon={horizon}: an episode has {spec.longest} steps at most, so a plan needs no more")
         self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
         self.dynamics = dynamics(spec, hidden)
         require_fits(self.dynamics, fit_every)
         self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
         self.f = Trajectory(self.dynamics, horizon, discount)
-        self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, previous=True))
+        self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))
         if not self.dynamics.differentiable:
             with torch.random.fork_rng(devices=[]):  # a model that asks for gradients says so before any work starts
                 self.act(torch.zeros(1, spec.x_dim), explore=True)

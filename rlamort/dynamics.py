@@ -253,14 +253,18 @@ class Trajectory(Objective):
         self.dynamics, self.horizon, self.discount, self.tail = dynamics, horizon, discount, tail
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        value, weight = y.new_zeros(len(y)), y.new_ones(len(y))
         path = self.dynamics.follow(x, y.reshape(len(y), self.horizon, -1).unbind(1))
-        for _, reward, continues in path:  # (..., B, d), (..., B), (..., B)
+        return -self.total(path).view(-1, len(y)).mean(0), {}
+
+    def total(self, path: Sequence[Moved]) -> Tensor:
+        """The return (..., B) of what followed from H actions, (..., B, d), (..., B), (..., B) of each."""
+        value, weight = torch.zeros_like(path[0].reward), torch.ones_like(path[0].reward)
+        for _, reward, continues in path:
             value = value + _weighed(weight, reward)
             weight = weight * self.discount * continues
         if self.tail is not None:
             value = value + _weighed(weight, self.tail(path[-1].x_next.flatten(0, -2)).view_as(weight))
-        return -value.view(-1, len(y)).mean(0), {}
+        return value
 
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:

@@ -18,9 +18,11 @@ from rlamort.update import (
     BestSoFar,
     Cem,
     Gradient,
+    Icem,
     InChart,
     InY,
     Lbfgs,
+    Mppi,
     Projected,
     SpectralGradient,
     Update,
@@ -46,9 +48,14 @@ UPDATES = {
     "wild gradient": lambda domain: Gradient(10.0),
     "adam": lambda domain: Adam(1.0),
     "cem": lambda domain: Cem(domain, 8, 3),
+    "icem": lambda domain: Icem(Cem(domain, 8, 3), 2),
+    "mppi": lambda domain: Mppi(domain, 8),
     "lbfgs": lambda domain: Lbfgs(domain, history=3),
     "spectral": SpectralGradient,
 }
+
+
+SAMPLING = ("cem", "icem", "mppi")
 
 
 def walked(f, x, z, update, space, steps=12):
@@ -127,7 +134,7 @@ def test_the_cost_that_spectral_gradient_knows_is_that_of_its_iterate():
         SpectralGradient(BOX, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in UPDATES if name != "cem"])
+@pytest.mark.parametrize("name", [name for name in UPDATES if name not in SAMPLING])
 def test_items_and_starts_do_not_depend_on_each_other(name):
     f, x, z = Bumps(), torch.randn(4, 3, dtype=torch.float64), torch.rand(3, 4, 3, dtype=torch.float64) - 0.5
 

@@ -228,6 +228,12 @@ def test_a_claim_is_reported_only_where_a_bound_shows_that_none_can_pass():
     )
 
 
+def test_what_a_claim_lacks_is_stored_with_it():
+    verdict = Verdict("faster", "4x", ">= 3x", False, missing="an idle machine")
+    assert verdict.outcome == "incomplete"
+    assert Verdict.read(json.loads(json.dumps(verdict.values()))) == verdict
+
+
 @pytest.mark.parametrize(
     "bound",
     [

@@ -26,10 +26,12 @@ from rlamort.update import (
     Gradient,
     Gru,
     HardTop,
+    Icem,
     Lbfgs,
     Learned,
     LogSign,
     Lstm,
+    Mppi,
     Normed,
     Recurrent,
     SoftTop,
@@ -102,6 +104,8 @@ UPDATES = {
     "recurrent": lambda: Recurrent(N, 8, contexts=D),
     "recurrent, gated": lambda: Recurrent(N, 8, cell=Lstm, encoding=Normed(), head=Gated),
     "cem": lambda: Cem(Euclid(N), samples=16, elites=4),
+    "icem": lambda: Icem(Cem(Euclid(N), samples=16, elites=4), keep=2),
+    "mppi": lambda: Mppi(Euclid(N), samples=16),
     "soft cem": lambda: Cem(Euclid(N), samples=16, elites=4, smoothing=0.2, selection=SoftTop(0.5)),
     "anderson": lambda: Anderson(3),
     "lbfgs": lambda: Lbfgs(Euclid(N), history=3),
@@ -210,7 +214,7 @@ def test_a_broken_item_does_not_reach_the_others(update):
     torch.testing.assert_close(broken[[0, 2]], whole[[0, 2]], **NEAR)
 
 
-@pytest.mark.parametrize("update", [name for name in UPDATES if name != "cem"])
+@pytest.mark.parametrize("update", [name for name in UPDATES if name not in ("cem", "icem")])
 def test_unrolled_gradients_are_finite_differences(update):
     """MAML's gradient among them: through the steps, to where they start, to what they learn, and to f."""
     f, x = Bowl(0.5), torch.randn(2, D, requires_grad=True)

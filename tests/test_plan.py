@@ -187,6 +187,10 @@ def test_equations_of_a_users_own():
         ("Pendulum-v1", {"model": "previous_one"}, "Did you mean previous"),
         ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "previous"}}}, "only planners in Y itself have"),
         ("Pendulum-v1", {"compile": True}, "no choice there"),
+        ("Pendulum-v1", {"horizon": 201}, "horizon=201: an episode has 200 steps at most"),
+        ("Pendulum-v1", {"max_episode_steps": 9, "horizon": 10}, "horizon=10: an episode has 9 steps at most"),
+        ("Pendulum-v1", {"model": {"update": {"kind": "Icem", "keep": 11}}}, "update.keep: 11 given; .* the 10 elites"),
+        ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "middle", "update": "ilqr"}}}, "Ilqr: solutions"),
     ],
 )
 def test_what_does_not_fit_is_said_before_anything_starts(env, fields, message):

@@ -156,6 +156,7 @@ class Spec(NamedTuple):
     problem: Problem | None = None  # of a problem's environment, with the known objective
     declared: tuple[Space, Space] | None = None  # of observations and of actions, unless they are plain vectors
     equations: Callable[..., Any] | None = None  # of its dynamics, where they are known: see `rlamort.env.known`
+    longest: int | None = None  # steps until a time limit ends an episode, where one is known
     simulator: Callable[[], Any] | None = None  # makes its `rlamort.env.simulate.Simulator`, or raises UserError
 
     @classmethod

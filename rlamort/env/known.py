@@ -29,6 +29,12 @@ def equations_of(env: Any) -> Equations | None:
     return None if found is None else lambda x, u: found(x, u)
 
 
+def longest_of(env: Any) -> int | None:
+    """Steps until a time limit ends an episode; None where no wrapper has one."""
+    limits = [layer for layer in layers(env) if isinstance(layer, TimeLimit)]
+    return min((int(layer._max_episode_steps) for layer in limits), default=None)
+
+
 def transparent(env: Any) -> bool:
     """Whether no wrapper may change what an environment observes, does or is rewarded with."""
     return all(isinstance(layer, TRANSPARENT) for layer in layers(env)[:-1])

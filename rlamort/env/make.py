@@ -21,7 +21,7 @@ from rlamort.env.capacity import require_memory, resident, workers_of
 from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
-from rlamort.env.known import equations_of
+from rlamort.env.known import equations_of, longest_of
 from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
@@ -331,7 +331,7 @@ def open_gym(
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
-        spec, declared = _with_dynamics(spec, env, lambda: Simulator(env, name)), declares_limit(first)
+        spec, declared = _with_dynamics(spec, first, lambda: Simulator(env, name)), declares_limit(first)
         try:
             make = factory(env, None, max_episode_steps)
         except UserError as error:
@@ -357,8 +357,8 @@ def open_gym(
 
 
 def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:
-    """With what planners may ask of the environment: its equations, and how to make its simulator."""
-    return spec._replace(equations=equations_of(env), simulator=simulator)
+    """With what planners may ask of the environment: its equations, how to make its simulator, and how long episodes are."""
+    return spec._replace(equations=equations_of(env), simulator=simulator, longest=longest_of(env))
 
 
 def _none_left(error: UserError) -> Factory:

@@ -299,6 +299,7 @@ class Simulator(Dynamics):
     Args:
         env: a Gymnasium environment whose observation is all positions and velocities of its physics.
         name: of the environment, for messages; None takes its id.
+        threads: at most; as many as there are cores by default.
 
     Raises:
         UserError: its rewards as a function of its physics are not known, its observation does not determine its physics, or a
@@ -307,7 +308,7 @@ class Simulator(Dynamics):
 
     differentiable = False
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str | None = None) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str | None = None, threads: int = 1_000) -> None:
         super().__init__()
         name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         derive, base, space = derivation(env, name), cast(Any, env.unwrapped), cast(Any, env.action_space)
@@ -321,7 +322,7 @@ class Simulator(Dynamics):
                 f"which its observation of {numbers} numbers does not determine. {', '.join(WHOLE)} observe theirs, "
                 "with env_kwargs.exclude_current_positions_from_observation=false where they have it"
             )
-        self.physics = Physics(base, derive, Units(Space.of(space)))
+        self.physics = Physics(base, derive, Units(Space.of(space)), threads)
 
     def forward(self, x: Tensor, y: Tensor) -> Moved:
         return self.follow(x, [y])[0]

@@ -72,7 +72,9 @@ class Verdict:
         return f"{self.outcome}  {self.claim}\n      measured {self.measured}; threshold {self.limit}"
 
     def values(self) -> list[Any]:
-        """As JSON values; a reported one ends in the fields of its bound."""
+        """As JSON values; a reported one ends in the fields of its bound, an incomplete one in what it lacks."""
+        if self.missing:
+            return [self.claim, self.measured, self.threshold, self.missing]
         if self.bound is None:
             return [self.claim, self.measured, self.threshold, self.passed]
         return [self.claim, self.measured, "reported", self.bound._asdict()]
@@ -83,6 +85,8 @@ class Verdict:
         claim, measured, threshold, last = values
         if isinstance(last, bool):
             return cls(claim, measured, threshold, last)
+        if isinstance(last, str):
+            return cls(claim, measured, threshold, False, missing=last)
         return cls(claim, measured, "", True, Bound(**last))
 
 

@@ -39,13 +39,13 @@ from rlamort.parts.models import (
     TwoStep,
     Unroll,
 )  # fmt: skip
+from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
     Adjoint,
     Alista,
     Anderson,
-    Cem,
     FirstOrder,
     Fista,
     Gradient,
@@ -69,10 +69,10 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Implicit", "InChart", "Ista",
-    "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood",
-    "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Objective", "OneStep", "Online", "Own", "Penalty",
-    "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress", "Safeguarded", "Scalar", "Setting",
-    "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta", "Target", "Teacher", "Truncated",
-    "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
+    "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart",
+    "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient",
+    "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Mppi", "Objective", "OneStep",
+    "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress",
+    "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta",
+    "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

@@ -91,7 +91,7 @@ class Previous(Model):
     """The previous plan, shifted by one action: a planner's warm start."""
 
     def __call__(self, setting: Setting) -> models.Model:
-        if not setting.previous:
+        if setting.horizon is None:
             raise UserError("model: previous starts from the previous plan, which only planners in Y itself have")
         return models.Previous(setting.domain)
 
@@ -167,7 +167,7 @@ class InChart(Model):
 
     def __call__(self, setting: Setting) -> models.Model:
         chart = Chart(setting.domain)
-        inner = self.inner(setting._replace(domain=chart.domain, previous=False))
+        inner = self.inner(setting._replace(domain=chart.domain, horizon=None))
         return models.Latent(chart.decode, inner, setting.domain)
 
 

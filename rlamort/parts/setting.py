@@ -28,7 +28,7 @@ class Setting(NamedTuple):
     problem: Problem | None = None
     contexts: Tensor | None = None  # a sample of the problem's (S, d), hidden parts included
     own: Callable[[Sequence[int], int], nn.Module | None] | None = None  # builds the problem's own network over this domain
-    previous: bool = False  # whether what it reads ends with a solution of this domain: that of the step before
+    horizon: int | None = None  # actions in a solution, of planners; what they read ends with the plan of the step before
     labelled: bool = False  # whether batches hold solutions that were found before
     constraints: Constraints | None = None  # of the problem, where it has any
     objective: Objective | None = None  # what models ask and losses score; None for the problem's cost
@@ -43,7 +43,7 @@ class Setting(NamedTuple):
 
     def over(self, domain: Domain) -> Self:
         """The setting of another domain, which the problem's own network does not predict."""
-        return self._replace(domain=domain, own=None, previous=False)
+        return self._replace(domain=domain, own=None, horizon=None)
 
     @property
     def f(self) -> Objective:
@@ -58,6 +58,12 @@ class Setting(NamedTuple):
                 f"{what}: {type(problem).__name__} has no constraints; a problem with `constraints(y, x)` is needed"
             )
         return self.constraints
+
+    def actions(self, what: str) -> int:
+        """The number of actions in a plan. Raises UserError if solutions are no plans; `what` needs them."""
+        if self.horizon is None:
+            raise UserError(f"{what}: solutions are no plans here, which only planners in Y itself have")
+        return self.horizon
 
     def known(self, what: str) -> Problem:
         """The problem. Raises UserError if there is none; `what` needs it."""

@@ -207,29 +207,6 @@ class Recurrent(Update):
 
 
 @dataclass(frozen=True)
-class Cem(Update):
-    """The cross-entropy method.
-
-    Args:
-        samples: per iteration.
-        elites: samples that the next mean and standard deviation are fitted to.
-        sigma: initial standard deviation.
-        smoothing: weight of the previous mean and standard deviation.
-        temperature: of differentiable soft weights on the elites (DCEM); null takes uniform weights.
-    """
-
-    samples: Size = 64
-    elites: Size = 8
-    sigma: Positive = 1.0
-    smoothing: Fraction = 0.0
-    temperature: Positive | None = None
-
-    def __call__(self, setting: Setting, steps: int) -> updates.Update:
-        chosen = updates.HardTop() if self.temperature is None else updates.SoftTop(self.temperature)
-        return updates.Cem(setting.domain, self.samples, self.elites, self.sigma, self.smoothing, selection=chosen)
-
-
-@dataclass(frozen=True)
 class Lbfgs(Update):
     """Limited-memory BFGS with a parallel line search.
 
@@ -358,7 +335,7 @@ Adjoint.presets = {
 }  # fmt: skip
 Update.presets = {
     "gradient": Gradient(), "learned_gradient": LearnedGradient(), "adam": Adam(), "spectral": SpectralGradient(),
-    "line_search": LineSearch(), "recurrent": Recurrent(), "cem": Cem(), "lbfgs": Lbfgs(),
-    "anderson": Anderson(), "ista": Ista(), "fista": Fista(), "lista": Lista(), "lista_cp": ListaCp(), "alista": Alista(),
-    "step_ista": StepIsta(), "momentum": Momentum(),
+    "line_search": LineSearch(), "recurrent": Recurrent(), "lbfgs": Lbfgs(), "anderson": Anderson(), "ista": Ista(),
+    "fista": Fista(), "lista": Lista(), "lista_cp": ListaCp(), "alista": Alista(), "step_ista": StepIsta(),
+    "momentum": Momentum(),
 }  # fmt: skip

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from rlamort.adjoint import Carry
 from rlamort.config import Count, Fraction, Positive
-from rlamort.domain import CappedSimplex, Domain, nearest_each
+from rlamort.domain import CappedSimplex, Domain
 from rlamort.errors import UserError
 from rlamort.objective import Oracle
 from rlamort.update.base import Update
+from rlamort.update.best import comparable
+from rlamort.update.draws import Bounds, Clipped, Noise, White
 
 
 class HardTop(nn.Module):
@@ -51,13 +53,16 @@ class Cem(Update):
     largest finite one.
 
     Args:
-        domain: Y, onto which samples are projected.
+        domain: Y, where samples are.
         samples: S.
         elites: number of elite samples.
         sigma: initial standard deviation.
-        smoothing: weight of the previous mean and standard deviation.
+        smoothing: weight of the previous mean and spread.
+        power: the spread that is smoothed is the standard deviation to this power: 1 itself, 2 the variance.
         floor: added in quadrature to the standard deviation, so that it stays positive.
         selection: HardTop or SoftTop.
+        noise: White, or Coloured for plans.
+        bounds: Clipped or Truncated; by default Clipped.
     """
 
     def __init__(
@@ -69,24 +74,83 @@ class Cem(Update):
         smoothing: Fraction = 0.0,
         floor: Positive = 1e-6,
         selection: HardTop | SoftTop | None = None,
+        noise: Noise | None = None,
+        bounds: Bounds | None = None,
+        power: Positive = 1.0,
     ) -> None:
         super().__init__()
         if not 1 <= elites < samples:
             raise UserError(f"update.elites: {elites} given; at least 1 and fewer than the {samples} samples are needed")
-        self.domain, self.samples, self.elites, self.sigma = domain, samples, elites, sigma
-        self.smoothing, self.floor, self.selection = smoothing, floor, selection or HardTop()
+        self.samples, self.elites, self.sigma = samples, elites, sigma
+        self.smoothing, self.floor, self.power, self.selection = smoothing, floor, power, selection or HardTop()
+        self.noise, self.bounds = noise or White(), bounds or Clipped(domain)
 
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return (torch.full_like(y, self.sigma),)
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         (std,) = h
-        noise = torch.randn(self.samples, 1, y.shape[-1], dtype=y.dtype, device=y.device)
-        ys = nearest_each(self.domain, x, y + std * noise)  # (S, B, n)
+        ys = self.draw(y, std, x)  # (S, B, n)
         weights = self.selection(_finite(oracle.values(ys).mT), self.elites).mT[..., None] / self.elites  # (S, B, 1)
-        mean = (weights * ys).sum(0)
-        spread = ((weights * (ys - mean).square()).sum(0) + self.floor**2).sqrt()
-        return torch.lerp(mean, y, self.smoothing), (torch.lerp(spread, std, self.smoothing),)
+        y, std = self.refit(ys, weights, y, std)
+        return y, (std,)
+
+    def draw(self, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
+        """mean, std (B, n) -> samples in Y (S, B, n)."""
+        drawn: Tensor = self.bounds(mean, std, self.noise(self.samples, mean), x)
+        return drawn
+
+    def refit(self, ys: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples (S, B, n), weights (S, B, 1) of sum 1, and mean and std (B, n) before -> both after."""
+        found = (weights * ys).sum(0)
+        spread = ((weights * (ys - found).square()).sum(0) + self.floor**2).sqrt()
+        smooth = torch.lerp(spread**self.power, std**self.power, self.smoothing) ** (1 / self.power)
+        return torch.lerp(found, mean, self.smoothing), smooth
+
+
+class Icem(Update):
+    """The cross-entropy method whose iterate is the best point that it has met (iCEM; Pinneri et al., 2020).
+
+    The Gaussian is around a mean of its own. Elites compete with the samples of later iterations, and so does the mean. The
+    start is one of them, so no iterate costs more than the one before. Costs of what is kept are not asked again: f must be
+    deterministic. What has no finite cost is never kept. Its population does not shrink from iteration to iteration.
+
+    Args:
+        cem: how samples are drawn, and how mean and standard deviation are fitted to the elites.
+        keep: elites that compete with later samples; the first is the iterate.
+
+    Raises:
+        UserError: more are kept than there are elites, or none; or it selects softly.
+    """
+
+    def __init__(self, cem: Cem, keep: Count = 2) -> None:
+        super().__init__()
+        if not 1 <= keep <= cem.elites:
+            raise UserError(f"update.keep: {keep} given; at least 1 and at most the {cem.elites} elites are needed")
+        if not isinstance(cem.selection, HardTop):
+            raise UserError("update.cem: Icem keeps elites as they are; a selection by HardTop is needed")
+        self.cem, self.keep = cem, keep
+
+    def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        """The mean, the standard deviation, what is kept (keep, B, n) as (B, keep, n), best first, and its costs (B, keep)."""
+        kept, costs = y[:, None].expand(-1, self.keep, -1), torch.full((len(y), self.keep), math.inf).to(y)
+        first = comparable(oracle.value(y))[:, None]
+        return (y, *self.cem.start(y, x, oracle), kept, torch.cat([first, costs[:, 1:]], -1))
+
+    def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
+        mean, std, kept, known = h
+        fresh = torch.cat([self.cem.draw(mean, std, x), mean[None]])  # (S + 1, B, n)
+        ys = torch.cat([kept.transpose(0, 1), fresh])
+        costs, order = torch.cat([known, comparable(oracle.values(fresh)).mT], -1).sort(dim=-1, stable=True)
+        best = order[:, : self.cem.elites].mT[..., None].expand(-1, -1, ys.shape[-1])  # (E, B, n)
+        elites, costs = ys.gather(0, best), costs[:, : self.cem.elites]
+        sound = costs.isfinite().mT[..., None]  # (E, B, 1)
+        refitted = self.cem.refit(elites, sound / sound.sum(0).clamp(min=1), mean, std)
+        mean, std = (torch.where(sound.any(0), new, old) for new, old in zip(refitted, (mean, std), strict=True))
+        return elites[0], (mean, std, elites[: self.keep].transpose(0, 1), costs[:, : self.keep])
+
+    def value(self, y: Tensor, h: Carry, oracle: Oracle) -> Tensor:
+        return h[3][:, 0]
 
 
 def _finite(costs: Tensor) -> Tensor:

@@ -1,0 +1,221 @@
+"""Planners: against closed forms, from hard starts, with other numbers of threads, and beside a bare simulator.
+
+N environments side by side · H actions in a plan · an evaluation: one step of the dynamics, forwards or backwards, of one plan
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from rlamort import parts
+from rlamort.agent import Player
+from rlamort.agents.plan import MPC
+from rlamort.config import locate
+from rlamort.domain import Box, unit_box
+from rlamort.dynamics import Known, Trajectory
+from rlamort.env.make import open_env
+from rlamort.env.simulate import Simulator
+from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
+from rlamort.model import Expert, Unroll
+from rlamort.update import Cem, Coloured, Icem, Ilqr, Update
+
+STARTS = 20
+UPRIGHT, LAST = 0.95, 20  # solved: the pole's cosine is above it in each of the last steps
+CARTPOLE = "rlamort.envs.cartpole:CartPole"
+CHEETAH: dict[str, Any] = {"id": "HalfCheetah-v5", "exclude_current_positions_from_observation": False}
+PLANNERS = {"cem": parts.Cem(sigma=0.5), "icem": parts.Icem(), "mppi": parts.Mppi(), "ilqr": parts.Ilqr()}
+BUSY = 0.1  # of a core, taken by other processes: with less the machine counts as idle
+
+
+def linear() -> Measured:
+    """iLQR is the Riccati recursion on linear systems with quadratic costs."""
+    gaps = {}
+    for name, arguments in {"point mass": (), **{f"drawn, seed {seed}": _system(seed) for seed in range(3)}}.items():
+        env = locate("rlamort.envs.lqr.Lqr")(*arguments)
+        x = 2 * torch.rand(STARTS, len(env.A), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 1
+        high = torch.as_tensor(env.action_space.high, dtype=torch.float64)
+        f = Trajectory(Known(env.dynamics, Box(-high, high).double(), name), 30)
+        best = env.plan(x, 30) / high[0]
+        gaps[name] = (solved(Ilqr(unit_box(best.shape[-1]).double()), f, x, best.shape[-1], 4) - best).abs().max().item()
+    claim = "iLQR on LQR, 30 steps: largest difference of an action to the Riccati recursion, of the bound"
+    return Measured([at_most(claim, max(gaps.values()), 1e-6)], gaps, {})
+
+
+def _system(seed: int) -> tuple[np.ndarray, ...]:
+    """A, B, Q, R."""
+    drawn = np.random.default_rng(seed)
+    Q, R = (part @ part.T for part in (drawn.normal(size=(4, 4)), drawn.normal(size=(2, 2))))
+    return drawn.normal(0, 0.4, (4, 4)), drawn.normal(0, 1, (4, 2)), Q, R + 0.1 * np.eye(2)
+
+
+def pendulum() -> Measured:
+    """Every planner swings up Pendulum-v1 from each of 20 starts."""
+    return swung("Pendulum-v1", 0, 199, 20)
+
+
+def cartpole() -> Measured:
+    """Every planner swings up the cart-pole from each of 20 starts."""
+    return swung(CARTPOLE, 2, 99, 30)
+
+
+def swung(name: str, cosine: int, steps: int, horizon: int) -> Measured:
+    """One episode of each planner, less its last step, from each start; `cosine` is the pole's coordinate in x."""
+    verdicts, data = [], {}
+    for planner, update in PLANNERS.items():
+        print(f"playing: {name}, {planner}", flush=True)
+        env = open_env(name, count=STARTS)
+        env.reset(0)
+        player = Player(MPC(env.spec, model=_model(update), horizon=horizon), STARTS)
+        total, seen = torch.zeros(STARTS), list[Tensor]()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _ in range(steps):
+                step = env.step(player(env.x, explore=False))
+                total, seen = total + step.reward, [*seen, step.x_next[:, cosine].clone()]
+        least = torch.stack(seen[-LAST:]).amin(0)
+        claim = f"{name}, {planner}: starts of {STARTS} that end with {LAST} steps of a cosine above {UPRIGHT}"
+        verdicts.append(at_least(claim, int((least > UPRIGHT).sum()), STARTS))
+        data[planner] = {"least cosine": least.tolist(), "return": total.tolist()}
+    return Measured(verdicts, data, {})
+
+
+def evaluations() -> Measured:
+    """iLQR's plans for Pendulum-v1 cost less than those of CEM with ten times its evaluations.
+
+    From zero it ends in the local minimum beside its start; from the best of 64 smooth samples, chosen on other starts, seldom.
+    """
+    env = open_env("Pendulum-v1", count=STARTS)
+    x, horizon, iterations = env.reset(100).double(), 20, 10
+    assert env.spec.equations is not None
+    f = Trajectory(Known(env.spec.equations, Box(env.spec.low, env.spec.high).double(), "own"), horizon)
+    domain = unit_box(horizon).double()
+    # of an iteration: the plan, ten step sizes, a forward pass, and backward passes for 3 states, a slope and 4 curvatures
+    samples, drawn, each = 100, 64, 1 + 10 + 1 + 3 + 1 + 4
+    budget = 10 * (drawn + iterations * each)
+    best: dict[str, Update] = {f"sigma {sigma}": Cem(domain, samples, 10, sigma) for sigma in (0.5, 1.0, 2.0)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        costs = {name: f(solved(cem, f, x, horizon, budget // samples), x) for name, cem in best.items()}
+    strong = min(costs.values(), key=lambda cost: cost.mean().item())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        smooth = Icem(Cem(domain, drawn, 8, 1.0, noise=Coloured(horizon, 4.0)), 1)
+        begun = solved(smooth, f, x, horizon, 1)
+    ours = {
+        "zero": f(solved(Ilqr(domain), f, x, horizon, iterations), x),
+        f"the best of {drawn} samples": f(solved(Ilqr(domain), f, x, horizon, iterations, begun), x),
+    }
+    data = {name: cost.tolist() for name, cost in (costs | ours).items()} | {"evaluations of CEM": budget}
+    claim = f"Pendulum-v1, plans of {horizon}: mean cost less that of CEM, tuned, with {budget} evaluations, of iLQR from "
+    return Measured([at_most(claim + name, (cost - strong).mean().item(), 0) for name, cost in ours.items()], data, {})
+
+
+def threads() -> Measured:
+    """A planner through MuJoCo takes the same actions with one thread and with two, bit for bit."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            env, agent = cheetah(3, 10, count)
+            env.reset(0)
+            player, actions = Player(agent, 3), []
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                for _ in range(20):
+                    actions.append(player(env.x, explore=False))
+                    env.step(actions[-1])
+            found.append(torch.stack(actions))
+    finally:
+        torch.set_num_threads(before)
+    differing = int((found[0] != found[1]).any(-1).sum())
+    claim = f"HalfCheetah-v5, actions of {len(found[0]) * 3} that differ between 1 and 2 threads"
+    return Measured([at_most(claim, differing, 0)], {"actions": found[0].tolist()}, {})
+
+
+def returns() -> Measured:
+    """iCEM through MuJoCo returns 1,000 in 200 steps of HalfCheetah-v5."""
+    seeds = (0, 1, 2)
+    env, agent = cheetah(len(seeds), 30)
+    env.reset(0)
+    player, total, started = Player(agent, len(seeds)), torch.zeros(len(seeds)), time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(200):
+            total += env.step(player(env.x, explore=False)).reward
+    seconds = (time.perf_counter() - started) / 200 / len(seeds)
+    claim = f"HalfCheetah-v5, 200 steps of iCEM, {1e3 * seconds:.0f} ms a step of one: least return of seeds {seeds}"
+    return Measured([at_least(claim, total.min().item(), 1_000)], {"returns": total.tolist(), "seconds a step": seconds}, {})
+
+
+def throughput() -> Measured:
+    """Planning through MuJoCo reaches 0.9 of the throughput of a bare mujoco.rollout call."""
+    samples, horizon, count = 128, 30, 1
+    env, agent = cheetah(count, horizon, model=parts.Unroll(parts.Previous(), parts.Cem(samples, 8, 0.5), 5))
+    env.reset(0)
+    assert isinstance(agent.f.dynamics, Simulator)
+    physics, h = agent.f.dynamics.physics, agent.start(count)
+    at, warm = physics.states(samples * count)
+    controls = np.random.default_rng(0).uniform(-1, 1, (samples * count, horizon * physics.env.frame_skip, 6))
+
+    def bare() -> None:
+        for _ in range(5):
+            physics.rollout.rollout(
+                physics.model, physics.data, at, controls, nstep=controls.shape[1], initial_warmstart=warm
+            )  # fmt: skip
+
+    with torch.no_grad():
+        (ours, theirs), others = _alternating([lambda: agent.play(env.x, h, False), bare], 8)
+    claim = f"HalfCheetah-v5, {samples} samples of {horizon} steps: throughput of planning, of a bare mujoco.rollout call"
+    ratio, data = theirs / ours, {"planning": ours, "bare": theirs, "cores of others": others}
+    verdict = at_least(claim, ratio, 0.9)
+    if others > BUSY:
+        missing = f"an idle machine: others took {others:.2f} cores meanwhile"
+        verdict = Verdict(claim, verdict.measured, verdict.threshold, False, missing=missing)
+    return Measured([verdict], data, {})
+
+
+def _alternating(calls: list[Callable[[], Any]], repeats: int) -> tuple[list[float], float]:
+    """Seconds of the fastest of each call, taken in turns after a first one, and the cores that others took meanwhile."""
+    process = psutil.Process()
+    taken: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    started, own, all_of_them = time.perf_counter(), _seconds(process.cpu_times()), _seconds(psutil.cpu_times())
+    for _ in range(repeats):
+        for call, times in zip(calls, taken, strict=True):
+            begun = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begun)
+    busy = _seconds(psutil.cpu_times()) - all_of_them - (_seconds(process.cpu_times()) - own)
+    return [min(times) for times in taken], max(0.0, busy / (time.perf_counter() - started))
+
+
+def _seconds(times: Any) -> float:
+    return float(times.user + times.system)
+
+
+def cheetah(count: int, horizon: int, threads: int = 1_000, model: parts.Model | None = None) -> tuple[Any, MPC]:
+    """HalfCheetah-v5 side by side, and a planner through its MuJoCo model; by default iCEM."""
+    env = open_env(CHEETAH["id"], count=count, env_kwargs={key: one for key, one in CHEETAH.items() if key != "id"})
+    spec = env.spec._replace(simulator=lambda: Simulator(gymnasium.make(**CHEETAH), threads=threads))
+    model = model or _model(parts.Icem(samples=64, colour=0.25))
+    return env, MPC(spec, model=model, dynamics=parts.Simulator(), horizon=horizon)
+
+
+def _model(update: parts.Update) -> parts.Model:
+    return parts.Unroll(parts.Previous(), update, 3, keep_best=True)
+
+
+@torch.no_grad()
+def solved(update: Update, f: Trajectory, x: Tensor, dim: int, iterations: int, begin: Tensor | None = None) -> Tensor:
+    """x (B, d) -> the best plan (B, H n) after iterations from a plan (B, H n), by default from zero."""
+    domain = unit_box(dim).double()
+    start = Expert(lambda x: x.new_zeros(len(x), dim) if begin is None else begin)
+    found: Tensor = Unroll(start, update, iterations, domain, keep_best=True)(x, f.oracle(x))
+    return found

@@ -1,0 +1,129 @@
+"""Steps of solvers that sample, and of those that know a plan's dynamics, as parts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlamort import update as updates
+from rlamort.config import Fraction, NonNegative, Positive, Size
+from rlamort.domain import Domain
+from rlamort.parts.setting import Setting
+from rlamort.parts.updates import Update
+from rlamort.update.draws import Bounds, Noise
+
+Kind = Literal["clipped", "truncated"]
+
+
+@dataclass(frozen=True)
+class Cem(Update):
+    """The cross-entropy method.
+
+    Args:
+        samples: per iteration.
+        elites: samples that the next mean and standard deviation are fitted to.
+        sigma: initial standard deviation.
+        smoothing: weight of the previous mean and spread.
+        temperature: of differentiable soft weights on the elites (DCEM); null takes uniform weights.
+        power: the spread that is smoothed is the standard deviation to this power; 2 is the variance.
+        colour: exponent of noise with the spectrum 1 / frequency^colour along a plan; 0 is white.
+        bounds: clipped projects samples onto Y, truncated draws from the normal conditioned on a box.
+    """
+
+    samples: Size = 64
+    elites: Size = 8
+    sigma: Positive = 1.0
+    smoothing: Fraction = 0.0
+    temperature: Positive | None = None
+    power: Positive = 1.0
+    colour: NonNegative = 0.0
+    bounds: Kind = "clipped"
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Cem:
+        return updates.Cem(
+            setting.domain, self.samples, self.elites, self.sigma, self.smoothing, power=self.power,
+            selection=updates.HardTop() if self.temperature is None else updates.SoftTop(self.temperature),
+            noise=_noise(self.colour, setting), bounds=_bounds(self.bounds, setting.domain),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Icem(Update):
+    """The cross-entropy method that keeps its elites and returns the best point (iCEM; Pinneri et al., 2020).
+
+    Args:
+        samples: per iteration, beside what is kept and the mean.
+        elites: points that the next mean and standard deviation are fitted to.
+        keep: elites that compete with later samples.
+        sigma: initial standard deviation.
+        smoothing: weight of the previous mean and spread.
+        power: the spread that is smoothed is the standard deviation to this power; 2 is the variance.
+        colour: exponent of noise with the spectrum 1 / frequency^colour along a plan; 0 is white.
+        bounds: clipped projects samples onto Y, truncated draws from the normal conditioned on a box.
+    """
+
+    samples: Size = 40
+    elites: Size = 10
+    keep: Size = 3
+    sigma: Positive = 0.5
+    smoothing: Fraction = 0.1
+    power: Positive = 1.0
+    colour: NonNegative = 2.0
+    bounds: Kind = "clipped"
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        cem = updates.Cem(
+            setting.domain, self.samples, self.elites, self.sigma, self.smoothing, power=self.power,
+            noise=_noise(self.colour, setting), bounds=_bounds(self.bounds, setting.domain),
+        )  # fmt: skip
+        return updates.Icem(cem, self.keep)
+
+
+@dataclass(frozen=True)
+class Mppi(Update):
+    """Model predictive path integral control (Williams et al., 2017).
+
+    Args:
+        samples: per iteration.
+        sigma: standard deviation.
+        temperature: of the weights of samples, in units of f.
+        colour: exponent of noise with the spectrum 1 / frequency^colour along a plan; 0 is white.
+        bounds: clipped projects samples onto Y, truncated draws from the normal conditioned on a box.
+    """
+
+    samples: Size = 64
+    sigma: Positive = 0.5
+    temperature: Positive = 1.0
+    colour: NonNegative = 0.0
+    bounds: Kind = "clipped"
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        noise, bounds = _noise(self.colour, setting), _bounds(self.bounds, setting.domain)
+        return updates.Mppi(setting.domain, self.samples, self.sigma, self.temperature, noise, bounds)
+
+
+@dataclass(frozen=True)
+class Ilqr(Update):
+    """Iterative linear-quadratic regulation through differentiable dynamics, within bounds of actions.
+
+    Args:
+        candidates: step sizes that are tried side by side.
+        mu: initial regularisation.
+    """
+
+    candidates: Size = 10
+    mu: Positive = 1e-6
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        setting.actions("update=Ilqr")
+        return updates.Ilqr(setting.domain, self.candidates, self.mu)
+
+
+def _noise(colour: float, setting: Setting) -> Noise:
+    return updates.Coloured(setting.actions(f"update.colour={colour:g}"), colour) if colour else updates.White()
+
+
+def _bounds(kind: str, domain: Domain) -> Bounds:
+    kinds: dict[str, type[Bounds]] = {"clipped": updates.Clipped, "truncated": updates.Truncated}
+    return kinds[kind](domain)
+
+
+Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
