@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from drawn import drawn
 from rlamort.agents.sac import SAC
 from rlamort.agents.svg import Played, worthless
 from test_laws import batch_for
@@ -13,7 +14,6 @@ from test_plan import Own
 from test_resume import assert_equal, everything, timeless
 
 import rlamort as ra
-from drawn import drawn
 from rlamort.agent import Adam
 from rlamort.critic import Critic
 from rlamort.domain import Box, SquashedGaussian
