@@ -152,7 +152,10 @@ def test_every_model_and_loss_is_on_the_device(model, loss, monkeypatch):
     on_both(monkeypatch, functools.partial(trained, "amortize", steps=2, env=Known, model=model, loss=loss))
 
 
-UPDATES = [parts.Adam(), parts.SpectralGradient(), parts.Cem(samples=8, elites=2), parts.Lbfgs(), parts.LearnedGradient()]
+UPDATES = [
+    parts.Adam(), parts.SpectralGradient(), parts.Cem(8, 2), parts.Icem(8, 2, 1, colour=0.0), parts.Mppi(8), parts.Lbfgs(),
+    parts.LearnedGradient(),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.label())

@@ -133,7 +133,7 @@ class Icem(Update):
 
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         """The mean, the standard deviation, what is kept (keep, B, n) as (B, keep, n), best first, and its costs (B, keep)."""
-        kept, costs = y[:, None].expand(-1, self.keep, -1), torch.full((len(y), self.keep), math.inf).to(y)
+        kept, costs = y[:, None].expand(-1, self.keep, -1), y.new_full((len(y), self.keep), math.inf)
         first = comparable(oracle.value(y))[:, None]
         return (y, *self.cem.start(y, x, oracle), kept, torch.cat([first, costs[:, 1:]], -1))
 
