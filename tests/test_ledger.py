@@ -418,3 +418,18 @@ def test_idle_is_for_ledgers(tmp_path):
     (tmp_path / "ledger" / "mine.json").write_text("[1]")
     with pytest.raises(UserError, match=r"its ledger/mine\.json was not written by"):
         reproduce.reproduce("ledger", tmp_path)
+
+
+def test_what_a_user_keeps_in_the_folder_of_an_unfinished_run_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run("fast", "A", 0, 200, True)  # which begins anew
+    ledger = small(launch=lambda command, ends: False)
+    folder = tmp_path / RUNS / run.name
+    written = ("config.yaml", "ckpt/LATEST", "ckpt/step_000000000100/state.safetensors", "agent/agent.json")
+    mine = ("notes.txt", "ckpt/notes.txt", "ckpt/frames/mine.safetensors")
+    for name in (*written, *mine):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert ledger.task(run, {}).run(Slice(tmp_path)) is None
+    assert {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} == set(mine)
+    assert not (folder / "agent").exists()

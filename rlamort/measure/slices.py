@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import psutil
 from rlamort.config import config_of
 from rlamort.errors import Fault, Preempted
 from rlamort.host.machine import processor
+from rlamort.run.directory import remove
 from rlamort.run.session import Interrupts
 from rlamort.run.track import read_records
 
@@ -70,7 +70,7 @@ def launch(command: Sequence[str], ends: float) -> bool:
 
 
 def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run: Launch = launch) -> dict[str, Any] | None:
-    """Train in `directory`, from its newest checkpoint if there is one, and delete the directory when the training is done.
+    """Train in `directory`, from its newest checkpoint if there is one, and remove what that wrote when it is done.
 
     Args:
         command: after `rlamort`, without `dir`.
@@ -85,7 +85,7 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
     load = os.getloadavg()[0]
     if not run([*command, f"dir={directory}", "resume=auto", "video=false"], ends):
         return None
@@ -106,5 +106,5 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
             if "eval/return" in one
         ],
     }
-    shutil.rmtree(directory)
+    remove(directory)
     return found

@@ -24,6 +24,11 @@ from rlamort.run.track import Records
 
 LOCK, OURS = ".lock", b"process "  # the lock file, and how its text begins
 LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # temporary files of a killed process
+PARTS = r"(agent\.json|[a-z]+\.safetensors|manifest\.json)"  # of an agent, and of a checkpoint
+WRITTEN = re.compile(
+    rf"(config\.yaml|versions\.json|metrics\.jsonl|\.lock|agent/{PARTS}|ckpt/LATEST|ckpt/step_\d{{12}}/{PARTS}"
+    r"|ckpt/frames/\d{12}-[0-9a-f]{8}\.safetensors|plots/return\.png)"
+)  # all that a run without videos leaves
 
 
 class Directory:
@@ -85,6 +90,18 @@ class Directory:
         os.ftruncate(lock, 0)
         os.lseek(lock, 0, os.SEEK_SET)
         os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
+
+
+def remove(path: Path) -> None:
+    """Remove what a run wrote to its folder, and folders that are empty then; anything else in it stays."""
+    for file in sorted(path.rglob("*"), reverse=True):  # what is in a folder comes before it
+        if file.is_dir() and not file.is_symlink():
+            with contextlib.suppress(OSError):  # something is in it
+                file.rmdir()
+        elif WRITTEN.fullmatch(file.relative_to(path).as_posix()):
+            file.unlink()
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 @contextlib.contextmanager
