@@ -328,7 +328,7 @@ def test_minari(tmp_path, monkeypatch):
         import minari  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"pip install 'rlamort\[minari\]'"):
-            demonstrate("planner", "minari:pendulum/own-v0", "Pendulum-v1", 3)
+            demonstrate("planner", "minari:pendulum/own-v0", "NoSuch-v0", 3)  # before any work
         with pytest.raises(UserError, match=r"pip install 'rlamort\[minari\]'"):
             bc("Pendulum-v1", expert="minari:pendulum/own-v0")
         return
@@ -336,6 +336,8 @@ def test_minari(tmp_path, monkeypatch):
     ours.save(tmp_path / "agent")
     demonstrate(str(tmp_path / "agent"), "minari:pendulum/own-v0", "Pendulum-v1", 230)
     demonstrate(str(tmp_path / "agent"), str(tmp_path / "own.npz"), "Pendulum-v1", 230)
+    with pytest.raises(UserError, match="it exists already"):
+        demonstrate("planner", "minari:pendulum/own-v0", "NoSuch-v0", 3)  # before any work
     one, two = (bc("Pendulum-v1", expert=name).source.shown for name in ("minari:pendulum/own-v0", str(tmp_path / "own.npz")))
     assert_equal(one.state(), two.state())
     with pytest.raises(UserError, match="units must be the same"):

@@ -82,8 +82,8 @@ class Claim(Protocol):
         ...
 
 
-class Band(NamedTuple):
-    """The arm's mean is within a standard deviation of what is published, `published: [mean, SD]` of the task."""
+class OneArm(NamedTuple):
+    """An arm on a task, which a claim is about."""
 
     arm: str
     env: str
@@ -95,6 +95,10 @@ class Band(NamedTuple):
     @property
     def envs(self) -> list[str]:
         return [self.env]
+
+
+class Band(OneArm):
+    """The arm's mean is within a standard deviation of what is published, `published: [mean, SD]` of the task."""
 
     def threshold(self, ledger: Ledger) -> str:
         center, deviation = ledger.tasks[self.env]["published"]
@@ -224,19 +228,8 @@ class AtEqualSeconds(NamedTuple):
         return "; ".join(f"{arm} {value:+.3f}" for arm, value in found.items()), any(value > 0 for value in found.values())
 
 
-class Goal(NamedTuple):
+class Goal(OneArm):
     """On one task the arm's mean is above the goal."""
-
-    arm: str
-    env: str
-
-    @property
-    def arms(self) -> list[str]:
-        return [self.arm]
-
-    @property
-    def envs(self) -> list[str]:
-        return [self.env]
 
     def threshold(self, ledger: Ledger) -> str:
         return f"> {ledger.goal(self.env):g}"

@@ -70,11 +70,8 @@ class Icem(Update):
     bounds: Kind = "clipped"
 
     def __call__(self, setting: Setting, steps: int) -> updates.Update:
-        cem = updates.Cem(
-            setting.domain, self.samples, self.elites, self.sigma, self.smoothing, power=self.power,
-            noise=_noise(self.colour, setting), bounds=_bounds(self.bounds, setting.domain),
-        )  # fmt: skip
-        return updates.Icem(cem, self.keep)
+        hard = Cem(self.samples, self.elites, self.sigma, self.smoothing, None, self.power, self.colour, self.bounds)
+        return updates.Icem(hard(setting, steps), self.keep)
 
 
 @dataclass(frozen=True)

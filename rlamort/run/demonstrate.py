@@ -36,7 +36,7 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
 
     Args:
         expert: as the key `expert` of the method bc; one who is asked.
-        out: FILE.npz, which must not exist yet, or minari:ID.
+        out: FILE.npz or minari:ID, which must not exist yet.
         env: Gymnasium id or module:Class.
         labels: N, how many steps.
         seed: of the environment and of what the expert draws.
@@ -49,7 +49,8 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
         raise UserError("env: it is missing; a Gymnasium id such as env=Pendulum-v1, or env=module:Class, is needed")
     if not (out.endswith(".npz") or out.startswith("minari:")):
         raise UserError(f"--out {out}: FILE.npz or minari:ID is needed")
-    if out.endswith(".npz") and Path(out).exists():
+    taken = out in _local() if out.startswith("minari:") else Path(out).exists()
+    if taken:
         raise UserError(f"--out {out}: it exists already")
     with Randomness(seed, torch.device("cpu"))():
         opened = open_env(env)
@@ -86,6 +87,18 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
     return f"{out}: {labels:,} labels of {chosen.name} on {env}{mean}"
 
 
+def _minari(module: str = "minari") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"minari: it is needed to write its data sets, pip install 'rlamort[minari]' ({error})") from error
+
+
+def _local() -> list[str]:
+    """The data sets of Minari's on this machine, as `--out` names them."""
+    return [f"minari:{identifier}" for identifier in _minari().list_local_datasets()]
+
+
 def _to_minari(identifier: str, shown: Shown, episode: np.ndarray, env: str, spec: Spec) -> None:
     buffers: list[dict[str, Any]] = []
     for at in np.split(np.arange(len(episode)), np.flatnonzero(np.diff(episode)) + 1):
@@ -99,15 +112,10 @@ def _to_minari(identifier: str, shown: Shown, episode: np.ndarray, env: str, spe
         })  # fmt: skip
     about = {"algorithm_name": "expert", "author": "rlamort", "description": f"Demonstrations on {env}"}
     spaces = {"observation_space": spec.observation.box(), "action_space": spec.action.box()}
+    kind = _minari("minari.data_collector").EpisodeBuffer
     try:
-        minari: Any = importlib.import_module("minari")
-        kind: Any = importlib.import_module("minari.data_collector").EpisodeBuffer
         with warnings.catch_warnings():  # of what a published data set ought to say, too
             warnings.simplefilter("ignore")
-            minari.create_dataset_from_buffers(identifier, [kind(**one) for one in buffers], env=env, **about, **spaces)
-    except ImportError as error:
-        raise UserError(
-            f"minari:{identifier}: Minari is needed to write it, pip install 'rlamort[minari]' ({error})"
-        ) from error
+            _minari().create_dataset_from_buffers(identifier, [kind(**one) for one in buffers], env=env, **about, **spaces)
     except (ValueError, OSError) as error:
         raise UserError(f"minari:{identifier}: {' '.join(str(error).split())}") from error
