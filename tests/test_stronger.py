@@ -25,6 +25,7 @@ from rlamort.norm import EnsembleBatchNorm, EnsembleBatchRenorm
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.source import Replay
+from rlamort.source.scale import SCALES
 
 ATOMS = torch.linspace(-5, 5, 101)
 NARROW = {"hidden": (16, 16), "critic.hidden": (16, 16, 16)}
@@ -304,9 +305,14 @@ def test_rewards_are_divided_by_the_deviation_of_a_plainly_recursive_return(kind
     torch.manual_seed(0)
     scaled = replay.sample(50)
     torch.manual_seed(0)
-    raw = replay._from(*replay._draw(50), 2)
+    whole, sequences = replay.everything(), replay.sequences(20, 2)  # what models are fitted to is in the same units
+    replay.scale = SCALES["none"](env, 0.9)
+    torch.manual_seed(0)
+    raw = replay.sample(50)
     torch.testing.assert_close(scaled.reward * expected, raw.reward)
-    assert torch.equal(replay.everything().reward, replay._from(*replay._stored(replay.size), 2).reward)
+    torch.testing.assert_close(whole.reward * expected, replay.everything().reward)
+    torch.manual_seed(0)
+    torch.testing.assert_close(sequences.reward * expected, replay.sequences(20, 2).reward)
 
 
 def test_returns_that_never_vary_are_not_scaled(device):

@@ -138,12 +138,8 @@ class Replay:
         self.write(slots, Stored(x, y, reward, x_next, self.env.x), terminated, self.fifo)
 
     def sample(self, count: int) -> Batch:
-        """`count` transitions, uniformly and with replacement, with their rewards scaled.
-
-        It reads only tensors, so that it can be captured in a graph.
-        """
-        batch = self._from(*self._draw(count), self.n_step)
-        return batch._replace(reward=self.scale(batch.reward))
+        """`count` transitions, uniformly and with replacement. It reads only tensors, so that it can be captured in a graph."""
+        return self._from(*self._draw(count), self.n_step)
 
     def everything(self, n_step: int | None = None) -> Batch:
         """All stored transitions, oldest first, environment by environment; of `n_step` steps, or as many as samples have."""
@@ -203,7 +199,7 @@ class Replay:
         return base, slot, at - torch.where(begins, at, 0).cummax(0).values if len(at) else at
 
     def _from(self, base: Tensor, slot: Tensor, n_step: int) -> Batch:
-        """The transitions of `n_step` steps that begin at slots (B,) of the rows that begin at `base` (B,)."""
+        """The transitions of `n_step` steps that begin at slots (B,) of the rows that begin at `base` (B,), rewards scaled."""
         start = base + slot
         reward, end, length = self.reward[start], slot, torch.ones_like(slot)
         for k in range(1, n_step):
@@ -214,7 +210,7 @@ class Replay:
         return Batch(
             self.x[start],
             self.y[start],
-            reward,
+            self.scale(reward),
             self.discount**length,
             self.terminated[base + end],
             self.x[base + (end + 1) % self.slots],
