@@ -146,9 +146,10 @@ class Demonstrated:
     def _step(self, play: Callable[[Tensor], Tensor]) -> Met:
         """Label what is met, and step with what is played where the labels are y (N, n)."""
         assert self.shown is not None, "it is prepared"
-        x, label = self.env.x, self.advice(self.env.x)
+        x, label = self.env.x, self.advice(self.env.x).to(self.env.device)
         played = play(label)
         step = self.env.step(played)
+        x = x.to(self.env.device)
         # after faults the budget may end within a step
         rows = np.flatnonzero(step.valid)[: len(self.shown.x) - self.labels]
         at = torch.from_numpy(rows).to(self.env.device)
@@ -233,8 +234,8 @@ class Mixture(Demonstrated):
 
     @property
     def waiting(self) -> Tensor | None:
-        """(N, d), the contexts to act on now; None once nobody plays any more."""
-        return None if self.complete else self.env.x
+        """(N, d), the contexts to act on now, on the training device; None once nobody plays any more."""
+        return None if self.complete else self.env.x.to(self.env.device)
 
     def prepare(self) -> None:
         """Make the expert, unless it is not needed any more."""
