@@ -1,5 +1,6 @@
 """Captured updates against the eager ones, on batches from a real replay, and what happens when capturing goes wrong."""
 
+import contextlib
 import copy
 import itertools
 
@@ -7,12 +8,14 @@ import pytest
 import torch
 from fake_cuda import CUDA, fake_cuda
 from test_laws import learner
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.env.make import open_env
+from rlamort.host.machine import tf32_products
 from rlamort.run import capture, rounds
-from rlamort.run.capture import Captured
+from rlamort.run.capture import Captured, close
 from rlamort.run.rounds import Eager
 from rlamort.source import Contexts, Replay
 
@@ -251,6 +254,34 @@ def test_a_graph_that_computes_something_else_is_not_used(ring):
     eager, captured = pair("sac", ring)
     captured.rounds = Wrong(captured.agent, captured.sample)
     assert_goes_on_eagerly(eager, captured, ring, r"differs from the uncompiled one in critic.ensemble.layers.0.weight")
+
+
+class Ten(TorchDispatchMode):
+    """Products of factors with the ten bits of TF32."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.baddbmm, torch.ops.aten.bmm):
+            bits = [factor.contiguous().view(torch.int32) + 0x1000 & ~0x1FFF for factor in args[-2:]]
+            args = *args[:-2], *(part.view(torch.float32) for part in bits)
+        return func(*args, **(kwargs or {}))
+
+
+def test_updates_in_tf32_have_room_for_its_rounding_and_no_more():
+    env = open_env("HalfCheetah-v5", count=1)
+    env.reset(0)
+    ring = Replay(env, buffer_size=1000)
+    for _ in range(300):
+        ring.collect(lambda: env.domain.uniform(1))
+    exact, rounded = (one.agent for one in pair("sac", ring, Eager, hidden=(256, 256)))
+    found = []
+    for agent, products in ((exact, contextlib.nullcontext()), (rounded, Ten())):
+        torch.manual_seed(1)
+        with products:
+            found.append(capture.named(Eager(agent, lambda: ring.sample(256))([True], env.x), agent))
+    left, right = found
+    with tf32_products():
+        assert not [name for name in left if not close(left[name], right[name])]
+        assert not any(close(1.1 * left[name], left[name]) for name in left if left[name].double().norm() > 0.01)
 
 
 def assert_goes_on_eagerly(eager, captured, ring, warning):
