@@ -56,16 +56,16 @@ class Adam(nn.Module):
         parameters = list(parameters)
         self.project = project or FreeWeights(self)
         self.learning_rate, self.decay, self.epsilon, self.horizon = learning_rate, decay, epsilon, horizon
-        self.mean = _state(torch.zeros_like(p) for p in parameters)
-        self.square = _state(torch.zeros_like(p) for p in parameters)
+        # new, and no arithmetic below: on the meta device, where a run's memory is added up, both would import torch's compiler
+        self.mean = _state(p.new_zeros(p.shape) for p in parameters)
+        self.square = _state(p.new_zeros(p.shape) for p in parameters)
         self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
         # whether every loss so far was finite: noted where it is computed, and read when there is time to
         self.register_buffer("sound", torch.ones((), dtype=torch.bool), persistent=False)
         # of the next step: kept, since a compiled kernel that derived them would do so for every few numbers that it moves
-        self.register_buffer("corrections", torch.zeros(2))
+        self.register_buffer("corrections", torch.tensor((learning_rate / (1 - decay[0]), (1 - decay[1]) ** -0.5)))
         for name, values in {"decays": decay, "scales": (learning_rate, 1.0), "powers": (-1.0, -0.5)}.items():
             self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
-        self._correct()
 
     @torch.no_grad()
     def step(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from rlamort.agent import Agent, Player
 from rlamort.env import Env
@@ -28,12 +28,14 @@ def interval(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
 
 
 def iqm(values: np.ndarray) -> np.ndarray:
     """Interquartile mean (...) of values (..., N): of the middle half of the last axis (Agarwal et al., 2021)."""
+    from scipy import stats  # here, since importing it takes longer than loading an agent
+
     return np.asarray(stats.trim_mean(values, 0.25, axis=-1))
 
 

@@ -216,7 +216,9 @@ def test_a_dataset_holds_its_contexts():
     assert len(rows) == 5
 
 
-@pytest.mark.parametrize(("row", "env"), [("amortize", Portfolio), ("sphere", "rlamort/Sphere-v0")])
+@pytest.mark.parametrize(
+    ("row", "env"), [("amortize", Portfolio), pytest.param("sphere", "rlamort/Sphere-v0", marks=pytest.mark.slow)]
+)
 def test_the_captured_update_is_the_eager_one(row, env):
     """Where an update cannot be captured, or differs, that is a warning, which is an error here."""
     pair = [learner_class(row)(env, compile=compile, **QUICK).learn(30) for compile in (False, True)]
@@ -408,7 +410,7 @@ def test_the_commands_a_user_types(tmp_path):
     told = rlamort("amortize", "mine:Mine", "model=full,semi", *quick, cwd=tmp_path).stdout
     assert "| semi" in told
     assert len(list(tmp_path.glob("runs/amortize-Mine-*/gaps.png"))) == 1
-    told = rlamort("compare", "mine:Mine", "loss=objective,es", "seeds=0,1", *quick, cwd=tmp_path).stdout
+    told = rlamort("compare", "mine:Mine", "loss=es", "seeds=0,1", *quick, cwd=tmp_path).stdout
     assert "| full  | es " in told
     assert "Did you mean Mine" in rlamort("amortize", "mine:Min", cwd=tmp_path, code=2).stderr
     refused = rlamort("train", "amortize", "env=CartPole-v1", cwd=tmp_path, code=2).stderr

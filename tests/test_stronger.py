@@ -478,14 +478,29 @@ def test_the_delayed_policy_learns_seldom(spec):
     assert drawn("sac_narrow", spec, **NARROW).target_entropy == -1.0
 
 
+def test_traced_updates_are_the_eager_ones(ring):  # noqa: F811
+    """As below without code generation, which takes a minute."""
+    eager, captured = pair("sac_narrow", ring, **{"hidden": (16,), "critic.hidden": (16,)})
+    twin = captured.agent
+    traced = torch.compile(lambda: twin.update_from(captured.sample, True), fullgraph=True, dynamic=False, backend="aot_eager")
+    for step in range(5):
+        torch.manual_seed(step)
+        expected = eager([True], None).metrics
+        torch.manual_seed(step)
+        found = traced()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=5e-3, atol=1e-3, msg=f"{key} at update {step}")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
         ("sac_narrow", NARROW),
-        pytest.param("sac_lean", NARROW, marks=pytest.mark.slow),
-        pytest.param("td3", TD3, marks=pytest.mark.slow),
-        pytest.param("sac", {"critic.norm": "renorm", "critic.target.statistics": "running"}, marks=pytest.mark.slow),
-        pytest.param("tqc", {}, marks=pytest.mark.slow),
+        ("sac_lean", NARROW),
+        ("td3", TD3),
+        ("sac", {"critic.norm": "renorm", "critic.target.statistics": "running"}),
+        ("tqc", {}),
     ],
 )
 def test_captured_updates_are_the_eager_ones(name, fields, ring):  # noqa: F811

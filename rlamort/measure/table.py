@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import scipy.stats
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from rlamort.adjoint import Carry
@@ -121,7 +121,7 @@ def measure(
     if int(whole.sum()) < 2:
         raise Fault(f"{name}: its predictions have a finite gap on {int(whole.sum())} of {len(x)} contexts")
     gap = gap[whole].double()
-    half = float(scipy.stats.t.ppf(0.975, len(gap) - 1)) * (gap.std() / len(gap) ** 0.5).item()
+    half = float(stdtrit(len(gap) - 1, 0.975)) * (gap.std() / len(gap) ** 0.5).item()
     rivals = [PROJECTED, LBFGS]
     if reference.label.startswith("solution"):
         known = Known(solution_of(solver.problem), f"{type(solver.problem).__name__}.solution")
