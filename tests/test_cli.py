@@ -1,13 +1,13 @@
 """The commands, as a user types them, in a process of their own."""
 
 import contextlib
+import functools
 import json
 import os
 import pty
 import re
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.figure import Figure
+from preloaded import SCRIPT, Preloaded
 
 import rlamort as ra
 from rlamort.cli import COMMANDS
@@ -28,26 +29,28 @@ from rlamort.run.track import read_records, span
 from rlamort.train import WINDOW, Pace
 
 HERE = Path(__file__).parent
-RLAMORT = Path(sys.executable).parent / "rlamort"
+RLAMORT = SCRIPT
+PRELOADED = functools.cache(Preloaded)
 QUICK = ["hidden=[16,16]", "warmup_steps=50", "batch_size=16", "buffer_size=5000", "eval_episodes=2", "device=cpu", "threads=1"]
 
 
 def rlamort(*arguments, cwd, code=0, **env):
-    done = subprocess.run(
-        [RLAMORT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, **env}
-    )
+    done = PRELOADED().run([*map(str, arguments)], cwd, {**os.environ, **env}, timeout=300)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
     return done
+
+
+def from_a_shell(*arguments, cwd):
+    return subprocess.run([RLAMORT, *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A short training with everything it leaves behind."""
     folder = tmp_path_factory.mktemp("user")
-    done = rlamort(
-        "train", "td3", "env=InvertedPendulum-v5", "steps=300", "seed=1", "eval_every=100", "log_every=100", *QUICK, cwd=folder
-    )
+    given = ["env=InvertedPendulum-v5", "steps=300", "seed=1", "eval_every=100", "log_every=100", *QUICK]
+    done = from_a_shell("train", "td3", *given, cwd=folder)
     return folder, Path(done.stdout.splitlines()[-1]), done.stdout
 
 
@@ -261,7 +264,8 @@ def test_a_folder_named_rlamort_where_the_user_is_disturbs_nothing(tmp_path):
     """As in a checkout of the repository, where the README's commands are typed."""
     (tmp_path / "rlamort").mkdir()
     (tmp_path / "rlamort" / "__init__.py").write_text("raise ImportError('the wrong one')")
-    done = rlamort("train", "td3", "env=InvertedPendulum-v5", "steps=60", "dir=run", "track=tensorboard", *QUICK, cwd=tmp_path)
+    given = ["env=InvertedPendulum-v5", "steps=60", "dir=run", "track=tensorboard", *QUICK]
+    done = from_a_shell("train", "td3", *given, cwd=tmp_path)
     assert "the wrong one" not in done.stdout
     assert "video: run/videos" in done.stdout or "does not render here" in done.stdout
     assert list((tmp_path / "run" / "tensorboard").iterdir())

@@ -160,7 +160,7 @@ def kill_and_resume(folder, kills, seed, command=COMMAND):
 
 
 def test_killed_at_random_moments_and_resumed_is_uninterrupted(uninterrupted, tmp_path):
-    kill_and_resume(tmp_path, 20, seed=0)
+    kill_and_resume(tmp_path, 10, seed=0)
     assert_equal(final_state(uninterrupted), final_state(tmp_path / "run"))
     assert timeless(uninterrupted) == timeless(tmp_path / "run")
 
