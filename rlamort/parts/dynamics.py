@@ -59,7 +59,7 @@ class Known(Dynamics):
 
 @dataclass(frozen=True)
 class Simulator(Dynamics):
-    """The true MuJoCo model of an environment that observes all positions and velocities: values, without gradients."""
+    """The true MuJoCo model of an environment whose rewards are known as functions of its physics: values, no gradients."""
 
     @property
     def of_environment(self) -> bool:
