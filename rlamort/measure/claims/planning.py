@@ -185,9 +185,9 @@ def _planning_and_bare(agent: MPC, x: Tensor) -> list[Callable[[], Any]]:
         torch.manual_seed(0)
         agent.play(x, h, False)
 
-    def recorded(*arguments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        calls.append(arguments)
-        return roll(*arguments)
+    def recorded(at: np.ndarray, warm: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append((at, warm, control))
+        return roll(at, warm, control)
 
     def bare() -> None:
         for at, warm, control in calls:
