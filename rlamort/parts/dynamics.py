@@ -67,7 +67,9 @@ class Simulator(Dynamics):
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.simulator is None:
-            raise UserError("dynamics=simulator: an environment in this process, without a vector wrapper, is needed")
+            raise UserError(
+                "dynamics=simulator: an environment in this process, without a vector wrapper, is needed; or learn it, ensemble"
+            )
         found: made.Dynamics = spec.simulator()
         return found
 

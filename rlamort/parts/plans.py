@@ -7,7 +7,7 @@ from rlamort import update as updates
 from rlamort.config import Fraction, NonNegative, Positive, Size
 from rlamort.domain import Domain
 from rlamort.parts.setting import Setting
-from rlamort.parts.updates import Update
+from rlamort.parts.updates import LineSearch, Update
 from rlamort.update.draws import Bounds, Noise
 
 Kind = Literal["clipped", "truncated"]
@@ -123,4 +123,4 @@ def _bounds(kind: str, domain: Domain) -> Bounds:
     return kinds[kind](domain)
 
 
-Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
+Update.presets |= {"cem": Cem(sigma=0.5), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi(), "shooting": LineSearch()}
