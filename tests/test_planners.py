@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from rlamort.agents.plan import MPC
@@ -187,6 +188,17 @@ def test_the_cart_pole_is_swung_up_by_each_planner(update):
         torch.testing.assert_close(step.x_next, expected.x_next, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(step.reward, expected.reward, rtol=1e-5, atol=1e-5)
     assert (step.x_next[:, 2] > 0.8).all()
+
+
+def test_a_cart_pole_shows_where_its_pole_is():
+    env = CartPole(render_mode="rgb_array")
+    env.reset(seed=0)
+    for position, cos, sin in ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (-40.0, 0.0, -1.0), (2.4, -1.0, 0.0)):
+        env.x[:] = position, 0.0, cos, sin, 0.0
+        picture = env.render().astype(float)
+        assert picture.shape == (400, 600, 3)
+        row, column = np.argwhere(picture[..., 0] > picture[..., 2] + 60).mean(0)  # of its middle; 120 pixels a metre
+        assert (row, column) == pytest.approx((200 - 60 * cos, 300 + 120 * np.clip(position, -2, 2) + 60 * sin), abs=3)
 
 
 def test_a_cart_pole_that_nobody_pushes_keeps_its_energy():
