@@ -65,7 +65,7 @@ class CartPole(Equations):
         position, _, cos, sin, _ = self.x.astype(float)
         fine = 2  # drawn larger, and reduced, for smooth edges
         metre, middle, track = fine * METRE, fine * WIDTH / 2, fine * HEIGHT / 2
-        left = position - np.clip(position, -2, 2)  # of the picture's middle from the track's, in metres
+        left = position - np.clip(position, -1.4, 1.4)  # of the picture's middle from the track's, in metres
         image = Image.new("RGB", (fine * WIDTH, fine * HEIGHT), "white")
         draw = ImageDraw.Draw(image)
         draw.line([(0, track), (fine * WIDTH, track)], "black", 2 * fine)

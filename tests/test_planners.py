@@ -198,7 +198,7 @@ def test_a_cart_pole_shows_where_its_pole_is():
         picture = env.render().astype(float)
         assert picture.shape == (400, 600, 3)
         row, column = np.argwhere(picture[..., 0] > picture[..., 2] + 60).mean(0)  # of its middle; 120 pixels a metre
-        assert (row, column) == pytest.approx((200 - 60 * cos, 300 + 120 * np.clip(position, -2, 2) + 60 * sin), abs=3)
+        assert (row, column) == pytest.approx((200 - 60 * cos, 300 + 120 * np.clip(position, -1.4, 1.4) + 60 * sin), abs=3)
 
 
 def test_a_cart_pole_that_nobody_pushes_keeps_its_energy():
