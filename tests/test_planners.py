@@ -128,7 +128,7 @@ def test_icem_keeps_the_best_point_that_it_has_met_and_no_iterate_is_worse():
     h, before = update.start(y, x, oracle), oracle.value(y)
     assert torch.equal(update.value(y, h, oracle), before)
     for _ in range(8):
-        mean, std, kept, _ = h
+        mean, std, kept, _, _ = h
         state = torch.get_rng_state()
         met = torch.cat([update.cem.draw(mean, std, x), mean[None], kept.transpose(0, 1)])
         torch.set_rng_state(state)
