@@ -141,6 +141,42 @@ def test_icem_keeps_the_best_point_that_it_has_met_and_no_iterate_is_worse():
         assert torch.equal(h[2][:, 0], y)
 
 
+def test_icems_population_shrinks_to_twice_its_elites():
+    x, y, counts = torch.zeros(2, N), torch.zeros(2, N), []
+
+    class Counting(Waves):
+        def report(self, y, x):
+            counts.append(len(y) // 2)
+            return super().report(y, x)
+
+    update, oracle = Icem(Cem(BOX, 30, 7), keep=2, shrink=1.5), Oracle(Counting(), x)
+    h = update.start(y, x, oracle)
+    for _ in range(4):
+        y, h = update(y, h, x, oracle)
+    assert counts == [1, 31, 21, 15, 15]  # the mean is one more
+
+
+def test_icem_goes_on_from_the_elites_of_the_plan_before():
+    """Moved on by one action: without new samples the next plan is the best of what was kept."""
+    env = open_env("Pendulum-v1", count=3)
+    x = env.reset(0)
+    part = parts.Icem(8, 4, 3, sigma=1e-6, colour=0.0)
+    agent = MPC(env.spec, model=parts.Unroll(parts.Previous(), part, 1), horizon=4)
+    assert [tuple(one.shape) for one in agent.start(3)] == [(3, 4), (3, 3, 4)]
+    torch.manual_seed(0)
+    previous, kept = 2 * torch.rand(3, 4) - 1, 2 * torch.rand(3, 3, 4) - 1
+    begun = torch.cat([previous[:, None], kept[:, :2]], 1)  # as many as are kept
+    costs = torch.stack([agent.f(plan, x) for plan in begun.unbind(1)])
+    y, (plan, again) = agent.play(x, (previous, kept), True)
+    best = begun[torch.arange(3), costs.argmin(0)]
+    assert (costs.argmin(0) > 0).any()
+    torch.testing.assert_close(y, best[:, :1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(plan, torch.cat([best[:, 1:], best[:, -1:]], 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(again[:, 0], plan)
+    forgetful = MPC(env.spec, model=parts.Unroll(parts.Previous(), parts.Icem(remember=False), 1), horizon=4)
+    assert len(forgetful.start(3)) == 1
+
+
 def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate():
     torch.manual_seed(0)
     costs = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
@@ -162,6 +198,7 @@ def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate(
         (lambda: Mppi(BOX, temperature=0.0), "update.temperature: 0.0 given; above 0"),
         (lambda: Icem(Cem(BOX, 8, 3), 4), "update.keep: 4 given; at least 1 and at most the 3 elites"),
         (lambda: Icem(Cem(BOX, 8, 3, selection=SoftTop()), 2), "a selection by HardTop"),
+        (lambda: Icem(Cem(BOX, 8, 3), 2, shrink=0.5), "update.shrink: 0.5 given; at least 1 is needed"),
         (lambda: Truncated(Simplex(3)), "bounds=truncated: a box is needed, not Simplex"),
         (lambda: parts.Icem()(parts.Setting(BOX, 3, ()), 1), "update.colour=2: solutions are no plans here"),
         (lambda: parts.Cem(samples=8)(parts.Setting(BOX, 3, ()), 1), "update.elites: 8 given; .* fewer than the 8 samples"),
