@@ -139,7 +139,7 @@ class Icem(Update):
         return self.resume(y, y[:, None][:, :0], x, oracle)
 
     def resume(self, y: Tensor, kept: Tensor, x: Tensor, oracle: Oracle) -> Carry:
-        """The mean, the standard deviation, what is kept (B, keep, n), best first, its costs (B, keep), and (B, steps so far, 0)."""
+        """The mean, the standard deviation, what is kept (B, keep, n), best first, its costs (B, keep), and (B, steps, 0)."""
         points = torch.cat([y[None], kept.transpose(0, 1)])[: self.keep]  # (k, B, n)
         costs = comparable(oracle.values(points))  # (k, B)
         missing = self.keep - len(points)
