@@ -33,7 +33,7 @@ class Model(nn.Module):
         return self.iterates(x, oracle)[-1]
 
     def resumed(self, x: Tensor, oracle: Oracle, kept: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Its answer (B, n) and, where it `keeps` any, the points (B, k, n) to go on from; `kept` are those of the last problem."""
+        """Its answer (B, n) and, where it `keeps` any, points (B, k, n) to go on from; `kept` are the last problem's."""
         return (self(x, oracle),)
 
     def taught(self, x: Tensor, y: Tensor, oracle: Oracle | None = None) -> Tensor:
