@@ -119,7 +119,7 @@ class Icem(Update):
         cem: how samples are drawn, and how mean and standard deviation are fitted to the elites.
         keep: elites that compete with later samples; the first is the iterate.
         shrink: what the number of samples is divided by from one iteration to the next, down to twice the elites.
-        remember: whether a next problem, such as the plan one step later, goes on from the elites that are kept.
+        remember: whether a next problem, such as the plan one step later, goes on from all that is kept.
 
     Raises:
         UserError: more are kept than there are elites, or none; it selects softly; or it is to grow.
@@ -133,14 +133,14 @@ class Icem(Update):
             raise UserError("update.cem: Icem keeps elites as they are; a selection by HardTop is needed")
         if shrink < 1:
             raise UserError(f"update.shrink: {shrink} given; at least 1 is needed")
-        self.cem, self.keep, self.shrink, self.keeps = cem, keep, shrink, keep if remember else 0
+        self.cem, self.keep, self.shrink, self.keeps = cem, keep, shrink, keep - 1 if remember else 0
 
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         return self.resume(y, y[:, None][:, :0], x, oracle)
 
     def resume(self, y: Tensor, kept: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         """The mean, the standard deviation, what is kept (B, keep, n), best first, its costs (B, keep), and (B, steps, 0)."""
-        points = torch.cat([y[None], kept.transpose(0, 1)])[: self.keep]  # (k, B, n)
+        points = torch.cat([y[None], kept.transpose(0, 1)])  # (k, B, n)
         costs = comparable(oracle.values(points))  # (k, B)
         missing = self.keep - len(points)
         costs = torch.cat([costs, costs.new_full((missing, len(y)), math.inf)]).mT  # (B, keep)
@@ -150,7 +150,7 @@ class Icem(Update):
         return (y, *self.cem.start(y, x, oracle), best, known, y.new_empty(len(y), 0, 0))
 
     def kept(self, y: Tensor, h: Carry) -> Tensor:
-        return h[2][:, : self.keeps]
+        return h[2][:, 1 : 1 + self.keeps]  # the first is y
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         mean, std, kept, known, done = h
