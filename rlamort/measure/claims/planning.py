@@ -159,15 +159,13 @@ def evaluated() -> Measured:
             asked.append(len(x))
             return follow(x, y)
 
-        agent.f.dynamics.follow = counted  # type: ignore[method-assign]
+        agent.f.dynamics.follow = counted  # type: ignore[method-assign, assignment]
         returns[name] = _total(env, agent, 100).tolist()
         plans[name] = sum(asked) / 100 / len(seeds)
     own, mean, verdicts = plans.pop("icem"), float(np.mean(returns["icem"])), []
     for name, count in plans.items():
         assert own <= count
-        claim = (
-            f"HalfCheetah-v5, 100 steps: mean return of iCEM with {own:.0f} plans a step less that of {name} with {count:.0f}"
-        )
+        claim = f"HalfCheetah-v5, 100 steps: mean return of iCEM, {own:.0f} plans a step, less that of {name}, {count:.0f}"
         verdicts.append(at_least(claim, mean - float(np.mean(returns[name])), 0))
     return Measured(verdicts, {"returns": returns, "plans a step": {**plans, "icem": own}}, {})
 
