@@ -22,7 +22,8 @@ from rlamort.source import Replay
 
 
 class MPC(Agent):
-    """A planner. Its state is the previous plan, shifted by one action with the last repeated, for a warm start.
+    """A planner. Its state is the previous plan, shifted by one action with the last repeated, for a warm start, and likewise
+    the elites that a solver such as Icem keeps from plan to plan.
 
     Args:
         spec: sizes, action bounds, and the environment's equations, if they are known.
@@ -67,11 +68,14 @@ class MPC(Agent):
         self.adam = Adam(self.dynamics.parameters(), learning_rate)
 
     def start(self, count: int) -> Carry:
-        return (torch.zeros(count, self.plans.dim, device=self.device),)
+        shapes = [(count,), *([(count, self.model.keeps)] if self.model.keeps else [])]
+        return tuple(torch.zeros(*shape, self.plans.dim, device=self.device) for shape in shapes)
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
-        plan = self.acting(torch.cat([x, *h], -1), self.f.oracle(x))  # (N, H n)
-        return plan[:, : self.n], (torch.cat([plan[:, self.n :], plan[:, -self.n :]], -1),)
+        before, *kept = h
+        plans = self.acting.resumed(torch.cat([x, before], -1), self.f.oracle(x), *kept)  # (N, H n), and (N, k, H n)
+        moved = tuple(torch.cat([part[..., self.n :], part[..., -self.n :]], -1) for part in plans)
+        return plans[0][:, : self.n], moved
 
     def fit(self, source: Replay) -> Metrics:
         assert isinstance(self.dynamics, Ensemble), "or fit_every is 0"

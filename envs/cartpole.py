@@ -4,6 +4,9 @@ x (B, 5) = position in m, velocity in m/s, cos theta, sin theta, angular velocit
 · u (B, 1) force on the cart in N
 """
 
+from typing import Any
+
+import gymnasium
 import numpy as np
 import torch
 from rlamort.envs.equations import Equations, Moved
@@ -13,6 +16,7 @@ from rlamort.config import Positive
 
 GRAVITY, CART, POLE, HALF = 9.8, 1.0, 0.1, 0.5  # m/s^2, kg, kg, m: half of the pole's length
 SECONDS = 0.05  # of a step
+WIDTH, HEIGHT, METRE = 600, 400, 120  # of a picture, in pixels
 
 
 class CartPole(Equations):
@@ -24,11 +28,16 @@ class CartPole(Equations):
         force: largest force, in N.
         angle: largest deviation of the pole from hanging at the start of an episode, in radians; pi is any.
         length: steps of an episode.
+        render_mode: rgb_array, for pictures; None for none.
     """
 
-    def __init__(self, force: Positive = 10.0, angle: Positive = 0.2, length: int = 100) -> None:
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": round(1 / SECONDS)}  # noqa: RUF012
+
+    def __init__(
+        self, force: Positive = 10.0, angle: Positive = 0.2, length: int = 100, render_mode: str | None = None
+    ) -> None:
         super().__init__(5, [force], length)
-        self.angle = angle
+        self.angle, self.render_mode = angle, render_mode
 
     def begin(self) -> np.ndarray:
         position, speed, share, turn = self.np_random.uniform(-1, 1, 4)
@@ -46,3 +55,25 @@ class CartPole(Equations):
         theta = torch.atan2(sin, cos) + SECONDS * turn
         moved = torch.stack([position + SECONDS * speed, speed, theta.cos(), theta.sin(), turn], -1)
         return moved, reward, torch.ones_like(reward)
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """The cart, its pole and marks of metres on the track (HEIGHT, WIDTH, 3), with the cart near the middle."""
+        try:
+            from PIL import Image, ImageDraw
+        except ImportError as error:
+            raise gymnasium.error.DependencyNotInstalled("pictures need pillow: pip install 'rlamort[video]'") from error
+        position, _, cos, sin, _ = self.x.astype(float)
+        fine = 2  # drawn larger, and reduced, for smooth edges
+        metre, middle, track = fine * METRE, fine * WIDTH / 2, fine * HEIGHT / 2
+        left = position - np.clip(position, -1.4, 1.4)  # of the picture's middle from the track's, in metres
+        image = Image.new("RGB", (fine * WIDTH, fine * HEIGHT), "white")
+        draw = ImageDraw.Draw(image)
+        draw.line([(0, track), (fine * WIDTH, track)], "black", 2 * fine)
+        for mark in range(int(left) - 4, int(left) + 5):
+            at = middle + metre * (mark - left)
+            draw.line([(at, track), (at, track + 0.1 * metre)], "black", 2 * fine)
+        cart = middle + metre * (position - left)
+        draw.rectangle([cart - 0.2 * metre, track - 0.1 * metre, cart + 0.2 * metre, track + 0.1 * metre], "#4c72b0")
+        tip = (cart + metre * 2 * HALF * sin, track - metre * 2 * HALF * cos)
+        draw.line([(cart, track), tip], "#c44e52", 8 * fine)
+        return np.asarray(image.resize((WIDTH, HEIGHT)))

@@ -21,14 +21,14 @@ class Equations(gymnasium.Env[np.ndarray, np.ndarray]):
     Args:
         dim: d.
         bounds: of each coordinate of actions, which are in [-bound, bound].
-        length: steps until an episode is truncated.
+        length: steps until an episode is truncated, `max_episode_steps`.
     """
 
     def __init__(self, dim: int, bounds: Sequence[float], length: int) -> None:
         high = np.array(bounds, dtype=np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
         self.action_space = spaces.Box(-high, high, dtype=np.float32)
-        self.length, self.time, self.x = length, 0, np.zeros(dim, np.float32)
+        self.max_episode_steps, self.time, self.x = length, 0, np.zeros(dim, np.float32)
 
     def dynamics(self, x: Tensor, u: Tensor) -> Moved:
         """What follows an action, in the environment's units."""
@@ -48,4 +48,4 @@ class Equations(gymnasium.Env[np.ndarray, np.ndarray]):
         with torch.no_grad():
             x, reward, continues = self.dynamics(torch.from_numpy(self.x)[None], torch.from_numpy(u)[None])
         self.x, self.time = x[0].numpy().copy(), self.time + 1
-        return self.x.copy(), float(reward[0]), not bool(continues[0]), self.time >= self.length, {}
+        return self.x.copy(), float(reward[0]), not bool(continues[0]), self.time >= self.max_episode_steps, {}

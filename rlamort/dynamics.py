@@ -269,7 +269,7 @@ class Trajectory(Objective):
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:
     """Their product; 0 where the weight is 0, since values after a terminal state are arbitrary, and may be NaN."""
-    return torch.where(weight > 0, weight * value, torch.zeros_like(value))
+    return torch.where(weight > 0, weight * value, 0)
 
 
 class ValueExpansion(Objective):

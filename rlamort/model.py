@@ -17,7 +17,13 @@ from rlamort.update import Update, best_so_far
 
 
 class Model(nn.Module):
-    """y_theta : X -> Y. Calling it returns its last iterate."""
+    """y_theta : X -> Y. Calling it returns its last iterate.
+
+    Attributes:
+        keeps: points k, beside its answer, from which it goes on in a next problem, such as the plan one step later.
+    """
+
+    keeps = 0
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         """x (B, d) -> iterates (K + 1, B, n), oldest first; `oracle` answers queries about f(.; x)."""
@@ -25,6 +31,10 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
         return self.iterates(x, oracle)[-1]
+
+    def resumed(self, x: Tensor, oracle: Oracle, kept: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Its answer (B, n) and, where it `keeps` any, points (B, k, n) to go on from; `kept` are the last problem's."""
+        return (self(x, oracle),)
 
     def taught(self, x: Tensor, y: Tensor, oracle: Oracle | None = None) -> Tensor:
         """Iterates (K + 1, B, n) as a regression on solutions y (B, n) trains them: those of prediction, for most models."""
@@ -103,14 +113,26 @@ class Unroll(Model):
                 raise UserError(f"model.{field}: {given} given; 0 or more is needed")
         self.init, self.update, self.steps, self.domain = init, update, steps, domain
         self.adjoint, self.shrinkage, self.keep_best = adjoint or Unrolled(), shrinkage, keep_best
+        self.keeps = update.keeps
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        y = self.init(x, oracle)
-        oracle = oracle or nothing(x)
-        asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
-        step = Step(self.update, self.domain.at(x).nearest, x, asked)
-        path = self.adjoint.iterates(step, y, self.steps)
+        y, oracle = self.init(x, oracle), oracle or nothing(x)
+        path = self.adjoint.iterates(self._step(y, x, oracle), y, self.steps)
         return best_so_far(path, oracle) if self.keep_best else path
+
+    def resumed(self, x: Tensor, oracle: Oracle, kept: Tensor | None = None) -> tuple[Tensor, ...]:
+        if kept is None:
+            return super().resumed(x, oracle)
+        y = self.init(x, oracle)
+        step = self._step(y, x, oracle)
+        path, h = step.run(y, self.update.resume(y, kept, x, step.oracle), self.steps)
+        points = torch.stack([y, *path])
+        return (best_so_far(points, oracle) if self.keep_best else points)[-1], self.update.kept(points[-1], h)
+
+    def _step(self, y: Tensor, x: Tensor, oracle: Oracle) -> Step:
+        """A step of the solver from y."""
+        asked = oracle.tethered(y, self.shrinkage) if self.shrinkage else oracle
+        return Step(self.update, self.domain.at(x).nearest, x, asked)
 
 
 class Latent(Model):

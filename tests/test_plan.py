@@ -11,6 +11,7 @@ from test_resume import assert_equal, everything, timeless
 import rlamort as ra
 from rlamort import parts
 from rlamort.agent import Player
+from rlamort.config import config_of
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.model import Model
@@ -97,8 +98,10 @@ def test_the_row_balances_the_pendulum():
 def test_from_the_command_line_it_plays_scores_and_records(tmp_path):
     done = rlamort(
         "train", "mpc", "env=Pendulum-v1", "steps=250", "eval_every=200", "eval_episodes=2", "log_every=100", "dir=run",
-        "horizon=10", "model.update.samples=32", "model.steps=2", "video=false", cwd=tmp_path,
+        "horizon=10", "planner=icem", "samples=32", "planner.elites=6", "model.steps=2", "video=false", cwd=tmp_path,
     )  # fmt: skip
+    update = config_of(tmp_path / "run")["model"]["update"]
+    assert (update["kind"], update["samples"], update["elites"]) == ("Icem", 32, 6)
     assert "evaluation return" in done.stdout
     records = read_records(tmp_path / "run")
     assert [r["env_step"] for r in records if "eval/return" in r] == [200, 250]
@@ -109,7 +112,9 @@ def test_from_the_command_line_it_plays_scores_and_records(tmp_path):
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("at", [13, 150])
 def test_stopped_and_resumed_is_uninterrupted(count, at, tmp_path):
-    fields = {**SMALL, "num_envs": count, "buffer_size": 2_000, "checkpoint_every": 70, "eval_every": 100, "eval_episodes": 2}
+    planner = {"kind": "icem" if count == 4 else "cem", "samples": 16, "elites": 4}  # icem has elites in its state
+    small = {**SMALL, "model": {"steps": 2, "update": planner}}
+    fields = {**small, "num_envs": count, "buffer_size": 2_000, "checkpoint_every": 70, "eval_every": 100, "eval_episodes": 2}
     steps = 220 * count
     whole = ra.MPC("Pendulum-v1", dir=str(tmp_path / "whole"), **fields).learn(steps)
     broken = ra.MPC("Pendulum-v1", dir=str(tmp_path / "broken"), **fields)
@@ -188,6 +193,12 @@ def test_equations_of_a_users_own():
         ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "previous"}}}, "only planners in Y itself have"),
         ("Pendulum-v1", {"compile": True}, "no choice there"),
         ("Pendulum-v1", {"horizon": 201}, "horizon=201: an episode has 200 steps at most"),
+        ("rlamort.envs.cartpole:CartPole", {"horizon": 101}, "horizon=101: an episode has 100 steps at most"),
+        ("rlamort.envs.lqr:Lqr", {"horizon": 8, "env_kwargs": {"length": 7}}, "horizon=8: an episode has 7 steps at most"),
+        ("CartPole-v1", {}, r"its action space is Discrete\(2\); a Box of bounded floats is needed"),
+        ("Pendulum-v1", {"model": {"update": {"elites": 64}}}, "update.elites: 64 given; .* fewer than the 64 samples"),
+        ("Pendulum-v1", {"planner": "icam"}, "model.update=icam: there is none of that name.*Did you mean icem"),
+        ("Pendulum-v1", {"dynamics": "simulator"}, "env=Pendulum-v1: its state cannot be set"),
         ("Pendulum-v1", {"max_episode_steps": 9, "horizon": 10}, "horizon=10: an episode has 9 steps at most"),
         ("Pendulum-v1", {"model": {"update": {"kind": "Icem", "keep": 11}}}, "update.keep: 11 given; .* the 10 elites"),
         ("Pendulum-v1", {"model": {"kind": "InChart", "inner": {"init": "middle", "update": "ilqr"}}}, "Ilqr: solutions"),
@@ -196,6 +207,15 @@ def test_equations_of_a_users_own():
 def test_what_does_not_fit_is_said_before_anything_starts(env, fields, message):
     with pytest.raises(UserError, match=message):
         ra.MPC(env, **fields)
+
+
+@pytest.mark.parametrize("planner", ["cem", "mppi", "ilqr", "shooting"])
+def test_a_planner_is_named_by_a_short_key(planner):
+    learner = ra.MPC("rlamort.envs.cartpole:CartPole", planner=planner, num_envs=3, horizon=5, device="cpu", seed=0)
+    assert learner.config.plain()["model"]["update"] == parts.Update.named(planner, "planner").tree()
+    assert learner.config.plain()["model"]["steps"] == 5
+    learner.learn(6)
+    assert learner.clock.h[0].shape == (3, 5)
 
 
 def test_agents_that_remember_no_plan_cannot_begin_there():

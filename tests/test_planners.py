@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from rlamort.agents.plan import MPC
@@ -127,7 +128,7 @@ def test_icem_keeps_the_best_point_that_it_has_met_and_no_iterate_is_worse():
     h, before = update.start(y, x, oracle), oracle.value(y)
     assert torch.equal(update.value(y, h, oracle), before)
     for _ in range(8):
-        mean, std, kept, _ = h
+        mean, std, kept, _, _ = h
         state = torch.get_rng_state()
         met = torch.cat([update.cem.draw(mean, std, x), mean[None], kept.transpose(0, 1)])
         torch.set_rng_state(state)
@@ -138,6 +139,43 @@ def test_icem_keeps_the_best_point_that_it_has_met_and_no_iterate_is_worse():
         assert (least <= before).all()
         before = least
         assert torch.equal(h[2][:, 0], y)
+
+
+def test_icems_population_shrinks_to_twice_its_elites():
+    x, y, counts = torch.zeros(2, N), torch.zeros(2, N), []
+
+    class Counting(Waves):
+        def report(self, y, x):
+            counts.append(len(y) // 2)
+            return super().report(y, x)
+
+    update, oracle = Icem(Cem(BOX, 30, 7), keep=2, shrink=1.5), Oracle(Counting(), x)
+    h = update.start(y, x, oracle)
+    for _ in range(4):
+        y, h = update(y, h, x, oracle)
+    assert counts == [1, 31, 21, 15, 15]  # the mean is one more
+
+
+def test_icem_goes_on_from_the_elites_of_the_plan_before():
+    """Moved on by one action: without new samples the next plan is the best of what was kept."""
+    env = open_env("Pendulum-v1", count=3)
+    x = env.reset(0)
+    part = parts.Icem(8, 4, 3, sigma=1e-6, colour=0.0)
+    agent = MPC(env.spec, model=parts.Unroll(parts.Previous(), part, 1), horizon=4)
+    assert [tuple(one.shape) for one in agent.start(3)] == [(3, 4), (3, 2, 4)]
+    torch.manual_seed(0)
+    previous, kept = 2 * torch.rand(3, 4) - 1, 2 * torch.rand(3, 2, 4) - 1
+    begun = torch.cat([previous[:, None], kept], 1)
+    costs = torch.stack([agent.f(plan, x) for plan in begun.unbind(1)])
+    y, (plan, again) = agent.play(x, (previous, kept), True)
+    best = begun[torch.arange(3), costs.argmin(0)]
+    assert (costs.argmin(0) > 0).any()
+    torch.testing.assert_close(y, best[:, :1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(plan, torch.cat([best[:, 1:], best[:, -1:]], 1), atol=1e-4, rtol=0)
+    assert again.shape == kept.shape
+    assert not torch.equal(again, kept)
+    forgetful = MPC(env.spec, model=parts.Unroll(parts.Previous(), parts.Icem(remember=False), 1), horizon=4)
+    assert len(forgetful.start(3)) == 1
 
 
 def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate():
@@ -161,6 +199,7 @@ def test_soft_elites_sum_to_k_and_their_gradients_are_right_where_they_saturate(
         (lambda: Mppi(BOX, temperature=0.0), "update.temperature: 0.0 given; above 0"),
         (lambda: Icem(Cem(BOX, 8, 3), 4), "update.keep: 4 given; at least 1 and at most the 3 elites"),
         (lambda: Icem(Cem(BOX, 8, 3, selection=SoftTop()), 2), "a selection by HardTop"),
+        (lambda: Icem(Cem(BOX, 8, 3), 2, shrink=0.5), "update.shrink: 0.5 given; at least 1 is needed"),
         (lambda: Truncated(Simplex(3)), "bounds=truncated: a box is needed, not Simplex"),
         (lambda: parts.Icem()(parts.Setting(BOX, 3, ()), 1), "update.colour=2: solutions are no plans here"),
         (lambda: parts.Cem(samples=8)(parts.Setting(BOX, 3, ()), 1), "update.elites: 8 given; .* fewer than the 8 samples"),
@@ -187,6 +226,17 @@ def test_the_cart_pole_is_swung_up_by_each_planner(update):
         torch.testing.assert_close(step.x_next, expected.x_next, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(step.reward, expected.reward, rtol=1e-5, atol=1e-5)
     assert (step.x_next[:, 2] > 0.8).all()
+
+
+def test_a_cart_pole_shows_where_its_pole_is():
+    env = CartPole(render_mode="rgb_array")
+    env.reset(seed=0)
+    for position, cos, sin in ((0.0, 1.0, 0.0), (1.0, 0.0, 1.0), (-40.0, 0.0, -1.0), (2.4, -1.0, 0.0)):
+        env.x[:] = position, 0.0, cos, sin, 0.0
+        picture = env.render().astype(float)
+        assert picture.shape == (400, 600, 3)
+        row, column = np.argwhere(picture[..., 0] > picture[..., 2] + 60).mean(0)  # of its middle; 120 pixels a metre
+        assert (row, column) == pytest.approx((200 - 60 * cos, 300 + 120 * np.clip(position, -1.4, 1.4) + 60 * sin), abs=3)
 
 
 def test_a_cart_pole_that_nobody_pushes_keeps_its_energy():

@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.spaces import Box
 from rlamort.agents.plan import MPC
 
 import rlamort as ra
@@ -30,7 +32,7 @@ def problem(named, horizon, count=6, scale=1.0):
             x, *_ = env.step(0.3 * env.action_space.high * drawn.uniform(-1, 1, env.action_space.shape).astype(np.float32))
         contexts.append(x.astype(np.float32))
     y = scale * drawn.uniform(-1, 1, (count, horizon * env.action_space.shape[0])).astype(np.float32)
-    return Simulator(env), torch.tensor(np.stack(contexts)), torch.tensor(y)
+    return Simulator(lambda: gymnasium.make(**named)), torch.tensor(np.stack(contexts)), torch.tensor(y)
 
 
 def stepped(named, x, plan, discount):
@@ -48,6 +50,65 @@ def stepped(named, x, plan, discount):
             break
         weight = weight * torch.tensor(discount)
     return -value, seen
+
+
+CHANGED = {
+    "HalfCheetah-v5": {"forward_reward_weight": 2.0, "ctrl_cost_weight": 0.5, "frame_skip": 3},
+    "Hopper-v5": {"healthy_angle_range": (-0.03, 0.03), "healthy_state_range": (-2.0, 2.0), "healthy_reward": 3.0},
+    "Walker2d-v5": {
+        "healthy_z_range": (1.2, 1.3), "terminate_when_unhealthy": False, "exclude_current_positions_from_observation": False,
+    },
+    "Ant-v5": {
+        "main_body": "aux_1", "contact_cost_weight": 1e-3, "contact_force_range": (-0.5, 2.0), "healthy_z_range": (0.3, 0.8),
+    },
+    "Swimmer-v5": {"ctrl_cost_weight": 1.0, "exclude_current_positions_from_observation": False},
+    "InvertedPendulum-v5": {"frame_skip": 3},
+    "InvertedDoublePendulum-v5": {"healthy_reward": 2.0},
+    "Reacher-v5": {"reward_dist_weight": 2.0, "reward_control_weight": 0.1},
+    "Pusher-v5": {"reward_near_weight": 2.0, "reward_dist_weight": 0.5, "reward_control_weight": 1.0},
+}  # fmt: skip
+# third-order terms of the integrator in positions of bodies, and contacts one of MuJoCo's steps later
+ROUGH = {"Ant-v5": 0.1, "InvertedDoublePendulum-v5": 1e-3, "Reacher-v5": 1e-4}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("name", CHANGED)
+def test_each_of_gymnasiums_tasks_is_stepped_as_the_environment_steps_it(name, changed):
+    named = {"id": name, **(CHANGED[name] if changed else {})}
+    env, simulator, drawn = gymnasium.make(**named), Simulator(lambda: gymnasium.make(**named)), np.random.default_rng(0)
+    x, _ = env.reset(seed=3)
+    y = drawn.uniform(-0.6, 0.6, (25, 1, env.action_space.shape[0])).astype(np.float32)
+    path, ends = simulator.follow(torch.tensor(x)[None].double(), torch.tensor(y).unbind()), []
+    for moved, action in zip(path, simulator.physics.units.decode(y[:, 0]), strict=True):
+        x, reward, terminated, _, _ = env.step(action)
+        assert moved.reward.item() == pytest.approx(reward, abs=ROUGH.get(name, 1e-9))
+        assert (moved.continues.item() == 0) == terminated
+        ends.append(terminated)
+        np.testing.assert_allclose(moved.x_next[0, :27], x[:27], atol=ROUGH.get(name, 1e-9))  # Ant's forces come after these
+        if terminated:
+            break
+    assert any(ends) == ("Pendulum" in name or (changed and name in ("Ant-v5", "Hopper-v5")))
+
+
+def euler():
+    env = gymnasium.make("Ant-v5", contact_cost_weight=0.1, contact_force_range=(-0.5, 2.0), main_body="aux_1")
+    env.unwrapped.model.opt.integrator = 0
+    env.unwrapped.model.body_mass[1:] *= 1.5
+    return env
+
+
+def test_forces_of_contacts_are_exact_where_they_are_of_the_same_moment():
+    """As positions of bodies are, and a changed model stays changed where sensors are added to it."""
+    env, simulator = euler(), Simulator(euler)
+    x, _ = env.reset(seed=3)
+    y, forces = np.random.default_rng(0).uniform(-0.6, 0.6, (25, 1, 8)).astype(np.float32), 0
+    path = simulator.follow(torch.tensor(x)[None].double(), torch.tensor(y).unbind())
+    for moved, action in zip(path, y[:, 0], strict=True):
+        x, reward, *_, info = env.step(action)
+        forces += info["reward_contact"] < -0.1
+        assert moved.reward.item() == pytest.approx(reward, abs=1e-6)
+        np.testing.assert_allclose(moved.x_next[0], x, atol=1e-6)
+    assert forces > 2
 
 
 @pytest.mark.parametrize(("named", "horizon"), [(CHEETAH, 1), (CHEETAH, 40), (PENDULUM, 30)])
@@ -94,30 +155,97 @@ def test_it_has_values_alone():
         ra.MPC("InvertedPendulum-v5", dynamics="simulator", model={"update": {"kind": "Gradient"}})
 
 
+class Cart(MujocoEnv):
+    """A user's cart with a pole, which pays for height; what it is pushed by may grow, unseen, from step to step."""
+
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 25}  # noqa: RUF012
+
+    def __init__(self, growing=0.0, paid=0.0, **keywords):
+        self.growing, self.paid, self.steps = growing, paid, 0
+        super().__init__("inverted_pendulum.xml", 2, Box(-np.inf, np.inf, (4,)), **keywords)
+
+    def reset_model(self):
+        self.steps = 0
+        self.set_state(self.np_random.uniform(-0.1, 0.1, 2), self.np_random.uniform(-0.1, 0.1, 2))
+        return self.state_vector()
+
+    def step(self, action):
+        self.steps += 1
+        self.do_simulation(action * (1 + self.growing * self.steps), self.frame_skip)
+        angle = self.data.qpos[1]
+        return self.state_vector(), np.cos(angle) + self.paid * self.steps, bool(abs(angle) > 1), False, {}
+
+
+class Rewarding(Cart):
+    def rewards(self, step):
+        angle = step.qpos[..., 1]
+        return np.cos(angle), np.abs(angle) > 1
+
+
+class Angles(Rewarding):
+    """It observes sine and cosine."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Box(-np.inf, np.inf, (5,))
+
+    def state_vector(self):
+        (place, angle), speeds = self.data.qpos, self.data.qvel
+        return np.array([place, np.sin(angle), np.cos(angle), *speeds])
+
+    def states(self, x):
+        return np.stack([x[:, 0], np.arctan2(x[:, 1], x[:, 2])], -1), x[:, 3:]
+
+
+@pytest.mark.parametrize("kind", [Rewarding, Angles])
+def test_a_users_own_task_gives_its_rewards(kind):
+    agent, env = MPC(open_env(kind).spec, dynamics=parts.Simulator(), model=CHEAP, horizon=8), kind()
+    x, _ = env.reset(seed=2)
+    y, value = torch.linspace(-1, 1, 8)[None], 0.0
+    for t, action in enumerate(y[0].numpy()):
+        _, reward, terminated, *_ = env.step(3 * np.array([action]))
+        value += 0.99**t * reward
+        if terminated:
+            break
+    assert terminated
+    assert -agent.f(y, torch.tensor(x)[None].float()).item() == pytest.approx(value, abs=1e-5)
+
+
 def wrapped():
     return gymnasium.wrappers.TransformReward(gymnasium.make("InvertedPendulum-v5"), lambda reward: 2 * reward)
 
 
+def unseen():
+    env = Rewarding()
+    env.observation_space = Box(-np.inf, np.inf, (2,))
+    env.state_vector = lambda: env.data.qpos.copy()
+    return env
+
+
 @pytest.mark.parametrize(
-    ("env", "fields", "message"),
+    ("env", "message"),
     [
-        ("HalfCheetah-v5", {}, "env=HalfCheetah-v5: .* 9 positions and 9 velocities, which its observation of 17 numbers does"),
-        ("Hopper-v5", {"env_kwargs": {"exclude_current_positions_from_observation": False}}, "env=Hopper-v5: .*determine"),
-        ("Walker2d-v5", {}, "env=Walker2d-v5: mujoco.rollout is known to give the rewards of HalfCheetah-v5"),
-        ("Pendulum-v1", {}, "env=Pendulum-v1: mujoco.rollout is known"),
-        (wrapped, {}, "wrapped: a wrapper may change what it observes"),
+        ("Pendulum-v1", "env=Pendulum-v1: its state cannot be set, .*its dynamics can be learned, as by `rlamort train pets`"),
+        ("Humanoid-v5", "env=Humanoid-v5: its rewards as a function of its physics are not known, as those of HalfCheetah-v5"),
+        (Cart, r"Cart: its rewards .* give it a method rewards\(step\) -> \(reward, terminated\) in NumPy"),
+        (
+            unseen,
+            r"2 positions, 2 velocities and 0 activations, which its observation of 2 numbers does not tell; .*states\(x\)",
+        ),
+        (
+            lambda: Rewarding(paid=0.5),
+            "step 1 of an episode has the reward 1.49.*, and replayed .* 0.99.*: it is no",
+        ),
+        (lambda: Rewarding(growing=0.3), "step 1 of an episode has the velocity 1 .*, and replayed .* function of the state"),
+        (wrapped, "wrapped: a wrapper may change what it observes"),
     ],
 )
-def test_what_does_not_determine_the_physics_is_an_error_before_anything_starts(env, fields, message):
+def test_what_cannot_be_simulated_is_an_error_before_anything_starts(env, message):
     with pytest.raises(UserError, match=message):
-        ra.MPC(env, dynamics="simulator", **fields)
+        open_env(env).spec.simulator()
 
 
-def test_an_observation_with_every_position_does():
-    keywords = {"exclude_current_positions_from_observation": False}
-    cheap = parts.Unroll(parts.Previous(), parts.Cem(8, 2, 0.5), 1, keep_best=True)
-    agent = MPC(open_env("HalfCheetah-v5", env_kwargs=keywords).spec, dynamics=parts.Simulator(), model=cheap, horizon=3)
-    assert agent.act(torch.zeros(2, 18), explore=True).shape == (2, 6)
+CHEAP = parts.Unroll(parts.Previous(), parts.Cem(8, 2, 0.5), 1, keep_best=True)
 
 
 def test_the_row_balances_the_pole():

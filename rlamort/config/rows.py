@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.resources
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -57,8 +58,8 @@ OPENING = {
     "count", "env_kwargs", "vectorization", "workers", "max_episode_steps", "max_faults", "timeout", "reset_options", "device",
 }  # fmt: skip
 TARGETS = ("opens", "source", "agent", "train")  # opens the environment; provides batches; learns; loops
-# A row also has its tuple; the row whose claims it shares; fields that it does not support.
-ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "unsupported", *TARGETS)
+# A row also has its tuple; the row whose claims it shares; fields that it does not support; short names of keys of its parts.
+ROW_KEYS = ("about", "like", "f", "Y", "p(x)", "model", "loss", "claims", "unsupported", "short", *TARGETS)
 
 
 def locate(path: str) -> Any:
@@ -201,6 +202,17 @@ def renamed(row: dict[str, Any]) -> Mapping[str, str]:
     return names
 
 
+def short(row: dict[str, Any]) -> Mapping[str, str]:
+    """The short names of keys of a method's parts, such as planner for model.update."""
+    names: Mapping[str, str] = row.get("short", {})
+    return names
+
+
+def full(key: str, names: Mapping[str, str]) -> str:
+    """A dotted key, or key=value, in full, where it begins with one of the short `names`."""
+    return re.sub(r"^\w+", lambda first: names.get(first[0], first[0]), key)
+
+
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings; the name of a part with further keys becomes its `kind`."""
     found: dict[str, Any] = {}
@@ -231,7 +243,8 @@ def resolve(method: str, overrides: dict[str, Any], base: dict[str, Any] | None 
         UserError: an unknown key, or a value of the wrong type or out of range, with its name, value and what is allowed.
     """
     row = read_row(method)
-    known, overrides = fields(row), nested(overrides)
+    known, names = fields(row), short(row)
+    overrides = nested({full(name, names): value for name, value in overrides.items()})
     check_names(overrides, known, renamed(row))
     usual = defaults(row)
     chosen = usual if base is None else base

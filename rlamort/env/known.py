@@ -30,9 +30,10 @@ def equations_of(env: Any) -> Equations | None:
 
 
 def longest_of(env: Any) -> int | None:
-    """Steps until a time limit ends an episode; None where no wrapper has one."""
-    limits = [layer for layer in layers(env) if isinstance(layer, TimeLimit)]
-    return min((int(layer._max_episode_steps) for layer in limits), default=None)
+    """Steps until an episode is truncated, by a wrapper or as an attribute `max_episode_steps` says; None if neither does."""
+    limits = [layer._max_episode_steps for layer in layers(env) if isinstance(layer, TimeLimit)]
+    own = getattr(env.unwrapped, "max_episode_steps", None)
+    return min((int(limit) for limit in [*limits, *([own] if isinstance(own, int) else [])]), default=None)
 
 
 def transparent(env: Any) -> bool:

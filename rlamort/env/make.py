@@ -205,7 +205,7 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         raise Fault(f"env {name}: it raised in its first steps: {type(error).__name__}: {error}") from error
     finally:
         env.close()
-    return _with_dynamics(spec, env, lambda: Simulator(make(), name)), declares_limit(env), env.unwrapped
+    return _with_dynamics(spec, env, lambda: Simulator(make, name)), declares_limit(env), env.unwrapped
 
 
 def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
@@ -324,14 +324,14 @@ def open_gym(
         if len({id(row.unwrapped) for row in rows}) < len(rows):
             raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
         if rows and env.unwrapped is env:  # in this process, and nothing is around them
-            spec = _with_dynamics(spec, rows[0], lambda: Simulator(rows[0], name))
+            spec = _with_dynamics(spec, rows[0], lambda: Simulator(copies_of(rows[0]), name))
         return GymEnv(env, name, spec, device)
     processes = workers_of(vectorization, count, workers)
     first, probed, before, grown = None, None, resident(), math.inf
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
-        spec, declared = _with_dynamics(spec, first, lambda: Simulator(env, name)), declares_limit(first)
+        spec, declared = _with_dynamics(spec, first, lambda: Simulator(copies_of(env), name)), declares_limit(first)
         try:
             make = factory(env, None, max_episode_steps)
         except UserError as error:

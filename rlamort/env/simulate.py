@@ -3,7 +3,6 @@
 x state (B, d) · y action (B, n) in [-1, 1]^n · S saved states · H horizon · gamma discount
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, cast
 
@@ -17,7 +16,10 @@ from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
 from rlamort.env.known import transparent
+from rlamort.env.tasks import LEARNED, Stepped, Task, task_of
 from rlamort.errors import UserError
+
+STEPS, REPLAYED = 5, 0.3  # steps that are replayed, with actions up to this share of their range
 
 
 class Saved(NamedTuple):
@@ -120,37 +122,23 @@ class EnvSimulator:
         return total
 
 
-class Derived(NamedTuple):
-    """An environment's results as a function of a step of its physics."""
-
-    x: np.ndarray  # (B, d)
-    reward: np.ndarray  # (B,)
-    terminated: np.ndarray  # (B,) bool
-
-
-Derivation = Callable[[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray], Derived]
-
-
 class Physics:
-    """An environment's physics from any states, by `mujoco.rollout`: all states in one call, in threads.
+    """An environment's physics from any states, by `mujoco.rollout`: all states in one call, in as many threads as torch has.
 
     Args:
-        env: one of Gymnasium's MuJoCo environments, without wrappers.
-        derive: its results as a function of its physics.
+        task: the environment's results as functions of its physics.
         units: of its actions.
-        threads: at most; as many as there are cores by default.
     """
 
-    def __init__(self, env: Any, derive: Derivation, units: Any, threads: int = 1_000) -> None:
-        from mujoco import MjData, mj_stateSize, mjtState
-        from mujoco.rollout import Rollout
+    def __init__(self, task: Task, units: Any) -> None:
+        from mujoco import mj_stateSize, mjtIntegrator, mjtState
 
-        self.env, self.model, self.derive, self.units = env, env.model, derive, units
+        self.task, self.model, self.units = task, task.model, units
         self.size, nq, nv = mj_stateSize(self.model, int(mjtState.mjSTATE_FULLPHYSICS)), self.model.nq, self.model.nv
         self.position, self.velocity = slice(1, 1 + nq), slice(1 + nq, 1 + nq + nv)  # a state is time, qpos, qvel, ...
-        threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, threads)
-        self.data = [MjData(self.model) for _ in range(threads)]
-        self.rollout = Rollout(nthread=threads)
+        self.ahead = int(task.late and self.model.opt.integrator == mjtIntegrator.mjINT_RK4)
+        self.data: list[Any] = []
+        self.rollout: Any = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # copies of an agent share it: between calls it holds nothing
@@ -159,21 +147,41 @@ class Physics:
         """States (count, s) and warm starts of the contact solver (count, nv), all zero."""
         return np.zeros((count, self.size)), np.zeros((count, self.model.nv))
 
-    def follow(self, at: np.ndarray, warm: np.ndarray, y: np.ndarray) -> tuple[list[Derived], np.ndarray, np.ndarray]:
-        """The results of H actions y (H, B, n), one after another, from states and warm starts (B, .); both after them."""
-        (steps, count, _), skip = y.shape, self.env.frame_skip
-        actions = self.units.decode(y.reshape(steps * count, -1)).reshape(steps, count, -1)
-        control = np.repeat(actions.swapaxes(0, 1).astype(np.float64), skip, axis=1)
-        path, _ = self.rollout.rollout(self.model, self.data, at, control, nstep=steps * skip, initial_warmstart=warm)
-        path = np.concatenate([at[:, None], path], axis=1)  # (B, H skip + 1, s)
-        warm = (path[:, -1, self.velocity] - path[:, -2, self.velocity]) / self.model.opt.timestep
-        q, v = path[:, ::skip, self.position], path[:, ::skip, self.velocity]
-        results = [self.derive(self.env, q[:, t], q[:, t + 1], v[:, t + 1], action) for t, action in enumerate(actions)]
-        return results, path[:, -1].copy(), warm
+    def roll(self, at: np.ndarray, warm: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """MuJoCo's own steps with controls (B, T, n): states (B, T, s) and sensors (B, T, m) after each."""
+        from mujoco import MjData
+        from mujoco.rollout import Rollout
+
+        threads = torch.get_num_threads()
+        if len(self.data) != threads:
+            self.close()
+            self.data, self.rollout = [MjData(self.model) for _ in range(threads)], Rollout(nthread=threads)
+        found: tuple[np.ndarray, np.ndarray] = self.rollout.rollout(
+            self.model, self.data, at, control, nstep=control.shape[1], initial_warmstart=warm
+        )
+        return found
+
+    def follow(self, at: np.ndarray, warm: np.ndarray, y: np.ndarray) -> tuple[Stepped, np.ndarray, np.ndarray]:
+        """H actions y (H, B, n), one after another, from states and warm starts (B, .): steps (B, H), and both after them."""
+        (steps, count, _), skip = y.shape, self.task.env.frame_skip
+        action = self.units.decode(y.reshape(steps * count, -1)).reshape(steps, count, -1).swapaxes(0, 1)
+        control = np.empty((count, skip * steps + self.ahead, action.shape[-1]))
+        control[:, : skip * steps].reshape(count, steps, skip, -1)[:] = action[:, :, None]
+        control[:, skip * steps :] = action[:, -1:]
+        path, sensors = self.roll(at, warm, control)
+        ends = path[:, skip - 1 : skip * steps : skip]  # (B, H, s)
+        sensors, first = sensors[:, skip - 1 + self.ahead :: skip][:, :steps], sensors[:, :1]
+        qpos, qvel = ends[..., self.position], ends[..., self.velocity]
+        before = np.concatenate([at[:, None, self.position], qpos[:, :-1]], 1)
+        last, previous = ends[:, -1], path[:, skip * steps - 2] if skip * steps > 1 else at
+        warm = (last - previous)[:, self.velocity] / self.model.opt.timestep
+        stepped = Stepped(before, qpos, qvel, np.concatenate([first, sensors[:, :-1]], 1), sensors, action)
+        return stepped, last.copy(), warm
 
     def close(self) -> None:
         """End its threads."""
-        self.rollout.close()
+        if self.rollout is not None:
+            self.rollout.close()
 
 
 class RolloutSimulator:
@@ -188,7 +196,8 @@ class RolloutSimulator:
         saved: the states.
 
     Raises:
-        UserError: the rewards of this environment as a function of its physics are not known, or differ.
+        UserError: the rewards of this environment as a function of its physics are not known, or differ, or a policy cannot act
+            on what is known of its observations.
     """
 
     def __init__(self, env: GymEnv, saved: Saved) -> None:
@@ -198,7 +207,9 @@ class RolloutSimulator:
         base = cast(Any, single.unwrapped)
         limit = single.spec.max_episode_steps if single.spec else None
         self.left = np.full(count, np.inf) if limit is None else limit - saved.time  # steps until it is truncated
-        self.physics = Physics(base, derivation(single, env.name), env.units, count)
+        self.physics = Physics(task_of(base, env.name), env.units)
+        if not self.physics.task.continued:
+            raise UserError(f"env={env.name}: what it observes is no function of its rolled-out states alone")
         self.at, self.warm = self.physics.states(count)
         env.reset(0)
         fresh = env.state()
@@ -211,13 +222,13 @@ class RolloutSimulator:
     def _compare(self) -> None:
         """Compare one step of both from the first saved state."""
         y = torch.linspace(-0.5, 0.5, self.env.domain.dim, device=self.env.device)[None]
-        (ours,), _, _ = self.physics.follow(self.at[:1], self.warm[:1], y[None].numpy(force=True))
-        theirs = self.env.step(y)
-        x, reward = theirs.x_next.numpy(force=True), theirs.reward.numpy(force=True)
-        if not (np.allclose(ours.x, x, atol=1e-5) and np.allclose(ours.reward, reward, atol=1e-5)):
+        task, theirs = self.physics.task, self.env.step(y)
+        step, _, _ = self.physics.follow(self.at[:1], self.warm[:1], y[None].numpy(force=True))
+        (ours,), x, reward = task.rewards(step)[0][0], theirs.x_next.numpy(force=True), theirs.reward.numpy(force=True)
+        if not (np.allclose(task.observed(step)[0], x, atol=1e-5) and np.allclose(ours, reward, atol=1e-5)):
             self.physics.close()
             raise UserError(
-                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours.reward[0]:g}, it itself {reward[0]:g}: "
+                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours:g}, it itself {reward[0]:g}: "
                 f"something is wrapped around it, so it must be stepped itself"
             )
 
@@ -233,96 +244,46 @@ class RolloutSimulator:
         at, warm = self.at, self.warm
         total, running = np.zeros(len(y)), np.ones(len(y), dtype=bool)
         for t in range(horizon):
-            (derived,), at, warm = self.physics.follow(at, warm, y[None].numpy(force=True))
-            total += np.where(running, discount**t * derived.reward, 0.0)
-            running = running & ~derived.terminated & (self.left > t + 1)
+            step, at, warm = self.physics.follow(at, warm, y[None].numpy(force=True))
+            reward, terminated = (part[:, 0] for part in self.physics.task.rewards(step))
+            total += np.where(running, discount**t * reward, 0.0)
+            running = running & ~terminated & (self.left > t + 1)
             if not running.any():
                 break
-            y = policy(torch.from_numpy(derived.x.astype(np.float32)).to(self.device))
+            x = self.physics.task.observed(step)[:, 0]
+            y = policy(torch.from_numpy(x.astype(np.float32)).to(self.device))
         return total
-
-
-def half_cheetah(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
-    """HalfCheetah-v5: forward velocity minus squared controls. Arrays (B, ...); `before` is qpos before the step."""
-    speed = (qpos[:, 0] - before[:, 0]) / env.dt
-    reward = env._forward_reward_weight * speed - env._ctrl_cost_weight * np.square(action).sum(-1)
-    hidden = int(env._exclude_current_positions_from_observation)
-    return Derived(np.concatenate([qpos[:, hidden:], qvel], axis=1), reward, np.zeros(len(qpos), dtype=bool))
-
-
-def hopper(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
-    """Hopper-v5: as HalfCheetah-v5, with a reward inside its healthy ranges and termination outside them."""
-    moved = half_cheetah(env, before, qpos, qvel, action)
-    (low, high), (low_z, high_z), (low_angle, high_angle) = (
-        env._healthy_state_range, env._healthy_z_range, env._healthy_angle_range,
-    )  # fmt: skip
-    state = np.concatenate([qpos, qvel], axis=1)[:, 2:]
-    healthy = ((low < state) & (state < high)).all(-1)
-    healthy &= (low_z < qpos[:, 1]) & (qpos[:, 1] < high_z) & (low_angle < qpos[:, 2]) & (qpos[:, 2] < high_angle)
-    hidden = int(env._exclude_current_positions_from_observation)
-    x = np.concatenate([qpos[:, hidden:], qvel.clip(-10, 10)], axis=1)
-    return Derived(x, moved.reward + env._healthy_reward * healthy, ~healthy & bool(env._terminate_when_unhealthy))
-
-
-def inverted_pendulum(env: Any, before: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, action: np.ndarray) -> Derived:
-    """InvertedPendulum-v5: one for every step until the pole leans by more than 0.2."""
-    x = np.concatenate([qpos, qvel], axis=1)
-    fallen = ~np.isfinite(x).all(-1) | (np.abs(x[:, 1]) > 0.2)
-    return Derived(x, 1.0 - fallen, fallen)
-
-
-DERIVATIONS: dict[str, Derivation] = {
-    "HalfCheetah-v5": half_cheetah, "Hopper-v5": hopper, "InvertedPendulum-v5": inverted_pendulum,
-}  # fmt: skip
-WHOLE = ("HalfCheetah-v5", "InvertedPendulum-v5")  # unless positions are excluded, x is (qpos, qvel), and nothing is clipped
-
-
-def derivation(env: gymnasium.Env[Any, Any], name: str) -> Derivation:
-    """The function from physics to rewards and observations of an environment; `name` is for messages.
-
-    Raises:
-        UserError: it is not known here.
-    """
-    if env.spec is None or env.spec.id not in DERIVATIONS:
-        raise UserError(f"env={name}: mujoco.rollout is known to give the rewards of {', '.join(DERIVATIONS)} alone")
-    return DERIVATIONS[env.spec.id]
 
 
 class Simulator(Dynamics):
     """The true MuJoCo model of an environment as dynamics, by `mujoco.rollout`: values alone, without gradients.
 
-    A plan is one open-loop rollout, which is bit for bit what the environment does from the positions and velocities in x, with
-    the contact solver started from zero, as after a reset. In play, x has been rounded to float32, and the environment's own
-    solver continues from the step before; so what it then does agrees to rounding and solver tolerance. Time limits do not
-    end plans.
+    A plan is one open-loop rollout from the positions and velocities that the observation x tells, with the contact solver
+    started from zero, as after a reset. In play, x has been rounded to float32, and the environment's own solver continues
+    from the step before; so what it then does agrees to rounding and solver tolerance. Time limits do not end plans.
 
     Args:
-        env: a Gymnasium environment whose observation is all positions and velocities of its physics.
+        make: makes environments of one kind; two are made, and a few steps of one of them are replayed.
         name: of the environment, for messages; None takes its id.
-        threads: at most; as many as there are cores by default.
 
     Raises:
-        UserError: its rewards as a function of its physics are not known, its observation does not determine its physics, or a
-            wrapper changes what it observes, does or is rewarded with.
+        UserError: see `rlamort.env.tasks.task_of`; or a wrapper may change what it observes, does or is rewarded with; or a
+            replayed step has other results.
     """
 
     differentiable = False
 
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str | None = None, threads: int = 1_000) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], name: str | None = None) -> None:
         super().__init__()
-        name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
-        derive, base, space = derivation(env, name), cast(Any, env.unwrapped), cast(Any, env.action_space)
+        env = make()
+        self.name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         if not transparent(env):
-            raise UserError(f"env={name}: a wrapper may change what it observes, does or is rewarded with; none is needed here")
-        numbers, (nq, nv) = int(np.prod(env.observation_space.shape or ())), (base.model.nq, base.model.nv)
-        assert env.spec is not None, "or its derivation is not known"
-        if env.spec.id not in WHOLE or numbers != nq + nv:
             raise UserError(
-                f"env={name}: a plan by simulation begins at the state of the physics, {nq} positions and {nv} velocities, "
-                f"which its observation of {numbers} numbers does not determine. {', '.join(WHOLE)} observe theirs, "
-                "with env_kwargs.exclude_current_positions_from_observation=false where they have it"
+                f"env={self.name}: a wrapper may change what it observes, does or is rewarded with; none is needed here"
             )
-        self.physics = Physics(base, derive, Units(Space.of(space)), threads)
+        self.physics = Physics(task_of(env.unwrapped, self.name), Units(Space.of(cast(Any, env.action_space))))
+        env.reset(seed=0)
+        self._replay(make())
 
     def forward(self, x: Tensor, y: Tensor) -> Moved:
         return self.follow(x, [y])[0]
@@ -333,10 +294,44 @@ class Simulator(Dynamics):
                 "dynamics=simulator: MuJoCo gives values without gradients, and gradients are asked for; a model that queries "
                 "values alone is needed, as with model.update=Cem"
             )
+        task, step = self.physics.task, self._steps(x.numpy(force=True), torch.stack(list(actions)).numpy(force=True))
+        reward, terminated = task.rewards(step)
+        seen, gains, goes_on = (torch.from_numpy(part).to(x) for part in (task.observed(step), reward, ~terminated))
+        return [Moved(*parts) for parts in zip(seen.unbind(1), gains.unbind(1), goes_on.unbind(1), strict=True)]
+
+    def _steps(self, x: np.ndarray, y: np.ndarray) -> Stepped:
+        """The steps (B, H) of plans y (H, B, n) from observations x (B, d)."""
         at, warm = self.physics.states(len(x))
-        at[:, 1 : 1 + x.shape[-1]] = x.numpy(force=True)  # after the time
-        results, _, _ = self.physics.follow(at, warm, torch.stack(list(actions)).numpy(force=True))
-        return [Moved(*(torch.from_numpy(part).to(x) for part in (one.x, one.reward, ~one.terminated))) for one in results]
+        at[:, self.physics.position], at[:, self.physics.velocity] = self.physics.task.states(x)
+        return self.physics.follow(at, warm, y)[0]
+
+    def _replay(self, env: gymnasium.Env[Any, Any]) -> None:
+        """Play a few steps in another environment, from another seed, and compare the plan of the same actions."""
+        data, space = cast(Any, env.unwrapped).data, cast(Any, env.action_space)
+        x, _ = env.reset(seed=1)
+        y = np.random.default_rng(0).uniform(-REPLAYED, REPLAYED, (STEPS, 1, int(np.prod(space.shape)))).astype(np.float32)
+        step = self._steps(np.asarray(x, dtype=np.float64).reshape(1, -1), y)
+        try:
+            reward, terminated = (part[0].tolist() for part in self.physics.task.rewards(step))
+        except Exception as error:
+            raise UserError(f"env={self.name}: its method rewards raised {type(error).__name__}: {error}") from error
+        for t, action in enumerate(self.physics.units.decode(y[:, 0])):
+            _, gained, ended, over, _ = env.step(action)
+            worst = int(np.abs(data.qvel - step.qvel[0, t]).argmax())
+            known = {
+                f"the velocity {worst}": (data.qvel[worst], step.qvel[0, t, worst]),
+                "the reward": (float(gained), reward[t]),
+                "an end": (float(ended), float(terminated[t])),
+            }
+            for what, (theirs, ours) in known.items():
+                if not abs(theirs - ours) <= self.physics.task.close * (1 + abs(theirs)):
+                    raise UserError(
+                        f"env={self.name}: step {t + 1} of an episode has {what} {theirs:g}, and replayed by mujoco.rollout "
+                        f"from its first observation {ours:g}: it is no function of the state and the action; {LEARNED}"
+                    )
+            if ended or over:
+                break
+        env.close()
 
 
 def _single(env: GymEnv) -> gymnasium.Env[Any, Any]:

@@ -59,7 +59,7 @@ class Known(Dynamics):
 
 @dataclass(frozen=True)
 class Simulator(Dynamics):
-    """The true MuJoCo model of an environment that observes all positions and velocities: values, without gradients."""
+    """The true MuJoCo model of an environment whose rewards are known as functions of its physics: values, no gradients."""
 
     @property
     def of_environment(self) -> bool:
@@ -67,7 +67,9 @@ class Simulator(Dynamics):
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.simulator is None:
-            raise UserError("dynamics=simulator: an environment in this process, without a vector wrapper, is needed")
+            raise UserError(
+                "dynamics=simulator: an environment in this process, without a vector wrapper, is needed; or learn it, ensemble"
+            )
         found: made.Dynamics = spec.simulator()
         return found
 

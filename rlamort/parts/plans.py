@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlamort import update as updates
-from rlamort.config import Fraction, NonNegative, Positive, Size
+from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size
 from rlamort.domain import Domain
 from rlamort.parts.setting import Setting
-from rlamort.parts.updates import Update
+from rlamort.parts.updates import LineSearch, Update
 from rlamort.update.draws import Bounds, Noise
 
 Kind = Literal["clipped", "truncated"]
@@ -58,6 +58,8 @@ class Icem(Update):
         power: the spread that is smoothed is the standard deviation to this power; 2 is the variance.
         colour: exponent of noise with the spectrum 1 / frequency^colour along a plan; 0 is white.
         bounds: clipped projects samples onto Y, truncated draws from the normal conditioned on a box.
+        shrink: what the number of samples is divided by from one iteration to the next, down to twice the elites.
+        remember: whether the plan of the next step goes on from the elites that are kept.
     """
 
     samples: Size = 40
@@ -68,10 +70,12 @@ class Icem(Update):
     power: Positive = 1.0
     colour: NonNegative = 2.0
     bounds: Kind = "clipped"
+    shrink: Positive = 1.25
+    remember: Fixed[bool] = True
 
     def __call__(self, setting: Setting, steps: int) -> updates.Update:
         hard = Cem(self.samples, self.elites, self.sigma, self.smoothing, None, self.power, self.colour, self.bounds)
-        return updates.Icem(hard(setting, steps), self.keep)
+        return updates.Icem(hard(setting, steps), self.keep, self.shrink, self.remember)
 
 
 @dataclass(frozen=True)
@@ -123,4 +127,4 @@ def _bounds(kind: str, domain: Domain) -> Bounds:
     return kinds[kind](domain)
 
 
-Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
+Update.presets |= {"cem": Cem(sigma=0.5), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi(), "shooting": LineSearch()}

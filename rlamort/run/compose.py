@@ -15,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlamort.config import KIND, Field, Part, check_names, defaults, fields, part_of, renamed, short_name
+from rlamort.config import KIND, Field, Part, check_names, defaults, fields, full, part_of, renamed, short, short_name
 from rlamort.errors import Preempted, UserError
 from rlamort.host.command import INTERRUPTED, Parser, guarded
 from rlamort.run.overrides import spelled, split
@@ -42,7 +42,7 @@ class Composition:
         self.method, self.known = method, fields(row)
         self.name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
         self.runs: list[Path] = []
-        self.flags, self.overrides = _parted(arguments, self.known, renamed(row))
+        self.flags, self.overrides = _parted([full(one, short(row)) for one in arguments], self.known, renamed(row))
         self.several = "--multirun" in self.flags
         # of a part only overrides are composed, since its keys depend on its kind
         values = {name: {} if isinstance(value, Part) else value for name, value in defaults(row).items()}
@@ -142,10 +142,11 @@ def _parted(arguments: list[str], known: dict[str, Field], former: Mapping[str, 
     parser.add_argument("-c", "--cfg", choices=["job", "hydra", "all"])
     options, rest = parser.parse_known_args(arguments)
     flags = (["--multirun"] if options.multirun else []) + (["--cfg", options.cfg] if options.cfg else [])
-    return flags, [_checked(argument, known, options.multirun, former) for argument in rest]
+    beside = {argument.partition("=")[0] for argument in rest}
+    return flags, [_checked(argument, known, options.multirun, former, beside) for argument in rest]
 
 
-def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Mapping[str, str]) -> str:
+def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Mapping[str, str], beside: set[str]) -> str:
     if argument.startswith("-"):
         raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
     key, _ = split(argument)
@@ -154,7 +155,8 @@ def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Map
         check_names([root], known, former)
     kind = known[key].type if key in known else Any
     part = root in known and part_of(known[root].type) is not None
-    if part and key == root and not argument.partition("=")[2].lstrip().startswith("{"):
+    named = key == root or any(other.startswith(f"{key}.") for other in beside)  # the name of a part, with keys of it
+    if part and named and not argument.partition("=")[2].lstrip().startswith("{"):
         argument = f"{key}.{KIND}={argument.partition('=')[2]}"
     override = spelled(argument, kind, multirun, known)
     return f"++{override.lstrip('+')}" if part or root == "env_kwargs" else override

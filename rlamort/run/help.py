@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, unsupported
+from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, short, unsupported
 
 AFTER_KEYS = """
 -m key=a,b,c runs each value and plots all runs; hydra/launcher=... selects a launcher. hydra/sweeper=optuna optimises the
@@ -26,6 +26,8 @@ def method_help(method: str, row: dict[str, Any]) -> None:
     shown = [field for field in fields(row).values() if field.name not in unsupported(row)]
     for owner, group in itertools.groupby(shown, key=lambda field: field.owner):
         _show("keys of every run" if owner == "Run" else f"keys of {owner}", group, defaults(row))
+    for name, key in short(row).items():
+        print(f"\n{name}=... is short for {key}=...", end="")
     print(AFTER_KEYS)
 
 

@@ -9,11 +9,25 @@ from rlamort.objective import Oracle
 
 
 class Update(nn.Module):
-    """(y, h) -> (y, h), by queries to an oracle of f(.; x). The result may lie outside Y; `Unroll` projects it."""
+    """(y, h) -> (y, h), by queries to an oracle of f(.; x). The result may lie outside Y; `Unroll` projects it.
+
+    Attributes:
+        keeps: points k, beside the last iterate, from which it goes on in a next problem that is like this one.
+    """
+
+    keeps = 0
 
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
         """The carry h before the first step from y (B, n)."""
         return ()
+
+    def resume(self, y: Tensor, kept: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        """As `start`, with points (B, k, n) that were kept of another problem."""
+        return self.start(y, x, oracle)
+
+    def kept(self, y: Tensor, h: Carry) -> Tensor:
+        """The points (B, k, n) to go on from in a next problem."""
+        return y[:, None][:, :0]
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
         """One step."""

@@ -95,9 +95,9 @@ class Cem(Update):
         y, std = self.refit(ys, weights, y, std)
         return y, (std,)
 
-    def draw(self, mean: Tensor, std: Tensor, x: Tensor) -> Tensor:
-        """mean, std (B, n) -> samples in Y (S, B, n)."""
-        drawn: Tensor = self.bounds(mean, std, self.noise(self.samples, mean), x)
+    def draw(self, mean: Tensor, std: Tensor, x: Tensor, samples: int | None = None) -> Tensor:
+        """mean, std (B, n) -> samples in Y (S, B, n); of another number if `samples` says so."""
+        drawn: Tensor = self.bounds(mean, std, self.noise(samples or self.samples, mean), x)
         return drawn
 
     def refit(self, ys: Tensor, weights: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,33 +113,49 @@ class Icem(Update):
 
     The Gaussian is around a mean of its own. Elites compete with the samples of later iterations, and so does the mean. The
     start is one of them, so no iterate costs more than the one before. Costs of what is kept are not asked again: f must be
-    deterministic. What has no finite cost is never kept. Its population does not shrink from iteration to iteration.
+    deterministic. What has no finite cost is never kept.
 
     Args:
         cem: how samples are drawn, and how mean and standard deviation are fitted to the elites.
         keep: elites that compete with later samples; the first is the iterate.
+        shrink: what the number of samples is divided by from one iteration to the next, down to twice the elites.
+        remember: whether a next problem, such as the plan one step later, goes on from all that is kept.
 
     Raises:
-        UserError: more are kept than there are elites, or none; or it selects softly.
+        UserError: more are kept than there are elites, or none; it selects softly; or it is to grow.
     """
 
-    def __init__(self, cem: Cem, keep: Count = 2) -> None:
+    def __init__(self, cem: Cem, keep: Count = 2, shrink: Positive = 1.0, remember: bool = False) -> None:
         super().__init__()
         if not 1 <= keep <= cem.elites:
             raise UserError(f"update.keep: {keep} given; at least 1 and at most the {cem.elites} elites are needed")
         if not isinstance(cem.selection, HardTop):
             raise UserError("update.cem: Icem keeps elites as they are; a selection by HardTop is needed")
-        self.cem, self.keep = cem, keep
+        if shrink < 1:
+            raise UserError(f"update.shrink: {shrink} given; at least 1 is needed")
+        self.cem, self.keep, self.shrink, self.keeps = cem, keep, shrink, keep - 1 if remember else 0
 
     def start(self, y: Tensor, x: Tensor, oracle: Oracle) -> Carry:
-        """The mean, the standard deviation, what is kept (keep, B, n) as (B, keep, n), best first, and its costs (B, keep)."""
-        kept, costs = y[:, None].expand(-1, self.keep, -1), y.new_full((len(y), self.keep), math.inf)
-        first = comparable(oracle.value(y))[:, None]
-        return (y, *self.cem.start(y, x, oracle), kept, torch.cat([first, costs[:, 1:]], -1))
+        return self.resume(y, y[:, None][:, :0], x, oracle)
+
+    def resume(self, y: Tensor, kept: Tensor, x: Tensor, oracle: Oracle) -> Carry:
+        """The mean, the standard deviation, what is kept (B, keep, n), best first, its costs (B, keep), and (B, steps, 0)."""
+        points = torch.cat([y[None], kept.transpose(0, 1)])  # (k, B, n)
+        costs = comparable(oracle.values(points))  # (k, B)
+        missing = self.keep - len(points)
+        costs = torch.cat([costs, costs.new_full((missing, len(y)), math.inf)]).mT  # (B, keep)
+        points = torch.cat([points, y.expand(missing, *y.shape)]).transpose(0, 1)
+        known, order = costs.sort(dim=-1, stable=True)
+        best = points.gather(1, order[..., None].expand_as(points))
+        return (y, *self.cem.start(y, x, oracle), best, known, y.new_empty(len(y), 0, 0))
+
+    def kept(self, y: Tensor, h: Carry) -> Tensor:
+        return h[2][:, 1 : 1 + self.keeps]  # the first is y
 
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
-        mean, std, kept, known = h
-        fresh = torch.cat([self.cem.draw(mean, std, x), mean[None]])  # (S + 1, B, n)
+        mean, std, kept, known, done = h
+        samples = max(math.ceil(self.cem.samples / self.shrink ** done.shape[1]), min(2 * self.cem.elites, self.cem.samples))
+        fresh = torch.cat([self.cem.draw(mean, std, x, samples), mean[None]])  # (S + 1, B, n)
         ys = torch.cat([kept.transpose(0, 1), fresh])
         costs, order = torch.cat([known, comparable(oracle.values(fresh)).mT], -1).sort(dim=-1, stable=True)
         best = order[:, : self.cem.elites].mT[..., None].expand(-1, -1, ys.shape[-1])  # (E, B, n)
@@ -147,7 +163,8 @@ class Icem(Update):
         sound = costs.isfinite().mT[..., None]  # (E, B, 1)
         refitted = self.cem.refit(elites, sound / sound.sum(0).clamp(min=1), mean, std)
         mean, std = (torch.where(sound.any(0), new, old) for new, old in zip(refitted, (mean, std), strict=True))
-        return elites[0], (mean, std, elites[: self.keep].transpose(0, 1), costs[:, : self.keep])
+        done = y.new_empty(len(y), done.shape[1] + 1, 0)  # steps are counted by a shape, since shapes follow from them
+        return elites[0], (mean, std, elites[: self.keep].transpose(0, 1), costs[:, : self.keep], done)
 
     def value(self, y: Tensor, h: Carry, oracle: Oracle) -> Tensor:
         return h[3][:, 0]

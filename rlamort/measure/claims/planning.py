@@ -4,10 +4,9 @@ N environments side by side · H actions in a plan · an evaluation: one step of
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import psutil
 import torch
@@ -28,7 +27,6 @@ from rlamort.update import Cem, Coloured, Icem, Ilqr, Update
 STARTS = 20
 UPRIGHT, LAST = 0.95, 20  # solved: the pole's cosine is above it in each of the last steps
 CARTPOLE = "rlamort.envs.cartpole:CartPole"
-CHEETAH: dict[str, Any] = {"id": "HalfCheetah-v5", "exclude_current_positions_from_observation": False}
 PLANNERS = {"cem": parts.Cem(sigma=0.5), "icem": parts.Icem(), "mppi": parts.Mppi(), "ilqr": parts.Ilqr()}
 BUSY = 0.1  # of a core, taken by other processes: with less the machine counts as idle
 
@@ -122,7 +120,7 @@ def threads() -> Measured:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            env, agent = cheetah(3, 10, count)
+            env, agent = simulated("HalfCheetah-v5", 3, 10)
             env.reset(0)
             player, actions = Player(agent, 3), []
             with torch.random.fork_rng(devices=[]):
@@ -140,44 +138,95 @@ def threads() -> Measured:
 
 def returns() -> Measured:
     """iCEM through MuJoCo returns 1,000 in 200 steps of HalfCheetah-v5."""
-    seeds = (0, 1, 2)
-    env, agent = cheetah(len(seeds), 30)
-    env.reset(0)
-    player, total, started = Player(agent, len(seeds)), torch.zeros(len(seeds)), time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for _ in range(200):
-            total += env.step(player(env.x, explore=False)).reward
+    seeds, started = (0, 1, 2), time.perf_counter()
+    total = _total(*simulated("HalfCheetah-v5", len(seeds), 30), 200)
     seconds = (time.perf_counter() - started) / 200 / len(seeds)
     claim = f"HalfCheetah-v5, 200 steps of iCEM, {1e3 * seconds:.0f} ms a step of one: least return of seeds {seeds}"
     return Measured([at_least(claim, total.min().item(), 1_000)], {"returns": total.tolist(), "seconds a step": seconds}, {})
 
 
-def throughput() -> Measured:
-    """Planning through MuJoCo reaches 0.9 of the throughput of a bare mujoco.rollout call."""
-    samples, horizon, count = 128, 30, 1
-    env, agent = cheetah(count, horizon, model=parts.Unroll(parts.Previous(), parts.Cem(samples, 8, 0.5), 5))
+def evaluated() -> Measured:
+    """iCEM returns more than plain CEM with as many evaluations of plans, in 100 steps of HalfCheetah-v5."""
+    seeds, returns, plans = (0, 1, 2), dict[str, list[float]](), dict[str, float]()
+    for name, update in {
+        "cem": parts.Cem(42, 8, 0.5), "cem, coloured": parts.Cem(42, 8, 0.5, colour=0.25), "icem": parts.Icem(46, colour=0.25)
+    }.items():  # fmt: skip
+        print(f"playing: HalfCheetah-v5, {name}", flush=True)
+        env, agent = simulated("HalfCheetah-v5", len(seeds), 30, _model(update))
+        asked, follow = list[int](), agent.f.dynamics.follow
+
+        def counted(x: Tensor, y: Sequence[Tensor], asked: list[int] = asked, follow: Any = follow) -> Any:
+            asked.append(len(x))
+            return follow(x, y)
+
+        agent.f.dynamics.follow = counted  # type: ignore[method-assign, assignment]
+        returns[name] = _total(env, agent, 100).tolist()
+        plans[name] = sum(asked) / 100 / len(seeds)
+    own, mean, verdicts = plans.pop("icem"), float(np.mean(returns["icem"])), []
+    for name, count in plans.items():
+        assert own <= count
+        claim = f"HalfCheetah-v5, 100 steps: mean return of iCEM, {own:.0f} plans a step, less that of {name}, {count:.0f}"
+        verdicts.append(at_least(claim, mean - float(np.mean(returns[name])), 0))
+    return Measured(verdicts, {"returns": returns, "plans a step": {**plans, "icem": own}}, {})
+
+
+def _total(env: Any, agent: MPC, steps: int) -> Tensor:
+    """The return (N,) of the first steps from seeds 0, 1, ..."""
     env.reset(0)
+    player, total = Player(agent, env.count), torch.zeros(env.count)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(steps):
+            total += env.step(player(env.x, explore=False)).reward
+    return total
+
+
+def throughput() -> Measured:
+    """Planning through MuJoCo reaches 0.9 of the throughput of bare mujoco.rollout calls from the same states and controls."""
+    samples, horizon, verdicts, data = 128, 30, [], {}
+    for name in ("HalfCheetah-v5", "Hopper-v5", "Ant-v5"):
+        print(f"timing: {name}", flush=True)
+        env, agent = simulated(name, 1, horizon, parts.Unroll(parts.Previous(), parts.Cem(samples, 8, 0.5), 5))
+        env.reset(0)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            (ours, theirs), others = _alternating(_planning_and_bare(agent, env.x), 8)
+        claim = f"{name}, {samples} samples of {horizon} steps: throughput of planning, of bare mujoco.rollout calls"
+        verdict = at_least(claim, theirs / ours, 0.9)
+        if others > BUSY:
+            missing = f"an idle machine: others took {others:.2f} cores meanwhile"
+            verdict = Verdict(claim, verdict.measured, verdict.threshold, False, missing=missing)
+        verdicts.append(verdict)
+        data[name] = {"planning": ours, "bare": theirs, "cores of others": others}
+    return Measured(verdicts, data, {})
+
+
+def _planning_and_bare(agent: MPC, x: Tensor) -> list[Callable[[], Any]]:
+    """Two functions: a decision of a planner, always the same, and the same rollouts without it."""
+    from mujoco import MjData
+    from mujoco.rollout import Rollout
+
     assert isinstance(agent.f.dynamics, Simulator)
-    physics, h = agent.f.dynamics.physics, agent.start(count)
-    at, warm = physics.states(samples * count)
-    controls = np.random.default_rng(0).uniform(-1, 1, (samples * count, horizon * physics.env.frame_skip, 6))
+    physics, h, calls = agent.f.dynamics.physics, agent.start(len(x)), list[tuple[np.ndarray, ...]]()
+    roll, model = physics.roll, physics.task.env.model  # without sensors
+    data = [MjData(model) for _ in range(torch.get_num_threads())]
+    rollout = Rollout(nthread=len(data))
+
+    def decide() -> None:
+        torch.manual_seed(0)
+        agent.play(x, h, False)
+
+    def recorded(at: np.ndarray, warm: np.ndarray, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append((at, warm, control))
+        return roll(at, warm, control)
 
     def bare() -> None:
-        for _ in range(5):
-            physics.rollout.rollout(
-                physics.model, physics.data, at, controls, nstep=controls.shape[1], initial_warmstart=warm
-            )  # fmt: skip
+        for at, warm, control in calls:
+            rollout.rollout(model, data, at, control, nstep=control.shape[1], initial_warmstart=warm)
 
-    with torch.no_grad():
-        (ours, theirs), others = _alternating([lambda: agent.play(env.x, h, False), bare], 8)
-    claim = f"HalfCheetah-v5, {samples} samples of {horizon} steps: throughput of planning, of a bare mujoco.rollout call"
-    ratio, data = theirs / ours, {"planning": ours, "bare": theirs, "cores of others": others}
-    verdict = at_least(claim, ratio, 0.9)
-    if others > BUSY:
-        missing = f"an idle machine: others took {others:.2f} cores meanwhile"
-        verdict = Verdict(claim, verdict.measured, verdict.threshold, False, missing=missing)
-    return Measured([verdict], data, {})
+    physics.roll = recorded  # type: ignore[method-assign]
+    decide()
+    physics.roll = roll  # type: ignore[method-assign]
+    return [decide, bare]
 
 
 def _alternating(calls: list[Callable[[], Any]], repeats: int) -> tuple[list[float], float]:
@@ -200,12 +249,11 @@ def _seconds(times: Any) -> float:
     return float(times.user + times.system)
 
 
-def cheetah(count: int, horizon: int, threads: int = 1_000, model: parts.Model | None = None) -> tuple[Any, MPC]:
-    """HalfCheetah-v5 side by side, and a planner through its MuJoCo model; by default iCEM."""
-    env = open_env(CHEETAH["id"], count=count, env_kwargs={key: one for key, one in CHEETAH.items() if key != "id"})
-    spec = env.spec._replace(simulator=lambda: Simulator(gymnasium.make(**CHEETAH), threads=threads))
+def simulated(name: str, count: int, horizon: int, model: parts.Model | None = None) -> tuple[Any, MPC]:
+    """An environment side by side, and a planner through its MuJoCo model; by default iCEM."""
+    env = open_env(name, count=count)
     model = model or _model(parts.Icem(samples=64, colour=0.25))
-    return env, MPC(spec, model=model, dynamics=parts.Simulator(), horizon=horizon)
+    return env, MPC(env.spec, model=model, dynamics=parts.Simulator(), horizon=horizon)
 
 
 def _model(update: parts.Update) -> parts.Model:
