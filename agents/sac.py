@@ -55,6 +55,7 @@ class SAC(Agent):
             GPU of compute capability 8.0 or newer.
     """
 
+    needs_fit = True  # of an expansion that is learned; without one there are no fits
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
 
     def __init__(

@@ -40,6 +40,8 @@ class SVG1(Agent):
         fit_batch_size: transitions in a step of a fit, sampled independently for every member of an ensemble.
     """
 
+    needs_fit = True
+
     def __init__(
         self,
         spec: Spec,

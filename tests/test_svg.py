@@ -27,6 +27,7 @@ from rlamort.measure.sooner import Sooner
 from rlamort.model import Full
 from rlamort.nets import mlp
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
+from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.run.rounds import Compiled
 from rlamort.source import Batch, Replay
@@ -414,6 +415,30 @@ def test_what_does_not_fit_is_said_before_anything_starts(env, fields, message):
 def test_what_sequences_cannot_be_differentiated_through_is_said(fields, message):
     with pytest.raises(UserError, match=message):
         ra.SVG_INF("InvertedPendulum-v5", **{**SMALL, **fields})
+
+
+@pytest.mark.parametrize(("method", "key"), [("svg_h", "expansion.fit_"), ("svg1", "fit_"), ("pets", "fit_")])
+def test_a_model_is_fitted_before_it_is_asked(method, key):
+    """Also where the first fit would be due later, and then at its own time."""
+    steps = {"pets": {"fit_epochs": 1}}.get(method, {f"{key}steps": 1})
+    learner = learner_class(method)("Pendulum-v1", **{**SMALL, **steps, "warmup_steps": 20, f"{key}every": 25})
+    learner.learn(19)
+    assert "dynamics/loss" not in learner.clock.metrics
+    learner.learn(1, reset_num_timesteps=False)
+    assert learner.clock.updates == 0
+    before = learner.clock.metrics["dynamics/loss"]
+    learner.learn(4, reset_num_timesteps=False)
+    assert learner.clock.metrics["dynamics/loss"] is before
+    learner.learn(1, reset_num_timesteps=False)
+    assert learner.clock.metrics["dynamics/loss"] is not before
+
+
+def test_a_learned_model_is_not_reset():
+    """A reset would leave it untrained until its next fit."""
+    with pytest.raises(UserError, match="reset_every=10: a reset would leave the model that fits learn.*untrained"):
+        ra.SAC("Pendulum-v1", expansion="model", reset_every=10, **SMALL)
+    known = {"kind": "Expanded", "dynamics": "own", "fit_every": 0}
+    ra.SAC("Pendulum-v1", expansion=known, reset_every=10, **SMALL).close()
 
 
 def test_an_expansion_takes_states_as_they_are(spec):
