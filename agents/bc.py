@@ -126,7 +126,7 @@ class BC(Agent):
             self.stale.zero_()
         if source.complete and self.stale >= self.patience:
             raise Enough(
-                f"the loss on held-out labels, at best {least:.4g}, has not fallen in {self.patience} measurements (patience), so "
-                "learning ends; it acts with the best parameters"
+                f"the loss on held-out labels, at best {least:.4g}, has not fallen in {self.patience} measurements (patience): "
+                "learning ends, and the best parameters act"
             )
         return {"labels": labels, "held_out/distance": newest, "held_out/best": torch.minimum(newest, least)}

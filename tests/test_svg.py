@@ -435,7 +435,7 @@ def test_a_model_is_fitted_before_it_is_asked(method, key):
 
 def test_a_learned_model_is_not_reset():
     """A reset would leave it untrained until its next fit."""
-    with pytest.raises(UserError, match="reset_every=10: a reset would leave the model that fits learn.*untrained"):
+    with pytest.raises(UserError, match=r"reset_every=10: a reset would leave the model that fits learn.*untrained"):
         ra.SAC("Pendulum-v1", expansion="model", reset_every=10, **SMALL)
     known = {"kind": "Expanded", "dynamics": "own", "fit_every": 0}
     ra.SAC("Pendulum-v1", expansion=known, reset_every=10, **SMALL).close()

@@ -68,7 +68,11 @@ class Overestimation(NamedTuple):
                 cells = [_shown([run[name] for run in runs]) for name in ("promised", "played", "overestimation")]
                 lines.append(f"| `{row}` | {len(runs)} | {' | '.join(cells)} |")
         head = ["| row | seeds | Q | soft return that follows | Q less that |", "|---|---|---|---|---|"]
-        return [f"{self.env}, {self.steps:,} steps: what the critics promise of exploring play.", "", *head, *lines] if lines else []
+        return (
+            [f"{self.env}, {self.steps:,} steps: what the critics promise of exploring play.", "", *head, *lines]
+            if lines
+            else []
+        )
 
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
         """As a study's."""

@@ -15,8 +15,8 @@ def require_resets(agent: Agent, every: int) -> None:
     """Raises UserError if networks are to be reset that `agent` learns in fits, and asks before the next one."""
     if every and agent.needs_fit and agent.fit_every:
         raise UserError(
-            f"reset_every={every}: a reset would leave the model that fits learn (fit_every) untrained until the next one; only "
-            "0 is supported with a learned model"
+            f"reset_every={every}: a reset would leave the model that fits learn (fit_every) untrained until the next one; "
+            "with a learned model only 0 is supported"
         )
 
 
