@@ -292,7 +292,7 @@ def test_along_played_actions_the_value_is_what_happened_whatever_the_model():
     known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
     wrong, policy = Ensemble(3, 1, (8,), 2).double(), policy_of(torch.float64)
     batch, _ = met(5, 6, known, policy)
-    f = Retraced(3, SquashedGaussian(1), wrong, policy, Played(SquashedGaussian(1)), GAMMA, worthless)
+    f = Retraced(3, SquashedGaussian(1), wrong, policy, Played(SquashedGaussian(1), policy), GAMMA, worthless)
     x = f.posed(batch)
     torch.testing.assert_close(-f(policy(f.seen(x)), x), (GAMMA ** torch.arange(6) * batch.reward).sum(1))
     ended = batch._replace(terminated=torch.arange(6).expand(5, -1) == 3)  # what is listed after an end does not count
@@ -301,13 +301,18 @@ def test_along_played_actions_the_value_is_what_happened_whatever_the_model():
     )
 
 
-def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_noise():
+@pytest.mark.parametrize("steps", [0.0, 0.5], ids=["as it played", "later"])
+def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_noise(steps):
+    """Also after the policy has moved on: the noise is what it was for the policy that played."""
     torch.manual_seed(3)
     known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
     policy, density = policy_of(torch.float64), SquashedGaussian(1)
     batch, noise = met(5, 6, known, policy)
-    f, bias = Retraced(3, density, known, policy, Played(density), GAMMA, worthless), policy.net[-1].bias
-    (slope,) = torch.autograd.grad(f(policy(batch.x[:, 0]), f.posed(batch)).sum(), bias)
+    f, bias = Retraced(3, density, known, policy, Played(density, copy.deepcopy(policy)), GAMMA, worthless), policy.net[-1].bias
+    with torch.no_grad():
+        bias += steps
+    value = f(policy(batch.x[:, 0]), f.posed(batch)).sum()
+    (slope,) = torch.autograd.grad(value, bias)
 
     def played_again():
         x, value = batch.x[:, 0], 0
@@ -317,6 +322,7 @@ def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_n
         return -value
 
     with torch.no_grad():
+        assert value.item() == pytest.approx(played_again().item(), rel=1e-9)
         for k in range(2):
             ahead, behind = (_moved(bias, k, side * 1e-6, played_again) for side in (1, -1))
             assert slope[k].item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-5)

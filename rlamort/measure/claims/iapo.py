@@ -34,7 +34,7 @@ from rlamort.source import Contexts
 from rlamort.update import Adam
 
 SHARED = {"seed": 0, "hidden": (128, 128), "batch_size": 128, "learning_rate": 1e-3}  # of the soft actor-critics
-UPDATES, BATCH = 3_000, 64  # of learned steps on a frozen critic
+UPDATES, BATCH = 1_500, 64  # of learned steps on a frozen critic
 TRAINED, ASKED, SCORED = 4, 16, 256  # draws of a gradient in training, of one that is asked for afterwards, and of a score
 EPISODES, STATES, SEED = 8, 128, 2_000_000  # held out, and the seed of the episodes that they are from
 LONGER, PLATEAU = 20, 0.05  # steps in all, and the share of the direct gap by which more steps may be worse
@@ -43,17 +43,17 @@ SEARCHED, STARTS = 60, 4  # steps of Adam from so many starts of every state, an
 
 def pendulum() -> Measured:
     """Learned steps on a frozen critic of Pendulum-v1, beside the direct policy and Adam."""
-    return measured("Pendulum-v1", 10_000)
+    return measured("Pendulum-v1", 6_000)
 
 
 def cheetah() -> Measured:
     """Learned steps on a frozen critic of HalfCheetah-v5, beside the direct policy and Adam."""
-    return measured("HalfCheetah-v5", 20_000)
+    return measured("HalfCheetah-v5", 15_000)
 
 
 def hopper() -> Measured:
     """Learned steps on a frozen critic of Hopper-v5, beside the direct policy and Adam."""
-    return measured("Hopper-v5", 20_000)
+    return measured("Hopper-v5", 15_000)
 
 
 class Frozen(NamedTuple):
