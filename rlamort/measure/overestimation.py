@@ -102,8 +102,8 @@ def play(agent: SAC, env: Any, discount: float) -> tuple[np.ndarray, np.ndarray]
     while running.any():
         seen = agent.normaliser(x)
         y, logq = agent.density.sample(agent.model(seen, agent.f.oracle(seen)))
-        q, step = -f(y, seen), env.step(y)
-        steps.append((_host(q), _host(step.reward), -alpha * _host(logq), running, step.terminated & running))
+        step = env.step(y)
+        steps.append((_host(-f(y, seen)), _host(step.reward), -alpha * _host(logq), running, step.terminated & running))
         running, x = running & ~step.over, env.x
     q, reward, bonus, played, terminated = map(np.stack, zip(*steps, strict=True))  # (T, N)
     follows, value = np.zeros(env.count), np.empty_like(q)
@@ -116,7 +116,8 @@ def play(agent: SAC, env: Any, discount: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def _host(values: Tensor) -> np.ndarray:
-    return values.double().numpy(force=True)
+    host: np.ndarray = values.double().numpy(force=True)
+    return host
 
 
 def _shown(values: list[float]) -> str:
