@@ -34,8 +34,8 @@ from rlamort.source import Contexts
 from rlamort.update import Adam
 
 SHARED = {"seed": 0, "hidden": (128, 128), "batch_size": 128, "learning_rate": 1e-3}  # of the soft actor-critics
-UPDATES, BATCH = 1_500, 64  # of learned steps on a frozen critic
-TRAINED, ASKED, SCORED = 4, 16, 256  # draws of a gradient in training, of one that is asked for afterwards, and of a score
+UPDATES, BATCH = 3_000, 32  # of learned steps on a frozen critic
+ASKED, SCORED = 16, 256  # draws of a gradient that is asked for, and of a score
 EPISODES, STATES, SEED = 8, 128, 2_000_000  # held out, and the seed of the episodes that they are from
 LONGER, PLATEAU = 20, 0.05  # steps in all, and the share of the direct gap by which more steps may be worse
 SEARCHED, STARTS = 60, 4  # steps of Adam from so many starts of every state, and again, with SCORED draws, from the best
@@ -56,6 +56,13 @@ def hopper() -> Measured:
     return measured("Hopper-v5", 15_000)
 
 
+class Redrawn(Soft):
+    """A soft objective whose oracle draws anew at every query, as the paper's does; an agent's holds its draws."""
+
+    def oracle(self, x: Tensor) -> Oracle:
+        return Oracle(self, x)
+
+
 class Frozen(NamedTuple):
     """A frozen critic, and states."""
 
@@ -67,7 +74,7 @@ class Frozen(NamedTuple):
 
     def by(self, draws: int) -> Soft:
         """f, as the mean over draws."""
-        return Soft(self.f.f, self.f.density, self.f.alpha, draws)
+        return Redrawn(self.f.f, self.f.density, self.f.alpha, draws)
 
     def score(self, lam: Tensor) -> Tensor:
         """f of held-out states (STATES,), by the same draws for every lam."""
@@ -80,10 +87,10 @@ class Frozen(NamedTuple):
         return self.x.new_zeros(len(self.x), self.setting.domain.dim)
 
     def descent(self, lam: Tensor, steps: int, rate: float, draws: int) -> Tensor:
-        """lam (S STATES, 2 n) after steps of Adam, with new draws at each, from S starts of every held-out state."""
+        """lam (S STATES, 2 n) after steps of Adam from S starts of every held-out state."""
         torch.manual_seed(SEED)
         update, domain, x = Adam(rate), self.setting.domain, self.x.repeat(len(lam) // len(self.x), 1)
-        oracle = Oracle(self.by(draws), x)
+        oracle = self.by(draws).oracle(x)
         h = update.start(lam, x, oracle)
         for _ in range(steps):
             lam, h = update(lam, h, x, oracle)
@@ -110,7 +117,7 @@ def critic_of(env: str, steps: int) -> Frozen:
 
 def learn(model: Model, loss: Loss, on: Frozen, updates: int, rate: float) -> Model:
     """Train a model on the frozen critic, at states of the replay, with a step size that falls to zero."""
-    optimiser, f = Optimiser(model.parameters(), rate, horizon=updates), on.by(TRAINED)
+    optimiser, f = Optimiser(model.parameters(), rate, horizon=updates), on.by(ASKED)
     for _ in range(updates):
         batch = Contexts(on.seen[torch.randint(len(on.seen), (BATCH,))])
         descend(loss(model, f, batch)[0], model.parameters(), optimiser)
