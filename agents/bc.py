@@ -125,5 +125,8 @@ class BC(Agent):
             self.best.load_state_dict(self.model.state_dict())
             self.stale.zero_()
         if source.complete and self.stale >= self.patience:
-            raise Enough
+            raise Enough(
+                f"the loss on held-out labels, at best {least:.4g}, has not fallen in {self.patience} measurements (patience): "
+                "learning ends, and the best parameters act"
+            )
         return {"labels": labels, "held_out/distance": newest, "held_out/best": torch.minimum(newest, least)}

@@ -39,6 +39,8 @@ class MPC(Agent):
         learning_rate: Adam's step size in fits.
     """
 
+    needs_fit = True
+
     def __init__(
         self,
         spec: Spec,

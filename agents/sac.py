@@ -15,7 +15,7 @@ from torch import Tensor
 from rlamort import parts
 from rlamort.adjoint import Carry
 from rlamort.agent import Adam, Agent, descend
-from rlamort.config import Count, Decay, Fixed, Fraction, NonNegative, Positive, Widths
+from rlamort.config import Count, Decay, Fixed, Fraction, NonNegative, Positive, Size, Widths
 from rlamort.critic import Critic
 from rlamort.domain import NOISES, SquashedGaussian
 from rlamort.env import Spec
@@ -34,6 +34,8 @@ class SAC(Agent):
         model: of the policy; it predicts the parameters of its density.
         loss: of the policy.
         critic: the ensemble of Q functions.
+        draws: actions over which the policy's objective is the mean, one half of their noise mirrored, in losses and in what a
+            model with steps asks.
         expansion: steps of a model that the policy's objective follows before it asks the critic.
         hidden: widths of hidden layers, unless a part sets its own.
         learning_rate: Adam's step size for the policy and the temperature.
@@ -55,6 +57,7 @@ class SAC(Agent):
             GPU of compute capability 8.0 or newer.
     """
 
+    needs_fit = True  # of an expansion that is learned; without one there are no fits
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
 
     def __init__(
@@ -64,6 +67,7 @@ class SAC(Agent):
         model: parts.Model = parts.Full(),
         loss: parts.Loss = parts.Objective(),
         critic: parts.Critics = parts.Critics(),
+        draws: Size = 1,
         expansion: parts.Expansion = parts.Unexpanded(),
         hidden: Fixed[Widths] = (256, 256),
         learning_rate: Positive = 3e-4,
@@ -102,7 +106,7 @@ class SAC(Agent):
         self.alpha = Temperature(temperature)
         self.expansion = expansion(spec, hidden, discount)
         self.fit_every = self.expansion.fit_every
-        self.f = self.expansion.objective(Soft(MaxQ(self.critic, pessimism), self.density, self.alpha), self.model)
+        self.f = self.expansion.objective(Soft(MaxQ(self.critic, pessimism), self.density, self.alpha, draws), self.model)
         horizon, decay = learning_rate_horizon, (adam_beta1, 0.999)
         seldom = horizon and -(-horizon // actor_delay)  # its steps, where the critics take `horizon`
         critic_rate = critic_learning_rate or learning_rate

@@ -10,11 +10,12 @@ from torch import Tensor
 from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
-from rlamort.critic import Critic, NoTarget, TargetNetwork
+from rlamort.critic import Critic, NoTarget, TargetNetwork, frozen_copy
 from rlamort.domain import Density, SquashedGaussian
 from rlamort.dynamics import Ensemble, Retraced
 from rlamort.env import Spec
 from rlamort.fits.dynamics import Fits
+from rlamort.model import Model
 from rlamort.objective import Metrics, nothing
 from rlamort.source import Batch, Contexts, Replay
 
@@ -39,6 +40,8 @@ class SVG1(Agent):
         fit_steps: gradient steps in a fit.
         fit_batch_size: transitions in a step of a fit, sampled independently for every member of an ensemble.
     """
+
+    needs_fit = True
 
     def __init__(
         self,
@@ -95,7 +98,8 @@ class SVG1(Agent):
 class SVGInf(Agent):
     """A stochastic policy on the return of whole sequences, differentiated through a model; there is no critic.
 
-    The actions, and so the states, are those that were played: the noise of both is inferred.
+    The noise of states and actions that were met is inferred, of actions by the policy that played them. So the first gradient
+    step in a fit is along what happened, and the next ones are along what the present policy would have done with that noise.
 
     Args:
         spec: sizes and action bounds.
@@ -136,10 +140,11 @@ class SVGInf(Agent):
         setting = parts.Setting(self.density.parameters, spec.x_dim, hidden)
         loss.require_trained(model)
         self.model, self.loss = model(setting), loss(setting)
+        self.player = frozen_copy(self.model, model(setting))  # the policy since the last fit
         self.dynamics = dynamics(spec, hidden)
         learned = fit_every if isinstance(self.dynamics, Ensemble) else 0
         self.fits = Fits(self.dynamics, learned, fit_steps, fit_batch_size, learning_rate)
-        along = (spec.x_dim, self.density, self.dynamics, self.model, Played(self.density), discount)
+        along = (spec.x_dim, self.density, self.dynamics, self.model, Played(self.density, self.player), discount)
         self.f = Retraced(*along, worthless)
         self.model_adam = Adam(self.model.parameters(), learning_rate)
 
@@ -151,6 +156,7 @@ class SVGInf(Agent):
         metrics, latest = self.fits(source), self.fit_every // source.rows
         if source.longest(latest) < self.horizon:
             return metrics
+        self.player.load_state_dict(self.model.state_dict())
         for _ in range(self.policy_steps):
             met = source.sequences(self.sequences, self.horizon, latest=latest)  # (C, H)
             loss, found = self.loss(self.model, self.f, Contexts(self.f.posed(met)))
@@ -172,16 +178,27 @@ class Fresh:
     def __init__(self, density: Density) -> None:
         self.density = density
 
-    def __call__(self, lam: Tensor, played: Tensor) -> Tensor:
-        """lam, and what was played (B, n) -> actions (B, n)."""
+    def __call__(self, lam: Tensor, met: Tensor, played: Tensor) -> Tensor:
+        """lam, a state that was met (B, d), and what was played there (B, n) -> actions (B, n)."""
         return self.density.draw(lam)
 
 
 class Played(Fresh):
-    """The actions that were played, as functions of lam, by the noise that makes them of it (Heess et al., 2015)."""
+    """Actions as functions of lam with the noise of those that were played (Heess et al., 2015).
 
-    def __call__(self, lam: Tensor, played: Tensor) -> Tensor:
-        return self.density.draw(lam, self.density.inferred(lam, played).detach())
+    Args:
+        density: of actions.
+        policy: that played. The present one in its place would take its own progress for noise, which shrinks the density.
+    """
+
+    def __init__(self, density: Density, policy: Model) -> None:
+        super().__init__(density)
+        self.policy = policy
+
+    def __call__(self, lam: Tensor, met: Tensor, played: Tensor) -> Tensor:
+        with torch.no_grad():
+            noise = self.density.inferred(self.policy(met, nothing(met)), played)
+        return self.density.draw(lam, noise)
 
 
 class StateValue:

@@ -122,12 +122,14 @@ class Agent(nn.Module):
         model: y_theta, where it has one.
         improve_every: calls of `evaluate` for one of `improve`.
         fit_every: environment steps between calls of `fit`; 0 never calls it.
+        needs_fit: whether its actions or updates ask what only `fit` learns, so that it must come before them.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
     model: Model
     improve_every: int = 1
     fit_every: int = 0
+    needs_fit: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()

@@ -355,7 +355,7 @@ class Retraced(Objective):
         density: of actions.
         dynamics: what follows an action, but for noise.
         policy: (x, oracle) -> lam of the steps after the first, as of a `Model`.
-        act: lam, and the action that was played (B, n) -> the action of this step.
+        act: lam, and the state that was met (B, d) with the action that was played there (B, n) -> the action of this step.
         discount: gamma.
         tail: x (B, d) -> V(x) (B,), what the state after the last step is worth.
     """
@@ -366,7 +366,7 @@ class Retraced(Objective):
         density: Density,
         dynamics: Dynamics,
         policy: Callable[[Tensor, Oracle], Tensor],
-        act: Callable[[Tensor, Tensor], Tensor],
+        act: Callable[[Tensor, Tensor, Tensor], Tensor],
         discount: float,
         tail: Callable[[Tensor], Tensor],
     ) -> None:
@@ -389,7 +389,7 @@ class Retraced(Objective):
         for number, step in enumerate(torch.split(x, 2 * self.x_dim + n + 2, 1)):
             met, played, followed, paid, ended = torch.split(step, [self.x_dim, n, self.x_dim, 1, 1], 1)
             lam = self.policy(state, nothing(state)) if number else lam
-            moved, (usual, reward, _) = self.dynamics(state, self.act(lam, played)), self.dynamics(met, played)
+            moved, (usual, reward, _) = self.dynamics(state, self.act(lam, met, played)), self.dynamics(met, played)
             x_next = moved.x_next + (followed - usual).detach()
             state = gains.after(state, Moved(x_next, moved.reward + (paid[:, 0] - reward).detach(), 1 - ended[:, 0]))
         return gains.cost(-self.tail(state)), {"diverged": gains.diverged.to(lam).mean()}

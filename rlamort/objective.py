@@ -273,7 +273,7 @@ class Temperature(nn.Module):
 
 
 class Soft(Objective):
-    """f(lam; x) = E_{y ~ q(.; lam)}[f(y; x) + alpha log q(y; lam)], estimated by one reparameterised draw.
+    """f(lam; x) = E_{y ~ q(.; lam)}[f(y; x) + alpha log q(y; lam)], estimated by reparameterised draws.
 
     With f = -Q this is SAC's actor loss (Haarnoja et al., 2018b, eq. 7), with alpha = 0 that of SVG(0), and with
     f = -log p(x, y) and alpha = 1 it is -ELBO (tutorial, eqs. 31 and 75).
@@ -282,32 +282,56 @@ class Soft(Objective):
         f: the objective of a single solution.
         density: q.
         alpha: temperature, shared, not copied.
+        draws: S, over which it is the mean; one half of the noise mirrors the other.
     """
 
-    def __init__(self, f: Objective, density: Density, alpha: Temperature) -> None:
-        self.f, self.density, self.alpha = f, density, alpha
+    def __init__(self, f: Objective, density: Density, alpha: Temperature, draws: int = 1) -> None:
+        self.f, self.density, self.alpha, self.draws = f, density, alpha, draws
 
     def seen(self, x: Tensor) -> Tensor:
         return self.f.seen(x)
 
     def oracle(self, x: Tensor) -> Oracle:
-        """Over lam, with one fixed noise vector per context (common random numbers), so that it is deterministic."""
-        return Deferred(lambda: self._held(x, self.density.noise(x.new_empty(len(x), self.density.parameters.dim))))
+        """Over lam, with fixed noise per context (common random numbers), so that it is deterministic."""
+        return Deferred(lambda: self._held(x, self._noise(x)))
 
     def deterministic_oracle(self, x: Tensor) -> Oracle:
-        """With one and the same draw for every context and at every call: learned steps have met gradients at draws alone."""
-        noise = torch.randn(1, self.density.dim, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
-        return self._held(x, noise.expand(len(x), -1))
+        """With the same draws for every context and at every call: learned steps have met gradients at draws alone."""
+        halves = -(-self.draws // 2), self.density.dim
+        noise = torch.randn(halves, generator=torch.Generator().manual_seed(0), dtype=x.dtype).to(x.device)
+        return self._held(x, _mirrored(noise[None], self.draws).expand(len(x), -1))
 
     def _held(self, x: Tensor, noise: Tensor) -> Oracle:
         asked = self.f.oracle(x)
-        return Oracle(Drawn(Soft(asked.f, self.density, self.alpha)), torch.cat([asked.x, noise], dim=-1))
+        return Oracle(Drawn(Soft(asked.f, self.density, self.alpha, self.draws)), torch.cat([asked.x, noise], dim=-1))
+
+    def _noise(self, x: Tensor) -> Tensor:
+        """For contexts x (B, d): (B, S n)."""
+        half = -(-self.draws // 2)
+        drawn = self.density.noise(x.new_empty(len(x) * half, self.density.parameters.dim))
+        return _mirrored(drawn.view(len(x), half, -1), self.draws)
 
     def report(self, lam: Tensor, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Metrics]:
+        """As of any objective.
+
+        Args:
+            lam: parameters (B, parameters.dim).
+            x: contexts (B, d).
+            noise: of the draws (B, S n); None draws it.
+        """
+        if self.draws > 1:
+            noise = (self._noise(x) if noise is None else noise).reshape(len(lam) * self.draws, -1)
+            lam, x = (part.repeat_interleave(self.draws, 0) for part in (lam, x))
         y, logq = self.density.sample(lam, noise)
         cost, metrics = self.f.report(y, x)
         # the temperature is a constant of f: minimising f must not change it
-        return cost + self.alpha().detach() * logq, metrics | {"entropy": -logq.detach().mean()}
+        cost = (cost + self.alpha().detach() * logq).view(-1, self.draws).mean(-1)
+        return cost, metrics | {"entropy": -logq.detach().mean()}
+
+
+def _mirrored(half: Tensor, draws: int) -> Tensor:
+    """Noise (B, ceil(S / 2), n) and its mirror image, S of both -> (B, S n)."""
+    return torch.cat([half, -half], 1)[:, :draws].flatten(1)
 
 
 class Drawn(Objective):
@@ -321,5 +345,5 @@ class Drawn(Objective):
         self.soft = soft
 
     def report(self, lam: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        n = self.soft.density.dim
+        n = self.soft.draws * self.soft.density.dim
         return self.soft.report(lam, x[:, :-n], x[:, -n:])

@@ -23,7 +23,7 @@ WINDOW = 5.0  # seconds of training over which the speed is averaged
 
 
 class Enough(Exception):  # noqa: N818  # an end, not an error
-    """Learning ends here, as if all steps were over: a callback says so, or an agent, in a fit."""
+    """Learning ends here, as if all steps were over: a callback says so, or an agent, in a fit, with its reason."""
 
 
 class Schedule(NamedTuple):
@@ -38,6 +38,10 @@ class Schedule(NamedTuple):
     log_every: int
     checkpoint_every: int = 0  # 0 never, as below
     reset_every: int = 0  # updates
+
+    def begins(self, before: int, collected: int) -> bool:
+        """Whether the first action or update of the agent's own comes next, now that `collected` is no longer `before`."""
+        return before < max(1, min(self.warmup_steps, self.update_after)) <= collected
 
     def room(self, env_step: int, until: int, fit_every: int) -> int:
         """Steps that a round may hold after `env_step`: up to what comes next, a record, an evaluation, a checkpoint, the end.
@@ -205,12 +209,13 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
         return player(source.env.x, explore=True) if clock.y is None else clock.y
 
     while clock.env_step < until:
-        met = source.collect(choose, schedule.room(clock.env_step, until, agent.fit_every))
+        had, met = source.collected, source.collect(choose, schedule.room(clock.env_step, until, agent.fit_every))
         before, clock.env_step = clock.env_step, clock.env_step + met.transitions
         player.begin(met.over)
         agent.observe(met.x)
         clock.episodes += met.episodes
-        if crosses(before, clock.env_step, agent.fit_every):
+        asked = agent.needs_fit and agent.fit_every and schedule.begins(had, source.collected)
+        if asked or crosses(before, clock.env_step, agent.fit_every):
             clock.metrics |= agent.fit(source)
         if source.collected > schedule.update_after:
             due = clock.advance(schedule.utd, met.transitions)

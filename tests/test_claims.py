@@ -20,17 +20,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rlamort.cli import main
 from rlamort.config import locate, resolve
-from rlamort.env import Spec
-from rlamort.measure import reproduce, speed
-from rlamort.measure.claims import sphere
+from rlamort.critic import Critic
+from rlamort.domain import SquashedGaussian
+from rlamort.env import Spec, Step
+from rlamort.measure import overestimation, reproduce, speed
+from rlamort.measure.claims import iapo, sphere
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.race import Race
 from rlamort.measure.reproduce import Claim, entries, rows, table
 from rlamort.measure.sooner import Sooner
 from rlamort.measure.study import Study
 from rlamort.measure.verdict import Bound, Measured, Verdict, at_least, at_most
-from rlamort.objective import Cost
-from rlamort.parts import Critics
+from rlamort.objective import Cost, MaxQ, Soft, Temperature
+from rlamort.parts import Critics, Middle, Setting
 from rlamort.score import interval, iqm, stratified_bootstrap
 
 
@@ -82,7 +84,9 @@ def test_the_table_says_what_is_missing(tmp_path):
 def test_what_is_stored_is_found_by_the_present_names():
     results = Path(__file__).parent.parent / "docs" / "results"
     for row in rows():
-        whole = [entry for entry in entries(row) if not isinstance(entry, Ledger | Sooner)]  # measured over days, and say so
+        whole = [
+            entry for entry in entries(row) if not isinstance(entry, Ledger | Sooner | overestimation.Overestimation)
+        ]  # measured over days, and say so
         assert not [entry.claim() for entry in whole if entry.waiting(reproduce._read(row, results))]
     assert (results / "README.md").read_text() == table(results)
 
@@ -424,3 +428,70 @@ def test_a_profile_knows_the_parts_of_an_update_by_the_names_that_the_compiler_g
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(taken > 0 for taken in json.loads(done.stdout.splitlines()[-1]).values())
+
+
+class Ticking:
+    """Two environments side by side with a reward of 1 for every step: one terminates after 3 steps, one is cut off after 4."""
+
+    count = 2
+
+    def reset(self, seed):
+        self.time, self.x = 0, torch.zeros(2, 2)
+        return self.x
+
+    def step(self, y):
+        self.time += 1
+        self.x = torch.full((2, 2), float(self.time))
+        ends = np.array([self.time == 3, False]), np.array([False, self.time == 4])
+        return Step(self.x, torch.ones(2), *ends, np.ones(2, bool))
+
+
+def test_what_critics_promise_is_compared_with_the_soft_return_that_follows(monkeypatch):
+    """Entropies are of the actions after the first, an end is worth nothing, and what a time limit cuts off does not count."""
+    agent = SAC(Spec(2, [-1.0], [1.0]), hidden=(4,), temperature=0.5)
+    monkeypatch.setattr(overestimation, "REMAINDER", 0.3)  # 0.5^2: the cut-off episode's states with 2 steps left count
+    logs, sample = [], agent.density.sample
+    agent.density.sample = lambda lam: logs.append(sample(lam)) or logs[-1]
+    with torch.no_grad():
+        q, value = overestimation.play(agent, Ticking(), 0.5)
+    bonus = [-0.5 * logq.double() for _, logq in logs]
+    expected = {2: [1.0, np.nan]}
+    for t in (1, 0):
+        expected[t] = [1 + 0.5 * (expected[t + 1][0] + float(bonus[t + 1][0])), np.nan]
+    cut = 1.0
+    for t in (2, 1, 0):
+        cut = 1 + 0.5 * (cut + float(bonus[t + 1][1]))
+        expected[t][1] = cut
+    np.testing.assert_allclose(value, np.concatenate([expected[t] for t in range(3)]))
+    with torch.no_grad():
+        found = -agent.action_cost()(logs[1][0], torch.full((2, 2), 1.0))
+    np.testing.assert_allclose(q[2:4], found.numpy(), rtol=1e-6)
+
+
+class Valley(Critic):
+    """Q(x, y) = -(y - x)^2, of two members alike."""
+
+    def __init__(self):
+        super().__init__(1, 1, (1,), 2)
+
+    def forward(self, x, y, members=None):
+        return -(y - x).square().sum(-1).expand(2, -1)
+
+
+def test_learned_steps_are_judged_by_what_they_leave_of_the_direct_policys_gap(monkeypatch):
+    torch.manual_seed(0)
+    for name, small in {"SCORED": 8, "ASKED": 4, "SEARCHED": 25}.items():
+        monkeypatch.setattr(iapo, name, small)
+    density, x = SquashedGaussian(1), torch.linspace(-0.8, 0.8, 8)[:, None]
+    setting = Setting(density.parameters, 1, (4,))
+    direct = Middle()(setting)  # the prior, for every state
+    on = iapo.Frozen(Soft(MaxQ(Valley()), density, Temperature(0.01)), direct, setting, x, x)
+    with torch.no_grad():
+        best, worst = iapo.search(on, [on.prior(), on.prior()]), torch.full((8, 2), 1.5)
+    begun = [on.prior(), *[best] * (iapo.LONGER - 1)]
+    paths = {"the prior": torch.stack([*begun, best]), "the policy": torch.stack([*begun, worst])}
+    found = iapo.judged("Valley-v0", 5, on, direct, paths)
+    assert [one.passed for one in found.verdicts] == [True, True, True, True, True, False]
+    assert min(min(after) for after in found.data["gap after k steps"].values()) >= 0
+    still = {who: torch.stack([on.prior()] * (iapo.LONGER + 1)) for who in paths}
+    assert [one.passed for one in iapo.judged("Valley-v0", 5, on, direct, still).verdicts] == [False, False, True] * 2

@@ -24,7 +24,7 @@ from rlamort.run.demonstrate import demonstrate
 from rlamort.run.learner import learner_class
 from rlamort.run.recorded import Episode, joined
 from rlamort.run.restore import resume
-from rlamort.run.track import read_records
+from rlamort.run.track import read_records, say
 from rlamort.source import Labelled
 
 SMALL = {"hidden": (16, 16), "batch_size": 16, "device": "cpu", "threads": 1, "eval_episodes": 2, "log_every": 10_000}
@@ -176,8 +176,14 @@ def test_learning_ends_when_the_loss_on_what_is_held_out_no_longer_falls():
     noisy = bc(
         expert=f"{ME}:Noisy", label_budget=200, hidden=(64, 64), learning_rate=1e-2, fit_every=10, patience=3, held_out=0.25
     )
+    lines = []
+    before = say.set(lines.append)
     noisy.learn(5_000)
+    say.reset(before)
     assert noisy.clock.env_step < 2_000
+    (line,) = lines
+    assert line.startswith(f"step {noisy.clock.env_step:,}: the loss on held-out labels")
+    assert "has not fallen in 3 measurements (patience)" in line
     held = noisy.source.held_out()
     losses = [noisy.agent.loss.distance(model(noisy.agent.normaliser(held.x)), held.y).mean() for model in (
         noisy.agent.best, noisy.agent.model)]  # fmt: skip

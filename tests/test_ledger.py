@@ -376,7 +376,9 @@ def test_a_study_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
         assert one["seconds"] > 0
         assert one["processor"]
         assert one["threads"] == 1
-    straight = train(interrupted.split()[1:], tmp_path / "straight", np.inf, False, here)
+    also = lambda directory: {"named": directory.name}  # noqa: E731  # of a run that is still there
+    straight = train(interrupted.split()[1:], tmp_path / "straight", np.inf, False, here, also)
+    assert straight["named"] == "straight"
     assert returns(kept[interrupted]) == returns(straight)  # bit for bit
     text = (tmp_path / "results" / "README.md").read_text()
     assert "### rlamort-test/Stops-v0" in text

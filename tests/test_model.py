@@ -517,6 +517,23 @@ class Looks(Bowl):
         return super().report(y, x)[0] + (y[0, 0].item() > 99), {}
 
 
+@pytest.mark.parametrize("draws", [2, 3])
+def test_a_soft_objective_over_draws_is_their_mean_and_one_half_mirrors_the_other(draws):
+    bowl = Bowl(0.2)
+    one, f = (Soft(bowl, Gaussian(N), Temperature(0.3), count) for count in (1, draws))
+    x, lam = torch.randn(4, D), torch.randn(4, 2 * N)
+    for oracle in (f.oracle(x), f.deterministic_oracle(x)):
+        noise = oracle.x[:, D:].view(4, draws, N)
+        assert torch.equal(noise[:, (draws + 1) // 2], -noise[:, 0])
+        costs = torch.stack([one.report(lam, x, noise[:, s])[0] for s in range(draws)])
+        torch.testing.assert_close(oracle.value(lam), costs.mean(0))
+    torch.manual_seed(0)
+    drawn = f(lam, x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(f.oracle(x).value(lam), drawn)  # the same noise, in the same order
+    assert torch.equal(f.deterministic_oracle(x).x, f.deterministic_oracle(x).x)
+
+
 def oracles():
     """Of what is asked by itself, and of all that holds something for each context."""
     f, x = Bowl(0.2), torch.randn(4, D)
@@ -532,6 +549,7 @@ def oracles():
         "looks at a value": (Looks(0.2).oracle(x), N),
         "tethered": (f.oracle(x).tethered(torch.randn(4, N), 0.7), N),
         "soft": (soft, 2 * N),
+        "soft, three draws": (Soft(f, Gaussian(N), Temperature(0.3), 3).oracle(x), 2 * N),
         "soft, decoded, tethered": (through(soft, 2 * N).tethered(torch.randn(4, 2), 0.7), 2),
         "tethered, decoded": (through(f.oracle(x).tethered(torch.randn(4, N), 0.7), N), 2),
         "decoded": (f.oracle(x).through(lambda z, x: decode(torch.cat([z, x], -1)), D), 2),

@@ -27,6 +27,7 @@ from rlamort.measure.sooner import Sooner
 from rlamort.model import Full
 from rlamort.nets import mlp
 from rlamort.objective import MaxQ, Objective, Soft, Temperature
+from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.run.rounds import Compiled
 from rlamort.source import Batch, Replay
@@ -291,7 +292,7 @@ def test_along_played_actions_the_value_is_what_happened_whatever_the_model():
     known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
     wrong, policy = Ensemble(3, 1, (8,), 2).double(), policy_of(torch.float64)
     batch, _ = met(5, 6, known, policy)
-    f = Retraced(3, SquashedGaussian(1), wrong, policy, Played(SquashedGaussian(1)), GAMMA, worthless)
+    f = Retraced(3, SquashedGaussian(1), wrong, policy, Played(SquashedGaussian(1), policy), GAMMA, worthless)
     x = f.posed(batch)
     torch.testing.assert_close(-f(policy(f.seen(x)), x), (GAMMA ** torch.arange(6) * batch.reward).sum(1))
     ended = batch._replace(terminated=torch.arange(6).expand(5, -1) == 3)  # what is listed after an end does not count
@@ -300,13 +301,18 @@ def test_along_played_actions_the_value_is_what_happened_whatever_the_model():
     )
 
 
-def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_noise():
+@pytest.mark.parametrize("steps", [0.0, 0.5], ids=["as it played", "later"])
+def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_noise(steps):
+    """Also after the policy has moved on: the noise is what it was for the policy that played."""
     torch.manual_seed(3)
     known = Known(equations_of(gymnasium.make("Pendulum-v1")), Box([-2.0], [2.0]), "pendulum")
     policy, density = policy_of(torch.float64), SquashedGaussian(1)
     batch, noise = met(5, 6, known, policy)
-    f, bias = Retraced(3, density, known, policy, Played(density), GAMMA, worthless), policy.net[-1].bias
-    (slope,) = torch.autograd.grad(f(policy(batch.x[:, 0]), f.posed(batch)).sum(), bias)
+    f, bias = Retraced(3, density, known, policy, Played(density, copy.deepcopy(policy)), GAMMA, worthless), policy.net[-1].bias
+    with torch.no_grad():
+        bias += steps
+    value = f(policy(batch.x[:, 0]), f.posed(batch)).sum()
+    (slope,) = torch.autograd.grad(value, bias)
 
     def played_again():
         x, value = batch.x[:, 0], 0
@@ -316,6 +322,7 @@ def test_its_gradient_by_the_true_model_is_that_of_playing_again_with_the_same_n
         return -value
 
     with torch.no_grad():
+        assert value.item() == pytest.approx(played_again().item(), rel=1e-9)
         for k in range(2):
             ahead, behind = (_moved(bias, k, side * 1e-6, played_again) for side in (1, -1))
             assert slope[k].item() == pytest.approx(((ahead - behind) / 2e-6).item(), rel=1e-5)
@@ -414,6 +421,30 @@ def test_what_does_not_fit_is_said_before_anything_starts(env, fields, message):
 def test_what_sequences_cannot_be_differentiated_through_is_said(fields, message):
     with pytest.raises(UserError, match=message):
         ra.SVG_INF("InvertedPendulum-v5", **{**SMALL, **fields})
+
+
+@pytest.mark.parametrize(("method", "key"), [("svg_h", "expansion.fit_"), ("svg1", "fit_"), ("pets", "fit_")])
+def test_a_model_is_fitted_before_it_is_asked(method, key):
+    """Also where the first fit would be due later, and then at its own time."""
+    steps = {"pets": {"fit_epochs": 1}}.get(method, {f"{key}steps": 1})
+    learner = learner_class(method)("Pendulum-v1", **{**SMALL, **steps, "warmup_steps": 20, f"{key}every": 25})
+    learner.learn(19)
+    assert "dynamics/loss" not in learner.clock.metrics
+    learner.learn(1, reset_num_timesteps=False)
+    assert learner.clock.updates == 0
+    before = learner.clock.metrics["dynamics/loss"]
+    learner.learn(4, reset_num_timesteps=False)
+    assert learner.clock.metrics["dynamics/loss"] is before
+    learner.learn(1, reset_num_timesteps=False)
+    assert learner.clock.metrics["dynamics/loss"] is not before
+
+
+def test_a_learned_model_is_not_reset():
+    """A reset would leave it untrained until its next fit."""
+    with pytest.raises(UserError, match=r"reset_every=10: a reset would leave the model that fits learn.*untrained"):
+        ra.SAC("Pendulum-v1", expansion="model", reset_every=10, **SMALL)
+    known = {"kind": "Expanded", "dynamics": "own", "fit_every": 0}
+    ra.SAC("Pendulum-v1", expansion=known, reset_every=10, **SMALL).close()
 
 
 def test_an_expansion_takes_states_as_they_are(spec):

@@ -25,6 +25,7 @@ from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import load
 from rlamort.score import Interval, interval
 
+VARIANTS = ("loss", "model")  # keys that tell policies of one row apart in the figure
 REPEATS = 101  # decisions, whose median is reported
 
 
@@ -192,20 +193,39 @@ class Imitation(NamedTuple):
         return lines
 
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
-        """A function that draws the share against labels."""
-        curves = {row: self.curve(row, results) for row in self.budgets}
+        """A function that draws returns against labels: of all runs with this expert, whichever row's claims they are for."""
+        begin, expert = [f"env={self.imitation}", f"expert={self.path}"], results.get(self.expert_key())
+        found: dict[str, dict[int, list[float]]] = {}
+        for key, one in results.items():
+            _, _, row, *words = key.split() if key.startswith("rlamort train") else ["", "", "", ""]
+            if words[:2] == begin:
+                budgets = found.setdefault(" ".join([row, *(word for word in words if word.split("=")[0] in VARIANTS)]), {})
+                budgets.setdefault(one["labels"], []).append(float(np.mean(one["returns"])))
+        if expert is None or not found:
+            return None
+        best, worst = (float(np.mean(expert[name])) for name in ("returns", "random"))
 
         def draw(axes: Axes) -> None:
-            for row, curve in curves.items():
-                if curve:
-                    means, low, high = zip(*curve.values(), strict=True)
-                    axes.plot(list(curve), means, marker="o", label=row)
-                    axes.fill_between(list(curve), low, high, alpha=0.2)
-            axes.axhline(self.share, color="k", linewidth=0.5)
-            axes.set(title=f"{self.imitation}, {self.expert}", xscale="log", xlabel="labels", ylabel="share of expert's return")
-            axes.legend()
+            for number, (name, budgets) in enumerate(sorted(found.items())):
+                labels, color = sorted(budgets), f"C{number}"
+                ends = [interval(budgets[count]) for count in labels]
+                bars = np.nan_to_num([[end.mean - end.low, end.high - end.mean] for end in ends]).T
+                axes.errorbar(labels, [end.mean for end in ends], bars, fmt="o-", color=color, capsize=3, label=name)
+                for count in labels:
+                    axes.plot([count] * len(budgets[count]), budgets[count], ".", color=color, alpha=0.4)
+            axes.axhline(best, color="k", linewidth=0.8, label="expert")
+            enough = worst + self.share * (best - worst)
+            axes.axhline(enough, color="k", linewidth=0.8, linestyle="--", label=f"{self.share:.0%} of it")
+            counts = sorted({count for budgets in found.values() for count in budgets})
+            lowest = min(enough, *(value for budgets in found.values() for values in budgets.values() for value in values))
+            axes.set(title=f"{self.imitation}, expert {self.expert}", xscale="log", xlabel="labels", ylabel="return")
+            axes.set(xticks=counts, xlim=(0.7 * counts[0], 1.4 * counts[-1]))
+            axes.set_xticklabels([f"{count:,}" for count in counts])
+            axes.minorticks_off()
+            axes.set_ylim(lowest - 0.2 * (best - lowest), best + 0.2 * (best - lowest))
+            axes.legend(fontsize=8)
 
-        return draw if any(curves.values()) else None
+        return draw
 
 
 class Uniform(Agent):

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlamort.config import locate, read_row
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.measure.falsifiers import judge
 from rlamort.measure.ledger_report import report
-from rlamort.measure.slices import Launch, Slice, launch, train
+from rlamort.measure.slices import Launch, Slice, launch, resumable, train
 from rlamort.measure.study import Results, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.score import iqm
@@ -199,7 +198,7 @@ class Ledger(NamedTuple):
 
     def _train(self, run: Run, slice: Slice, needed: float) -> dict[str, Any] | None:
         command = self.command(run)
-        whole = run.timed or not locate(read_row(command[1])["source"]).resumable
+        whole = run.timed or not resumable(command[1])
         if whole and slice.left < needed:
             return None  # others, which can be continued, use what time is left
         try:

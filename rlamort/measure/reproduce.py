@@ -1,11 +1,11 @@
 """Claims as commands: a row's claims are measured, stored and judged, and a table of all rows is written.
 
 A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
-seed must reach, or a baseline, trained with the same settings, that the row must not fall below. Or it is a race: contenders,
-each with its own settings, and returns to reach in the least wall-clock time. Or it is a return to `reach` in a share of a
-baseline's environment steps. Or it is a ledger: arms that add to each other, on several tasks, measured in slices. Or it is
-about imitation: rows that learn of an expert's labels, with several budgets of them. Or it names a function of
-`rlamort.measure.claims` that measures something else.
+seed must reach, or a baseline, trained with the same settings, that the row must not fall below; with a `pessimism` that both
+share, what their critics promise is measured, too. Or it is a race: contenders, each with its own settings, and returns to
+reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
+ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
+several budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
@@ -30,6 +30,7 @@ from rlamort.host.publish import published_file
 from rlamort.measure.imitation import Imitation
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
+from rlamort.measure.overestimation import Overestimation
 from rlamort.measure.race import Race
 from rlamort.measure.slices import Slice
 from rlamort.measure.sooner import Sooner
@@ -40,6 +41,7 @@ from rlamort.score import Interval, iqm, stratified_bootstrap
 
 TITLE = "# What was measured here"
 MOVED = {"rlamort.claims.": "rlamort.measure.claims."}  # former paths of functions in stored data
+RELATED = {"bc": ("dagger",), "dagger": ("bc",)}  # rows whose runs are in each other's figures
 RENAMED = {" critic_norm=": " critic.norm="}  # former keys in stored commands
 
 
@@ -144,6 +146,7 @@ def outline() -> list[str]:
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
     kinds: dict[str, Callable[..., Entry]] = {
         "measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation, "reach": Sooner,
+        "pessimism": Overestimation,
     }  # fmt: skip
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 
@@ -162,7 +165,8 @@ def reproduce(row: str, results: Path, ends: float = math.inf, idle: bool = Fals
     Args:
         row: with claims.
         results: folder of results.
-        ends: begin nothing later, in time.monotonic(). Trainings of a ledger are stopped then; the next call continues them.
+        ends: begin nothing later, in time.monotonic(). Trainings of studies and ledgers are stopped then, and the next call
+            continues them.
         idle: measure a ledger's timed runs, and not the others; nothing else should run on this machine.
 
     Raises:
@@ -176,7 +180,8 @@ def reproduce(row: str, results: Path, ends: float = math.inf, idle: bool = Fals
     for entry in claims:
         _measure(row, entry, Slice(results, ends))
     data = _read(row, results)
-    draw([panel for entry in claims if (panel := entry.panel(data))], results / f"{row}.png")
+    drawn = {key: one for other in (*RELATED.get(row, ()), row) for key, one in _read(other, results).items()}
+    draw([panel for entry in claims if (panel := entry.panel(drawn))], results / f"{row}.png")
     for entry in claims:
         if isinstance(entry, Ledger):
             draw_ledger(entry, data, results / f"{row}.png")

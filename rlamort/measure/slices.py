@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from rlamort.config import config_of
+from rlamort.config import config_of, locate, read_row
 from rlamort.errors import Fault, Preempted
 from rlamort.host.machine import processor
 from rlamort.run.directory import remove
@@ -37,6 +37,17 @@ class Slice(NamedTuple):
 
 
 Launch = Callable[[Sequence[str], float], bool]  # a command after `rlamort`, and when it must end: whether it finished
+Also = Callable[[Path], dict[str, Any]]  # measures the directory of a finished run
+
+
+def nothing(directory: Path) -> dict[str, Any]:
+    """No further measurement."""
+    return {}
+
+
+def resumable(row: str) -> bool:
+    """Whether the trainings of a method go on from a checkpoint."""
+    return bool(locate(read_row(row)["source"]).resumable)
 
 
 def launch(command: Sequence[str], ends: float) -> bool:
@@ -69,7 +80,9 @@ def launch(command: Sequence[str], ends: float) -> bool:
     return child.returncode == 0
 
 
-def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run: Launch = launch) -> dict[str, Any] | None:
+def train(
+    command: Sequence[str], directory: Path, ends: float, whole: bool, run: Launch = launch, also: Also = nothing
+) -> dict[str, Any] | None:
     """Train in `directory`, from its newest checkpoint if there is one, and remove what that wrote when it is done.
 
     Args:
@@ -78,10 +91,11 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
         ends: when it is stopped, in time.monotonic().
         whole: whether only a run that nothing interrupted counts; it begins anew.
         run: executes a command.
+        also: measures the finished run.
 
     Returns:
         Its evaluations, each with the training seconds recorded with it, and versions, processor, threads, boot time, load
-        average when it began, and whether it was continued from a checkpoint. None if it was stopped.
+        average when it began, and whether it was continued from a checkpoint; what `also` found. None if it was stopped.
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
@@ -105,6 +119,7 @@ def train(command: Sequence[str], directory: Path, ends: float, whole: bool, run
             for one in records
             if "eval/return" in one
         ],
+        **also(directory),
     }
     remove(directory)
     return found

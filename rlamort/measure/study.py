@@ -1,6 +1,8 @@
 """Studies: one method trained on one environment with several seeds, against a baseline with the same settings."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +14,12 @@ from matplotlib.axes import Axes
 
 from rlamort.errors import Fault
 from rlamort.measure.plot import band
-from rlamort.measure.slices import Slice
+from rlamort.measure.slices import Also, Slice, nothing, resumable, train
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import read_records
 from rlamort.score import Interval, interval
 
+RUNS = Path("runs/reproduce")  # unfinished ones
 Results = Mapping[str, Any]  # stored results, by the command that a user types for them
 
 
@@ -41,6 +44,7 @@ class Study(NamedTuple):
     threshold: float | None = None
     baseline: str | None = None
     overrides: Sequence[str] = ()
+    also: Also = nothing
 
     def contenders(self) -> list[str]:
         """The rows that it trains."""
@@ -61,7 +65,7 @@ class Study(NamedTuple):
 
     def tasks(self) -> list[Task]:
         """All its runs, interleaved."""
-        return [training(self.command(row, seed)) for seed in self.seeds for row in self.contenders()]
+        return [sliced(self.command(row, seed), self.also) for seed in self.seeds for row in self.contenders()]
 
     def due(self, results: Results) -> list[Task]:
         """Runs without a stored result."""
@@ -125,6 +129,15 @@ class Study(NamedTuple):
 
 def _shown(value: Interval) -> str:
     return f"{value.mean:.1f} [{value.low:.1f}, {value.high:.1f}]"
+
+
+def sliced(command: Sequence[str], also: Also = nothing) -> Task:
+    """A training that the end of a slice stops and the next continues, where its method can be resumed; see `slices.train`."""
+    name, whole = re.sub(r"[^\w.-]+", "_", "-".join(command[1:])), not resumable(command[1])
+    return Task(
+        " ".join(["rlamort", *command]),
+        lambda slice: train(command, RUNS / name, math.inf if whole else slice.ends, whole, also=also),
+    )
 
 
 def training(command: Sequence[str]) -> Task:

@@ -27,11 +27,12 @@ from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
 from rlamort.run.mirror import require
 from rlamort.run.overlap import require_apart
+from rlamort.run.resets import require_resets
 from rlamort.run.stored import agent_in, as_here, trusted, values_of
-from rlamort.run.track import Terminal
+from rlamort.run.track import Terminal, until_enough
 from rlamort.run.updates import updates_of
 from rlamort.score import SEED, Score, score
-from rlamort.train import Clock, Enough, Journal, Schedule, Tracker, Updates, Values
+from rlamort.train import Clock, Journal, Schedule, Tracker, Updates, Values
 from rlamort.update import Refine
 
 COMPILE_FROM = 15_000  # updates: below, compiling costs more time than it saves
@@ -93,6 +94,7 @@ class Learner:
             require_memory(self.method, lambda: self._fresh_agent(spec.apart()), self.device)
         with self.randomness(), default_dtype(self.config.run.dtype):
             self.agent: Agent = self._fresh_agent(spec).to(self.device)
+        require_resets(self.agent, self.config.run.reset_every)
         self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
         self.environments.require_spaces()
@@ -224,11 +226,11 @@ class Learner:
         """Run the method's loop, to its end or until something says that it is enough, and a last evaluation."""
         if self.durable is not None:
             self.durable.prove()
-        with contextlib.suppress(Enough):
+        with until_enough(self.clock):
             updates = self._prepared(schedule.steps * schedule.utd)
             locate(self.config.row["train"])(self.agent, self.source, schedule, self.clock, updates, journal)
         self.check_finite()
-        with contextlib.suppress(Enough):
+        with until_enough(self.clock):
             journal.measure(self.agent, self.clock)
 
     def _after_round(self, called: Called, stopping: bool) -> None:

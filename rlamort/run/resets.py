@@ -6,8 +6,18 @@ from torch import Tensor
 
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent
+from rlamort.errors import UserError
 from rlamort.objective import Metrics
 from rlamort.train import Updates, crosses
+
+
+def require_resets(agent: Agent, every: int) -> None:
+    """Raises UserError if networks are to be reset that `agent` learns in fits, and asks before the next one."""
+    if every and agent.needs_fit and agent.fit_every:
+        raise UserError(
+            f"reset_every={every}: a reset would leave the model that fits learn (fit_every) untrained until the next one; "
+            "with a learned model only 0 is supported"
+        )
 
 
 class Resets:

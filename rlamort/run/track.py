@@ -1,12 +1,13 @@
 """Records of metrics: the file, and the terminal."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rlamort.env import Episode
-from rlamort.train import Pace, Values
+from rlamort.train import Clock, Enough, Pace, Values
 
 # prints a line about slow work in progress; does nothing without a terminal
 say: ContextVar[Callable[[str], None]] = ContextVar("say", default=lambda line: None)
+
+
+@contextlib.contextmanager
+def until_enough(clock: Clock) -> Iterator[None]:
+    """A context that `Enough` ends; its reason, if it has one, is printed."""
+    try:
+        yield
+    except Enough as reason:
+        if str(reason):
+            say.get()(f"step {clock.env_step:,}: {reason}")
 
 
 class Evaluation(NamedTuple):
