@@ -10,12 +10,13 @@ from rlamort.envs.lqr import Lqr
 from scipy.linalg import solve_discrete_are
 from scipy.optimize import minimize
 
+from rlamort.adjoint import Implicit
 from rlamort.domain import Box, unit_box
 from rlamort.dynamics import Known, Trajectory
 from rlamort.errors import UserError
 from rlamort.model import Expert, Unroll
 from rlamort.objective import Objective, Oracle
-from rlamort.update import Ilqr
+from rlamort.update import Ilqr, LinearQuadratic
 from rlamort.update.ilqr import bounded_minimum
 
 H = 12
@@ -191,3 +192,44 @@ class Bowl(Objective):
 def test_what_does_not_fit_is_said(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def swinging(theta, discount=0.95):
+    """A point in waves that two actions push, one of which the waves turn; of its own parameters, with a tail."""
+
+    def step(x, u):
+        push = theta[0] * x[:, 0].sin() + u[:, 0] + 0.5 * u[:, 1] * x[:, 0].cos()
+        cost = theta[1] * (x[:, 0] - 1).square() + 0.1 * x[:, 1].square() + 0.1 * u.square().sum(-1) + 0.02 * u[:, 0] * x[:, 1]
+        x = torch.stack([x[:, 0] + 0.2 * x[:, 1], x[:, 1] + 0.3 * push], -1)
+        return x, -cost, torch.ones_like(cost)
+
+    def tail(x):
+        return -2 * theta[1] * (1 - (x[:, 0] - 1).cos())
+
+    return Trajectory(Known(step, Box([-1.0] * 2, [1.0] * 2).double(), "test"), 6, discount, tail)
+
+
+def test_losses_differentiate_through_plans_within_bounds():
+    """With respect to dynamics, costs and the first state: finite differences of plans that are solved anew."""
+    torch.manual_seed(0)
+    domain = unit_box(12).double()
+
+    def plan(theta, x, y, iterations, adjoint=None):
+        f = swinging(theta)
+        return Unroll(Expert(lambda x: y), Ilqr(domain), iterations, domain, adjoint)(x, f.oracle(x))
+
+    theta = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        begun = plan(theta, x, torch.zeros(3, 12, dtype=torch.float64), 30)
+    found = plan(theta, x, begun, 1, Implicit(LinearQuadratic(domain)))
+    assert 0.2 < (found.abs() == 1).double().mean() < 0.8
+    weight = torch.randn_like(found)
+    slopes = torch.autograd.grad((weight * found).sum(), [theta, x])
+    with torch.no_grad():
+        for slope, start in zip(slopes, (theta, x), strict=True):
+            move, ends = torch.randn_like(start), []
+            for h in (1e-5, -1e-5):
+                at = [one + h * move if one is start else one for one in (theta, x)]
+                ends.append((weight * plan(*at, begun, 6)).sum().item())
+            assert (slope * move).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)

@@ -39,7 +39,7 @@ from rlamort.parts.models import (
     TwoStep,
     Unroll,
 )  # fmt: skip
-from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi
+from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi, SupportPoints
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
@@ -74,5 +74,5 @@ __all__ = [
     "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Mppi", "Objective", "OneStep",
     "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent", "Refined", "Regress",
     "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Start", "StepIsta",
-    "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
+    "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip

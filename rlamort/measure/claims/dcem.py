@@ -1,0 +1,221 @@
+"""DCEM: an energy that is learned through the solver, and plans in a latent space that is (Amos and Yarats, 2020).
+
+x start (B, d) · y plan (B, H) · z latent plan (B, m) · f minus the return (B,) · a rollout: H steps of the dynamics
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rlamort.agents.amortize import Amortize
+from rlamort.config import read_row
+from rlamort.domain import unit_box
+from rlamort.envs.cartpole import CartPolePlan
+from rlamort.envs.energy import EnergyRegression
+from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
+from rlamort.model import Fitted, Full, Interpolation, Latent, Model, SupportPoints, Unroll
+from rlamort.nets import Zeros
+from rlamort.problem import presented
+from rlamort.run.learner import learner_class
+from rlamort.update import Cem, Coloured, Icem, Mppi, Truncated, Update
+
+UNSEEN, TUNING, SEED = 1_000, 1_000, 1_000_000
+STEPS = 10  # iterations of the solver in training
+SEEDS = (0, 1, 2)
+SOFT = [{"sigma": sigma, "temperature": temperature} for sigma in (3.0, 7.0) for temperature in (1.0, 0.3)]
+RATES = [{"rate": rate} for rate in (0.03, 0.1, 0.3)]
+STARTS, TUNED = 500, 60  # held-out starts; other ones, on which rivals are tuned
+ROLLOUTS = {"1,000": ((10, 100),), "10,000": ((10, 1_000), (25, 400), (50, 200))}  # iterations and samples
+SIGMAS, COLOURS, POINTS, TEMPERATURES = (0.3, 0.5, 1.0), (0.0, 1.0, 2.0), (5, 8, 12), (0.1, 1.0)
+
+
+def energy() -> Measured:
+    """An energy that is learned through DCEM stays right when DCEM takes twice as many iterations."""
+    found = [_errors("Cem", one) for one in _tuned("Cem", SOFT)]
+    worst = max(errors[2 * STEPS] / errors[STEPS] for errors in found)
+    claim = f"DCEM: squared error after {2 * STEPS} iterations over that after {STEPS}, with which it is trained, worst seed"
+    return Measured([at_most(claim, worst, 2, "x")], {"squared error by iterations, of each seed": found}, {})
+
+
+def gradient() -> Measured:
+    """An energy that is learned through unrolled gradient descent belongs to that number of steps alone."""
+    found = [_errors("Gradient", one) for one in _tuned("Gradient", RATES)]
+    least = min(errors[2 * STEPS] / errors[STEPS] for errors in found)
+    claim = f"unrolled gradient descent: squared error after {2 * STEPS} steps over that after {STEPS}, least of seeds"
+    return Measured([at_least(claim, least, 100, "x")], {"squared error by iterations, of each seed": found}, {})
+
+
+def _tuned(kind: str, grid: Sequence[dict[str, float]]) -> list[Amortize]:
+    """Agents of all seeds with what is best of a grid, by the error of the first seed on other inputs."""
+    agents = [_regression(kind, one, SEEDS[0]) for one in grid]
+    errors = [_errors(kind, one, SEED + 1)[STEPS] for one in agents]
+    best = int(np.argmin(errors))
+    print(f"tuned: {kind}, {dict(zip(map(str, grid), errors, strict=True))}", flush=True)
+    return [agents[best], *(_regression(kind, grid[best], seed) for seed in SEEDS[1:])]
+
+
+def _regression(kind: str, settings: dict[str, float], seed: int) -> Amortize:
+    model = {"kind": "Unroll", "init": "middle", "steps": STEPS, "update": {"kind": kind, **CHOICE[kind], **settings}}
+    return trained("dcem_energy", seed, model=model)
+
+
+CHOICE: dict[str, dict[str, int]] = {"Cem": {"samples": 50, "elites": 10}, "Gradient": {}}
+
+
+def _errors(kind: str, agent: Amortize, seed: int = SEED) -> dict[int, float]:
+    """The mean squared error on unseen inputs, by the number of iterations."""
+    assert isinstance(agent.problem, EnergyRegression)
+    assert isinstance(agent.model, Unroll)
+    found = {}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for steps in (5, 8, 9, 10, 11, 12, 15, 20):
+            torch.manual_seed(seed)
+            x = presented(agent.problem, UNSEEN)
+            model = Unroll(agent.model.init, agent.model.update, steps, agent.problem.domain)
+            found[steps] = agent.f(model(agent.f.seen(x), agent.f.oracle(x)), x).mean().item()
+    return found
+
+
+def trained(row: str, seed: int, **fields: Any) -> Amortize:
+    """The agent of a row after its number of updates."""
+    print(f"training: {row}, seed {seed}, {fields}", flush=True)
+    learner = learner_class(row)(read_row(row)["env"], seed=seed, **fields)
+    learner.learn(learner.config.run.steps)
+    agent = learner.agent
+    learner.close()
+    assert isinstance(agent, Amortize)
+    return agent
+
+
+def latent_2() -> Measured:
+    """Two latent numbers are enough of a plan to beat ten times the rollouts in the space of all plans."""
+    measured, agent = _latent(2)
+    return measured._replace(figures={"dcem_latent": figure(agent)})
+
+
+def latent_8() -> Measured:
+    """The same with eight latent numbers."""
+    return _latent(8)[0]
+
+
+def latent_16() -> Measured:
+    """The same with sixteen latent numbers."""
+    return _latent(16)[0]
+
+
+def _latent(dim: int) -> tuple[Measured, Amortize]:
+    problem, x = CartPolePlan(), starts(STARTS, SEED)
+    agent = trained("dcem", 0, **{"model.dim": dim})
+    ours = {which: played(searched(agent, *sizes[0]), problem, x) for which, sizes in ROLLOUTS.items()}
+    found = rivals()
+    verdicts = []
+    for name in ("CEM", "iCEM"):
+        gap = (ours["1,000"] - found[f"{name}, 10,000"]).mean().item()
+        claim = f"cart-pole, {dim} latent numbers: mean cost of 1,000 rollouts less that of {name}, tuned, with 10,000"
+        verdicts.append(at_most(claim, gap, 0))
+    table = {f"DCEM, {dim} numbers, {which}": cost for which, cost in ours.items()} | found
+    return Measured(verdicts, {"mean cost": {name: cost.mean().item() for name, cost in table.items()}}, {}), agent
+
+
+def starts(count: int, seed: int) -> Tensor:
+    """Starts (count, d) that training does not draw."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CartPolePlan().contexts(count)
+
+
+def searched(agent: Amortize, steps: int, samples: int) -> Model:
+    """The agent's model with other numbers of iterations and samples, a tenth of them elites."""
+    model = agent.model
+    assert isinstance(model, Latent)
+    assert isinstance(model.inner, Unroll)
+    assert isinstance(model.inner.update, Cem)
+    soft, domain = model.inner.update, model.inner.domain
+    update = Cem(domain, samples, samples // 10, soft.sigma, selection=soft.selection)
+    return Latent(model.decode, Unroll(model.inner.init, update, steps, domain), model.domain)
+
+
+@torch.no_grad()
+def played(model: Model, problem: CartPolePlan, x: Tensor) -> Tensor:
+    """f (B,) of a model's plans."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return problem.cost(model(x, problem.trajectory.oracle(x)), x)
+
+
+@functools.cache
+def rivals() -> dict[str, Tensor]:
+    """f on the held-out starts of solvers that learn nothing, each with what was best of its grid on other starts."""
+    problem, x, other = CartPolePlan(), starts(STARTS, SEED), starts(TUNED, SEED + 1)
+    found = {}
+    for which, sizes in ROLLOUTS.items():
+        for name, grid in _grids(problem, sizes).items():
+            costs = {settings: played(model, problem, other).mean().item() for settings, model in grid.items()}
+            best = min(costs, key=costs.__getitem__)
+            print(f"tuned: {name}, {which} rollouts, {best}", flush=True)
+            found[f"{name}, {which}"] = played(grid[best], problem, x)
+    return found
+
+
+def _grids(problem: CartPolePlan, sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, Model]]:
+    """name -> settings -> a solver."""
+    grids: dict[str, dict[str, Model]] = {name: {} for name in ("CEM", "iCEM", "KMPPI", "CEM over support points")}
+    horizon, middle = problem.domain.dim, Full(Zeros(problem.domain.dim), problem.domain)
+    for steps, samples in sizes:
+        elites = max(samples // 20, 5)
+        for sigma in SIGMAS:
+            about = f"{steps} x {samples}, sigma {sigma}"
+            for smoothing in (0.0, 0.2):
+                plain = Cem(problem.domain, samples, elites, sigma, smoothing, bounds=Truncated(problem.domain))
+                grids["CEM"][f"{about}, smoothing {smoothing}"] = Unroll(middle, plain, steps, problem.domain)
+            for colour in COLOURS:
+                # one sample of each iteration is the mean
+                noisy = Cem(problem.domain, samples - 1, elites, sigma, 0.1, noise=Coloured(horizon, colour))
+                grids["iCEM"][f"{about}, colour {colour}"] = Unroll(middle, Icem(noisy, 3), steps, problem.domain)
+            for points in POINTS:
+                curve, domain = Interpolation(horizon, points), unit_box(points)
+                updates: dict[str, Update] = {
+                    f"KMPPI, temperature {heat}": Mppi(domain, samples, sigma, heat) for heat in TEMPERATURES
+                } | {"CEM over support points": Cem(domain, samples, elites, sigma, bounds=Truncated(domain))}
+                for name, update in updates.items():
+                    inner = Unroll(Fitted(middle, curve, domain), update, steps, domain)
+                    kind, _, more = name.partition(",")
+                    grids[kind][f"{about}, {points} points{more}"] = SupportPoints(curve, inner, problem.domain)
+    return grids
+
+
+@torch.no_grad()
+def figure(agent: Amortize, count: int = 3) -> Figure:
+    """The tutorial's figure 11: f over the latent plans of some starts, the iterates of DCEM there, and their decoded forces."""
+    problem, x, model = agent.problem, starts(STARTS, SEED)[:count], agent.model
+    assert isinstance(problem, CartPolePlan)
+    assert isinstance(model, Latent)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        path = model.inner.iterates(x, problem.trajectory.oracle(x).through(model.point, x.shape[-1]))  # (K + 1, count, 2)
+    reach = 1.2 * max(2.0, path.abs().max().item())
+    line = torch.linspace(-reach, reach, 81)
+    grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)
+    fig = Figure(figsize=(4 * count, 6.5), layout="constrained")
+    above, below = fig.subplots(2, count)
+    shades = np.linspace(0.15, 0.9, len(path))
+    for i in range(count):
+        at = x[i].expand(len(grid), -1)
+        cost = problem.cost(model.point(grid, at), at).view(len(line), -1)
+        drawn = above[i].contourf(line, line, cost, levels=24)
+        fig.colorbar(drawn, ax=above[i])
+        above[i].plot(path[:, i, 0], path[:, i, 1], "w.-", linewidth=1)
+        above[i].plot(*path[-1, i], "r*", markersize=12)
+        angle = torch.atan2(x[i, 3], x[i, 2]).item()
+        above[i].set(xlabel="$z_1$", ylabel="$z_2$", title=f"f of a start at {np.degrees(angle):.0f} degrees")
+        for shade, z in zip(shades, path[:, i], strict=True):
+            force = 100 * model.point(z[None], x[i : i + 1])[0]
+            below[i].step(range(len(force)), force, where="post", color=str(1 - shade))
+        below[i].step(range(len(force)), force, where="post", color="red")
+        below[i].set(xlabel="step", ylabel="force in N", ylim=(-105, 105))
+    return fig
