@@ -35,8 +35,9 @@ def energy(update):
 
 
 def latent(**fields):
-    inner = {"kind": "Unroll", "init": "middle", "update": {"kind": "Cem", "temperature": 1.0, **SMALL}, "steps": 2}
-    return agent_of("dcem", CartPolePlan(6), **{"hidden": (6,), "model": {"kind": "Latent", "dim": 2, "inner": inner, **fields}})
+    update = {"kind": "Cem", "temperature": 1.0, **SMALL}
+    inner = {"kind": "Unroll", "init": "middle", "update": update, "steps": 2}
+    return agent_of("dcem", CartPolePlan(6), hidden=(6,), model={"kind": "Latent", "dim": 2, "inner": inner, **fields})
 
 
 def loss_of(agent, x):

@@ -18,7 +18,7 @@ from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
     "AUTO", "Adam", "Additive", "Always", "Anderson", "Anytime", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated",
-    "Gradient", "Gru", "HardTop", "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LinearQuadratic", "LineSearch", "LogSign", "Lstm", "Mppi",
-    "Normed", "Projected", "Recurrent", "Refine", "SoftTop", "Space", "SpectralGradient", "Truncated", "Update", "White",
-    "Worth", "anytime", "best", "best_so_far",
+    "Gradient", "Gru", "HardTop", "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LineSearch", "LinearQuadratic",
+    "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "Refine", "SoftTop", "Space", "SpectralGradient", "Truncated",
+    "Update", "White", "Worth", "anytime", "best", "best_so_far",
 ]  # fmt: skip

@@ -17,12 +17,12 @@ from rlamort.config import read_row
 from rlamort.domain import unit_box
 from rlamort.envs.cartpole import CartPolePlan
 from rlamort.envs.energy import EnergyRegression
-from rlamort.measure.verdict import Measured, Verdict, at_least, at_most
+from rlamort.measure.verdict import Measured, at_least, at_most
 from rlamort.model import Fitted, Full, Interpolation, Latent, Model, SupportPoints, Unroll
 from rlamort.nets import Zeros
 from rlamort.problem import presented
 from rlamort.run.learner import learner_class
-from rlamort.update import Cem, Coloured, Icem, Mppi, Truncated, Update
+from rlamort.update import Cem, Coloured, Icem, Mppi, SoftTop, Truncated, Update
 
 UNSEEN, TUNING, SEED = 1_000, 1_000, 1_000_000
 STEPS = 10  # iterations of the solver in training
@@ -31,6 +31,7 @@ SOFT = [{"sigma": sigma, "temperature": temperature} for sigma in (3.0, 7.0) for
 RATES = [{"rate": rate} for rate in (0.03, 0.1, 0.3)]
 STARTS, TUNED = 500, 60  # held-out starts; other ones, on which rivals are tuned
 ROLLOUTS = {"1,000": ((10, 100),), "10,000": ((10, 1_000), (25, 400), (50, 200))}  # iterations and samples
+FIRST = {"model.inner.steps": 0, "batch_size": 256, "learning_rate": 1e-3, "steps": 6_000, "decay_updates": 6_000}
 SIGMAS, COLOURS, POINTS, TEMPERATURES = (0.3, 0.5, 1.0), (0.0, 1.0, 2.0), (5, 8, 12), (0.1, 1.0)
 
 
@@ -81,14 +82,16 @@ def _errors(kind: str, agent: Amortize, seed: int = SEED) -> dict[int, float]:
     return found
 
 
-def trained(row: str, seed: int, **fields: Any) -> Amortize:
-    """The agent of a row after its number of updates."""
+def trained(row: str, seed: int, begun: Model | None = None, **fields: Any) -> Amortize:
+    """The agent of a row after its number of updates, from the weights of another model or its own first ones."""
     print(f"training: {row}, seed {seed}, {fields}", flush=True)
     learner = learner_class(row)(read_row(row)["env"], seed=seed, **fields)
-    learner.learn(learner.config.run.steps)
     agent = learner.agent
-    learner.close()
     assert isinstance(agent, Amortize)
+    if begun is not None:
+        agent.model.load_state_dict(begun.state_dict())
+    learner.learn(learner.config.run.steps)
+    learner.close()
     return agent
 
 
@@ -110,16 +113,21 @@ def latent_16() -> Measured:
 
 def _latent(dim: int) -> tuple[Measured, Amortize]:
     problem, x = CartPolePlan(), starts(STARTS, SEED)
-    agent = trained("dcem", 0, **{"model.dim": dim})
-    ours = {which: played(searched(agent, *sizes[0]), problem, x) for which, sizes in ROLLOUTS.items()}
-    found = rivals()
+    agent = _planner(dim)
+    ours = {which: searched(agent, sizes[0]) for which, sizes in ROLLOUTS.items()}
+    table = {f"DCEM, {dim} numbers, {which}": played(model, problem, x) for which, model in ours.items()} | rivals()
     verdicts = []
     for name in ("CEM", "iCEM"):
-        gap = (ours["1,000"] - found[f"{name}, 10,000"]).mean().item()
+        gap = (table[f"DCEM, {dim} numbers, 1,000"] - table[f"{name}, 10,000"]).mean().item()
         claim = f"cart-pole, {dim} latent numbers: mean cost of 1,000 rollouts less that of {name}, tuned, with 10,000"
         verdicts.append(at_most(claim, gap, 0))
-    table = {f"DCEM, {dim} numbers, {which}": cost for which, cost in ours.items()} | found
     return Measured(verdicts, {"mean cost": {name: cost.mean().item() for name, cost in table.items()}}, {}), agent
+
+
+def _planner(dim: int) -> Amortize:
+    """The row, begun from a decoder that was trained without a search, at z = 0, where an update costs a fraction."""
+    first = trained("dcem", 0, **{"model.dim": dim}, **FIRST)
+    return trained("dcem", 0, first.model, **{"model.dim": dim})
 
 
 def starts(count: int, seed: int) -> Tensor:
@@ -129,15 +137,32 @@ def starts(count: int, seed: int) -> Tensor:
         return CartPolePlan().contexts(count)
 
 
-def searched(agent: Amortize, steps: int, samples: int) -> Model:
-    """The agent's model with other numbers of iterations and samples, a tenth of them elites."""
-    model = agent.model
+def searched(agent: Amortize, size: tuple[int, int]) -> Model:
+    """The search of a size, iterations and samples, through the agent's decoder that was best on other starts."""
+    model, other = agent.model, starts(TUNED, SEED + 1)
     assert isinstance(model, Latent)
     assert isinstance(model.inner, Unroll)
-    assert isinstance(model.inner.update, Cem)
-    soft, domain = model.inner.update, model.inner.domain
-    update = Cem(domain, samples, samples // 10, soft.sigma, selection=soft.selection)
-    return Latent(model.decode, Unroll(model.inner.init, update, steps, domain), model.domain)
+    steps, samples = size
+    domain, updates = model.inner.domain, dict[str, Update]()
+    for sigma in (0.5, 1.0, 2.0):
+        for temperature in (1.0, 0.3):
+            soft = Cem(domain, samples, samples // 10, sigma, selection=SoftTop(temperature))
+            updates[f"DCEM, temperature {temperature}, sigma {sigma}"] = soft
+        # of its samples one is the mean, and the first point is asked, too
+        updates[f"iCEM, sigma {sigma}"] = Icem(Cem(domain, samples - 2, samples // 10, sigma, 0.1), 3)
+    grid = {
+        name: Latent(model.decode, Unroll(model.inner.init, update, steps, domain), model.domain)
+        for name, update in updates.items()
+    }
+    return best_of("latent plans", CartPolePlan(), grid, other)
+
+
+def best_of(name: str, problem: CartPolePlan, grid: dict[str, Model], x: Tensor) -> Model:
+    """Of a grid of solvers that with the lowest mean cost."""
+    costs = {settings: played(model, problem, x).mean().item() for settings, model in grid.items()}
+    best = min(costs, key=costs.__getitem__)
+    print(f"tuned: {name}, {best}", flush=True)
+    return grid[best]
 
 
 @torch.no_grad()
@@ -155,10 +180,7 @@ def rivals() -> dict[str, Tensor]:
     found = {}
     for which, sizes in ROLLOUTS.items():
         for name, grid in _grids(problem, sizes).items():
-            costs = {settings: played(model, problem, other).mean().item() for settings, model in grid.items()}
-            best = min(costs, key=costs.__getitem__)
-            print(f"tuned: {name}, {which} rollouts, {best}", flush=True)
-            found[f"{name}, {which}"] = played(grid[best], problem, x)
+            found[f"{name}, {which}"] = played(best_of(f"{name}, {which} rollouts", problem, grid, other), problem, x)
     return found
 
 
@@ -191,13 +213,16 @@ def _grids(problem: CartPolePlan, sizes: Sequence[tuple[int, int]]) -> dict[str,
 
 @torch.no_grad()
 def figure(agent: Amortize, count: int = 3) -> Figure:
-    """The tutorial's figure 11: f over the latent plans of some starts, the iterates of DCEM there, and their decoded forces."""
+    """The tutorial's figure 11: f over the latent plans of some starts, the iterates of DCEM there, and their forces."""
     problem, x, model = agent.problem, starts(STARTS, SEED)[:count], agent.model
     assert isinstance(problem, CartPolePlan)
     assert isinstance(model, Latent)
+    assert isinstance(model.inner, Unroll)
+    domain = model.inner.domain
+    search = Unroll(model.inner.init, Cem(domain, 100, 10, selection=SoftTop(0.3)), 10, domain)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        path = model.inner.iterates(x, problem.trajectory.oracle(x).through(model.point, x.shape[-1]))  # (K + 1, count, 2)
+        path = search.iterates(x, problem.trajectory.oracle(x).through(model.point, x.shape[-1]))  # (K + 1, count, 2)
     reach = 1.2 * max(2.0, path.abs().max().item())
     line = torch.linspace(-reach, reach, 81)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)

@@ -151,7 +151,9 @@ def batched() -> Measured:
         if enough is not None:
             ours = least_seconds(lambda: solved(Ilqr(domain), f, x, domain.dim, enough), 3)  # noqa: B023
         data[method]["seconds of the batch"] = ours
-        claim = f"two-link arm, plans of {HORIZON} within bounds: time of SciPy's {method} for {ARMS}, one at a time, over iLQR's"
+        claim = (
+            f"two-link arm, plans of {HORIZON} within bounds: time of SciPy's {method} for {ARMS}, one at a time, over iLQR's"
+        )
         verdicts.append(at_least(claim, theirs * ARMS / ours, 20, "x"))
     return Measured(verdicts, data | {"mean cost of iLQR by iterations": costs.tolist()}, {})
 
@@ -163,10 +165,10 @@ def alone(method: str, f: Trajectory, x: Tensor) -> tuple[float, float]:
         value, slope = f.oracle(start).value_and_grad(torch.from_numpy(plan)[None])
         return value.item(), slope[0].numpy()
 
-    dim, begun = HORIZON * f.dynamics.actions.dim, time.perf_counter()
-    found = [
-        minimize(cost, np.zeros(dim), one[None], method, jac=True, bounds=[(-1, 1)] * dim, options={"maxiter": 500}).fun for one in x
-    ]  # fmt: skip
+    dim, begun, found = HORIZON * f.dynamics.actions.dim, time.perf_counter(), []
+    for one in x:
+        bounds, options = [(-1, 1)] * dim, {"maxiter": 500}
+        found.append(minimize(cost, np.zeros(dim), one[None], method, jac=True, bounds=bounds, options=options).fun)
     return (time.perf_counter() - begun) / len(x), float(np.mean(found))
 
 
