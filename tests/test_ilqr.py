@@ -16,7 +16,7 @@ from rlamort.dynamics import Known, Trajectory
 from rlamort.errors import UserError
 from rlamort.model import Expert, Unroll
 from rlamort.objective import Objective, Oracle
-from rlamort.update import Ilqr, LinearQuadratic
+from rlamort.update import Adam, Ilqr, LinearQuadratic, MultipleShooting
 from rlamort.update.ilqr import bounded_minimum
 
 H = 12
@@ -233,3 +233,40 @@ def test_losses_differentiate_through_plans_within_bounds():
                 at = [one + h * move if one is start else one for one in (theta, x)]
                 ends.append((weight * plan(*at, begun, 6)).sum().item())
             assert (slope * move).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
+
+
+def test_multiple_shooting_of_one_segment_is_adam():
+    env = system(bound=2.0)
+    x, f, domain = states(env), returns(env, discount=0.9, tail=lambda x: -x.square().sum(-1)), unit_box(2 * H).double()
+    torch.manual_seed(0)
+    begun = torch.rand(4, 2 * H, dtype=torch.float64)
+    ours, theirs = (
+        Unroll(Expert(lambda x: begun), update, 5, domain)(x, f.oracle(x))
+        for update in (MultipleShooting(domain, 1, 0.1), Adam(0.1))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_segments_cost_what_the_plan_costs_and_their_gaps_close():
+    env = system()
+    x, f, domain = states(env), returns(env, discount=0.9, tail=lambda x: -x.square().sum(-1)), unit_box(2 * H).double()
+    update, oracle = MultipleShooting(domain, 4), f.oracle(x)
+    y = 0.1 * torch.rand(4, 2 * H, dtype=torch.float64)
+    h = update.start(y, x, oracle)
+    cost, gaps = update.followed(f, y, torch.cat([x[:, None], h[0]], 1))
+    torch.testing.assert_close(cost, f(y, x))
+    assert gaps.abs().max() == 0
+    largest = 0.0
+    for _ in range(150):
+        y, h = update(y, h, x, oracle)
+        largest = max(largest, update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max().item())
+    assert update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max() < 0.05 * largest
+    best = env.plan(x, H, 0.9, tail=torch.eye(4)) / env.action_space.high[0].item()
+    assert (f(y, x) < 1.02 * f(best, x)).all()
+
+
+def test_segments_divide_a_plan():
+    env = system()
+    x, f = states(env), returns(env)
+    with pytest.raises(UserError, match=r"update\.segments: 5 given; a divisor of the 12 actions"):
+        MultipleShooting(unit_box(24), 5).start(torch.zeros(4, 24, dtype=torch.float64), x, f.oracle(x))

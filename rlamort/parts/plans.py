@@ -7,6 +7,7 @@ from rlamort import model as models
 from rlamort import update as updates
 from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size, Whole
 from rlamort.domain import Domain, unit_box
+from rlamort.errors import UserError
 from rlamort.parts.models import Model, Previous
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import Update
@@ -117,6 +118,27 @@ class Ilqr(Update):
 
 
 @dataclass(frozen=True)
+class MultipleShooting(Update):
+    """Adam over a plan in segments, each from a state of its own, whose gaps an augmented Lagrangian closes.
+
+    Args:
+        segments: a divisor of the number of actions.
+        rate: Adam's step size, of actions and states.
+        weight: of half the squared gaps.
+    """
+
+    segments: Size = 4
+    rate: Positive = 0.05
+    weight: Positive = 10.0
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        horizon = setting.actions("update=MultipleShooting")
+        if horizon % self.segments:
+            raise UserError(f"update.segments: {self.segments} given; a divisor of the {horizon} actions of a plan is needed")
+        return updates.MultipleShooting(setting.domain, self.segments, self.rate, self.weight)
+
+
+@dataclass(frozen=True)
 class SupportPoints(Model):
     """A plan's values at few support points, which a kernel interpolates (the plans of KMPPI, of the package pytorch_mppi).
 
@@ -156,5 +178,5 @@ def _bounds(kind: str, domain: Domain) -> Bounds:
     return kinds[kind](domain)
 
 
-Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
+Update.presets |= {"cem": Cem(), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi(), "shooting": MultipleShooting()}
 Model.presets |= {"kmppi": SupportPoints()}

@@ -13,12 +13,13 @@ from rlamort.update.lbfgs import Lbfgs
 from rlamort.update.line import LineSearch
 from rlamort.update.mppi import Mppi
 from rlamort.update.recurrent import Additive, Gated, Gru, LogSign, Lstm, Normed, Recurrent
+from rlamort.update.shooting import MultipleShooting
 from rlamort.update.space import InChart, InY, Space
 from rlamort.update.spectral import SpectralGradient
 
 __all__ = [
     "AUTO", "Adam", "Additive", "Always", "Anderson", "Anytime", "BestSoFar", "Cem", "Clipped", "Coloured", "Fixed", "Gated",
     "Gradient", "Gru", "HardTop", "Icem", "Ilqr", "InChart", "InY", "Lbfgs", "Learned", "LineSearch", "LinearQuadratic",
-    "LogSign", "Lstm", "Mppi", "Normed", "Projected", "Recurrent", "Refine", "SoftTop", "Space", "SpectralGradient", "Truncated",
-    "Update", "White", "Worth", "anytime", "best", "best_so_far",
+    "LogSign", "Lstm", "Mppi", "MultipleShooting", "Normed", "Projected", "Recurrent", "Refine", "SoftTop", "Space",
+    "SpectralGradient", "Truncated", "Update", "White", "Worth", "anytime", "best", "best_so_far",
 ]  # fmt: skip

@@ -74,7 +74,7 @@ class Ilqr(Update):
 
     @torch.no_grad()
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
-        f, (mu, rate, rejected) = _trajectory(oracle), h
+        f, (mu, rate, rejected) = returns_of(oracle), h
         plan, low, high = (_steps(part, f.horizon) for part in (y, self.domain.low.to(y), self.domain.high.to(y)))
         states, cost = follow(f, oracle.x, plan)
         model = expand(f, states, plan)
@@ -127,7 +127,7 @@ class LinearQuadratic(Equation):
         return step.oracle.grad(y)
 
     def solve(self, step: Step, y: Tensor, residual: Tensor, adjoint: Linear, gradient: Tensor) -> Tensor:
-        f, low, high = _trajectory(step.oracle), self.domain.low.to(y), self.domain.high.to(y)
+        f, low, high = returns_of(step.oracle), self.domain.low.to(y), self.domain.high.to(y)
         held = ((y <= low) & (residual > 0)) | ((y >= high) & (residual < 0))
         plan, free, right = (_steps(part.detach(), f.horizon) for part in (y, ~held, gradient))
         with torch.no_grad():
@@ -267,10 +267,10 @@ def _steps(y: Tensor, horizon: int) -> Tensor:
     return y.reshape(-1, horizon, y.shape[-1] // horizon).transpose(0, 1)
 
 
-def _trajectory(oracle: Oracle) -> Trajectory:
+def returns_of(oracle: Oracle) -> Trajectory:
     """The return that an oracle answers for. Raises UserError if its f is another."""
     if not isinstance(oracle.f, Trajectory):
-        raise UserError("update=Ilqr: it plans through dynamics, and this f is no return of a plan; method mpc has one")
+        raise UserError("update: it plans through dynamics, and this f is no return of a plan; method mpc has one")
     return oracle.f
 
 
