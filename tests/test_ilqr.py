@@ -206,13 +206,13 @@ def swinging(theta, discount=0.95):
     def tail(x):
         return -2 * theta[1] * (1 - (x[:, 0] - 1).cos())
 
-    return Trajectory(Known(step, Box([-1.0] * 2, [1.0] * 2).double(), "test"), 6, discount, tail)
+    return Trajectory(Known(step, Box([-1.0] * 2, [1.0] * 2).double(), "test"), 4, discount, tail)
 
 
 def test_losses_differentiate_through_plans_within_bounds():
     """With respect to dynamics, costs and the first state: finite differences of plans that are solved anew."""
     torch.manual_seed(0)
-    domain = unit_box(12).double()
+    domain = unit_box(8).double()
 
     def plan(theta, x, y, iterations, adjoint=None):
         f = swinging(theta)
@@ -221,18 +221,17 @@ def test_losses_differentiate_through_plans_within_bounds():
     theta = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     with torch.no_grad():
-        begun = plan(theta, x, torch.zeros(3, 12, dtype=torch.float64), 30)
+        begun = plan(theta, x, torch.zeros(3, 8, dtype=torch.float64), 40)
     found = plan(theta, x, begun, 1, Implicit(LinearQuadratic(domain)))
     assert 0.2 < (found.abs() == 1).double().mean() < 0.8
     weight = torch.randn_like(found)
     slopes = torch.autograd.grad((weight * found).sum(), [theta, x])
+    moves, ends = (torch.randn_like(theta), torch.randn_like(x)), []
     with torch.no_grad():
-        for slope, start in zip(slopes, (theta, x), strict=True):
-            move, ends = torch.randn_like(start), []
-            for h in (1e-5, -1e-5):
-                at = [one + h * move if one is start else one for one in (theta, x)]
-                ends.append((weight * plan(*at, begun, 6)).sum().item())
-            assert (slope * move).sum().item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
+        for h in (1e-3, -1e-3):  # descent ends where f, not its slope, is exact: 1e-8 from the plan
+            ends.append((weight * plan(theta + h * moves[0], x + h * moves[1], begun, 20)).sum().item())
+    slope = sum((one * move).sum().item() for one, move in zip(slopes, moves, strict=True))
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-4)
 
 
 def test_multiple_shooting_of_one_segment_is_adam():
@@ -257,12 +256,12 @@ def test_segments_cost_what_the_plan_costs_and_their_gaps_close():
     torch.testing.assert_close(cost, f(y, x))
     assert gaps.abs().max() == 0
     largest = 0.0
-    for _ in range(150):
+    for _ in range(200):
         y, h = update(y, h, x, oracle)
         largest = max(largest, update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max().item())
-    assert update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max() < 0.05 * largest
+    assert update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max() < 0.2 * largest
     best = env.plan(x, H, 0.9, tail=torch.eye(4)) / env.action_space.high[0].item()
-    assert (f(y, x) < 1.02 * f(best, x)).all()
+    assert (f(y, x) < 1.005 * f(best, x)).all()
 
 
 def test_segments_divide_a_plan():

@@ -163,7 +163,7 @@ def alone(method: str, f: Trajectory, x: Tensor) -> tuple[float, float]:
 
     def cost(plan: np.ndarray, start: Tensor) -> tuple[float, np.ndarray]:
         value, slope = f.oracle(start).value_and_grad(torch.from_numpy(plan)[None])
-        return value.item(), slope[0].numpy()
+        return value.item(), slope[0].detach().numpy()
 
     dim, begun, found = HORIZON * f.dynamics.actions.dim, time.perf_counter(), []
     for one in x:
