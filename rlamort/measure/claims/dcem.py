@@ -5,7 +5,7 @@ x start (B, d) · y plan (B, H) · z latent plan (B, m) · f minus the return (B
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,13 @@ SOFT = [{"sigma": sigma, "temperature": temperature} for sigma in (3.0, 7.0) for
 RATES = [{"rate": rate} for rate in (0.03, 0.1, 0.3)]
 STARTS, TUNED = 500, 60  # held-out starts; other ones, on which rivals are tuned
 ROLLOUTS = {"1,000": ((10, 100),), "10,000": ((10, 1_000), (25, 400), (50, 200))}  # iterations and samples
-FIRST = {"model.inner.steps": 0, "batch_size": 256, "learning_rate": 1e-3, "steps": 6_000, "decay_updates": 6_000}
+FIRST: dict[str, Any] = {
+    "model.inner.steps": 0,
+    "batch_size": 256,
+    "learning_rate": 1e-3,
+    "steps": 6_000,
+    "decay_updates": 6_000,
+}
 SIGMAS, COLOURS, POINTS, TEMPERATURES = (0.3, 0.5, 1.0), (0.0, 1.0, 2.0), (5, 8, 12), (0.1, 1.0)
 
 
@@ -112,22 +118,20 @@ def latent_16() -> Measured:
 
 
 def _latent(dim: int) -> tuple[Measured, Amortize]:
-    problem, x = CartPolePlan(), starts(STARTS, SEED)
     agent = _planner(dim)
-    ours = {which: searched(agent, sizes[0]) for which, sizes in ROLLOUTS.items()}
-    table = {f"DCEM, {dim} numbers, {which}": played(model, problem, x) for which, model in ours.items()} | rivals()
+    table = {f"{dim} latent numbers, {which}": tuned(searches(agent, sizes[0])) for which, sizes in ROLLOUTS.items()} | rivals()
     verdicts = []
     for name in ("CEM", "iCEM"):
-        gap = (table[f"DCEM, {dim} numbers, 1,000"] - table[f"{name}, 10,000"]).mean().item()
+        gap = table[f"{dim} latent numbers, 1,000"].cost - table[f"{name}, 10,000"].cost
         claim = f"cart-pole, {dim} latent numbers: mean cost of 1,000 rollouts less that of {name}, tuned, with 10,000"
         verdicts.append(at_most(claim, gap, 0))
-    return Measured(verdicts, {"mean cost": {name: cost.mean().item() for name, cost in table.items()}}, {}), agent
+    return Measured(verdicts, {name: one._asdict() for name, one in table.items()}, {}), agent
 
 
 def _planner(dim: int) -> Amortize:
     """The row, begun from a decoder that was trained without a search, at z = 0, where an update costs a fraction."""
-    first = trained("dcem", 0, **{"model.dim": dim}, **FIRST)
-    return trained("dcem", 0, first.model, **{"model.dim": dim})
+    size: dict[str, Any] = {"model.dim": dim}
+    return trained("dcem", 0, trained("dcem", 0, **size, **FIRST).model, **size)
 
 
 def starts(count: int, seed: int) -> Tensor:
@@ -137,9 +141,9 @@ def starts(count: int, seed: int) -> Tensor:
         return CartPolePlan().contexts(count)
 
 
-def searched(agent: Amortize, size: tuple[int, int]) -> Model:
-    """The search of a size, iterations and samples, through the agent's decoder that was best on other starts."""
-    model, other = agent.model, starts(TUNED, SEED + 1)
+def searches(agent: Amortize, size: tuple[int, int]) -> dict[str, Model]:
+    """Settings -> a search of a size, iterations and samples, through the agent's decoder."""
+    model = agent.model
     assert isinstance(model, Latent)
     assert isinstance(model.inner, Unroll)
     steps, samples = size
@@ -150,38 +154,45 @@ def searched(agent: Amortize, size: tuple[int, int]) -> Model:
             updates[f"DCEM, temperature {temperature}, sigma {sigma}"] = soft
         # of its samples one is the mean, and the first point is asked, too
         updates[f"iCEM, sigma {sigma}"] = Icem(Cem(domain, samples - 2, samples // 10, sigma, 0.1), 3)
-    grid = {
+    return {
         name: Latent(model.decode, Unroll(model.inner.init, update, steps, domain), model.domain)
         for name, update in updates.items()
     }
-    return best_of("latent plans", CartPolePlan(), grid, other)
 
 
-def best_of(name: str, problem: CartPolePlan, grid: dict[str, Model], x: Tensor) -> Model:
-    """Of a grid of solvers that with the lowest mean cost."""
-    costs = {settings: played(model, problem, x).mean().item() for settings, model in grid.items()}
+class Tuned(NamedTuple):
+    """What is best of a grid on other starts: its settings, and its mean cost on the held-out ones."""
+
+    settings: str
+    cost: float
+
+
+def tuned(grid: dict[str, Model]) -> Tuned:
+    """Settings -> a solver, of which the best is taken."""
+    other = starts(TUNED, SEED + 1)
+    costs = {settings: played(model, other) for settings, model in grid.items()}
     best = min(costs, key=costs.__getitem__)
-    print(f"tuned: {name}, {best}", flush=True)
-    return grid[best]
+    print(f"tuned: {best}", flush=True)
+    return Tuned(best, played(grid[best], starts(STARTS, SEED)))
 
 
 @torch.no_grad()
-def played(model: Model, problem: CartPolePlan, x: Tensor) -> Tensor:
-    """f (B,) of a model's plans."""
+def played(model: Model, x: Tensor) -> float:
+    """The mean cost of a model's plans from starts (B, d)."""
+    problem = CartPolePlan()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return problem.cost(model(x, problem.trajectory.oracle(x)), x)
+        return problem.cost(model(x, problem.trajectory.oracle(x)), x).mean().item()
 
 
 @functools.cache
-def rivals() -> dict[str, Tensor]:
-    """f on the held-out starts of solvers that learn nothing, each with what was best of its grid on other starts."""
-    problem, x, other = CartPolePlan(), starts(STARTS, SEED), starts(TUNED, SEED + 1)
-    found = {}
-    for which, sizes in ROLLOUTS.items():
-        for name, grid in _grids(problem, sizes).items():
-            found[f"{name}, {which}"] = played(best_of(f"{name}, {which} rollouts", problem, grid, other), problem, x)
-    return found
+def rivals() -> dict[str, Tuned]:
+    """Solvers that learn nothing, with as many rollouts and with ten times as many."""
+    return {
+        f"{name}, {which}": tuned(grid)
+        for which, sizes in ROLLOUTS.items()
+        for name, grid in _grids(CartPolePlan(), sizes).items()
+    }
 
 
 def _grids(problem: CartPolePlan, sizes: Sequence[tuple[int, int]]) -> dict[str, dict[str, Model]]:

@@ -3,6 +3,7 @@
 N environments side by side · H actions in a plan · an evaluation: one step of the dynamics, forwards or backwards, of one plan
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -106,8 +107,8 @@ def arm() -> Measured:
 
 def cheaper(name: str) -> Measured:
     """iLQR beside CEM with ten times its evaluations, from 20 starts; the starting points of iLQR are those of Pendulum-v1."""
-    x, f = problems(name, 100, STARTS)
-    iterations, d, n = 10, x.shape[-1], f.dynamics.actions.dim
+    x, f, n = problems(name, 100, STARTS)
+    iterations, d = 10, x.shape[-1]
     domain = unit_box(HORIZON * n).double()
     # of an iteration: the plan, ten step sizes, a forward pass, and backward passes for the states, a slope and curvatures
     samples, drawn, each = 100, 64, 1 + 10 + 1 + d + 1 + d + n
@@ -136,20 +137,20 @@ def batched() -> Measured:
     SciPy is given f and its gradient by torch, and runs on some of the arms. iLQR takes as many iterations as it needs to be
     as good there, on average.
     """
-    x, f = problems(ARM, 0, ARMS)
-    verdicts, data = [], {}
-    domain = unit_box(HORIZON * f.dynamics.actions.dim).double()
+    x, f, n = problems(ARM, 0, ARMS)
+    verdicts, data = [], dict[str, Any]()
+    domain = unit_box(HORIZON * n).double()
     zero = torch.zeros(ARMS, domain.dim, dtype=torch.float64)
     with torch.no_grad():
         path = Unroll(Expert(lambda x: zero), Ilqr(domain), 40, domain).iterates(x, f.oracle(x))[:, :ALONE]
         costs = f.oracle(x[:ALONE]).values(path).mean(-1)  # by iterations
     for method in ("L-BFGS-B", "SLSQP"):
-        theirs, found = alone(method, f, x[:ALONE])
+        theirs, found = alone(method, f, x[:ALONE], domain.dim)
         enough = next((k for k, cost in enumerate(costs.tolist()) if cost <= found), None)
         data[method] = {"mean cost": found, "seconds of one": theirs, "iterations of iLQR": enough}
         ours = math.inf
         if enough is not None:
-            ours = least_seconds(lambda: solved(Ilqr(domain), f, x, domain.dim, enough), 3)  # noqa: B023
+            ours = least_seconds(functools.partial(solved, Ilqr(domain), f, x, domain.dim, enough), 3)
         data[method]["seconds of the batch"] = ours
         claim = (
             f"two-link arm, plans of {HORIZON} within bounds: time of SciPy's {method} for {ARMS}, one at a time, over iLQR's"
@@ -158,26 +159,27 @@ def batched() -> Measured:
     return Measured(verdicts, data | {"mean cost of iLQR by iterations": costs.tolist()}, {})
 
 
-def alone(method: str, f: Trajectory, x: Tensor) -> tuple[float, float]:
-    """Seconds that a method of scipy.optimize takes for one of the starts (B, d), and its mean cost."""
+def alone(method: str, f: Trajectory, x: Tensor, dim: int) -> tuple[float, float]:
+    """Seconds that a method of scipy.optimize takes for a plan of dim numbers from one of the starts (B, d), and its mean cost."""
 
     def cost(plan: np.ndarray, start: Tensor) -> tuple[float, np.ndarray]:
         value, slope = f.oracle(start).value_and_grad(torch.from_numpy(plan)[None])
         return value.item(), slope[0].detach().numpy()
 
-    dim, begun, found = HORIZON * f.dynamics.actions.dim, time.perf_counter(), []
+    begun, found = time.perf_counter(), []
     for one in x:
         bounds, options = [(-1, 1)] * dim, {"maxiter": 500}
         found.append(minimize(cost, np.zeros(dim), one[None], method, jac=True, bounds=bounds, options=options).fun)
     return (time.perf_counter() - begun) / len(x), float(np.mean(found))
 
 
-def problems(name: str, seed: int, count: int) -> tuple[Tensor, Trajectory]:
-    """First states (count, d) of an environment in float64, and minus the return of plans from them, by its equations."""
+def problems(name: str, seed: int, count: int) -> tuple[Tensor, Trajectory, int]:
+    """First states (count, d) of an environment in float64, minus the return of plans from them, and n, by its equations."""
     env = open_env(name, count=count)
     x = env.reset(seed).double()
     assert env.spec.equations is not None
-    return x, Trajectory(Known(env.spec.equations, Box(env.spec.low, env.spec.high).double(), "own"), HORIZON)
+    actions = Box(env.spec.low, env.spec.high).double()
+    return x, Trajectory(Known(env.spec.equations, actions, "own"), HORIZON), actions.dim
 
 
 def threads() -> Measured:
