@@ -66,7 +66,8 @@ class CartPolePlan(Problem[Tensor]):
     def __init__(self, horizon: Size = 20, force: Positive = 100.0) -> None:
         super().__init__()
         self.domain = unit_box(horizon)
-        self.trajectory = Trajectory(Known(CartPole(force).dynamics, Box([-force], [force]), "CartPole"), horizon)
+        self.dynamics = Known(CartPole(force).dynamics, Box([-force], [force]), "CartPole")
+        self.trajectory = Trajectory(self.dynamics, horizon)
 
     def contexts(self, count: int) -> Tensor:
         share = 2 * torch.rand(4, count) - 1

@@ -34,7 +34,7 @@ class EnergyRegression(Problem[dict[str, Tensor]]):
         self.energy = nn.Sequential(*layers, nn.Linear(widths[-1], 1, bias=False))  # what is minimised has no offset
 
     def contexts(self, count: int) -> dict[str, Tensor]:
-        x = 2 * math.pi * torch.rand(count, 1, device=self.energy[0].weight.device)
+        x = 2 * math.pi * torch.rand(count, 1)
         return {"input": x, "label": x * x.sin()}
 
     def support(self, y: Tensor, x: dict[str, Tensor]) -> Tensor:

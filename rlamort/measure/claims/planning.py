@@ -160,7 +160,7 @@ def batched() -> Measured:
 
 
 def alone(method: str, f: Trajectory, x: Tensor, dim: int) -> tuple[float, float]:
-    """Seconds that a method of scipy.optimize takes for a plan of dim numbers from one of the starts (B, d), and its mean cost."""
+    """Seconds that a method of scipy.optimize takes for a plan (dim,) from one of the starts (B, d), and its mean cost."""
 
     def cost(plan: np.ndarray, start: Tensor) -> tuple[float, np.ndarray]:
         value, slope = f.oracle(start).value_and_grad(torch.from_numpy(plan)[None])
