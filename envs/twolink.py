@@ -34,7 +34,7 @@ class TwoLink(Equations):
         return np.array([shoulder, elbow, 0, 0, *target])
 
     def dynamics(self, x: Tensor, u: Tensor) -> Moved:
-        q, w, target = x.split(2, -1)
+        q, w, target = torch.split(x, 2, -1)
         away = (self.hand(q) - target).square().sum(-1)
         reward = -(away + 0.01 * w.square().sum(-1) + 0.001 * u.square().sum(-1))
         w = w + SECONDS * self.acceleration(q, w, u)
