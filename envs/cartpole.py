@@ -4,6 +4,7 @@ x (B, 5) = position in m, velocity in m/s, cos theta, sin theta, angular velocit
 · u (B, 1) force on the cart in N
 """
 
+import math
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,10 @@ import torch
 from rlamort.envs.equations import Equations, Moved
 from torch import Tensor
 
-from rlamort.config import Positive
+from rlamort.config import Positive, Size
+from rlamort.domain import Box, unit_box
+from rlamort.dynamics import Known, Trajectory
+from rlamort.problem import Problem
 
 GRAVITY, CART, POLE, HALF = 9.8, 1.0, 0.1, 0.5  # m/s^2, kg, kg, m: half of the pole's length
 SECONDS = 0.05  # of a step
@@ -77,3 +81,28 @@ class CartPole(Equations):
         tip = (cart + metre * 2 * HALF * sin, track - metre * 2 * HALF * cos)
         draw.line([(cart, track), tip], "#c44e52", 8 * fine)
         return np.asarray(image.resize((WIDTH, HEIGHT)))
+
+
+class CartPolePlan(Problem[Tensor]):
+    """A plan of H forces from a start of any angle: f(y; x) is minus the return (Amos and Yarats, 2020, section 5.2).
+
+    Starts have positions and velocities up to 0.5 and angular velocities up to 1; y is in units of the largest force.
+
+    Args:
+        horizon: H.
+        force: the largest, in N.
+    """
+
+    def __init__(self, horizon: Size = 20, force: Positive = 100.0) -> None:
+        super().__init__()
+        self.domain = unit_box(horizon)
+        self.dynamics = Known(CartPole(force).dynamics, Box([-force], [force]), "CartPole")
+        self.trajectory = Trajectory(self.dynamics, horizon)
+
+    def contexts(self, count: int) -> Tensor:
+        share = 2 * torch.rand(4, count) - 1
+        theta = math.pi * share[2]
+        return torch.stack([0.5 * share[0], 0.5 * share[1], theta.cos(), theta.sin(), share[3]], -1)
+
+    def cost(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.trajectory(y, x)

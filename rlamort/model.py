@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlamort.adjoint import Adjoint, Step, Unrolled
-from rlamort.config import Count, NonNegative, Whole
+from rlamort.config import Count, NonNegative, Positive, Whole
 from rlamort.domain import Domain, project_each
 from rlamort.errors import UserError
 from rlamort.objective import Oracle, nothing
@@ -155,6 +155,90 @@ class Latent(Model):
     def point(self, z: Tensor, x: Tensor) -> Tensor:
         """z (B, m), x (B, d) -> y (B, n) in Y."""
         return self.domain.at(x).project(self.decode(z, x))
+
+
+class SupportPoints(Model):
+    """A model over a plan's values at few support points, with the plan in Y nearest to what a kernel interpolates.
+
+    With steps of MPPI over them it is KMPPI (of the package pytorch_mppi). Nothing is learned.
+
+    Args:
+        points: the support points.
+        inner: the model over their values.
+        domain: Y, plans.
+    """
+
+    def __init__(self, points: "Interpolation", inner: Model, domain: Domain) -> None:
+        super().__init__()
+        self.points, self.inner, self.domain = points, inner, domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        path = self.inner.iterates(x, oracle and oracle.through(self.plan, x.shape[-1]))
+        return torch.stack([self.plan(z, x) for z in path])
+
+    def plan(self, z: Tensor, x: Tensor) -> Tensor:
+        """Values z (B, P n), x (B, d) -> a plan (B, H n) in Y."""
+        return self.domain.at(x).nearest(self.points(z))
+
+
+class Interpolation(nn.Module):
+    """Values at P points, spread evenly over H steps, and between them by a Gaussian kernel: K(t, s) K(s, s)^-1 z.
+
+    Args:
+        horizon: H.
+        points: P, at most H.
+        width: of the kernel, in distances between neighbouring points.
+
+    Raises:
+        UserError: there are more points than steps.
+    """
+
+    weights: Tensor
+    fitting: Tensor
+
+    def __init__(self, horizon: Count, points: Count, width: Positive = 1.0) -> None:
+        super().__init__()
+        if not 1 <= points <= horizon:
+            raise UserError(f"model.points: {points} given; at least 1 and at most the {horizon} actions of a plan are needed")
+        at = torch.linspace(0, horizon - 1, points, dtype=torch.float64)
+        scale = width * (horizon - 1) / max(points - 1, 1) or 1.0
+
+        def kernel(t: Tensor) -> Tensor:
+            return (-((t[:, None] - at) / scale).square() / 2).exp()
+
+        weights = torch.linalg.solve(kernel(at), kernel(torch.arange(horizon, dtype=torch.float64)), left=False)
+        self.register_buffer("weights", weights, persistent=False)  # (H, P)
+        self.register_buffer("fitting", torch.linalg.pinv(weights), persistent=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Values at the points (B, P n) -> at all steps (B, H n)."""
+        return _along(self.weights, z)
+
+    def fit(self, y: Tensor) -> Tensor:
+        """The least-squares inverse: (B, H n) -> (B, P n)."""
+        return _along(self.fitting, y)
+
+
+def _along(weights: Tensor, plan: Tensor) -> Tensor:
+    """weights (T, P), plan (B, P n) -> (B, T n)."""
+    return (weights.to(plan) @ plan.view(len(plan), weights.shape[1], -1)).flatten(1)
+
+
+class Fitted(Model):
+    """Support points' values that fit the plan of another model, K = 0: a planner's warm start.
+
+    Args:
+        init: the model of the plan.
+        points: the support points.
+        domain: of their values.
+    """
+
+    def __init__(self, init: Model, points: Interpolation, domain: Domain) -> None:
+        super().__init__()
+        self.init, self.points, self.domain = init, points, domain
+
+    def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
+        return self.domain.nearest(self.points.fit(self.init(x, oracle)))[None]
 
 
 class Start(Model):

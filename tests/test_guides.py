@@ -43,7 +43,7 @@ def script(guide: Path, folder: Path) -> str:
     return "\n".join(parts)
 
 
-@pytest.mark.parametrize("guide", ["one-objective", "problems", "environments", "constraints", "planning"])
+@pytest.mark.parametrize("guide", ["one-objective", "problems", "environments", "constraints", "dcem", "planning"])
 def test_a_guide_runs(guide, tmp_path):
     code = script(DOCS / f"{guide}.md", tmp_path)
     assert code.count("run('rlamort ") >= 1

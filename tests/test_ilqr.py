@@ -10,12 +10,13 @@ from rlamort.envs.lqr import Lqr
 from scipy.linalg import solve_discrete_are
 from scipy.optimize import minimize
 
+from rlamort.adjoint import Implicit
 from rlamort.domain import Box, unit_box
 from rlamort.dynamics import Known, Trajectory
 from rlamort.errors import UserError
 from rlamort.model import Expert, Unroll
 from rlamort.objective import Objective, Oracle
-from rlamort.update import Ilqr
+from rlamort.update import Adam, Ilqr, LinearQuadratic, MultipleShooting
 from rlamort.update.ilqr import bounded_minimum
 
 H = 12
@@ -191,3 +192,80 @@ class Bowl(Objective):
 def test_what_does_not_fit_is_said(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def swinging(theta, discount=0.95):
+    """A point in waves that two actions push, one of which the waves turn; of its own parameters, with a tail."""
+
+    def step(x, u):
+        push = theta[0] * x[:, 0].sin() + u[:, 0] + 0.5 * u[:, 1] * x[:, 0].cos()
+        cost = theta[1] * (x[:, 0] - 1).square() + 0.1 * x[:, 1].square() + 0.1 * u.square().sum(-1) + 0.02 * u[:, 0] * x[:, 1]
+        x = torch.stack([x[:, 0] + 0.2 * x[:, 1], x[:, 1] + 0.3 * push], -1)
+        return x, -cost, torch.ones_like(cost)
+
+    def tail(x):
+        return -2 * theta[1] * (1 - (x[:, 0] - 1).cos())
+
+    return Trajectory(Known(step, Box([-1.0] * 2, [1.0] * 2).double(), "test"), 4, discount, tail)
+
+
+def test_losses_differentiate_through_plans_within_bounds():
+    """With respect to dynamics, costs and the first state: finite differences of plans that are solved anew."""
+    torch.manual_seed(0)
+    domain = unit_box(8).double()
+
+    def plan(theta, x, y, iterations, adjoint=None):
+        f = swinging(theta)
+        return Unroll(Expert(lambda x: y), Ilqr(domain), iterations, domain, adjoint)(x, f.oracle(x))
+
+    theta = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        begun = plan(theta, x, torch.zeros(3, 8, dtype=torch.float64), 40)
+    found = plan(theta, x, begun, 1, Implicit(LinearQuadratic(domain)))
+    assert 0.2 < (found.abs() == 1).double().mean() < 0.8
+    weight = torch.randn_like(found)
+    slopes = torch.autograd.grad((weight * found).sum(), [theta, x])
+    moves, ends = (torch.randn_like(theta), torch.randn_like(x)), []
+    with torch.no_grad():
+        for h in (1e-3, -1e-3):  # descent ends where f, not its slope, is exact: 1e-8 from the plan
+            ends.append((weight * plan(theta + h * moves[0], x + h * moves[1], begun, 20)).sum().item())
+    slope = sum((one * move).sum().item() for one, move in zip(slopes, moves, strict=True))
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-4)
+
+
+def test_multiple_shooting_of_one_segment_is_adam():
+    env = system(bound=2.0)
+    x, f, domain = states(env), returns(env, discount=0.9, tail=lambda x: -x.square().sum(-1)), unit_box(2 * H).double()
+    torch.manual_seed(0)
+    begun = torch.rand(4, 2 * H, dtype=torch.float64)
+    ours, theirs = (
+        Unroll(Expert(lambda x: begun), update, 5, domain)(x, f.oracle(x))
+        for update in (MultipleShooting(domain, 1, 0.1), Adam(0.1))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_segments_cost_what_the_plan_costs_and_their_gaps_close():
+    env = system()
+    x, f, domain = states(env), returns(env, discount=0.9, tail=lambda x: -x.square().sum(-1)), unit_box(2 * H).double()
+    update, oracle = MultipleShooting(domain, 4), f.oracle(x)
+    y = 0.1 * torch.rand(4, 2 * H, dtype=torch.float64)
+    h = update.start(y, x, oracle)
+    cost, gaps = update.followed(f, y, torch.cat([x[:, None], h[0]], 1))
+    torch.testing.assert_close(cost, f(y, x))
+    assert gaps.abs().max() == 0
+    largest = 0.0
+    for _ in range(200):
+        y, h = update(y, h, x, oracle)
+        largest = max(largest, update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max().item())
+    assert update.followed(f, y, torch.cat([x[:, None], h[0]], 1))[1].abs().max() < 0.2 * largest
+    best = env.plan(x, H, 0.9, tail=torch.eye(4)) / env.action_space.high[0].item()
+    assert (f(y, x) < 1.005 * f(best, x)).all()
+
+
+def test_segments_divide_a_plan():
+    env = system()
+    x, f = states(env), returns(env)
+    with pytest.raises(UserError, match=r"update\.segments: 5 given; a divisor of the 12 actions"):
+        MultipleShooting(unit_box(24), 5).start(torch.zeros(4, 24, dtype=torch.float64), x, f.oracle(x))

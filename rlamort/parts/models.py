@@ -179,11 +179,13 @@ class Latent(Model):
         dim: dimension of the latent space.
         inner: the model over it.
         hidden: widths of the decoder's hidden layers; null takes the method's.
+        reads_context: whether x is an input of the decoder, beside z.
     """
 
     dim: Fixed[Size] = 8
     inner: Model = Unroll()
     hidden: Fixed[Widths | None] = None
+    reads_context: Fixed[bool] = True
 
     @property
     def detached(self) -> bool:
@@ -191,8 +193,9 @@ class Latent(Model):
 
     def __call__(self, setting: Setting) -> models.Model:
         widths = setting.hidden if self.hidden is None else self.hidden
-        net = mlp(self.dim + setting.x_dim, widths, setting.domain.inputs, setting.arithmetic)
-        decode = Concatenated(net, setting.features() or nn.Identity())
+        read = setting.x_dim if self.reads_context else 0
+        net = mlp(self.dim + read, widths, setting.domain.inputs, setting.arithmetic)
+        decode = Concatenated(net, (setting.features() or nn.Identity()) if read else Zeros(0))
         return models.Latent(decode, self.inner(setting.over(Euclid(self.dim))), setting.domain)
 
 

@@ -1,11 +1,14 @@
-"""Steps of solvers that sample, and of those that know a plan's dynamics, as parts."""
+"""Steps of solvers that sample, of those that know a plan's dynamics, and plans by few of their values, as parts."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from rlamort import model as models
 from rlamort import update as updates
-from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size
-from rlamort.domain import Domain
+from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size, Whole
+from rlamort.domain import Domain, unit_box
+from rlamort.errors import UserError
+from rlamort.parts.models import Model, Previous
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import LineSearch, Update
 from rlamort.update.draws import Bounds, Noise
@@ -118,6 +121,58 @@ class Ilqr(Update):
         return updates.Ilqr(setting.domain, self.candidates, self.mu)
 
 
+@dataclass(frozen=True)
+class MultipleShooting(Update):
+    """Adam over a plan in segments, each from a state of its own, whose gaps an augmented Lagrangian closes.
+
+    Args:
+        segments: a divisor of the number of actions.
+        rate: Adam's step size, of actions and states.
+        weight: of half the squared gaps.
+    """
+
+    segments: Size = 4
+    rate: Positive = 0.05
+    weight: Positive = 10.0
+
+    def __call__(self, setting: Setting, steps: int) -> updates.Update:
+        horizon = setting.actions("update=MultipleShooting")
+        if horizon % self.segments:
+            raise UserError(f"update.segments: {self.segments} given; a divisor of the {horizon} actions of a plan is needed")
+        return updates.MultipleShooting(setting.domain, self.segments, self.rate, self.weight)
+
+
+@dataclass(frozen=True)
+class SupportPoints(Model):
+    """A plan's values at few support points, which a kernel interpolates (the plans of KMPPI, of the package pytorch_mppi).
+
+    Args:
+        points: number of support points.
+        width: of the kernel, in distances between neighbouring points.
+        init: model of the plan that their first values fit.
+        update: the solver's step, over their values.
+        steps: number of steps.
+        keep_best: whether each iterate is the best so far.
+    """
+
+    points: Fixed[Size] = 5
+    width: Positive = 1.0
+    init: Model = Previous()
+    update: Update = Mppi()
+    steps: Fixed[Whole] = 3
+    keep_best: bool = True
+
+    def __call__(self, setting: Setting) -> models.Model:
+        horizon = setting.actions("model=SupportPoints")
+        curve = models.Interpolation(horizon, self.points, self.width)
+        over = setting._replace(domain=unit_box(self.points * (setting.domain.dim // horizon)), horizon=self.points)
+        inner = models.Unroll(
+            models.Fitted(self.init(setting), curve, over.domain), self.update(over, self.steps), self.steps, over.domain,
+            keep_best=self.keep_best,
+        )  # fmt: skip
+        return models.SupportPoints(curve, inner, setting.domain)
+
+
 def _noise(colour: float, setting: Setting) -> Noise:
     return updates.Coloured(setting.actions(f"update.colour={colour:g}"), colour) if colour else updates.White()
 
@@ -127,4 +182,6 @@ def _bounds(kind: str, domain: Domain) -> Bounds:
     return kinds[kind](domain)
 
 
-Update.presets |= {"cem": Cem(sigma=0.5), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi(), "shooting": LineSearch()}
+Update.presets |= {"cem": Cem(sigma=0.5), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
+Update.presets |= {"multiple_shooting": MultipleShooting(), "shooting": LineSearch()}
+Model.presets |= {"kmppi": SupportPoints()}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlamort.adjoint import Carry
+from rlamort.adjoint import Carry, Equation, Linear, Step
 from rlamort.config import Count, Positive
 from rlamort.domain import Box, Domain
 from rlamort.dynamics import Moved, Trajectory
@@ -74,8 +74,8 @@ class Ilqr(Update):
 
     @torch.no_grad()
     def forward(self, y: Tensor, h: Carry, x: Tensor, oracle: Oracle) -> tuple[Tensor, Carry]:
-        f, (mu, rate, rejected) = _trajectory(oracle), h
-        plan, low, high = (self._steps(part, f.horizon) for part in (y, self.domain.low.to(y), self.domain.high.to(y)))
+        f, (mu, rate, rejected) = returns_of(oracle), h
+        plan, low, high = (_steps(part, f.horizon) for part in (y, self.domain.low.to(y), self.domain.high.to(y)))
         states, cost = follow(f, oracle.x, plan)
         model = expand(f, states, plan)
         policy = backward(model, mu, low - plan, high - plan)
@@ -92,10 +92,6 @@ class Ilqr(Update):
         plan = torch.where(better[:, None], found, plan)
         return plan.transpose(0, 1).reshape(len(y), -1), (mu, rate, rejected + (~better).to(y))
 
-    def _steps(self, y: Tensor, horizon: int) -> Tensor:
-        """(B, H n) or (H n,) -> (H, B, n) or (H, 1, n)."""
-        return y.reshape(-1, horizon, y.shape[-1] // horizon).transpose(0, 1)
-
     def _search(
         self, f: Trajectory, states: Tensor, plan: Tensor, policy: Policy, steps: Tensor, low: Tensor, high: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -110,6 +106,33 @@ class Ilqr(Update):
             path.append(f.dynamics(x.flatten(0, 1), u.flatten(0, 1)))
             x = path[-1].x_next.view_as(x)
         return torch.stack(actions), -f.total(path).view(len(steps), count)
+
+
+class LinearQuadratic(Equation):
+    """grad f(plan) = 0 in the actions that are free, by one linear-quadratic regulator around the plan (Amos et al., 2018).
+
+    With `Implicit` losses differentiate through the plans of `Ilqr`, at the cost of one backward pass, whatever their number
+    of iterations. Actions on their bounds whose slope points outwards stay there. The regulator's curvature is that of the
+    Hamiltonian, second derivatives of the dynamics included, so that its system is the Hessian of f. f must be a `Trajectory`
+    through differentiable dynamics with one future, and the plan a minimum.
+
+    Args:
+        domain: [low, high]^(H n), a box.
+    """
+
+    def __init__(self, domain: Box) -> None:
+        self.domain = domain
+
+    def residual(self, step: Step, y: Tensor, h: Carry) -> Tensor:
+        return step.oracle.grad(y)
+
+    def solve(self, step: Step, y: Tensor, residual: Tensor, adjoint: Linear, gradient: Tensor) -> Tensor:
+        f, low, high = returns_of(step.oracle), self.domain.low.to(y), self.domain.high.to(y)
+        held = ((y <= low) & (residual > 0)) | ((y >= high) & (residual < 0))
+        plan, free, right = (_steps(part.detach(), f.horizon) for part in (y, ~held, gradient))
+        with torch.no_grad():
+            states, _ = follow(f, step.oracle.x, plan)
+            return regulated(curved(f, states, plan), right, free).transpose(0, 1).reshape(y.shape)
 
 
 def follow(f: Trajectory, x: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,6 +163,51 @@ def expand(f: Trajectory, states: Tensor, plan: Tensor) -> Expansion:
         _weighed(weight, slope).view(*shape, -1), _weighed(weight, curvature).view(*shape, *curvature.shape[1:]),
         _weighed(before[-1], tail[0]), _weighed(before[-1], tail[1]),
     )  # fmt: skip
+
+
+@torch.enable_grad()
+def curved(f: Trajectory, states: Tensor, plan: Tensor) -> Expansion:
+    """As `expand`, with the whole curvature of the Hamiltonian at each step, of either sign."""
+    model = expand(f, states, plan)
+    (horizon, count, _), d = plan.shape, states.shape[-1]
+    price = [model.end_slope]  # of a change of each state, last first
+    for t in reversed(range(horizon)):
+        price.append(model.slope[t, :, :d] + (model.jacobian[t, ..., :d].mT @ price[-1][..., None])[..., 0])
+    z = torch.cat([states[:-1], plan], -1).flatten(0, 1).detach().requires_grad_()
+    x_next, reward, continues = f.dynamics(z[:, :d], z[:, d:])
+    before = (f.discount * continues.detach()).view(horizon, count).roll(1, 0)
+    before[0] = 1
+    weight = before.cumprod(0).flatten()
+    along = _weighed((weight > 0).to(z), (torch.stack(price[-2::-1]).flatten(0, 1) * x_next).sum(-1))
+    slope = _slope(_weighed(weight, -reward) + along, z, graph=True)
+    rows = torch.stack([_slope(slope[:, i], z) for i in range(z.shape[-1])], 1)
+    end = torch.zeros_like(model.end_curvature)
+    if f.tail is not None:
+        last = states[-1].detach().requires_grad_()
+        slope = _slope(-f.tail(last), last, graph=True)
+        weight = (f.discount * continues.detach()).view(horizon, count).prod(0)
+        end = _weighed(weight, torch.stack([_slope(slope[:, i], last) for i in range(d)], 1))
+    return model._replace(curvature=rows.view(model.curvature.shape), end_curvature=end)
+
+
+def regulated(model: Expansion, right: Tensor, free: Tensor) -> Tensor:
+    """v (H, B, n) with the Hessian of f times v = right in the free actions (H, B, n), and 0 in the others."""
+    d, eye = model.end_slope.shape[-1], torch.eye(right.shape[-1], dtype=right.dtype, device=right.device)
+    V, v, laws = model.end_curvature, torch.zeros_like(model.end_slope), []
+    for t in reversed(range(len(right))):
+        J = model.jacobian[t]
+        Q, q = model.curvature[t] + J.mT @ V @ J, (J.mT @ v[..., None])[..., 0]
+        Q_uu = torch.where(free[t][..., None] & free[t][..., None, :], Q[:, d:, d:], eye)
+        wanted = torch.cat([(right[t] - q[:, d:])[..., None], -Q[:, d:, :d]], -1)
+        law, _ = torch.linalg.solve_ex(Q_uu, torch.where(free[t][..., None], wanted, 0))
+        k, K = law[..., 0], law[..., 1:]
+        V, v = Q[:, :d, :d] + Q[:, :d, d:] @ K, q[:, :d] + (Q[:, :d, d:] @ k[..., None])[..., 0]
+        laws.append((k, K))
+    x, found = torch.zeros_like(v), []
+    for t, (k, K) in enumerate(reversed(laws)):
+        found.append(k + (K @ x[..., None])[..., 0])
+        x = (model.jacobian[t] @ torch.cat([x, found[-1]], -1)[..., None])[..., 0]
+    return torch.stack(found)
 
 
 def backward(model: Expansion, mu: Tensor, low: Tensor, high: Tensor) -> Policy:
@@ -194,9 +262,15 @@ def solved(Q: Tensor, right: Tensor, free: Tensor) -> Tensor:
     return torch.cholesky_solve(torch.where(free[..., None], right, 0), factor)
 
 
-def _trajectory(oracle: Oracle) -> Trajectory:
+def _steps(y: Tensor, horizon: int) -> Tensor:
+    """(B, H n) or (H n,) -> (H, B, n) or (H, 1, n)."""
+    return y.reshape(-1, horizon, y.shape[-1] // horizon).transpose(0, 1)
+
+
+def returns_of(oracle: Oracle) -> Trajectory:
+    """The return that an oracle answers for. Raises UserError if its f is another."""
     if not isinstance(oracle.f, Trajectory):
-        raise UserError("update=Ilqr: it plans through dynamics, and this f is no return of a plan; method mpc has one")
+        raise UserError("update: it plans through dynamics, and this f is no return of a plan; method mpc has one")
     return oracle.f
 
 
