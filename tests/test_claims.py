@@ -419,6 +419,7 @@ def test_a_contestant_measures_itself(library, tmp_path):
     assert found["replay_bytes_per_transition"] == {"rlamort": 4 * 5 + 7, "sb3": 4 * (2 * 3 + 1 + 1 + 1 + 1)}[library]
 
 
+@pytest.mark.slow
 def test_a_profile_knows_the_parts_of_an_update_by_the_names_that_the_compiler_gives_them(tmp_path):
     code = (
         "import json; from rlamort.measure import speed\n"  # of its own: it changes how everything is compiled

@@ -537,6 +537,7 @@ def test_pace_is_of_the_last_seconds_and_of_updates_once_there_are_some():
     assert [span(s) for s in (8.3, 119, 600, 3 * 3600, 60 * 3600)] == ["8 s", "119 s", "10 min", "3.0 h", "2.5 days"]
 
 
+@pytest.mark.slow
 def test_warming_up_says_nothing_of_the_time_left_and_compiling_is_announced(tmp_path):
     chosen = ["steps=300", "eval_every=300", "log_every=50", "video=false", "compile=true", *QUICK, "warmup_steps=150"]
     said = rlamort("train", "sac", "env=Pendulum-v1", *chosen, "dir=run", cwd=tmp_path).stdout.splitlines()

@@ -165,7 +165,7 @@ def test_check_reports_on_sets_that_depend_on_x():
 
 
 def test_a_report_has_gap_and_violation(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "HELD_OUT", 60)
+    monkeypatch.setattr(fit, "HELD_OUT", 20)
     found = report(Dispatch, ("full",), out=tmp_path, **QUICK)
     assert "reference: quadratic program" in str(found)
     assert found.data["rows"][0]["infeasibility"] < 1e-5

@@ -145,6 +145,7 @@ def test_a_round_takes_no_longer_than_an_answer_to_a_signal_may(monkeypatch):
     assert play(3) == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_compiled_rounds_are_the_same_run_and_keep_no_agent_alive(longest, monkeypatch):
     """By Inductor: most updates of long rounds go past the guards, with the bits of those that do not."""
     untested = []

@@ -170,7 +170,8 @@ def draw_gaps(curves: Sequence[Any], gaps: dict[str, list[float]], out: Path) ->
     iterations.set(xlabel="iterations", ylabel="mean gap to the reference", yscale="log")
     seconds.set(xlabel="seconds for the batch", yscale="log", xscale="log")
     low = min(max(1e-9, min(values)) for values in gaps.values())
-    bins = np.geomspace(low, max(max(values) for values in gaps.values()) + 2 * low, 40)
+    high = max(low, *(max(values) for values in gaps.values()))  # all may be better than the reference
+    bins = np.geomspace(low, high + 2 * low, 40)
     for name, values in gaps.items():
         spread.hist(np.maximum(values, low), bins=bins, alpha=0.5, label=name)
     spread.set(xlabel="gap of a context", ylabel="contexts", xscale="log")
