@@ -149,12 +149,17 @@ class Latent(Model):
         self.decode, self.inner, self.domain = decode, inner, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        path = self.inner.iterates(x, oracle and oracle.through(self.point, x.shape[-1]))
-        return torch.stack([self.point(z, x) for z in path])
+        return decoded(self.inner, self.point, x, oracle)
 
     def point(self, z: Tensor, x: Tensor) -> Tensor:
         """z (B, m), x (B, d) -> y (B, n) in Y."""
         return self.domain.at(x).project(self.decode(z, x))
+
+
+def decoded(inner: Model, point: Callable[[Tensor, Tensor], Tensor], x: Tensor, oracle: Oracle | None) -> Tensor:
+    """The solutions (K + 1, B, n) that `point`, z (B, m), x (B, d) -> y (B, n), makes of the iterates of a model over z."""
+    path = inner.iterates(x, oracle and oracle.through(point, x.shape[-1]))
+    return torch.stack([point(z, x) for z in path])
 
 
 class SupportPoints(Model):
@@ -173,8 +178,7 @@ class SupportPoints(Model):
         self.points, self.inner, self.domain = points, inner, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:
-        path = self.inner.iterates(x, oracle and oracle.through(self.plan, x.shape[-1]))
-        return torch.stack([self.plan(z, x) for z in path])
+        return decoded(self.inner, self.plan, x, oracle)
 
     def plan(self, z: Tensor, x: Tensor) -> Tensor:
         """Values z (B, P n), x (B, d) -> a plan (B, H n) in Y."""

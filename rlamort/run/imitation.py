@@ -97,7 +97,9 @@ class Demonstrated:
         """The expert, once it is needed."""
         if self._advice is None:
             self._advice = self.expert.advice(self.env)
-            if self.expert_ms is not None and (taken := 1e3 * latency(self._advice, self.env.x)) > self.expert_ms:
+            # on its device, whose random generator is then left as it was
+            x = self.env.x.to(self.env.device)
+            if self.expert_ms is not None and (taken := 1e3 * latency(self._advice, x)) > self.expert_ms:
                 raise UserError(
                     f"{self.expert.name}: a decision takes it {taken:.3g} ms; expert_ms={self.expert_ms:g} are allowed"
                 )
