@@ -14,7 +14,7 @@ MEASURED = 256  # sequences on which learned dynamics are measured
 
 def require_fits(dynamics: Dynamics, fit_every: int, key: str = "") -> None:
     """Raises UserError if learned dynamics are never fitted, or known ones are; `key` is what stands before the fields."""
-    if isinstance(dynamics, Ensemble) != bool(fit_every):
+    if dynamics.learned != bool(fit_every):
         kind, needed = type(dynamics).__name__, "1 or more" if fit_every == 0 else "0"
         raise UserError(f"{key}fit_every={fit_every}: with {key}dynamics={kind} {needed} is needed")
 

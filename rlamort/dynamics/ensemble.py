@@ -1,0 +1,152 @@
+"""Ensembles of networks as transition models, and what their outputs mean.
+
+x context (B, d) · y action (B, n) in [-1, 1]^n · E members · k = d + 1 predicted coordinates
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlamort import nets
+from rlamort.dynamics.base import Dynamics, Moved, Transitions
+
+
+class Squared(nn.Module):
+    """The squared error of an ensemble, whose members predict means."""
+
+    outputs = 1  # numbers for each coordinate
+
+    def __init__(self, coordinates: int) -> None:
+        super().__init__()
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Outputs (E, B, k), targets (E, B, k) -> loss of each member (E,)."""
+        return (outputs - target).square().mean((1, 2))
+
+
+class Normal(nn.Module):
+    """The negative log-likelihood of normals whose mean and log-variance each member predicts (Chua et al., 2018, eq. 1).
+
+    Log-variances are bounded softly, by bounds that are learned and that a small cost draws together (their appendix A.1).
+
+    Args:
+        coordinates: k.
+    """
+
+    outputs = 2
+
+    def __init__(self, coordinates: int) -> None:
+        super().__init__()
+        self.low = nn.Parameter(torch.full((coordinates,), -10.0))
+        self.high = nn.Parameter(torch.full((coordinates,), 0.5))
+
+    def forward(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Outputs (E, B, 2 k), targets (E, B, k) -> loss of each member (E,)."""
+        mean, log = outputs.chunk(2, -1)
+        log = self.high - nn.functional.softplus(self.high - log)
+        log = self.low + nn.functional.softplus(log - self.low)
+        likelihood = ((mean - target).square() * (-log).exp() + log).mean((1, 2))
+        return likelihood + 0.01 * (self.high - self.low).mean()
+
+
+class Endless(nn.Module):
+    """Tasks go on, wherever they are."""
+
+    outputs = 0  # of a member
+
+    def continues(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., 0) -> ones (...)."""
+        return outputs.new_ones(outputs.shape[:-1])
+
+    def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
+        """Outputs (E, B, 0), ended (E, B, 1) -> loss of each member (E,)."""
+        return outputs.new_zeros(len(outputs))
+
+
+class Ending(nn.Module):
+    """Where tasks end is learned, by the log-likelihood of the terminations met.
+
+    Classes are not balanced, so that what is predicted is a probability: products of it weigh what follows.
+    """
+
+    outputs = 1  # the logit of an end
+
+    def continues(self, outputs: Tensor) -> Tensor:
+        """Outputs (..., 1) -> the probability to go on (...)."""
+        return (-outputs[..., 0]).sigmoid()
+
+    def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
+        """As of `Endless`."""
+        return nn.functional.binary_cross_entropy_with_logits(outputs, ended, reduction="none").mean((1, 2))
+
+
+class Ensemble(Dynamics):
+    """E networks of the change of state and the reward, learned from transitions; inputs and targets are standardised.
+
+    Each member predicts (x_next - x, reward) from (x, y), and they differ by what the data leave open. What follows is their
+    mean; plans are followed through each of them by itself (Chua et al., 2018, section 5: TS-infinity, without noise).
+
+    Args:
+        x_dim: d.
+        y_dim: n.
+        hidden: widths of the hidden layers.
+        members: E.
+        likelihood: `Squared` or `Normal`, what the members' outputs mean and how well they fit.
+        ends: `Endless` or `Ending`, whether tasks end.
+    """
+
+    learned = True
+    scales: Tensor
+    shifts: Tensor
+
+    def __init__(
+        self,
+        x_dim: int,
+        y_dim: int,
+        hidden: Sequence[int],
+        members: int,
+        likelihood: Callable[[int], Squared | Normal] = Normal,
+        ends: Callable[[], Endless | Ending] = Endless,
+    ) -> None:
+        super().__init__()
+        self.x_dim, self.members, self.inputs, k = x_dim, members, x_dim + y_dim, x_dim + 1
+        self.likelihood, self.ends = likelihood(k), ends()
+        self.moving = self.likelihood.outputs * k  # outputs that say how the state moves, and the reward
+        self.net = nets.Ensemble(members, self.inputs, hidden, self.moving + self.ends.outputs)
+        self.register_buffer("shifts", torch.zeros(self.inputs + k))
+        self.register_buffer("scales", torch.ones(self.inputs + k))
+
+    def forward(self, x: Tensor, y: Tensor) -> Moved:
+        return Moved(*(part.mean(0) for part in self.futures(x, y)))
+
+    def futures(self, x: Tensor, y: Tensor) -> Moved:
+        outputs = self._outputs(torch.cat([x, y.expand(*x.shape[:-1], -1)], -1))
+        change = self.shifts[self.inputs :] + self.scales[self.inputs :] * outputs[..., : self.x_dim + 1]  # (E, B, d + 1)
+        return Moved(x + change[..., :-1], change[..., -1], self.ends.continues(outputs[..., self.moving :]))
+
+    def loss(self, pairs: Tensor) -> Tensor:
+        """Pairs (E, B, d + n + d + 2) of `pairs`, for each member its own -> the sum of the members' losses."""
+        inputs, target, ended = torch.split(pairs, [self.inputs, self.x_dim + 1, 1], -1)
+        scaled = (target - self.shifts[self.inputs :]) / self.scales[self.inputs :]
+        moving, ending = torch.split(self._outputs(inputs), [self.moving, self.ends.outputs], -1)
+        losses: Tensor = self.likelihood(moving, scaled) + self.ends.loss(ending, ended)  # (E,)
+        return losses.sum()
+
+    @staticmethod
+    def pairs(batch: Transitions) -> Tensor:
+        """Transitions as inputs and targets, concatenated, the last of which is 1 where a task ended: (B, d + n + d + 2)."""
+        ended = batch.terminated.to(batch.reward)
+        return torch.cat([batch.x, batch.y, batch.x_next - batch.x, batch.reward[:, None], ended[:, None]], -1)
+
+    @torch.no_grad()
+    def standardise(self, pairs: Tensor) -> None:
+        """Set the mean and standard deviation of inputs and targets to those of pairs (B, .)."""
+        pairs = pairs[:, : len(self.shifts)]  # not of ends
+        spread = pairs.std(0, correction=0)
+        self.shifts.copy_(pairs.mean(0))
+        self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.net((inputs - self.shifts[: self.inputs]) / self.scales[: self.inputs])
+        return outputs

@@ -1,0 +1,49 @@
+"""Plans through dynamics as solutions of an objective.
+
+x context (B, d) · H actions in a plan (B, H n), each in [-1, 1]^n
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlamort.dynamics.base import Dynamics, Moved
+from rlamort.objective import Metrics, Objective
+
+
+class Trajectory(Objective):
+    """f(y; x) = -sum_{t < H} discount^t r_t - discount^H tail(x_H), minus the return of a plan from x (tutorial, section 4.1).
+
+    Nothing counts after an end: continues multiplies what follows it. Of several futures the mean counts.
+
+    Args:
+        dynamics: what follows an action.
+        horizon: H.
+        discount: per step.
+        tail: x (B, d) -> (B,), what the state after the plan is worth; None leaves it out.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, horizon: int, discount: float = 1.0, tail: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        self.dynamics, self.horizon, self.discount, self.tail = dynamics, horizon, discount, tail
+
+    def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
+        path = self.dynamics.follow(x, y.reshape(len(y), self.horizon, -1).unbind(1))
+        return -self.total(path).view(-1, len(y)).mean(0), {}
+
+    def total(self, path: Sequence[Moved]) -> Tensor:
+        """The return (..., B) of what followed from H actions, (..., B, d), (..., B), (..., B) of each."""
+        value, weight = torch.zeros_like(path[0].reward), torch.ones_like(path[0].reward)
+        for _, reward, continues in path:
+            value = value + _weighed(weight, reward)
+            weight = weight * self.discount * continues
+        if self.tail is not None:
+            value = value + _weighed(weight, self.tail(path[-1].x_next.flatten(0, -2)).view_as(weight))
+        return value
+
+
+def _weighed(weight: Tensor, value: Tensor) -> Tensor:
+    """Their product; 0 where the weight is 0, since values after a terminal state are arbitrary, and may be NaN."""
+    return torch.where(weight > 0, weight * value, 0)
