@@ -1,5 +1,6 @@
 """The arm of two links: its equations of motion against Lagrange's, and iLQR on it."""
 
+import casadi
 import numpy as np
 import torch
 from rlamort.envs.twolink import LENGTH, MASS, TwoLink
@@ -7,6 +8,7 @@ from torch.autograd.functional import hessian, jacobian, jvp
 
 from rlamort.domain import Box, unit_box
 from rlamort.dynamics import Known, Trajectory
+from rlamort.measure.claims import planning
 from rlamort.model import Expert, Unroll
 from rlamort.update import Ilqr
 
@@ -51,3 +53,12 @@ def test_ilqr_brings_the_hand_nearer():
     plan = Unroll(Expert(lambda x: still), Ilqr(domain), 6, domain)(x, f.oracle(x))
     assert (f(plan, x) <= f(still, x)).all()
     assert f(plan, x).mean() < 0.6 * f(still, x).mean()
+
+
+def test_the_equations_that_ipopt_gets_are_the_arm_s():
+    x, u = 2 * torch.rand(5, 6, dtype=torch.float64) - 1, 2 * torch.rand(5, 2, dtype=torch.float64) - 1
+    x_next, reward, _ = TwoLink().dynamics(x, u)
+    for one, torque, moved, paid in zip(x.tolist(), u.tolist(), x_next, reward, strict=True):
+        angles, speeds, cost = planning._arm(casadi, *(casadi.DM(part) for part in (one[:2], one[2:4], torque, one[4:])))
+        assert np.allclose(np.concatenate([angles.full(), speeds.full()])[:, 0], moved[:4], rtol=0, atol=1e-12)
+        assert abs(float(cost) + paid) < 1e-12
