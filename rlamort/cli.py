@@ -319,7 +319,9 @@ def reproduce_row(arguments: list[str]) -> None:
     parser.add_argument("row", nargs="?", help="a method with claims")
     parser.add_argument("--all", action="store_true", help="every row that has claims")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="folder of measurements")
-    parser.add_argument("--minutes", help="begin nothing later, and stop a training, which the next call continues")
+    parser.add_argument(
+        "--minutes", help="measure what is missing; begin nothing later, and stop a training, which the next call continues"
+    )
     parser.add_argument("--idle", action="store_true", help="measure a ledger's timed runs; nothing else should run meanwhile")
     options = parser.parse_args(arguments)
     if options.row and options.all:

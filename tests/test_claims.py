@@ -213,6 +213,23 @@ def test_a_measured_claim_keeps_its_verdicts_data_and_figures(tmp_path):
     assert claim.report(kept) == ["![drawn](drawn.png)"]
 
 
+def test_a_slice_measures_only_what_is_missing(tmp_path, monkeypatch, capsys):
+    measured = []
+    monkeypatch.setattr(
+        Claim, "run", lambda claim, results: measured.append(claim.measure) or {"versions": {}, "verdicts": [], "figures": []}
+    )
+    monkeypatch.setattr(
+        reproduce,
+        "entries",
+        lambda row: [Claim(row, f"test_claims.{one}") for one in ("first", "second")] if row == "race" else entries(row),
+    )
+    (tmp_path / "race.json").write_text(json.dumps({"test_claims.first": {"versions": {}, "verdicts": [], "figures": []}}))
+    main(["reproduce", "race", "--results", str(tmp_path), "--minutes", "5"])
+    assert measured == ["test_claims.second"]
+    main(["reproduce", "race", "--results", str(tmp_path)])
+    assert measured == ["test_claims.second", "test_claims.first", "test_claims.second"]
+
+
 def test_a_claim_is_reported_only_where_a_bound_shows_that_none_can_pass():
     """Whatever the bound says, what passes passes, a number that is none fails, and a bound that was exceeded is none."""
     for value, most, outcome in (

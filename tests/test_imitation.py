@@ -379,3 +379,20 @@ def test_verdicts_follow_from_the_numbers():
     assert claim.needed("bc", results) == 40
     assert claim.waiting({}) == "E, planner: 9 runs to go"
     assert "| `bc` | 20 | 0.600 [0.600, 0.600] |" in claim.report(results)
+
+
+def test_an_expert_that_is_trained_anew_is_learned_from_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    claim = Imitation("bc", "E", "sac", {"bc": [10]}, [0, 1], 5, 2, expert_steps=7)
+    keys = [claim.expert_key(), *(claim.key("bc", 10, seed) for seed in (0, 1))]
+    before = {key: {"policy": None} for key in keys}
+    assert claim.due(before) == []
+    assert [task.key for task in claim.due({key: before[key] for key in keys[:2]})] == keys[
+        2:
+    ]  # of an older version, without a file
+    agent = tmp_path / claim.path / "agent.safetensors"
+    agent.parent.mkdir(parents=True)
+    agent.write_bytes(b"weights")
+    assert [task.key for task in claim.due({key: before[key] for key in keys[:2]})] == keys
+    again = before | {keys[0]: {"policy": claim._policy()}}
+    assert [task.key for task in claim.due(again)] == keys[1:]

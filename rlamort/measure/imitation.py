@@ -4,6 +4,7 @@ The share of an expert's return is 0 at the return of uniformly random actions a
 """
 
 import functools
+import hashlib
 import math
 import statistics
 import time
@@ -60,7 +61,13 @@ class Imitation(NamedTuple):
         parts = [f"at least {self.share:.0%} of the return of {self.expert}"]
         parts += [] if self.fewer is None else [f"with at most {self.fewer:g} times the labels of {self.beside}"]
         parts += [] if self.faster is None else [f"{self.faster:g} times faster decisions"]
-        return f"{self.imitation}, {len(self.seeds)} seeds: {', '.join(parts)}"
+        variant = "".join(f", {which}" for which in self.variant)
+        return f"{self.imitation}{variant}, {len(self.seeds)} seeds: {', '.join(parts)}"
+
+    @property
+    def variant(self) -> list[str]:
+        """The keys that tell its policies from those of the row."""
+        return [f"{name}={self.fields[name]}" for name in VARIANTS if name in self.fields]
 
     @property
     def path(self) -> str:
@@ -80,13 +87,15 @@ class Imitation(NamedTuple):
         return f"rlamort train {row} {words} eval_episodes={self.episodes}"
 
     def due(self, results: Results) -> list[Task]:
-        """Tasks without a stored result: the expert first."""
+        """Tasks without a stored result, the expert first; all of them after a policy that is trained anew."""
         tasks = [Task(self.expert_key(), lambda _: self._expert())]
         for seed in self.seeds:
             for row, budgets in self.budgets.items():
                 for budget in budgets:
                     tasks.append(Task(self.key(row, budget, seed), functools.partial(self._run, row, budget, seed)))
-        return [task for task in tasks if task.key not in results]
+        known = results.get(self.expert_key(), {}).get("policy")
+        left = [task for task in tasks if task.key not in results or results[task.key].get("policy") != known]
+        return tasks if left and known != self._policy() else left
 
     def _expert(self) -> dict[str, Any]:
         """Returns of the expert and of random actions; a policy is trained if it is not there yet."""
@@ -98,7 +107,12 @@ class Imitation(NamedTuple):
             learner = learner_class("mpc")(self.imitation, threads=1)
         returns, random = learner.score(self.episodes).returns, _random(learner, self.episodes)
         learner.close()
-        return {"versions": versions(), "returns": returns, "random": random}
+        return {"versions": versions(), "returns": returns, "random": random, "policy": self._policy()}
+
+    def _policy(self) -> str | None:
+        """What tells a trained expert from others; None for a planner, and where there is none yet."""
+        found = sorted(Path(self.path).rglob("agent.safetensors")) if self.expert_steps else []
+        return hashlib.sha256(found[-1].read_bytes()).hexdigest()[:16] if found else None
 
     def _run(self, row: str, budget: int, seed: int, slice: Slice) -> dict[str, Any]:
         values = self.values(row, budget, seed)
@@ -106,6 +120,7 @@ class Imitation(NamedTuple):
         learner.learn(self.steps)
         found = {
             "versions": versions(), "returns": learner.score(self.episodes).returns, "labels": learner.source.labels,
+            "policy": self._policy(),
             "steps": learner.clock.env_step, "seconds": self._decisions(learner),
         }  # fmt: skip
         learner.close()
@@ -122,6 +137,9 @@ class Imitation(NamedTuple):
                 "policy": _median(lambda: agent.act(x, explore=False), REPEATS),
                 "expert": _median(lambda: expert(x), REPEATS // 10),
             }
+
+    def _policies(self, row: str) -> str:
+        return " ".join([row, *self.variant])
 
     def waiting(self, results: Results) -> str:
         """A line about missing measurements, or ""."""
@@ -154,7 +172,10 @@ class Imitation(NamedTuple):
         """Verdicts, once everything is measured."""
         if self.due(results):
             return []
-        largest, where = self.budgets[self.row][-1], f"{self.row} of {self.path} on {self.imitation}, seeds {self.seeds}"
+        largest, where = (
+            self.budgets[self.row][-1],
+            f"{self._policies(self.row)} of {self.path} on {self.imitation}, seeds {self.seeds}",
+        )
         mean, low, high = self.curve(self.row, results)[largest]
         between = f" [{low:.3f}, {high:.3f}]" if len(self.seeds) > 1 else ""
         about = f"{where}, {largest:,} labels: share of the expert's return over random actions'{between}"
@@ -189,7 +210,7 @@ class Imitation(NamedTuple):
         for row, curve in curves.items():
             for budget, (mean, low, high) in curve.items():
                 between = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"  # a single seed has no interval
-                lines.append(f"| `{row}` | {budget:,} | {mean:.3f}{between} |")
+                lines.append(f"| `{self._policies(row)}` | {budget:,} | {mean:.3f}{between} |")
         return lines
 
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
@@ -201,7 +222,7 @@ class Imitation(NamedTuple):
             if words[:2] == begin:
                 budgets = found.setdefault(" ".join([row, *(word for word in words if word.split("=")[0] in VARIANTS)]), {})
                 budgets.setdefault(one["labels"], []).append(float(np.mean(one["returns"])))
-        if expert is None or not found:
+        if expert is None or not found or self.variant:  # variants are in the panel of the row
             return None
         best, worst = (float(np.mean(expert[name])) for name in ("returns", "random"))
 

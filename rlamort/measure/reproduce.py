@@ -74,7 +74,7 @@ class Entry(Protocol):
 
 
 class Claim(NamedTuple):
-    """A claim measured by a function, every time: `measure() -> Measured`, by its dotted path."""
+    """A claim measured by a function, every time but in a slice: `measure() -> Measured`, by its dotted path."""
 
     row: str
     measure: str
@@ -193,7 +193,9 @@ def _measure(row: str, entry: Entry, slice: Slice) -> None:
     """Run an entry's tasks while there is time. What is due is asked anew after each result, which may decide what follows."""
     skipped: set[str] = set()
     while slice.left > 0:
-        task = next((one for one in entry.due(_read(row, slice.results)) if one.key not in skipped), None)
+        stored = _read(row, slice.results)
+        kept = skipped | stored.keys() if slice.continues else skipped
+        task = next((one for one in entry.due(stored) if one.key not in kept), None)
         if task is None:
             return
         skipped.add(task.key)  # once a call, whatever comes of it

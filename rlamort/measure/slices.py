@@ -35,6 +35,11 @@ class Slice(NamedTuple):
         """Seconds that are left."""
         return self.ends - time.monotonic()
 
+    @property
+    def continues(self) -> bool:
+        """Whether it goes on with what others left, so that nothing which has been measured is measured again."""
+        return self.ends < math.inf
+
 
 Launch = Callable[[Sequence[str], float], bool]  # a command after `rlamort`, and when it must end: whether it finished
 Also = Callable[[Path], dict[str, Any]]  # measures the directory of a finished run
