@@ -39,7 +39,7 @@ def pair(name, ring, kind=Captured, **more):
     return Eager(agent, lambda: ring.sample(64)), kind(twin, lambda: ring.sample(64))
 
 
-@pytest.mark.parametrize("name", ["sac", "td3", "ddpg"])
+@pytest.mark.parametrize("name", ["sac", "td3", pytest.param("ddpg", marks=pytest.mark.slow)])
 def test_a_hundred_captured_updates_are_the_eager_ones(name, ring):
     """Metrics, actions and state to float32 tolerance; no graph break, no second compilation, no gradient left behind."""
     eager, captured = pair(name, ring)
