@@ -153,7 +153,8 @@ def test_the_table_of_a_race_marks_the_fastest_and_says_inf():
 def test_a_race_through_the_command(tmp_path, monkeypatch, capsys):
     """Real runs in processes of their own, kept by command: a second call trains nothing."""
     small = {
-        "seeds": [0], "targets": [-3000, 1], "limit": 1e9, "race": {"ours": ["sac", "num_envs=3", "compile=false"], "theirs": ["sb3/sac"]},
+        "seeds": [0], "targets": [-3000, 1], "limit": 1e9,
+        "race": {"ours": ["sac", "num_envs=3", "compile=false"], "theirs": ["sb3/sac"]},
         "overrides": ["warmup_steps=50", "hidden=[8,8]", "batch_size=8", "eval_episodes=1", "threads=1"],
     }  # fmt: skip
     code = (

@@ -27,7 +27,7 @@ from rlamort.update import Cem, Coloured, Icem, Mppi, SoftTop, Truncated, Update
 UNSEEN, TUNING, SEED = 1_000, 1_000, 1_000_000
 STEPS = 10  # iterations of the solver in training
 SEEDS = (0, 1, 2)
-SOFT = [{"sigma": sigma, "temperature": temperature} for sigma in (3.0, 7.0) for temperature in (1.0, 0.3)]
+SOFT = [{"sigma": sigma, "temperature": 1.0} for sigma in (3.0, 7.0)]
 RATES = [{"rate": rate} for rate in (0.03, 0.1, 0.3)]
 STARTS, TUNED = 500, 60  # held-out starts; other ones, on which rivals are tuned
 ROLLOUTS = {"1,000": ((10, 100),), "10,000": ((10, 1_000), (25, 400), (50, 200))}  # iterations and samples
