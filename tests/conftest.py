@@ -1,5 +1,9 @@
 """Shared pieces: a device, an agent's spec, and small environments with known answers."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of every process: tests share the cores
+
 import gymnasium
 import numpy as np
 import pytest

@@ -116,7 +116,7 @@ def inner(agent):
     return [row.unwrapped for row in agent.source.env.vector.unwrapped.envs]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_every_environment_that_is_accepted(case):
     kwargs, wrapper, way, _ = case
