@@ -9,7 +9,7 @@ from rlamort.config.imports import module_of
 from rlamort.domain import Box
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.parts.rewards import All, Equations, Points, Reward
+from rlamort.parts.policy_search import All, Equations, Points, Reward
 
 
 @dataclass(frozen=True)
