@@ -58,8 +58,8 @@ class PILCO(Agent):
         fit_steps: Size = 100,
         fit_rate: Positive = 0.05,
         policy_steps: Size = 200,
-        learning_rate: Positive = 0.01,
-        particles: Size = 50,
+        learning_rate: Positive = 0.05,
+        particles: Size = 30,
         deviation: NonNegative = 0.1,
     ) -> None:
         super().__init__(spec, normalise=False)
@@ -85,7 +85,7 @@ class PILCO(Agent):
     def fit(self, source: Replay) -> Metrics:
         metrics = self.fits(source)  # the model, to all transitions
         if isinstance(net := getattr(self.model, "net", None), Radial):
-            net.place(source.everything().x)
+            net.place(source.everything().x, self.motion.circle(source.device))
         for _ in range(self.policy_steps):
             loss, found = self.loss(self.model, self.f, self.starts(source))
             descend(loss, self.model.parameters(), self.adam)

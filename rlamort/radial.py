@@ -1,5 +1,7 @@
 """Radial policies, as of PILCO. x context (B, d) · y solution (B, n) · M basis functions"""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,8 @@ class Radial(nn.Module):
     def __init__(self, inputs: int, basis: int, outputs: int) -> None:
         super().__init__()
         self.centres = nn.Parameter(torch.randn(basis, inputs))
-        self.log = nn.Parameter(torch.full((inputs,), 0.5).mul(inputs).log().mul(0.5))
-        self.weights = nn.Parameter(0.1 * torch.randn(basis, outputs))
+        self.log = nn.Parameter(torch.full((inputs,), 0.5 * math.log(inputs / 8)))
+        self.weights = nn.Parameter(0.3 * torch.randn(basis, outputs))
         self.register_buffer("shift", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
         self.register_buffer("placed", torch.zeros(()))
@@ -47,11 +49,16 @@ class Radial(nn.Module):
         return radial(mean, cov, centres.to(mean), lengths.expand(n, -1).to(mean), mean.new_ones(n), self.weights.mT.to(mean))[0]
 
     @torch.no_grad()
-    def place(self, x: Tensor) -> None:
-        """Put the basis functions where states x (B, d) are, at the first call alone: later ones would change what is learned."""
-        spread = x.std(0, correction=0)
-        self.shift.copy_(torch.where(self.placed > 0, self.shift, x.mean(0)))
-        self.scale.copy_(torch.where(self.placed > 0, self.scale, torch.where(spread > 1e-6, spread, 1)))
+    def place(self, x: Tensor, circle: Tensor) -> None:
+        """Put the basis functions where states x (B, d) are, at the first call alone: later ones would change what is learned.
+
+        They are spread twice as wide as the first states, of an exploration that is not controlled; coordinates that are cosines or
+        sines, `circle` (d,) bool, are everywhere on the circle.
+        """
+        spread = 2 * x.std(0, correction=0)
+        scale = torch.where(circle, 0.5, torch.where(spread > 1e-6, spread, 1))
+        self.shift.copy_(torch.where(self.placed > 0, self.shift, torch.where(circle, 0, x.mean(0))))
+        self.scale.copy_(torch.where(self.placed > 0, self.scale, scale))
         self.placed.fill_(1)
 
 

@@ -42,34 +42,45 @@ class Motion:
         self.plain = [i for i in range(x_dim) if i not in angles]
         self.cos, self.sin = list(angles[::2]), list(angles[1::2])
         self.x_dim, self.outputs = x_dim, len(self.plain) + len(self.cos)
-        # adds: changes of plain coordinates to these; turns: of angles to both of theirs; quarter: (cos, sin) -> (-sin, cos)
-        adds, turns, quarter = (torch.zeros(rows, x_dim) for rows in (self.outputs, self.outputs, x_dim))
-        adds[range(len(self.plain)), self.plain] = 1
+        # coordinates are picked by products, which are faster. Of outputs: adds, plain ones; cos and sin, those of an angle
+        adds, cos, sin = (torch.zeros(self.outputs, x_dim, dtype=torch.float64) for _ in range(3))
+        for row, i in enumerate(self.plain):
+            adds[row, i] = 1
         for row, (c, s) in enumerate(zip(self.cos, self.sin, strict=True), len(self.plain)):
-            turns[row, [c, s]], quarter[s, c], quarter[c, s] = 1, -1, 1
-        self.maps = adds, turns, quarter
+            cos[row, c] = sin[row, s] = 1
+        self.maps = adds, cos, sin, cos + sin, sin.mT @ cos * -1 + cos.mT @ sin  # the last: (cos, sin) -> (-sin, cos)
 
     def change(self, x: Tensor, x_next: Tensor) -> Tensor:
         """x, x_next (B, d) -> (B, D); angles change by at most half a turn."""
-        (c, s), (after_c, after_s) = ((part[:, self.cos], part[:, self.sin]) for part in (x, x_next))
-        turned = torch.atan2(after_s * c - after_c * s, after_c * c + after_s * s)
-        return torch.cat([x_next[:, self.plain] - x[:, self.plain], turned], -1)
+        adds, cos, sin = (part.to(x).mT for part in self.maps[:3])
+        c, s, after_c, after_s = x @ cos, x @ sin, x_next @ cos, x_next @ sin
+        return (x_next - x) @ adds + torch.atan2(after_s * c - after_c * s, after_c * c + after_s * s)
+
+    def numbers(self, x: Tensor) -> Tensor:
+        """x (B, d) -> (B, D), angles as numbers, within half a turn of their mean direction."""
+        mean = x.mean(0, keepdim=True)
+        adds, cos, sin = (part.to(x).mT for part in self.maps[:3])
+        return x @ adds + torch.atan2(mean @ sin, mean @ cos) + self.change(mean, x) * adds.mT.sum(-1).eq(0)
 
     def after(self, x: Tensor, change: Tensor) -> Tensor:
         """x (B, d), change (B, D) -> x_next (B, d)."""
         if not self.cos:
             return x + change
-        adds, turns, quarter = (part.to(x) for part in self.maps)  # by products, which are faster than picking coordinates
+        adds, _, _, turns, quarter = (part.to(x) for part in self.maps)
         angle = change @ turns
         return torch.addcmul(torch.addcmul(change @ adds, x, angle.cos()), x @ quarter, angle.sin())
 
+    def circle(self, device: torch.device) -> Tensor:
+        """Which coordinates are cosines or sines (d,), bool."""
+        return self.maps[3].to(device).sum(0) > 0
+
     def require(self, x: Tensor) -> None:
         """Raises UserError unless what is called an angle lies on the circle, in x (B, d)."""
-        for c, s in zip(self.cos, self.sin, strict=True):
-            off = (x[:, c].square() + x[:, s].square() - 1).abs().max()
-            if off > CIRCLE:
+        off = ((x.square() @ self.maps[3].to(x).mT)[:, len(self.plain) :] - 1).abs().amax(0)
+        for c, s, far in zip(self.cos, self.sin, off.tolist(), strict=True):
+            if far > CIRCLE:
                 raise UserError(
-                    f"dynamics.angles: coordinates {c} and {s} are off the unit circle by {off:.3g}; the cosine and the sine of an "
+                    f"dynamics.angles: coordinates {c} and {s} are off the unit circle by {far:.3g}; the cosine and the sine of an "
                     "angle are needed, as the environment observes them"
                 )
 

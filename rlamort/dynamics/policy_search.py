@@ -85,17 +85,11 @@ class Beliefs(Objective):
         discount: float = 1.0,
     ) -> None:
         self.dynamics, self.reward, self.policy, self.horizon, self.discount = dynamics, reward, policy, horizon, discount
-        motion = dynamics.motion
-        d, plain = motion.x_dim, len(motion.plain)
-        self.lift, self.phase = torch.zeros(d, motion.outputs).double(), torch.zeros(d).double()
-        self.which = torch.ones(d, dtype=torch.bool)  # coordinates that are sines
-        for output, i in enumerate(motion.plain):
-            self.lift[i, output], self.which[i] = 1, False
-        for output, (c, s) in enumerate(zip(motion.cos, motion.sin, strict=True)):
-            self.lift[[c, s], plain + output], self.phase[c] = 1, math.pi / 2
+        adds, cos, _, turns, _ = dynamics.motion.maps
+        self.lift, self.phase, self.which = (adds + turns).mT, math.pi / 2 * cos.sum(0), turns.sum(0) > 0  # x by sines of z
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        z, w = self._numbers(x), torch.cat([x, y], -1).double()
+        z, w = self.dynamics.motion.numbers(x.double()), torch.cat([x, y], -1).double()
         m, zc, mean = z.mean(0), z - z.mean(0), w.mean(0)
         S, joint, cov = zc.mT @ zc / len(z), zc.mT @ (w - mean) / len(z), (w - mean).mT @ (w - mean) / len(z)
         value = torch.zeros_like(mean[0])
@@ -117,10 +111,3 @@ class Beliefs(Objective):
         across = state.cov @ act.slope
         cov = torch.cat([torch.cat([state.cov, across], 1), torch.cat([across.mT, act.cov], 1)])
         return torch.cat([state.mean, act.mean]), cov, torch.cat([beside, beside @ act.slope], 1)
-
-    def _numbers(self, x: Tensor) -> Tensor:
-        """x (B, d) -> z (B, D), angles within half a turn of their mean direction."""
-        motion, x = self.dynamics.motion, x.double()
-        cos, sin = x[:, motion.cos], x[:, motion.sin]
-        c, s = cos.mean(0), sin.mean(0)
-        return torch.cat([x[:, motion.plain], torch.atan2(s, c) + torch.atan2(sin * c - cos * s, cos * c + sin * s)], -1)

@@ -272,7 +272,7 @@ class Radial(Model):
         basis: number of functions.
     """
 
-    basis: Fixed[Size] = 50
+    basis: Fixed[Size] = 100
 
     def __call__(self, setting: Setting) -> models.Model:
         return Sine(made.Radial(setting.x_dim, self.basis, setting.domain.dim), setting.domain)

@@ -40,8 +40,7 @@ class Equations(Reward):
                 "what they are worth; dynamics.reward=saturating dynamics.reward.target=[...] dynamics.reward.weights=[...], or "
                 "dynamics.reward=Written dynamics.reward.function=module:function, is needed"
             )
-        known = made.Known(spec.equations, Box(spec.low, spec.high), "own")
-        return lambda x, y: known(x, y).reward
+        return made.Paid(made.Known(spec.equations, Box(spec.low, spec.high), "own"))
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Written(Reward):
         shape = tuple(written(torch.zeros(2, spec.x_dim), torch.zeros(2, actions.dim)).shape)
         if shape != (2,):
             raise UserError(f"dynamics.reward.function={self.function}: for two states it gives shape {shape}; (2,) is needed")
-        return lambda x, y: written(x, actions.decode(y))
+        return made.Paid(made.Known(lambda x, u: (x, written(x, u), torch.ones_like(x[:, 0])), actions, self.function))
 
 
 Reward.presets = {"own": Equations(), "saturating": Saturating()}
