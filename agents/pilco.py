@@ -85,7 +85,7 @@ class PILCO(Agent):
     def fit(self, source: Replay) -> Metrics:
         metrics = self.fits(source)  # the model, to all transitions
         if isinstance(net := getattr(self.model, "net", None), Radial):
-            net.place(source.everything().x, self.motion.circle(source.device))
+            net.place(source.everything().x, source.begun(), self.motion.circle(source.device))
         for _ in range(self.policy_steps):
             loss, found = self.loss(self.model, self.f, self.starts(source))
             descend(loss, self.model.parameters(), self.adam)

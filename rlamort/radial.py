@@ -49,15 +49,15 @@ class Radial(nn.Module):
         return radial(mean, cov, centres.to(mean), lengths.expand(n, -1).to(mean), mean.new_ones(n), self.weights.mT.to(mean))[0]
 
     @torch.no_grad()
-    def place(self, x: Tensor, circle: Tensor) -> None:
-        """Put the basis functions where states x (B, d) are, at the first call alone: later ones would change what is learned.
+    def place(self, x: Tensor, starts: Tensor, circle: Tensor) -> None:
+        """Put the basis functions around starts (E, d), as wide as states x (B, d) are spread.
 
-        They are spread twice as wide as the first states, of an exploration that is not controlled; coordinates that are cosines or
-        sines, `circle` (d,) bool, are everywhere on the circle.
+        At the first call alone: later ones would change what is learned. Coordinates that are cosines or sines, `circle` (d,) bool,
+        are everywhere on the circle.
         """
-        spread = 2 * x.std(0, correction=0)
+        spread = x.std(0, correction=0)
         scale = torch.where(circle, 0.5, torch.where(spread > 1e-6, spread, 1))
-        self.shift.copy_(torch.where(self.placed > 0, self.shift, torch.where(circle, 0, x.mean(0))))
+        self.shift.copy_(torch.where(self.placed > 0, self.shift, torch.where(circle, 0, starts.mean(0))))
         self.scale.copy_(torch.where(self.placed > 0, self.scale, scale))
         self.placed.fill_(1)
 
