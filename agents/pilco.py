@@ -5,6 +5,8 @@ model without queries · L = objective. Uncertainty is followed by particles, as
 closed form. d = x_dim
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,7 @@ class PILCO(Agent):
         fit_steps: gradient steps of the model in a fit.
         fit_rate: Adam's step size in them.
         policy_steps: gradient steps of the policy in a fit.
-        learning_rate: Adam's step size in them.
+        learning_rate: Adam's step size in them, which falls to zero along half a cosine in each fit.
         particles: starts in such a step.
         deviation: of the normal noise in every coordinate that is added to the starts that were met, in radians for angles.
     """
@@ -57,8 +59,8 @@ class PILCO(Agent):
         fit_every: Size | None = None,
         fit_steps: Size = 100,
         fit_rate: Positive = 0.05,
-        policy_steps: Size = 200,
-        learning_rate: Positive = 0.05,
+        policy_steps: Size = 150,
+        learning_rate: Positive = 0.03,
         particles: Size = 30,
         deviation: NonNegative = 0.1,
     ) -> None:
@@ -72,7 +74,8 @@ class PILCO(Agent):
         self.fits = Fits(self.dynamics, fit_steps, fit_rate)
         self.motion = getattr(self.dynamics, "motion", Motion(spec.x_dim))
         self.f = propagation(self.dynamics, self.model, horizon, discount)
-        self.adam = Adam(self.model.parameters(), learning_rate)
+        self.new_adam = functools.partial(Adam, learning_rate=learning_rate, horizon=policy_steps)
+        self.adam = self.new_adam(self.model.parameters())
 
     def _episode(self, field: str, given: int | None) -> int:
         if given is None and self.spec.longest is None:
@@ -86,6 +89,7 @@ class PILCO(Agent):
         metrics = self.fits(source)  # the model, to all transitions
         if isinstance(net := getattr(self.model, "net", None), Radial):
             net.place(source.everything().x, source.begun(), self.motion.circle(source.device))
+        self.adam = self.new_adam(self.model.parameters()).to(self.device)  # another model, another objective
         for _ in range(self.policy_steps):
             loss, found = self.loss(self.model, self.f, self.starts(source))
             descend(loss, self.model.parameters(), self.adam)

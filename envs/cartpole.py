@@ -87,7 +87,7 @@ class SwingUp(CartPole):
     """The task of PILCO (Deisenroth and Rasmussen, 2011, section 3.1): from rest, hanging, with forces held for 0.1 s.
 
     Starts are hanging at rest but for normal noise of 0.1 in every coordinate. The reward saturates,
-    exp(-(position^2 + (cos theta - 1)^2 + sin theta^2) / 2) - 1: 0 where all is done, and near -0.9 where the pole hangs.
+    exp(-(position^2 + (cos theta - 1)^2 + sin theta^2) / 4) - 1: 0 where all is done, and -0.63 where the pole hangs.
 
     Args:
         force: largest force, in N.
@@ -105,7 +105,7 @@ class SwingUp(CartPole):
 
     def dynamics(self, x: Tensor, u: Tensor) -> Moved:
         position, _, cos, sin, _ = x.unbind(-1)
-        reward = torch.expm1(-(position.square() + (cos - 1).square() + sin.square()) / 2)
+        reward = torch.expm1(-(position.square() + (cos - 1).square() + sin.square()) / 4)
         between, _, _ = super().dynamics(x, u)
         after, _, continues = super().dynamics(between, u)
         return after, reward, continues

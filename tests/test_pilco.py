@@ -22,8 +22,8 @@ from rlamort.run.restore import resume
 from rlamort.source import Batch
 
 DOUBLE = torch.float64
-REWARD = Saturating([0, 0, 1, 0, 0], [1, 0, 1, 1, 0])
-SATURATING = {"kind": "saturating", "target": [0, 0, 1, 0, 0], "weights": [1, 0, 1, 1, 0]}
+REWARD = Saturating([0, 0, 1, 0, 0], [0.5, 0, 0.5, 0.5, 0])
+SATURATING = {"kind": "saturating", "target": [0, 0, 1, 0, 0], "weights": [0.5, 0, 0.5, 0.5, 0]}
 TINY = {
     "env": "rlamort.envs.cartpole:SwingUp", "max_episode_steps": 8, "warmup_steps": 8, "fit_steps": 3, "policy_steps": 3,
     "particles": 5, "horizon": 5, "model": {"kind": "radial", "basis": 6}, "device": "cpu", "eval_every": 1000,
@@ -156,6 +156,18 @@ def test_beliefs_and_particles_expect_the_same(process, policy):
         y = policy(x)
         ours, theirs = (f(y, x).mean() for f in (Beliefs(process, REWARD, policy.moments, 5), Particles(process, policy, 5)))
     assert float(ours) == pytest.approx(float(theirs), rel=0.005)
+
+
+def test_clipped_gradients_are_shorter_where_they_are_long(process, policy):
+    x = met(4, seed=8).x
+
+    def slope(clip):
+        torch.manual_seed(0)
+        f = Particles(process, policy, 6, clip=clip)
+        return torch.autograd.grad(f(policy(x), x).mean(), policy.net.weights)[0]
+
+    assert torch.equal(slope(None), slope(1e9))
+    assert slope(1e-6).norm() < 0.5 * slope(None).norm()
 
 
 class Quadratic:

@@ -3,6 +3,7 @@
 x start (B, d) · y first action (B, n) · z state with angles as numbers (D,) · w = (x, y) (k,) · H steps
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -27,10 +28,19 @@ class Particles(Objective):
         policy: x (B, d) -> y (B, n).
         horizon: H.
         discount: gamma.
+        clip: largest norm of the derivative of an item's f in a state, where a loss is the mean over items; longer ones are cut, so
+            that a few particles near an unstable state do not undo what the others have found. None leaves f's gradient exact.
     """
 
-    def __init__(self, dynamics: Dynamics, policy: Callable[[Tensor], Tensor], horizon: int, discount: float = 1.0) -> None:
-        self.dynamics, self.policy, self.horizon, self.discount = dynamics, policy, horizon, discount
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        policy: Callable[[Tensor], Tensor],
+        horizon: int,
+        discount: float = 1.0,
+        clip: float | None = None,
+    ) -> None:
+        self.dynamics, self.policy, self.horizon, self.discount, self.clip = dynamics, policy, horizon, discount, clip
 
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
         paid, goes = [], []
@@ -38,6 +48,8 @@ class Particles(Objective):
             y = self.policy(x) if step else y
             moved = self.dynamics(x, y)
             x = moved.x_next.clamp(-LARGE, LARGE)  # what is cut off has no gradient
+            if self.clip is not None and x.requires_grad:
+                x.register_hook(functools.partial(shortened, most=self.clip / len(x)))
             paid.append(moved.reward)
             goes.append(moved.continues)
         reward, going = torch.stack(paid), torch.stack([torch.ones_like(goes[0]), *goes[:-1]])  # (H, B)
@@ -45,6 +57,11 @@ class Particles(Objective):
         value = torch.where(weight > 0, weight * reward, 0).sum(0)
         diverged = ~((x.abs() < LARGE).all(-1) & (value.abs() < LARGE))  # NaN is unsound, too
         return torch.where(diverged, LAST, -value), {"diverged": diverged.to(x).mean()}
+
+
+def shortened(slope: Tensor, most: float) -> Tensor:
+    """Gradients (B, d), those longer than `most` scaled to that length."""
+    return slope * (most / torch.linalg.vector_norm(slope, dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
 
 
 class Reward(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from rlamort import dynamics as made
-from rlamort.config import Fixed, NonNegative, Part, Size
+from rlamort.config import Fixed, NonNegative, Part, Positive, Size
 from rlamort.config.imports import module_of
 from rlamort.domain import Box
 from rlamort.dynamics.gaussian_process import Reward as Rewarded
@@ -140,10 +140,16 @@ class Propagation(Part):
 
 @dataclass(frozen=True)
 class Particles(Propagation):
-    """By particles, each of one start."""
+    """By particles, each of one start.
+
+    Args:
+        clip: largest norm of the derivative of a particle's return in each state on its way; null does not limit it.
+    """
+
+    clip: Positive | None = 5.0
 
     def __call__(self, dynamics: made.Dynamics, model: Model, horizon: int, discount: float) -> Objective:
-        return made.Particles(dynamics, model, horizon, discount)
+        return made.Particles(dynamics, model, horizon, discount, self.clip)
 
 
 @dataclass(frozen=True)
