@@ -1,8 +1,8 @@
 """PILCO: policy search in a model of Gaussian processes, from few episodes (Deisenroth and Rasmussen, 2011, algorithm 1).
 
-f = minus the expected return of an episode through the model · Y = box · p(x) = starts of episodes · y_theta = radial policy, or any
-model without queries · L = objective. Uncertainty is followed by particles, as in MC-PILCO (Amadio et al., 2022), or by moments in
-closed form. d = x_dim
+f = minus the return of an episode that the model expects · Y = box · p(x) = starts of episodes · y_theta = radial policy, or
+any model without queries · L = objective. Uncertainty is followed by particles, as in MC-PILCO (Amadio et al., 2022), or by
+moments in closed form. d = x_dim
 """
 
 import functools
@@ -79,7 +79,9 @@ class PILCO(Agent):
 
     def _episode(self, field: str, given: int | None) -> int:
         if given is None and self.spec.longest is None:
-            raise UserError(f"{field}: null takes the steps of an episode, which this environment does not limit; a number is needed")
+            raise UserError(
+                f"{field}: null takes the steps of an episode, and this environment has no limit; a number is needed"
+            )
         return given or self.spec.longest
 
     def act(self, x: Tensor, explore: bool) -> Tensor:

@@ -45,15 +45,15 @@ class Radial(nn.Module):
     def moments(self, mean: Tensor, cov: Tensor) -> Moments:
         """Of v where x is normal, with mean (d,) and cov (d, d)."""
         n = self.weights.shape[1]
-        centres, lengths = self.shift + self.scale * self.centres, self.scale * self.log.exp()
-        return radial(mean, cov, centres.to(mean), lengths.expand(n, -1).to(mean), mean.new_ones(n), self.weights.mT.to(mean))[0]
+        centres, lengths = self.shift + self.scale * self.centres, (self.scale * self.log.exp()).expand(n, -1)
+        return radial(mean, cov, centres.to(mean), lengths.to(mean), mean.new_ones(n), self.weights.mT.to(mean))[0]
 
     @torch.no_grad()
     def place(self, x: Tensor, starts: Tensor, circle: Tensor) -> None:
         """Put the basis functions around starts (E, d), as wide as states x (B, d) are spread.
 
-        At the first call alone: later ones would change what is learned. Coordinates that are cosines or sines, `circle` (d,) bool,
-        are everywhere on the circle.
+        At the first call alone: later ones would change what is learned. Coordinates that are cosines or sines, `circle` (d,)
+        bool, are everywhere on the circle.
         """
         spread = x.std(0, correction=0)
         scale = torch.where(circle, 0.5, torch.where(spread > 1e-6, spread, 1))
@@ -73,7 +73,7 @@ class Sine(Model):
     def __init__(self, net: Radial, domain: Box) -> None:
         super().__init__()
         if not isinstance(domain, Box):
-            raise UserError(f"model=radial: Y is a {type(domain).__name__}; a Box is needed, whose points are bounded each by itself")
+            raise UserError(f"model=radial: Y is a {type(domain).__name__}; a Box is needed")
         self.net, self.domain = net, domain
 
     def iterates(self, x: Tensor, oracle: Oracle | None = None) -> Tensor:

@@ -202,7 +202,8 @@ class Certain:
     """A known linear system, on normal inputs."""
 
     def __init__(self, lqr):
-        self.motion, self.matrix = Motion(4), torch.cat([torch.as_tensor(lqr.A) - torch.eye(4).double(), torch.as_tensor(lqr.B)], 1)
+        A, B = torch.as_tensor(lqr.A), torch.as_tensor(lqr.B)
+        self.motion, self.matrix = Motion(4), torch.cat([A - torch.eye(4).to(A), B], 1)
 
     def moments(self, mean, cov):
         return Moments(self.matrix @ mean, self.matrix @ cov @ self.matrix.mT, self.matrix.mT)
@@ -291,7 +292,7 @@ def test_bad_data_are_named():
     made = GaussianProcess(5, 1, REWARD, (2, 3), Everything(20))
     with pytest.raises(UserError, match="2 transitions are met; at least 3"):
         made.hold(Batch(*(part[:2] for part in met(40))))
-    with pytest.raises(UserError, match=r"40 transitions are met, and the process holds dynamics\.points\.most=20.*Spread"):
+    with pytest.raises(UserError, match=r"40 transitions are met, and the process holds dynamics\.points\.most=20.*spread"):
         made.hold(met(40))
     off = met(10)
     with pytest.raises(UserError, match="coordinates 2 and 3 are off the unit circle"):

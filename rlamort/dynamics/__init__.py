@@ -10,6 +10,6 @@ from rlamort.dynamics.trajectory import Trajectory
 
 __all__ = [
     "LARGE", "LAST", "Beliefs", "Dynamics", "Ending", "Endless", "Ensemble", "Everything", "Gains", "GaussianProcess", "Known",
-    "Motion", "Moved", "Normal", "Paid", "Particles", "Retraced", "Saturating", "Spread", "Squared", "Trajectory", "Transitions",
-    "ValueExpansion",
+    "Motion", "Moved", "Normal", "Paid", "Particles", "Retraced", "Saturating", "Spread", "Squared", "Trajectory",
+    "Transitions", "ValueExpansion",
 ]  # fmt: skip

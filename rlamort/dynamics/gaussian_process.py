@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlamort.dynamics.base import Dynamics, Moved, Transitions
 from rlamort.dynamics.moments import Moments, radial
@@ -23,8 +23,8 @@ CIRCLE = 1e-3  # how far cos^2 + sin^2 may be from 1
 class Motion:
     """How a state moves: coordinates by adding their change, and pairs (cos, sin) of an angle by turning.
 
-    So a model that predicts D numbers, the change of every plain coordinate and then of every angle, never leaves the circle, is
-    the same whichever turn it is in, and needs no angle of its own: a state as it is observed is also what a process compares.
+    So a model that predicts D numbers, the change of each plain coordinate and then of each angle, never leaves the circle, and
+    is the same whichever turn it is in. It needs no angle of its own: states as they are observed are what a process compares.
 
     Args:
         x_dim: d.
@@ -80,8 +80,8 @@ class Motion:
         for c, s, far in zip(self.cos, self.sin, off.tolist(), strict=True):
             if far > CIRCLE:
                 raise UserError(
-                    f"dynamics.angles: coordinates {c} and {s} are off the unit circle by {far:.3g}; the cosine and the sine of an "
-                    "angle are needed, as the environment observes them"
+                    f"dynamics.angles: coordinates {c} and {s} are off the unit circle by {far:.3g}; the cosine and the sine "
+                    "of an angle are needed, as the environment observes them"
                 )
 
 
@@ -99,8 +99,8 @@ class Everything:
         """Inputs (B, k) in lengthscales -> indices of those to hold (N,). Raises UserError if there are too many."""
         if len(inputs) > self.most:
             raise UserError(
-                f"dynamics.points: {len(inputs)} transitions are met, and the process holds dynamics.points.most={self.most}; a "
-                "higher one is needed, or dynamics.points=Spread, which holds the most different of them"
+                f"dynamics.points: {len(inputs)} transitions are met, and the process holds dynamics.points.most={self.most}; "
+                "more are needed, or dynamics.points=spread, which holds the most different of them"
             )
         return torch.arange(len(inputs), device=inputs.device)
 
@@ -132,8 +132,8 @@ class GaussianProcess(Dynamics):
     """One Gaussian process for each number by which a state moves, learned from transitions, all in float64.
 
     The prior of each is squared exponential with a lengthscale for every coordinate of (x, y), over inputs and targets that are
-    standardised. Kernel, likelihood and marginal likelihood are gpytorch's. What follows is drawn from the predictive normals by
-    reparameterised noise of torch's generator: with the same seed, of the same noise. The reward is known, and no task ends.
+    standardised. Kernel, likelihood and marginal likelihood are gpytorch's. What follows is drawn from predictive normals by
+    reparameterised noise of torch's generator, with the same seed the same. The reward is known, and no task ends.
 
     Args:
         x_dim: d.
@@ -160,14 +160,21 @@ class GaussianProcess(Dynamics):
     inverse: Tensor  # (D, most, most), of their covariance
 
     def __init__(
-        self, x_dim: int, y_dim: int, reward: Reward, angles: Sequence[int] = (), points: Everything | None = None, members: int = 20
+        self,
+        x_dim: int,
+        y_dim: int,
+        reward: Reward,
+        angles: Sequence[int] = (),
+        points: Everything | None = None,
+        members: int = 20,
     ) -> None:
         super().__init__()
         gp = _gpytorch()
         self.motion, self.reward, self.points, self.members = Motion(x_dim, angles), reward, points or Everything(400), members
         self.k, D, most = x_dim + y_dim, self.motion.outputs, self.points.most
         batch = torch.Size([D])
-        self.kernel = gp.kernels.ScaleKernel(gp.kernels.RBFKernel(ard_num_dims=self.k, batch_shape=batch), batch_shape=batch).double()
+        shape = gp.kernels.RBFKernel(ard_num_dims=self.k, batch_shape=batch)
+        self.kernel = gp.kernels.ScaleKernel(shape, batch_shape=batch).double()
         floor = gp.constraints.GreaterThan(1e-8)
         self.likelihood = gp.likelihoods.GaussianLikelihood(batch_shape=batch, noise_constraint=floor).double()
         self.kernel.base_kernel.lengthscale, self.likelihood.noise = self.k**0.5, 1e-2
@@ -223,7 +230,7 @@ class GaussianProcess(Dynamics):
             UserError: too few transitions, or too many, or angles that are off the circle.
         """
         if len(met.x) < LEAST:
-            raise UserError(f"dynamics: {len(met.x)} transitions are met; at least {LEAST} are needed to fit a Gaussian process")
+            raise UserError(f"dynamics: {len(met.x)} transitions are met; a Gaussian process needs at least {LEAST}")
         self.motion.require(met.x)
         inputs = torch.cat([met.x, met.y], -1).double()
         pairs = torch.cat([inputs, self.motion.change(met.x.double(), met.x_next.double())], -1)
@@ -240,14 +247,13 @@ class GaussianProcess(Dynamics):
     def loss(self, targets: Tensor) -> Tensor:
         """Minus the log marginal likelihood of targets (N, D) a datum, summed over outputs, with penalties.
 
-        Those are of lengthscales far from the root of k, by a broad log-normal (Hvarfner, Hellsten and Nardi, 2024), and of ratios of
-        signal to noise beyond `LARGEST_RATIO`, as in the code of Deisenroth and Rasmussen.
+        Those are of lengthscales far from the root of k, by a broad log-normal (as Hvarfner, Hellsten and Nardi, 2024), and of
+        ratios of signal to noise beyond `LARGEST_RATIO`, as Deisenroth and Rasmussen's.
         """
         gp, N = _gpytorch(), len(targets)
         inputs = self.inputs[:N]
-        prior = gp.distributions.MultivariateNormal(
-            targets.new_zeros(targets.mT.shape), self.kernel(inputs).add_jitter(JITTER)
-        )
+        covariance = self.kernel(inputs).add_jitter(JITTER)
+        prior = gp.distributions.MultivariateNormal(targets.new_zeros(targets.mT.shape), covariance)
         fit = self.likelihood(prior).log_prob(targets.mT).sum()
         far = (self.kernel.base_kernel.lengthscale.log() - 0.5 * torch.log(inputs.new_tensor(float(self.k)))) / 2
         ratio = 0.5 * (self.kernel.outputscale / self.likelihood.noise[:, 0]).log()

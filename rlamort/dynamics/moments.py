@@ -17,7 +17,9 @@ class Moments(NamedTuple):
     slope: Tensor  # (k, D): cov(w, output) = cov slope, by Stein's lemma the mean of the derivative
 
 
-def radial(mean: Tensor, cov: Tensor, centres: Tensor, lengths: Tensor, signal: Tensor, weights: Tensor) -> tuple[Moments, Tensor]:
+def radial(
+    mean: Tensor, cov: Tensor, centres: Tensor, lengths: Tensor, signal: Tensor, weights: Tensor
+) -> tuple[Moments, Tensor]:
     """Moments of sums of Gaussian functions, f_a(w) = signal_a sum_i weights_ai exp(-|(w - centres_i) / lengths_a|^2 / 2).
 
     The product of Gaussian functions, and their integral with a normal density, are Gaussian functions, of which all follows.
@@ -44,10 +46,12 @@ def radial(mean: Tensor, cov: Tensor, centres: Tensor, lengths: Tensor, signal: 
     both = cov * (precision[:, None] + precision)[:, :, None] + eye  # (D, D, k, k)
     inner = torch.linalg.solve(both, cov.expand_as(both))  # (cov^-1 + precision_a + precision_b)^-1
     left = z[:, None] @ inner  # (D, D, N, k)
-    square = 0.5 * (left * z[:, None]).sum(-1) + log[:, None], 0.5 * ((z @ inner) * z).sum(-1) + log
-    products = (left @ z.mT + square[0][..., None] + square[1][..., None, :]).exp() / torch.linalg.det(both).sqrt()[..., None, None]
+    of_a, of_b = 0.5 * (left * z[:, None]).sum(-1) + log[:, None], 0.5 * ((z @ inner) * z).sum(-1) + log
+    exponent = left @ z.mT + of_a[..., None] + of_b[..., None, :] - 0.5 * torch.linalg.det(both).log()[..., None, None]
+    products = exponent.exp()
     second = torch.einsum("an,abnm,bm->ab", weights, products, weights)
-    return Moments(first, second - first[:, None] * first, (solved @ q[..., None])[..., 0].mT), products.diagonal().permute(2, 0, 1)
+    slope = (solved @ q[..., None])[..., 0].mT
+    return Moments(first, second - first[:, None] * first, slope), products.diagonal().permute(2, 0, 1)
 
 
 def sines(mean: Tensor, cov: Tensor, which: Tensor) -> Moments:

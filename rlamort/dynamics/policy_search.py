@@ -19,7 +19,7 @@ from rlamort.objective import Metrics, Objective
 
 
 class Particles(Objective):
-    """f(y; x) = -sum_{t < H} gamma^t r(x_t, y_t): one particle of each start, whose first action is y and later ones the policy's.
+    """f(y; x) = -sum_{t < H} gamma^t r(x_t, y_t), of a particle from each start, with y first and then the policy's actions.
 
     Of stochastic dynamics each step is one draw, by reparameterised noise of torch's generator (Amadio et al., 2022: MC-PILCO).
 
@@ -28,8 +28,8 @@ class Particles(Objective):
         policy: x (B, d) -> y (B, n).
         horizon: H.
         discount: gamma.
-        clip: largest norm of the derivative of an item's f in a state, where a loss is the mean over items; longer ones are cut, so
-            that a few particles near an unstable state do not undo what the others have found. None leaves f's gradient exact.
+        clip: largest norm of the derivative of an item's f in a state, where a loss is the mean of items; longer ones are cut,
+            so that few particles near an unstable state do not undo what the others found. None leaves the gradient exact.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Beliefs(Objective):
     """f(y; x) = -sum_{t < H} gamma^t E[r(x_t, y_t)] by moment matching, the same number for every item.
 
     The starts x with their actions y are the first belief, the normal vector of their mean and covariance; what follows is one
-    again, of the moments of policy, dynamics and their product in closed form (Deisenroth and Rasmussen, 2011, sections 2.2, 2.3).
+    again, by the moments of policy and dynamics in closed form (Deisenroth and Rasmussen, 2011, sections 2.2 and 2.3).
     Angles are normal as numbers, and their cosines and sines have the moments that follow.
 
     Args:

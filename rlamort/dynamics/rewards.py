@@ -28,8 +28,8 @@ class Paid(nn.Module):
 class Saturating:
     """exp(-sum_i weights_i (x_i - target_i)^2 / 2) - 1, minus the saturating cost of Deisenroth and Rasmussen (2011, eq. 25).
 
-    Far from the target it is flat, so that a model does not chase what it cannot reach; with a wide belief it rises, which makes
-    uncertain states worth a visit.
+    Far from the target it is flat, so that a model does not chase what it cannot reach; there a wide belief raises it, which
+    makes uncertain states worth a visit.
 
     Args:
         target: (d,).

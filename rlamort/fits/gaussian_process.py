@@ -23,8 +23,10 @@ class Fits(nn.Module):
 
     def __init__(self, dynamics: Dynamics, steps: int, learning_rate: float) -> None:
         super().__init__()
-        if not dynamics.differentiable or dynamics.learned and not isinstance(dynamics, GaussianProcess):
-            raise UserError(f"dynamics={type(dynamics).__name__}: gp, own, where the environment's equations are known, or Known is needed")
+        if not dynamics.differentiable or (dynamics.learned and not isinstance(dynamics, GaussianProcess)):
+            raise UserError(
+                f"dynamics={type(dynamics).__name__}: gp is needed, or own, where the equations are known, or Known"
+            )
         self._of = (dynamics,)  # in a tuple, so that its tensors are not registered here, too
         self.steps, self.adam = steps, Adam(dynamics.parameters(), learning_rate)
 

@@ -25,9 +25,9 @@ SOLVED = 0.9  # share of these starts from which an episode must be solved
 class Rollouts(NamedTuple):
     """Train `method` an episode at a time until the task is solved, at most `rollouts` times, and `baseline` to the same cost.
 
-    An episode is solved where coordinate `angle`, a cosine, stays at least `least` for the last `last` steps, and the task where
-    most of the episodes from held-out starts are. The cost is what those pay. The baseline's transitions are those of its first
-    evaluation that costs no more than the method's policies did when they had solved the task, or all that it had.
+    An episode is solved where coordinate `angle`, a cosine, is at least `least` in each of the last `last` steps, and the task
+    where `SOLVED` of the episodes from held-out starts are. The cost is what those pay. The baseline's transitions
+    are those of its first evaluation that costs no more than the method's policies did when they had solved the task, or all.
 
     Each training is a result, but one of the method is not cut: a slice that ends before it has begins it anew.
     """
@@ -52,8 +52,8 @@ class Rollouts(NamedTuple):
     def claim(self) -> str:
         """The claim in one line."""
         return (
-            f"{self.method} on {self.env}: solved within {self.rollouts} rollouts by {self.needed} of {len(self.seeds)} seeds, and "
-            f"{self.baseline} needs {self.times:g} times its transitions to the same cost"
+            f"{self.method} on {self.env}: solved within {self.rollouts} rollouts by {self.needed} of {len(self.seeds)} seeds, "
+            f"and {self.baseline} needs {self.times:g} times its transitions to the same cost"
         )
 
     def key(self, seed: int) -> str:
@@ -135,8 +135,8 @@ class Rollouts(NamedTuple):
             ours = float(np.mean([len(one) for one in solved])) * self.length
             steps = [next((e["env_step"] for e in one if -e["eval/return"] <= cost), self.steps) for one in theirs]
             verdicts.append(at_least(
-                f"{self.env}: transitions of {self.baseline} ({', '.join(map(str, steps))}) to a cost of {cost:.3g}, as a multiple of "
-                f"{self.method}'s {ours:.0f}", float(np.mean(steps)) / ours, self.times, "x",
+                f"{self.env}: transitions of {self.baseline} ({', '.join(map(str, steps))}) to a cost of {cost:.3g}, as a "
+                f"multiple of {self.method}'s {ours:.0f}", float(np.mean(steps)) / ours, self.times, "x",
             ))  # fmt: skip
         return [Verdict(v.claim, v.measured, v.threshold, False, missing=missing) for v in verdicts] if missing else verdicts
 
@@ -152,8 +152,8 @@ class Rollouts(NamedTuple):
 
         def draw(axes: Axes) -> None:
             for number, run in enumerate(runs):
-                steps = [self.length * (k + 1) for k in range(len(run))]
-                axes.plot(steps, [one["cost"] for one in run], "o-", color="C0", markersize=3, label="" if number else self.method)
+                steps, label = [self.length * (k + 1) for k in range(len(run))], "" if number else self.method
+                axes.plot(steps, [one["cost"] for one in run], "o-", color="C0", markersize=3, label=label)
             for number, one in enumerate(theirs):
                 steps = [e["env_step"] for e in one]
                 axes.plot(steps, [-e["eval/return"] for e in one], color="C1", label="" if number else self.baseline)

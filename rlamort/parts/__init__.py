@@ -41,7 +41,18 @@ from rlamort.parts.models import (
     Unroll,
 )  # fmt: skip
 from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi, MultipleShooting, SupportPoints
-from rlamort.parts.policy_search import All, Equations, Moments, Particles, Points, Propagation, Reward, Saturating, Spread, Written
+from rlamort.parts.policy_search import (
+    All,
+    Equations,
+    Moments,
+    Particles,
+    Points,
+    Propagation,
+    Reward,
+    Saturating,
+    Spread,
+    Written,
+)  # fmt: skip
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,

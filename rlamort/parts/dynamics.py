@@ -104,8 +104,8 @@ class GaussianProcess(Dynamics):
 
     Args:
         reward: of a state and an action: own takes the environment's equations, saturating the distance to a target.
-        angles: coordinates that are the cosine and the sine of an angle, one pair after another: their angle is predicted. Without,
-            they are predicted as numbers, and leave the circle.
+        angles: coordinates that are the cosine and the sine of an angle, one pair after another: the angle is predicted, where
+            plain coordinates would leave the circle.
         points: which transitions it holds.
     """
 

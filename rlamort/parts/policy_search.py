@@ -36,8 +36,8 @@ class Equations(Reward):
     def __call__(self, spec: Spec) -> Rewarded:
         if spec.equations is None:
             raise UserError(
-                "dynamics.reward=own: the equations of this environment are not known, and the model learns how states move, not "
-                "what they are worth; dynamics.reward=saturating dynamics.reward.target=[...] dynamics.reward.weights=[...], or "
+                "dynamics.reward=own: the equations of this environment are not known, and the model learns how states move, "
+                "not what they are worth; dynamics.reward=saturating, with dynamics.reward.target=[...] and .weights=[...], or "
                 "dynamics.reward=Written dynamics.reward.function=module:function, is needed"
             )
         return made.Paid(made.Known(spec.equations, Box(spec.low, spec.high), "own"))
@@ -60,7 +60,7 @@ class Saturating(Reward):
             given = getattr(self, field)
             if len(given) != spec.x_dim:
                 raise UserError(
-                    f"dynamics.reward.{field}={list(given)}: {spec.x_dim} numbers are needed, one for each coordinate of a state"
+                    f"dynamics.reward.{field}={list(given)}: {spec.x_dim} numbers are needed, one a coordinate of states"
                 )
         return made.Saturating(self.target, self.weights)
 
@@ -165,7 +165,8 @@ class Moments(Propagation):
         for field, held in needed.items():
             if not held():
                 raise UserError(f"propagation=moments: {field} is needed, whose moments are known; or propagation=particles")
-        assert isinstance(dynamics, made.GaussianProcess) and isinstance(dynamics.reward, made.Saturating)
+        assert isinstance(dynamics, made.GaussianProcess)
+        assert isinstance(dynamics.reward, made.Saturating)
         assert isinstance(model, Sine)
         return made.Beliefs(dynamics, dynamics.reward, model.moments, horizon, discount)
 

@@ -44,7 +44,7 @@ def moments() -> Measured:
         exact, drawn = float(reward.expected(mean, cov)), float(reward(x, w[:, 5:]).mean())
         worst["reward"] = {"mean": max(abs(exact / drawn - 1), worst.get("reward", {}).get("mean", 0.0))}
     verdicts = [
-        at_most(f"{name}: difference of the {key} in closed form and of {DRAWS:,} draws, largest share of {INPUTS} inputs", value, LARGEST)
+        at_most(f"{name}: {key} in closed form, largest difference from {DRAWS:,} draws of {INPUTS} inputs", value, LARGEST)
         for name, found in worst.items()
         for key, value in found.items()
     ]
