@@ -17,6 +17,8 @@ from rlamort.domain import Box, unit_box
 from rlamort.dynamics import Beliefs, Everything, GaussianProcess, Known, Motion, Particles, Saturating, Spread
 from rlamort.dynamics.moments import Moments, saturated, sines
 from rlamort.errors import Preempted, UserError
+from rlamort.measure.reproduce import entries
+from rlamort.measure.rollouts import Rollouts
 from rlamort.radial import Radial, Sine
 from rlamort.run.restore import resume
 from rlamort.source import Batch
@@ -290,7 +292,7 @@ def test_spread_holds_the_most_different():
 
 def test_bad_data_are_named():
     made = GaussianProcess(5, 1, REWARD, (2, 3), Everything(20))
-    with pytest.raises(UserError, match="2 transitions are met; at least 3"):
+    with pytest.raises(UserError, match="2 transitions are met; a Gaussian process needs at least 3"):
         made.hold(Batch(*(part[:2] for part in met(40))))
     with pytest.raises(UserError, match=r"40 transitions are met, and the process holds dynamics\.points\.most=20.*spread"):
         made.hold(met(40))
@@ -353,6 +355,30 @@ def test_stopped_and_resumed_is_uninterrupted(propagation, tmp_path):
     assert_equal(everything(whole), everything(again))
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
     assert int(whole.agent.dynamics.count) == 32
+
+
+def test_other_methods_do_not_fit_processes():
+    with pytest.raises(UserError, match="dynamics=gp: only pilco fits"):
+        ra.PETS("Pendulum-v1", dynamics={"kind": "gp", "reward": "own"}, horizon=3, device="cpu").learn(8)
+
+
+def test_rollouts_are_counted_until_the_task_is_solved(tmp_path):
+    claim = next(one for one in entries("pilco") if isinstance(one, Rollouts))
+    reward = Saturating(**{key: claim.overrides["dynamics"]["reward"][key] for key in ("target", "weights")})
+    x, y, paid = met(20)[:3]
+    torch.testing.assert_close(reward(x, y), paid)  # equal reward: what it is trained on is what the environment pays
+    hanging = claim.played(lambda x, deterministic: (np.zeros(1, np.float32), None))
+    assert hanging["solved"] == 0
+    assert hanging["cost"] == pytest.approx(claim.length * (1 - np.exp(-1)), rel=0.02)
+    runs = [{"failed": 0, "rollouts": [{"solved": 0.0, "cost": 25.0}] * 3 + [{"solved": 1.0, "cost": 12.0}]}] * 10
+    results = {claim.key(seed): run for seed, run in zip(claim.seeds, runs, strict=True)}
+    assert {one.outcome for one in claim.judge(results)} == {"incomplete"}
+    evaluations = [{"env_step": 400 * k, "eval/return": -25.0 if k < 21 else -11.0} for k in range(1, 40)]
+    results |= {task.key: {"evaluations": evaluations} for task in claim.due(results)}
+    assert [one.outcome for one in claim.judge(results)] == ["pass"] * 3  # 8,400 transitions are 52 times 160
+    assert claim.panel(results) is not None
+    results |= {claim.key(seed): {"failed": 1, "rollouts": [{"solved": 0.8, "cost": 13.0}] * 8} for seed in (0, 1, 2)}
+    assert [one.outcome for one in claim.judge(results)] == ["FAIL", "FAIL", "pass"]
 
 
 def test_policies_improve_in_the_model_alone():
