@@ -78,14 +78,16 @@ class PILCO(Agent):
         self.adam = self.new_adam(self.model.parameters())
 
     def _episode(self, field: str, given: int | None) -> int:
-        if given is None and self.spec.longest is None:
+        steps = self.spec.longest if given is None else given
+        if steps is None:
             raise UserError(
                 f"{field}: null takes the steps of an episode, and this environment has no limit; a number is needed"
             )
-        return given or self.spec.longest
+        return steps
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
-        return self.model(x, nothing(x))
+        y: Tensor = self.model(x, nothing(x))
+        return y
 
     def fit(self, source: Replay) -> Metrics:
         metrics = self.fits(source)  # the model, to all transitions

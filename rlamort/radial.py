@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rlamort.domain import Box
+from rlamort.domain import Box, Domain
 from rlamort.dynamics.moments import Moments, radial, sines
 from rlamort.errors import UserError
 from rlamort.model import Model
@@ -70,7 +70,7 @@ class Sine(Model):
         domain: Y, a box.
     """
 
-    def __init__(self, net: Radial, domain: Box) -> None:
+    def __init__(self, net: Radial, domain: Domain) -> None:
         super().__init__()
         if not isinstance(domain, Box):
             raise UserError(f"model=radial: Y is a {type(domain).__name__}; a Box is needed")

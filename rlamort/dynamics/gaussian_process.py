@@ -205,7 +205,7 @@ class GaussianProcess(Dynamics):
     def predict(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, d), y (B, n) -> mean and variance, with noise, of how the states move (B, D)."""
         w, N = torch.cat([x, y], -1).double(), int(self.count)
-        mean, variance = Posterior.apply(
+        mean, variance = Posterior.apply(  # type: ignore[no-untyped-call]
             w, self.shifts[: self.k], self.lengths, self.held[:, :N], self.signal, self.alpha[:, :N], self.inverse[:, :N, :N]
         )
         shift, scale = self.shifts[self.k :], self.scales[self.k :]
@@ -258,7 +258,8 @@ class GaussianProcess(Dynamics):
         far = (self.kernel.base_kernel.lengthscale.log() - 0.5 * torch.log(inputs.new_tensor(float(self.k)))) / 2
         ratio = 0.5 * (self.kernel.outputscale / self.likelihood.noise[:, 0]).log()
         penalty = far.square().sum() / 2 + (ratio / torch.log(ratio.new_tensor(LARGEST_RATIO))).pow(30).sum()
-        return (penalty - fit) / N
+        loss: Tensor = (penalty - fit) / N
+        return loss
 
     @torch.no_grad()
     def condition(self, targets: Tensor) -> None:
@@ -311,7 +312,7 @@ def _gpytorch() -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # what it imports compiles in a way that torch will drop
-            import gpytorch
+            import gpytorch  # type: ignore[import-untyped]
     except ImportError as error:
         raise UserError(f"dynamics=gp: gpytorch is needed, pip install 'rlamort[gp]' ({error})") from error
     return gpytorch

@@ -70,4 +70,5 @@ def saturated(mean: Tensor, cov: Tensor, target: Tensor, weights: Tensor) -> Ten
     """E[exp(-(w - target)' W (w - target) / 2)], 0-d, of W = diag(weights) (k,)."""
     away, eye = mean - target, torch.eye(len(mean)).to(mean)
     wide = eye + cov * weights  # I + cov W
-    return (-0.5 * (away * weights) @ torch.linalg.solve(wide, away)).exp() * torch.linalg.det(wide).rsqrt()
+    found: Tensor = (-0.5 * (away * weights) @ torch.linalg.solve(wide, away)).exp() * torch.linalg.det(wide).rsqrt()
+    return found

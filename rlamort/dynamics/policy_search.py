@@ -49,7 +49,7 @@ class Particles(Objective):
             moved = self.dynamics(x, y)
             x = moved.x_next.clamp(-LARGE, LARGE)  # what is cut off has no gradient
             if self.clip is not None and x.requires_grad:
-                x.register_hook(functools.partial(shortened, most=self.clip / len(x)))
+                x.register_hook(functools.partial(shortened, most=self.clip / len(x)))  # type: ignore[no-untyped-call]
             paid.append(moved.reward)
             goes.append(moved.continues)
         reward, going = torch.stack(paid), torch.stack([torch.ones_like(goes[0]), *goes[:-1]])  # (H, B)
@@ -61,7 +61,8 @@ class Particles(Objective):
 
 def shortened(slope: Tensor, most: float) -> Tensor:
     """Gradients (B, d), those longer than `most` scaled to that length."""
-    return slope * (most / torch.linalg.vector_norm(slope, dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+    shorter: Tensor = slope * (most / torch.linalg.vector_norm(slope, dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+    return shorter
 
 
 class Reward(Protocol):

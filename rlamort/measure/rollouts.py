@@ -79,7 +79,8 @@ class Rollouts(NamedTuple):
 
     def solve(self, seed: int, slice: Slice) -> dict[str, Any] | None:
         """Rollouts until one seed has solved the task, with costs and shares of solved episodes after each; None if stopped."""
-        started, found = time.perf_counter(), []
+        started, failed = time.perf_counter(), 0
+        found: list[dict[str, float]] = []
         fields = {"seed": seed, "device": "cpu", "threads": 1, "video": False, "buffer_size": 10_000, **self.overrides}
         learner = learner_class(self.method)(self.env, **fields)
         with warnings.catch_warnings(record=True) as said:
@@ -91,8 +92,7 @@ class Rollouts(NamedTuple):
                     learner.learn(self.length, reset_num_timesteps=False)
                     found.append(self.played(learner.agent.predict))
                     print(f"  seed {seed}, {len(found)} rollouts: {found[-1]}", flush=True)
-                failed = 0
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 failed = 1
             finally:
                 learner.close()
