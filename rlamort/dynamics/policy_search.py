@@ -52,8 +52,8 @@ class Particles(Objective):
                 x.register_hook(functools.partial(shortened, most=self.clip / len(x)))  # type: ignore[no-untyped-call]
             paid.append(moved.reward)
             goes.append(moved.continues)
-        reward, going = torch.stack(paid), torch.stack([torch.ones_like(goes[0]), *goes[:-1]])  # (H, B)
-        weight = (self.discount * going).cumprod(0) / self.discount
+        reward, weight = torch.stack(paid), torch.stack([torch.ones_like(goes[0]), *goes[:-1]])  # (H, B)
+        weight[1:] = (self.discount * weight[1:]).cumprod(0)
         value = torch.where(weight > 0, weight * reward, 0).sum(0)
         diverged = ~((x.abs() < LARGE).all(-1) & (value.abs() < LARGE))  # NaN is unsound, too
         return torch.where(diverged, LAST, -value), {"diverged": diverged.to(x).mean()}

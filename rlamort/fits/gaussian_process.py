@@ -1,6 +1,6 @@
 """Fits of Gaussian processes as dynamics."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from rlamort.agent import Adam, descend
 from rlamort.dynamics import Dynamics, GaussianProcess
@@ -36,7 +36,6 @@ class Fits(nn.Module):
         if not isinstance(dynamics, GaussianProcess):
             return {}
         targets = dynamics.hold(source.everything(n_step=1))
-        loss: Tensor = dynamics.loss(targets).detach()
         for _ in range(self.steps):
             loss = dynamics.loss(targets)
             descend(loss, dynamics.parameters(), self.adam)
