@@ -59,8 +59,8 @@ class PILCO(Agent):
         fit_every: Size | None = None,
         fit_steps: Size = 100,
         fit_rate: Positive = 0.05,
-        policy_steps: Size = 150,
-        learning_rate: Positive = 0.03,
+        policy_steps: Size = 250,
+        learning_rate: Positive = 0.02,
         particles: Size = 30,
         deviation: NonNegative = 0.1,
     ) -> None:
