@@ -83,6 +83,34 @@ class CartPole(Equations):
         return np.asarray(image.resize((WIDTH, HEIGHT)))
 
 
+class SwingUp(CartPole):
+    """The task of PILCO (Deisenroth and Rasmussen, 2011, section 3.1): from rest, hanging, with forces held for 0.1 s.
+
+    Starts are hanging at rest but for normal noise of 0.1 in every coordinate. The reward saturates,
+    exp(-(position^2 + (cos theta - 1)^2 + sin theta^2) / 4) - 1: 0 where all is done, and -0.63 where the pole hangs.
+
+    Args:
+        force: largest force, in N.
+        length: steps of an episode.
+        render_mode: as of `CartPole`.
+    """
+
+    def __init__(self, force: Positive = 10.0, length: int = 40, render_mode: str | None = None) -> None:
+        super().__init__(force, length=length, render_mode=render_mode)
+
+    def begin(self) -> np.ndarray:
+        position, speed, angle, turn = 0.1 * self.np_random.standard_normal(4)
+        theta = np.pi + angle
+        return np.array([position, speed, np.cos(theta), np.sin(theta), turn])
+
+    def dynamics(self, x: Tensor, u: Tensor) -> Moved:
+        position, _, cos, sin, _ = x.unbind(-1)
+        reward = torch.expm1(-(position.square() + (cos - 1).square() + sin.square()) / 4)
+        between, _, _ = super().dynamics(x, u)
+        after, _, continues = super().dynamics(between, u)
+        return after, reward, continues
+
+
 class CartPolePlan(Problem[Tensor]):
     """A plan of H forces from a start of any angle: f(y; x) is minus the return (Amos and Yarats, 2020, section 5.2).
 

@@ -14,7 +14,7 @@ parts
 fits
 agent solve train score
 losses source env
-model
+model radial
 update
 adjoint
 objective dynamics constraints

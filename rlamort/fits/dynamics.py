@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from rlamort.agent import Adam, descend
-from rlamort.dynamics import Dynamics, Ensemble
+from rlamort.dynamics import Dynamics, Ensemble, GaussianProcess
 from rlamort.errors import UserError
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Replay
@@ -14,6 +14,8 @@ MEASURED = 256  # sequences on which learned dynamics are measured
 
 def require_fits(dynamics: Dynamics, fit_every: int, key: str = "") -> None:
     """Raises UserError if learned dynamics are never fitted, or known ones are; `key` is what stands before the fields."""
+    if isinstance(dynamics, GaussianProcess):
+        raise UserError(f"{key}dynamics=gp: only pilco fits Gaussian processes; {key}dynamics=ensemble is needed")
     if dynamics.learned != bool(fit_every):
         kind, needed = type(dynamics).__name__, "1 or more" if fit_every == 0 else "0"
         raise UserError(f"{key}fit_every={fit_every}: with {key}dynamics={kind} {needed} is needed")

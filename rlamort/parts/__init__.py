@@ -6,7 +6,7 @@ line and `rlamort.parts.Unroll(steps=8)` in Python are one mechanism.
 """
 
 from rlamort.parts.critics import Categorical, Critics, Head, Online, Polyak, Quantiles, Scalar, Target
-from rlamort.parts.dynamics import Dynamics, Ensemble, Known, Own, Simulator
+from rlamort.parts.dynamics import Dynamics, Ensemble, GaussianProcess, Known, Own, Simulator
 from rlamort.parts.expansion import Expanded, Expansion, Unexpanded
 from rlamort.parts.labels import File, Solved
 from rlamort.parts.losses import (
@@ -33,6 +33,7 @@ from rlamort.parts.models import (
     Model,
     Previous,
     PsdEncoder,
+    Radial,
     Refined,
     Safeguarded,
     Start,
@@ -40,6 +41,18 @@ from rlamort.parts.models import (
     Unroll,
 )  # fmt: skip
 from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi, MultipleShooting, SupportPoints
+from rlamort.parts.policy_search import (
+    All,
+    Equations,
+    Moments,
+    Particles,
+    Points,
+    Propagation,
+    Reward,
+    Saturating,
+    Spread,
+    Written,
+)  # fmt: skip
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
@@ -68,12 +81,13 @@ from rlamort.parts.updates import (
 from rlamort.source import Labels
 
 __all__ = [
-    "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
-    "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart",
-    "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient",
-    "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Mppi", "MultipleShooting",
-    "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent",
-    "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
-    "SpectralGradient", "Start", "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded",
-    "Unroll", "Unrolled", "Update",
+    "Accelerated", "Adam", "Adjoint", "Alista", "All", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics",
+    "Ensemble", "Equations", "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "GaussianProcess", "Gradient",
+    "Head", "Icem", "Ilqr", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian",
+    "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Moments",
+    "Momentum", "Mppi", "MultipleShooting", "Objective", "OneStep", "Online", "Own", "Particles", "Penalty", "Points", "Polyak",
+    "Previous", "Propagation", "PsdEncoder", "Quantiles", "Radial", "Recurrent", "Refined", "Regress", "Reward", "Safeguarded",
+    "Saturating", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Spread", "Start",
+    "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
+    "Written",
 ]  # fmt: skip

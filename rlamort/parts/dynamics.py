@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlamort import dynamics as made
-from rlamort.config import Fixed, Part, Size, Widths
+from rlamort.config import Fixed, Part, Size, Whole, Widths
 from rlamort.config.imports import module_of
 from rlamort.domain import Box
 from rlamort.env import Spec
 from rlamort.errors import UserError
+from rlamort.parts.policy_search import All, Equations, Points, Reward
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,32 @@ class Ensemble(Dynamics):
         return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood, ends)
 
 
+@dataclass(frozen=True)
+class GaussianProcess(Dynamics):
+    """Gaussian processes, learned from few transitions, with a reward that is known.
+
+    Args:
+        reward: of a state and an action: own takes the environment's equations, saturating the distance to a target.
+        angles: coordinates that are the cosine and the sine of an angle, one pair after another: the angle is predicted, where
+            plain coordinates would leave the circle.
+        points: which transitions it holds.
+    """
+
+    reward: Reward = Equations()
+    angles: Fixed[tuple[Whole, ...]] = ()
+    points: Points = All()
+
+    @property
+    def of_environment(self) -> bool:
+        return self.reward.of_environment
+
+    def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        return made.GaussianProcess(spec.x_dim, len(spec.low), self.reward(spec), self.angles, self.points())
+
+
 def _checked(known: made.Known, spec: Spec) -> made.Known:
     known.require(spec.x_dim)
     return known
 
 
-Dynamics.presets = {"own": Own(), "simulator": Simulator(), "ensemble": Ensemble()}
+Dynamics.presets = {"own": Own(), "simulator": Simulator(), "ensemble": Ensemble(), "gp": GaussianProcess()}

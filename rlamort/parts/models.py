@@ -6,6 +6,7 @@ from typing import Literal, Self
 from torch import nn
 
 from rlamort import model as models
+from rlamort import radial as made
 from rlamort.config import Fixed, Fraction, NonNegative, Part, Positive, Size, Whole, Widths
 from rlamort.domain import Euclid
 from rlamort.errors import UserError
@@ -26,6 +27,7 @@ from rlamort.parts.updates import (
     Unrolled,
     Update,
 )
+from rlamort.radial import Sine
 from rlamort.solve.refine import refinement, repeats
 from rlamort.update import InChart as Chart
 from rlamort.update import InY, sparse
@@ -263,6 +265,20 @@ class TwoStep(Model):
 
 
 @dataclass(frozen=True)
+class Radial(Model):
+    """A sum of Gaussian functions, bounded by a sine: the policy of PILCO.
+
+    Args:
+        basis: number of functions.
+    """
+
+    basis: Fixed[Size] = 100
+
+    def __call__(self, setting: Setting) -> models.Model:
+        return Sine(made.Radial(setting.x_dim, self.basis, setting.domain.dim), setting.domain)
+
+
+@dataclass(frozen=True)
 class Safeguarded(Model):
     """A learned solver of the lasso that at prediction is never worse than ISTA at any layer; training has no safeguard.
 
@@ -297,6 +313,7 @@ Model.presets = {
     "start": Start(),
     "previous": Previous(),
     "mip": TwoStep(),
+    "radial": Radial(),
     "psd": Unroll(PsdEncoder(), Ista(), 16),
     "lista": Unroll(Middle(), Lista(), 16),
     "lista_cp": Unroll(Middle(), ListaCp(), 16),

@@ -180,6 +180,11 @@ class Replay:
         before = self._runs(latest)[2]
         return int(before.max()) + 1 if len(before) else 0
 
+    def begun(self) -> Tensor:
+        """The first contexts (E, d) of the episodes that are stored, also of one whose own beginning was overwritten."""
+        base, slot, before = self._runs(None)
+        return self.x[(base + slot)[before == 0]]
+
     def _stored(self, counts: np.ndarray) -> tuple[Tensor, Tensor]:
         """Of each row's `counts` latest transitions, where the row begins and the slot in it, oldest first, row by row."""
         first, many = (
