@@ -1,13 +1,13 @@
 """Moments of PILCO in closed form beside draws. w = (x, y) a normal input · D outputs"""
 
 import torch
-from rlamort.envs.cartpole import SwingUp
 from torch import Tensor
 
 from rlamort.agent import Adam, descend
 from rlamort.domain import unit_box
 from rlamort.dynamics import GaussianProcess, Saturating
 from rlamort.dynamics.moments import Moments, sines
+from rlamort.envs.cartpole import SwingUp
 from rlamort.measure.verdict import Measured, at_most
 from rlamort.radial import Radial, Sine
 from rlamort.source import Batch
