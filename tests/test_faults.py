@@ -1,5 +1,6 @@
 """Faults of environments and agents, in real runs: what is forgiven, what is dropped, what is said, what is kept."""
 
+import json
 import re
 import shutil
 import warnings
@@ -149,6 +150,10 @@ def test_a_checkpoint_never_holds_nan(tmp_path):
     with pytest.raises(ra.Fault, match=r"critic.ensemble.layers.0.weight is no longer finite"):
         learner.durable.save()
     assert all(t.isfinite().all() for t in ra.load(tmp_path / "run").agent.state_dict().values())
+    learner.agent.register_buffer("begun", torch.tensor([True, False]))  # of whatever kind
+    report = json.loads(learner.durable.report_nan(ra.Fault("it diverged")).read_text())
+    assert report["tensors"]["begun"] == {"finite": True, "largest": 1.0}
+    assert not report["tensors"]["critic.ensemble.layers.0.weight"]["finite"]
 
 
 def test_divergence_stops_with_a_report_and_the_last_good_agent(tmp_path):

@@ -135,7 +135,7 @@ class Durable:
         """Write losses and the range of every tensor to a file in the run directory, and return its path."""
         clock = self.learner.clock
         tensors = {
-            name: {"finite": bool(t.isfinite().all()), "largest": float(t.abs().max()) if t.numel() else 0.0}
+            name: {"finite": bool(t.isfinite().all()), "largest": float(t.double().abs().max()) if t.numel() else 0.0}
             for name, t in self.learner.agent.state_dict().items()
         }
         file = self.directory.path / "nan_report" / f"step_{clock.env_step:012d}.json"
