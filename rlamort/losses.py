@@ -49,6 +49,17 @@ def squared(y: Tensor, other: Tensor) -> Tensor:
     return (y - other).square().sum(-1)
 
 
+def precise(y: Tensor, local: Tensor) -> Tensor:
+    """KL(N(y, S) || N(u, P^-1)) but for what does not depend on y, (y - u)' P (y - u) / 2: (B,).
+
+    Args:
+        y: a prediction (B, n).
+        local: u and the rows of P, (B, n + n^2): the Gaussian of a local controller.
+    """
+    away, P = y - local[:, : y.shape[-1]], local[:, y.shape[-1] :].unflatten(-1, (y.shape[-1], -1))
+    return ((P @ away[..., None])[..., 0] * away).sum(-1) / 2
+
+
 class Regress:
     """L_reg = mean_B sum_k w_k distance(y_k(x), y*(x)), the regression-based loss (tutorial, eq. 5; Chen et al., 2018, eq. 17).
 
