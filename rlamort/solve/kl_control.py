@@ -51,14 +51,19 @@ class Solution(NamedTuple):
 
 @torch.enable_grad()
 def expanded(dynamics: Dynamics, x: Tensor, y: Tensor) -> Quadratic:
-    """The mean over samples of the second-order expansions of minus the reward, around x (M, T, N, d) and y (M, T, N, n)."""
+    """The mean over samples of second-order expansions of minus the reward, around x (M, T, N, d) and y (M, T, N, n).
+
+    The curvature at a sample is without its negative part, which away from the sample would promise more than there is.
+    """
     z = torch.cat([x, y], -1).detach()
     flat = z.flatten(0, 2).requires_grad_()  # (M T N, d + n)
     cost = -dynamics(flat[:, : x.shape[-1]], flat[:, x.shape[-1] :]).reward
     (slope,) = torch.autograd.grad(cost.sum(), flat, create_graph=True, materialize_grads=True)
     rows = [_row(part, flat) for part in slope.unbind(-1)]
     z, H = z.double(), torch.stack(rows, -1).double().view(*z.shape, -1)
-    H, g, c = (H + H.mT) / 2, slope.detach().double().view_as(z), cost.detach().double().view(z.shape[:-1])
+    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    H = (vectors * values.clamp(min=0)[..., None, :]) @ vectors.mT
+    g, c = slope.detach().double().view_as(z), cost.detach().double().view(z.shape[:-1])
     across = (H @ z[..., None])[..., 0]
     value = c - (g * z).sum(-1) + (across * z).sum(-1) / 2
     return Quadratic(value.mean(2), (g - across).mean(2), H.mean(2))
