@@ -33,8 +33,9 @@ class GPS(Agent):
     """Local controllers of the start states that they were sampled from, and a network that follows them everywhere.
 
     The controllers play while it learns, the network otherwise. Of the authors' code it keeps the algorithm; what differs is
-    that inputs are normalised by all samples, where the code keeps the first iteration's, that costs need no negative part
-    cut off, and that bounds of the step's factor, fixed numbers there, are fields.
+    that inputs are normalised by all samples, where the code keeps the first iteration's; that costs are convex at every
+    sample, and controllers cool no further than a temperature, without both of which learning drifts away again; that models
+    are fitted in units of the samples' spread; and that bounds of the step's factor, fixed numbers there, are fields.
 
     Args:
         spec: sizes, action bounds, the episode's length, and the environment's equations.
@@ -58,7 +59,7 @@ class GPS(Agent):
         prior_strength: samples of a step that the prior counts for.
 
     Raises:
-        UserError: no time limit is known, rewards have no gradients, or bounds are in the wrong order.
+        UserError: no time limit is known, rewards are not known or have no gradients, or bounds are in the wrong order.
     """
 
     before: Tensor
@@ -101,10 +102,10 @@ class GPS(Agent):
         self.factors, self.changes = (least_factor, most_factor), (least_change, most_change)
         self.policy_steps, self.policy_batch_size = policy_steps, policy_batch_size
         self.dynamics, self.prior = dynamics(spec, hidden), Prior(clusters, POINTS, prior_strength)
-        if not self.dynamics.differentiable or not self._sloped(spec.x_dim):
+        if self.dynamics.learned or not self.dynamics.differentiable or not self._sloped(spec.x_dim):
             raise UserError(
-                f"dynamics={type(self.dynamics).__name__}: its rewards have no gradients with respect to states and actions; "
-                "dynamics=own, where the environment's equations are known, or Known, with equations of yours, is needed"
+                f"dynamics={type(self.dynamics).__name__}: its rewards are no known function with gradients in states and "
+                "actions; dynamics=own, where the environment's equations are known, or Known, with equations of yours, is needed"
             )
         self.f, self.loss = Unknown(), Regress(None, precise)
         self.model = model(parts.Setting(self.domain, spec.x_dim, hidden, labelled=True, objective=self.f))
@@ -125,7 +126,8 @@ class GPS(Agent):
 
     def start(self, count: int) -> Carry:
         """The step of its episode and the condition of each environment."""
-        return torch.zeros(count, dtype=torch.int64, device=self.device), torch.arange(count, device=self.device) % len(self.eta)
+        condition = torch.arange(count, device=self.device) % len(self.eta)
+        return torch.zeros_like(condition), condition
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
         time, condition = h

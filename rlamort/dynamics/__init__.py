@@ -7,6 +7,6 @@ from rlamort.dynamics.linear_gaussian import LinearGaussian, Mixture, Prior
 from rlamort.dynamics.trajectory import Trajectory
 
 __all__ = [
-    "LARGE", "LAST", "Dynamics", "Ending", "Endless", "Ensemble", "Gains", "Known", "LinearGaussian", "Mixture", "Moved", "Normal",
-    "Prior", "Retraced", "Squared", "Trajectory", "Transitions", "ValueExpansion",
+    "LARGE", "LAST", "Dynamics", "Ending", "Endless", "Ensemble", "Gains", "Known", "LinearGaussian", "Mixture", "Moved",
+    "Normal", "Prior", "Retraced", "Squared", "Trajectory", "Transitions", "ValueExpansion",
 ]  # fmt: skip

@@ -85,7 +85,10 @@ class Prior:
         joint = joint / (count + s)
         inputs = joint[..., :i, :i] + RIDGE * torch.eye(i, dtype=joint.dtype, device=joint.device)
         gain = torch.linalg.solve(inputs, joint[..., :i, i:]).mT  # (M, T, o, i)
-        left = joint[..., i:, i:] - gain @ joint[..., :i, i:] - joint[..., i:, :i] @ gain.mT + gain @ joint[..., :i, :i] @ gain.mT
+        pull = torch.cat(
+            [-gain, torch.eye(gain.shape[-2], dtype=gain.dtype, device=gain.device).expand(*gain.shape[:-1], -1)], -1
+        )
+        left = pull @ joint @ pull.mT  # what w has beside gain z
         offset = mean[..., i:] - (gain @ mean[..., :i, None])[..., 0]
         into, out = mixture.spread[:i], mixture.spread[i:]
         return LinearGaussian(out[:, None] * gain / into, out * offset, out[:, None] * (left + left.mT) / 2 * out)

@@ -53,7 +53,9 @@ class Rollouts:
 
     def __init__(self, env: Env, *, seed: Fixed[Seed] = 0, rollouts: Fixed[Several] = 5, memory: Fixed[Size] = 20) -> None:
         if env.spec.longest is None:
-            raise UserError(f"env={env.name}: it has no time limit, and rollouts of one length are needed; set max_episode_steps")
+            raise UserError(
+                f"env={env.name}: it has no time limit, and rollouts of one length are needed; set max_episode_steps"
+            )
         if memory < rollouts:
             raise UserError(f"memory={memory}: an iteration has rollouts={rollouts}, which must be kept; at least as many")
         self.env, self.seed, self.rollouts, self.horizon = env, seed, rollouts, env.spec.longest
@@ -87,8 +89,8 @@ class Rollouts:
         last = self.time + 1 == self.horizon
         if not step.valid.all() or (step.over != last).any():
             raise Fault(
-                f"env {self.env.name}: an episode has ended after {self.time + 1} steps, and the others have {self.horizon}; one "
-                "that no state terminates is needed"
+                f"env {self.env.name}: an episode has ended after {self.time + 1} steps, and the others have {self.horizon}; "
+                "one that no state terminates is needed"
             )
         slot = self.episode % self.x.shape[2]
         self.x[:, self.time, slot], self.y[:, self.time, slot] = x, y
