@@ -105,7 +105,7 @@ class GPS(Agent):
         if self.dynamics.learned or not self.dynamics.differentiable or not self._sloped(spec.x_dim):
             raise UserError(
                 f"dynamics={type(self.dynamics).__name__}: its rewards are no known function with gradients in states and "
-                "actions; dynamics=own, where the environment's equations are known, or Known, with equations of yours, is needed"
+                "actions; dynamics=own, where the environment's equations are known, or Known, with yours, is needed"
             )
         self.f, self.loss = Unknown(), Regress(None, precise)
         self.model = model(parts.Setting(self.domain, spec.x_dim, hidden, labelled=True, objective=self.f))

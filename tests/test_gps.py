@@ -35,7 +35,7 @@ class Unseeded(Mass):
     """One that cannot be put back into a state."""
 
     def begin(self):
-        return np.random.uniform(-1, 1, len(self.A))  # noqa: NPY002  # the fault that is injected
+        return np.random.uniform(-1, 1, len(self.A))  # the fault that is injected
 
 
 class Early(Mass):
@@ -354,7 +354,7 @@ def test_bad_input_is_said_before_any_work(env, fields, said):
 
 
 def test_an_episode_that_ends_before_the_others_is_a_fault():
-    with pytest.raises(Fault, match="ended after .* steps, and the others have 6"):
+    with pytest.raises(Fault, match=r"ended after .* steps, and the others have 6"):
         gps(Early).learn(200)
 
 

@@ -1,11 +1,12 @@
-"""Guided policy search: its constraint, its network beside its local controllers, and its samples beside SAC's.
+"""Environments of the claims of guided policy search, whose conditions have a hull that other episodes begin in.
 
-x state (B, d) · u action (B, n) · M conditions · cost of an episode, minus its return
+d numbers in a state · M conditions
 """
 
 from typing import Any
 
 import numpy as np
+import torch
 from rlamort.envs.lqr import Lqr
 from rlamort.envs.twolink import TwoLink
 
@@ -48,6 +49,30 @@ class PointMass(Lqr):
     def __init__(self, first: Seed = 0, conditions: Size = 4) -> None:
         super().__init__(bound=BOUND)
         self.corners = Corners(np.random.default_rng(first).uniform(-1, 1, (conditions, 4)), first)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.corners.reset(seed)
+        return super().reset(seed=seed, options=options)
+
+    def begin(self) -> np.ndarray:
+        return self.corners.begin(self.np_random)
+
+
+class Reach(TwoLink):
+    """The arm of two links, whose hand is to reach one target from the hull of four postures within 0.7 rad of one, at rest.
+
+    Args:
+        first: seed of target and postures, and of the resets that begin in these.
+        conditions: how many.
+    """
+
+    def __init__(self, first: Seed = 0, conditions: Size = 4) -> None:
+        super().__init__()
+        random = np.random.default_rng(first)
+        middle = random.uniform(-np.pi, np.pi, 2)
+        target = self.hand(torch.tensor(middle + random.uniform(-1.5, 1.5, 2))[None])[0].numpy()
+        postures = middle + random.uniform(-0.7, 0.7, (conditions, 2))
+        self.corners = Corners(np.concatenate([postures, np.zeros_like(postures), np.tile(target, (conditions, 1))], 1), first)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         self.corners.reset(seed)
