@@ -47,7 +47,7 @@ class GPS(Agent):
         normalise: normalise the network's inputs by statistics of all samples.
         learning_rate: Adam's step size.
         policy_steps: gradient steps of the network in an iteration.
-        policy_batch_size: states in such a step.
+        batch_size: states in such a step.
         initial_std: standard deviation of the first actions, in units of half their range.
         kl_step: nats a step by which a controller may leave the network, times a factor that is adapted.
         least_factor: of `kl_step`.
@@ -80,7 +80,7 @@ class GPS(Agent):
         normalise: Fixed[bool] = True,
         learning_rate: Positive = 1e-3,
         policy_steps: Size = 1000,
-        policy_batch_size: Size = 100,
+        batch_size: Size = 256,
         initial_std: Fixed[Positive] = 0.1,
         kl_step: NonNegative = 0.3,
         least_factor: Positive = 0.5,
@@ -100,7 +100,7 @@ class GPS(Agent):
         self.horizon, self.rollouts, self.fit_every = spec.longest, rollouts, num_envs * rollouts * spec.longest
         self.kl_step, self.temperature = kl_step, temperature
         self.factors, self.changes = (least_factor, most_factor), (least_change, most_change)
-        self.policy_steps, self.policy_batch_size = policy_steps, policy_batch_size
+        self.policy_steps, self.batch_size = policy_steps, batch_size
         self.dynamics, self.prior = dynamics(spec, hidden), Prior(clusters, POINTS, prior_strength)
         if self.dynamics.learned or not self.dynamics.differentiable or not self._sloped(spec.x_dim):
             raise UserError(
@@ -120,7 +120,9 @@ class GPS(Agent):
         self.eta.fill_(1)
         self.factor.fill_(1)
 
+    @torch.enable_grad()
     def _sloped(self, x_dim: int) -> bool:
+        """Whether its rewards have gradients."""
         z = torch.zeros(2, x_dim + self.domain.dim, requires_grad=True)
         return self.dynamics(z[:, :x_dim], z[:, x_dim:]).reward.requires_grad
 
@@ -137,7 +139,7 @@ class GPS(Agent):
         gain, offset, covariance = (part[condition, time] for part in self.controllers())
         noise = torch.linalg.cholesky(covariance) @ torch.randn_like(offset)[..., None]
         y = (gain @ x.to(gain)[..., None] + noise)[..., 0] + offset
-        return self.domain.nearest(y).to(x), after
+        return y.clamp(-1, 1).to(x), after
 
     def policy(self, x: Tensor) -> Tensor:
         """The network's action at x (B, d)."""
@@ -198,14 +200,14 @@ class GPS(Agent):
     def regress(self, met: Played) -> Metrics:
         """Train the network on the controllers' actions at all states that were met, weighed by their precisions."""
         x = met.x[:, :-1]  # (M, T, N, d)
-        y = self.domain.nearest(self.controllers().mean(x.double()))
+        y = self.controllers().mean(x.double()).clamp(-1, 1)
         P = torch.linalg.inv(self.controllers().covariance)  # (M, T, n, n)
         self.variance.copy_(torch.linalg.inv(P.mean((0, 1))).diagonal())
         P = P / P.diagonal(dim1=-2, dim2=-1).mean()
         rows = P.flatten(-2)[:, :, None].expand(*y.shape[:-1], -1)
         labels, x = torch.cat([y, rows], -1).to(x).flatten(0, 2), self.normaliser(x.flatten(0, 2))
         for _ in range(self.policy_steps):
-            index = torch.randint(len(x), (self.policy_batch_size,), device=x.device)
+            index = torch.randint(len(x), (self.batch_size,), device=x.device)
             metrics = self.improve(Labelled(x[index], labels[index]))
         return metrics
 

@@ -45,9 +45,10 @@ class Rollouts:
     # what fields of a run mean here, and those that mean nothing: see `rlamort.config.fields` and `unsupported`
     meaning = MappingProxyType({
         "num_envs": "conditions, the start states that are learned from, each in an environment of its own.",
+        "batch_size": "states in a gradient step of the network.",
         "seed": "of all randomness in training; condition i is the state that a reset with seed + i gives.",
     })  # fmt: skip
-    unsupported = ("warmup_steps", "update_after", "utd", "batch_size", "dtype", "overlap", "max_env_faults")
+    unsupported = ("warmup_steps", "update_after", "utd", "dtype", "overlap", "max_env_faults")
     resumable = True
     written = np.zeros(0, dtype=np.int64)  # it keeps no frames: all that is kept is in its state
 
