@@ -107,8 +107,14 @@ class GPS(Agent):
                 f"dynamics={type(self.dynamics).__name__}: its rewards are no known function with gradients in states and "
                 "actions; dynamics=own, where the environment's equations are known, or Known, with yours, is needed"
             )
+        if model.taught:
+            raise UserError(
+                f"model={model.label()}: it reads labels as predictions of its own, and here they are Gaussians; full is needed"
+            )
         self.f, self.loss = Unknown(), Regress(None, precise)
-        self.model = model(parts.Setting(self.domain, spec.x_dim, hidden, labelled=True, objective=self.f))
+        self.model = model(parts.Setting(self.domain, spec.x_dim, hidden, objective=self.f))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():  # a model that asks f says so before any work starts
+            self.model(torch.zeros(2, spec.x_dim), self.f.oracle(torch.zeros(2, spec.x_dim)))
         self.adam = Adam(self.model.parameters(), learning_rate)
         M, H, d, n = num_envs, self.horizon, spec.x_dim, self.domain.dim
         self.controllers, self.local = (Held(LinearGaussian, _sizes(M, H, *of)) for of in ((n, d), (d, d + n)))
@@ -124,7 +130,7 @@ class GPS(Agent):
     def _sloped(self, x_dim: int) -> bool:
         """Whether its rewards have gradients."""
         z = torch.zeros(2, x_dim + self.domain.dim, requires_grad=True)
-        return self.dynamics(z[:, :x_dim], z[:, x_dim:]).reward.requires_grad
+        return bool(self.dynamics(z[:, :x_dim], z[:, x_dim:]).reward.requires_grad)
 
     def start(self, count: int) -> Carry:
         """The step of its episode and the condition of each environment."""
@@ -164,7 +170,7 @@ class GPS(Agent):
         self.controllers.hold(found.controller)
         self.eta.copy_(found.eta)
         metrics |= {"gps/kl": (found.divergence / eps.clamp(min=1e-12)).mean(), "gps/met": found.met.double().mean()}
-        return metrics | {"gps/eta": found.eta.log10().mean()} | self.regress(met)  # the S-step
+        return metrics | {"gps/log10_eta": found.eta.log10().mean()} | self.regress(met)  # the S-step
 
     def modelled(self, met: Played, recent: Played, pairs: Callable[[Played], tuple[Tensor, Tensor]]) -> LinearGaussian:
         """The linear model of pairs (z, w) about the samples of an iteration, with a prior from all that is kept."""
@@ -188,6 +194,7 @@ class GPS(Agent):
         if self.begun:
             promised = self.before - expected(self.cost(), follow(self.local(), network, start))
             promised, kept = promised.mean(), (self.before - now).mean()
+            # what was promised for nothing; never none, in units of the cost, so that where little is left steps shrink
             missing = (promised - kept).clamp(min=1e-4 * self.before.abs().mean().clamp(min=1e-12))
             self.factor.mul_((promised / (2 * missing)).clamp(*self.changes)).clamp_(*self.factors)
             metrics |= {"gps/promised": promised, "gps/improved": kept}
@@ -237,7 +244,8 @@ class Held(nn.Module, Generic[T]):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
 
     def forward(self) -> T:
-        return self.kind(*self.buffers())
+        value: T = self.kind(*self.buffers())
+        return value
 
     def hold(self, value: T) -> None:
         """Take the values of another."""

@@ -56,8 +56,10 @@ def precise(y: Tensor, local: Tensor) -> Tensor:
         y: a prediction (B, n).
         local: u and the rows of P, (B, n + n^2): the Gaussian of a local controller.
     """
-    away, P = y - local[:, : y.shape[-1]], local[:, y.shape[-1] :].unflatten(-1, (y.shape[-1], -1))
-    return ((P @ away[..., None])[..., 0] * away).sum(-1) / 2
+    n = y.shape[-1]
+    away, P = y - local[:, :n], local[:, n:].view(-1, n, n)
+    apart: Tensor = ((P @ away[..., None])[..., 0] * away).sum(-1) / 2
+    return apart
 
 
 class Regress:

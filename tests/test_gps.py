@@ -14,6 +14,8 @@ from rlamort.domain import Box
 from rlamort.dynamics import Known, LinearGaussian, Prior
 from rlamort.errors import Fault, Preempted, UserError
 from rlamort.losses import precise
+from rlamort.measure.claims.gps import PointMass, Reach
+from rlamort.measure.guided import Guided, improved
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.solve.kl_control import Moments, Quadratic, bounded, divergence, expanded, expected, follow, regulated
@@ -342,6 +344,8 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path):
             "dynamics=Known: its rewards are no known function with gradients",
         ),
         (Mass, {"dynamics": "ensemble"}, "dynamics=Ensemble: its rewards are no known function"),
+        (Mass, {"model": "semi"}, "it needs a known problem"),
+        (Mass, {"model": "mip"}, "it reads labels as predictions of its own"),
         (Mass, {"rollouts": 1}, "rollouts=1: a whole number >= 2"),
         (Mass, {"memory": 3}, "memory=3: .*rollouts=4"),
         (Mass, {"least_factor": 4}, "least_factor=4: it is above most_factor=3"),
@@ -371,3 +375,44 @@ def test_it_runs_on_the_cart_pole():
     learner = gps(CartPole(force=10.0, length=10), kl_step=0.5)
     learner.learn(2 * learner.agent.fit_every)
     assert np.isfinite(learner.score(2).returns).all()
+
+
+@pytest.mark.parametrize("kind", [PointMass, Reach])
+def test_starts_of_the_claims_are_in_the_hull_of_the_conditions(kind):
+    env = kind(first=7)
+    corners = env.corners.corners
+    for i in range(4):
+        np.testing.assert_allclose(env.reset(seed=7 + i)[0], corners[i], rtol=1e-6)
+    inside = np.stack([env.reset(seed=1_000 + i)[0] for i in range(20)])
+    weights, *_ = np.linalg.lstsq(np.concatenate([corners, np.ones((4, 1))], 1).T, np.append(inside[0], 1), rcond=None)
+    np.testing.assert_allclose(weights @ corners, inside[0], atol=1e-5)
+    assert (inside >= corners.min(0) - 1e-6).all()
+    assert (inside <= corners.max(0) + 1e-6).all()
+    assert not np.array_equal(kind(first=8).corners.corners, corners)
+
+
+def test_a_plan_is_improved_to_the_optimum_of_a_linear_system():
+    env, x = Lqr(bound=6.0), torch.rand(3, D) * 2 - 1
+    known = Known(env.dynamics, Box([-6.0] * A, [6.0] * A), "own")
+    best = torch.einsum("mi,ij,mj->m", x.double(), env.riccati(10).costs[0], x.double())
+    torch.testing.assert_close(improved(known, lambda x, t: x[:, :A].clamp(-1, 1), x, 10).double(), best, atol=1e-3, rtol=1e-3)
+
+
+def test_claims_count_a_baseline_that_does_not_get_there_with_all_of_its_steps():
+    claim = Guided("gps", "m:Mass", 3_000, [0, 1], baseline="sac", baseline_steps=9_000)
+
+    def run(*costs):
+        return [{"env_step": 1_000 * (i + 1), "eval/return": -cost} for i, cost in enumerate(costs)]
+
+    own = {"met": [1.0, 0.8], "network": 10.0, "controllers": 9.5, "held": 5.4, "optimal": 5.0}
+    results = {claim.key("gps", seed): own | {"evaluations": run(9, 5.4, 5.4)} for seed in (0, 1)}
+    results[claim.key("sac", 0)] = {"evaluations": run(*[50] * 9)}
+    assert claim.samples(results) == [(2_000, 9_000)]
+    assert [one.outcome for one in claim.judge(results)] == ["incomplete"] * 4
+    assert claim.waiting(results) == "Mass: 1 runs to go"
+    results[claim.key("sac", 1)] = {"evaluations": run(50, 40, 5.4)}
+    met, follows, held, fewer = claim.judge(results)
+    assert claim.samples(results) == [(2_000, 9_000), (2_000, 3_000)]
+    assert [one.outcome for one in (met, follows, held, fewer)] == ["FAIL", "pass", "pass", "FAIL"]
+    assert met.measured.startswith("0.9")
+    assert fewer.measured.startswith("3 ")

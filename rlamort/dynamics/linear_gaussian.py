@@ -108,5 +108,5 @@ def _responsibilities(points: Tensor, weight: Tensor, means: Tensor, covariances
     values, vectors = torch.linalg.eigh(firm)
     values = values.clamp(min=RIDGE / 2)  # of a difference of moments, which rounds below 0
     away = torch.einsum("pck,ckj->pcj", points[:, None] - means, vectors)
-    logs = -0.5 * (away.square() / values).sum(-1) - 0.5 * values.log().sum(-1) + weight.log()
+    logs: Tensor = -0.5 * (away.square() / values).sum(-1) - 0.5 * values.log().sum(-1) + weight.log()
     return logs.softmax(-1)

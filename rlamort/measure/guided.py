@@ -177,7 +177,7 @@ def followed(directory: Path) -> dict[str, Any]:
         "met": [one["gps/met"] for one in records if "gps/met" in one],
         "divergence": [one["gps/kl"] for one in records if "gps/kl" in one],
         "network": cost(network, starts), "controllers": cost(controllers, starts), "held": cost(network, inside),
-        "optimal": improved(agent.dynamics, *rolled(agent.dynamics, network, inside, agent.horizon), inside).mean().item(),
+        "optimal": improved(agent.dynamics, network, inside, agent.horizon).mean().item(),
     }  # fmt: skip
     learner.close()
     return found
@@ -193,10 +193,9 @@ def rolled(dynamics: Dynamics, play: Play, x: Tensor, horizon: int) -> tuple[Ten
     return total, torch.cat(plan, -1)
 
 
-def improved(dynamics: Dynamics, cost: Tensor, plan: Tensor, x: Tensor) -> Tensor:
-    """The cost (B,) of what iLQR makes of plans (B, T n) from x (B, d)."""
-    n = len(dynamics.actions.low) if hasattr(dynamics, "actions") else plan.shape[-1]
-    f = Trajectory(dynamics, plan.shape[-1] // n)
+def improved(dynamics: Dynamics, play: Play, x: Tensor, horizon: int) -> Tensor:
+    """The cost (B,) of what iLQR makes of what was played from x (B, d)."""
+    (cost, plan), f = rolled(dynamics, play, x, horizon), Trajectory(dynamics, horizon)
     update, oracle = Ilqr(unit_box(plan.shape[-1])), f.oracle(x)
     h = update.start(plan, x, oracle)
     for _ in range(ITERATIONS):

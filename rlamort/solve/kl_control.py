@@ -111,7 +111,8 @@ def divergence(p: LinearGaussian, q: LinearGaussian, along: Moments) -> Tensor:
     second = p.covariance + apart[..., :, None] * apart[..., None, :] + K @ covariance @ K.mT
     trace = torch.cholesky_solve(second, factor).diagonal(dim1=-2, dim2=-1).sum(-1)
     volume = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - torch.logdet(p.covariance)
-    return ((trace - p.offset.shape[-1] + volume) / 2).sum(-1)
+    nats: Tensor = ((trace - p.offset.shape[-1] + volume) / 2).sum(-1)
+    return nats
 
 
 def regulated(
