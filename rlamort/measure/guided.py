@@ -115,8 +115,8 @@ class Guided(NamedTuple):
         mean, low, high = interval(values)
         sign, limit = threshold.split()
         passed = mean >= float(limit) if sign == ">=" else mean <= float(limit)
-        around = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
-        measured = f"{mean:.3g}{around} ({', '.join(f'{value:.3g}' for value in values)})"
+        around = "" if math.isnan(low) else f" [{low:.4g}, {high:.4g}]"
+        measured = f"{mean:.4g}{around} ({', '.join(f'{value:.4g}' for value in values)})"
         return Verdict(f"{self.where}: {what}", measured, threshold, passed and not missing, missing=missing)
 
     def report(self, results: Results) -> list[str]:
