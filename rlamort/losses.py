@@ -49,6 +49,19 @@ def squared(y: Tensor, other: Tensor) -> Tensor:
     return (y - other).square().sum(-1)
 
 
+def precise(y: Tensor, local: Tensor) -> Tensor:
+    """KL(N(y, S) || N(u, P^-1)) but for what does not depend on y, (y - u)' P (y - u) / 2: (B,).
+
+    Args:
+        y: a prediction (B, n).
+        local: u and the rows of P, (B, n + n^2): the Gaussian of a local controller.
+    """
+    n = y.shape[-1]
+    away, P = y - local[:, :n], local[:, n:].view(-1, n, n)
+    apart: Tensor = ((P @ away[..., None])[..., 0] * away).sum(-1) / 2
+    return apart
+
+
 class Regress:
     """L_reg = mean_B sum_k w_k distance(y_k(x), y*(x)), the regression-based loss (tutorial, eq. 5; Chen et al., 2018, eq. 17).
 

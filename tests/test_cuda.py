@@ -41,6 +41,7 @@ OWN = {
     **dict.fromkeys(("lista", "psd", "slista"), PATCHES),
     "mpc": {**PLANNER, "update_after": None, "warmup_steps": 0},
     "pets": {**PLANNER, "fit_every": 4, "fit_epochs": 1},
+    "gps": {"env": "rlamort.envs.lqr:Lqr", "max_episode_steps": 1, "num_envs": 1, "rollouts": 2, "policy_steps": 2},
     "amortize": {"env": "rlamort/Sphere-v0"},
     **dict.fromkeys(("bc", "dagger"), EXPERT),
 }

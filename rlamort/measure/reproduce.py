@@ -5,8 +5,9 @@ seed must reach, or a baseline, trained with the same settings, that the row mus
 share, what their critics promise is measured, too. Or it is a race: contenders, each with its own settings, and returns to
 reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
 ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
-several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many.
-Or it names a function of `rlamort.measure.claims` that measures something else.
+several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many. Or it is about
+guided policy search on an environment with conditions. Or it names a function of `rlamort.measure.claims` that measures something
+else.
 """
 
 import importlib.resources
@@ -28,6 +29,7 @@ from rlamort.config import Positive, as_call, convert, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
+from rlamort.measure.guided import Guided
 from rlamort.measure.imitation import Imitation
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
@@ -148,7 +150,7 @@ def outline() -> list[str]:
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
     kinds: dict[str, Callable[..., Entry]] = {
         "measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation, "reach": Sooner,
-        "pessimism": Overestimation, "rollouts": Rollouts,
+        "pessimism": Overestimation, "rollouts": Rollouts, "guided": Guided,
     }  # fmt: skip
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 
