@@ -39,7 +39,19 @@ from rlamort.parts.models import (
     TwoStep,
     Unroll,
 )  # fmt: skip
-from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi, MultipleShooting, SupportPoints
+from rlamort.parts.plans import (
+    Cem,
+    Icem,
+    Ilqr,
+    Init,
+    Mppi,
+    MultipleShooting,
+    Noise,
+    Replan,
+    Separate,
+    SupportPoints,
+    Uniform,
+)  # fmt: skip
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
@@ -70,10 +82,10 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics", "Ensemble",
     "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "Gradient", "Head", "Icem", "Ilqr", "Implicit", "InChart",
-    "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient",
+    "Init", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent", "Lbfgs", "LearnedGradient",
     "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Momentum", "Mppi", "MultipleShooting",
-    "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent",
-    "Refined", "Regress", "Safeguarded", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved",
-    "SpectralGradient", "Start", "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded",
-    "Unroll", "Unrolled", "Update",
+    "Noise", "Objective", "OneStep", "Online", "Own", "Penalty", "Polyak", "Previous", "PsdEncoder", "Quantiles", "Recurrent",
+    "Refined", "Regress", "Replan", "Safeguarded", "Scalar", "Separate", "Setting", "Simulator", "Smoothed", "Solution",
+    "Solved", "SpectralGradient", "Start", "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep",
+    "Unexpanded", "Uniform", "Unroll", "Unrolled", "Update",
 ]  # fmt: skip
