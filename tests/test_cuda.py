@@ -40,7 +40,8 @@ PLANNER = {"horizon": 3, "model.update.samples": 8, "model.update.elites": 2}
 OWN = {
     **dict.fromkeys(("lista", "psd", "slista"), PATCHES),
     "mpc": {**PLANNER, "update_after": None, "warmup_steps": 0},
-    "pets": {**PLANNER, "fit_every": 4, "fit_epochs": 1},
+    "pets": {**PLANNER, "fit_every": 6, "fit_epochs": 1},
+    **dict.fromkeys(("poplin_a", "poplin_p"), {**PLANNER, "fit_every": 6, "fit_epochs": 1, "policy_epochs": 1}),
     "amortize": {"env": "rlamort/Sphere-v0"},
     **dict.fromkeys(("bc", "dagger"), EXPERT),
 }

@@ -142,6 +142,7 @@ class Ensemble(Dynamics):
         ends: `Endless` or `Ending`, whether tasks end.
         rewards: `Predicted`, or `Told` by a known function.
         particles: P, drawn of each member where plans are followed; 0 follows the members' means.
+        activation: of hidden units.
     """
 
     learned = True
@@ -158,13 +159,14 @@ class Ensemble(Dynamics):
         ends: Callable[[], Endless | Ending] = Endless,
         rewards: Predicted | Told | None = None,
         particles: int = 0,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
         super().__init__()
         self.rewards, self.particles = rewards or Predicted(), particles
         self.x_dim, self.members, self.inputs, k = x_dim, members, x_dim + y_dim, x_dim + self.rewards.outputs
         self.coordinates, self.likelihood, self.ends = k, likelihood(k), ends()
         self.moving = self.likelihood.outputs * k  # outputs that say how the state moves, and the reward
-        self.net = nets.Ensemble(members, self.inputs, hidden, self.moving + self.ends.outputs)
+        self.net = nets.Ensemble(members, self.inputs, hidden, self.moving + self.ends.outputs, activation=activation)
         self.register_buffer("shifts", torch.zeros(self.inputs + k))
         self.register_buffer("scales", torch.ones(self.inputs + k))
 

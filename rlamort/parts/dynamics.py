@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from rlamort import dynamics as made
 from rlamort.config import Fixed, Part, Size, Whole, Widths
@@ -87,6 +89,7 @@ class Ensemble(Dynamics):
         hidden: widths of the hidden layers; null takes the method's.
         rewards: learned predicts them, too; own asks the environment's own function about predicted states, where it is known.
         particles: drawn of each member's predicted noise along a plan; 0 follows its mean.
+        activation: of hidden units; silu, which is smooth, as dynamics mostly are, or relu.
     """
 
     members: Fixed[Size] = 5
@@ -95,6 +98,7 @@ class Ensemble(Dynamics):
     hidden: Fixed[Widths | None] = None
     rewards: Fixed[Literal["learned", "own"]] = "learned"
     particles: Whole = 0
+    activation: Fixed[Literal["relu", "silu"]] = "relu"
 
     @property
     def of_environment(self) -> bool:
@@ -110,7 +114,10 @@ class Ensemble(Dynamics):
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
         ends = made.Ending if self.ends == "learned" else made.Endless
         rewards = made.Told(_own_rewards(spec)) if self.rewards == "own" else made.Predicted()
-        return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood, ends, rewards, self.particles)
+        return made.Ensemble(
+            spec.x_dim, len(spec.low), widths, self.members, likelihood, ends, rewards, self.particles,
+            activation={"relu": torch.relu, "silu": silu}[self.activation],
+        )  # fmt: skip
 
 
 def _own_rewards(spec: Spec) -> made.Rewards:
