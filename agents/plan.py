@@ -3,6 +3,12 @@
 f = minus the return of a plan · Y = box^H · p(x) = visited states · y_theta = any model, such as steps of the
 cross-entropy method from the previous plan · L = none: nothing is amortized. With a learned ensemble of dynamics it is PETS
 (Chua et al., 2018, algorithm 1), as configs/method/pets.yaml says. H actions in a plan · n = dim of an action
+
+PETS plays the mean of the elites, whose variance is smoothed, and not the best sample, which is the one that the model flatters
+most. From its released code some things differ. Samples are of the normal conditioned on the box, in place of one cut at two
+standard deviations that are narrowed near the bounds. A plan that moves on repeats its last action, in place of a zero. The
+cost that draws the bounds of variances together is a mean over coordinates, and weights do not decay. Members are followed by
+their means unless `dynamics.particles` says otherwise, and rewards are learned, too, unless `dynamics.rewards=own`.
 """
 
 from collections.abc import Mapping
@@ -104,6 +110,6 @@ def blank(model: Model, dim: int, count: int, device: torch.device) -> Carry:
 
 
 def planned(model: Model, f: Objective, x: Tensor, h: Carry) -> tuple[Tensor, ...]:
-    """The solution (N, m) for x (N, d), begun from what is remembered of the step before, and what the model keeps (N, k, m)."""
+    """The solution (N, m) for x (N, d), begun from the one of the step before, and what the model keeps (N, k, m)."""
     before, *kept = h
     return model.resumed(torch.cat([x, before], -1), f.oracle(x), *kept)

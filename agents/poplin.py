@@ -4,10 +4,11 @@ f = minus the return of a perturbed policy, through learned dynamics · Y = pert
 policy's weights (POPLIN-P) · p(x) = visited states · y_theta = a solver's steps from the previous perturbation · L = regress on
 the actions that were planned. No steps are the policy itself, and more are more planning. H steps · m = dim of a perturbation
 
-Three things differ from the paper's released code. Its regression takes rows of the whole data set by numbers that were drawn for
-the part to train on, so that rows held out are trained on, and the last fifth of all never is; here both parts are shuffled. Its
-averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left out. And
-actions are squashed into their bounds by the policy's tanh before a perturbation of them is added and clipped.
+Some things differ from the paper's released code. Its regression takes rows of the whole data set by numbers that were drawn
+for the part to train on, so that rows held out are trained on, and the last fifth of all never is; here both are shuffled. Its
+averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left
+out. Actions that were random, before there was a model, are no part of the regression. And the policy squashes its outputs into
+the bounds by tanh, where there they are clipped.
 """
 
 from collections.abc import Mapping

@@ -339,7 +339,7 @@ def test_a_run_shows_what_its_dynamics_predict(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("env", "method", "fields", "message"),
     [
-        ("HalfCheetah-v5", "PETS", {"dynamics.rewards": "own"}, "read 1 positions that it does not observe, so the model cannot"),
+        ("HalfCheetah-v5", "PETS", {"dynamics.rewards": "own"}, "read 1 positions that it does not observe, so the model"),
         ("Reacher-v5", "POPLIN_P", {"dynamics.rewards": "own"}, "read 2 sensors that it does not observe"),
         ("MountainCarContinuous-v0", "PETS", {"dynamics.rewards": "own"}, "its state cannot be set"),
         (
@@ -362,5 +362,5 @@ def test_what_does_not_fit_is_said_before_anything_starts(env, method, fields, m
 
 def test_too_few_transitions_for_a_fit_are_counted():
     learner = ra.PETS("Pendulum-v1", warmup_steps=3, hidden=[8], device="cpu")
-    with pytest.raises(UserError, match="a fit of the dynamics finds 3 transitions; with 4 coordinates .* at least 5 are needed"):
+    with pytest.raises(UserError, match=r"a fit of the dynamics finds 3 transitions; .* at least 5 are needed"):
         learner.learn(4)

@@ -61,7 +61,7 @@ class Dynamics(nn.Module):
         return moved
 
     def settled(self, steps: int) -> "Dynamics":
-        """These dynamics with the noise of so many steps drawn, the same for all items and at every call; or these themselves."""
+        """These dynamics with the noise of so many steps drawn, the same for all items at every call; or these themselves."""
         return self
 
     def follow(self, x: Tensor, actions: Sequence[Tensor]) -> list[Moved]:

@@ -197,7 +197,7 @@ class Ensemble(Dynamics):
         return self.settled(steps).unfold(x, act, steps) if self.particles else super().unfold(x, act, steps)
 
     def _moved(self, x: Tensor, y: Tensor, outputs: Tensor, scaled: Tensor) -> Moved:
-        """What outputs (..., B, .) of members at x, y mean, of which `scaled` (..., B, k) are the coordinates in their units."""
+        """What outputs (..., B, .) of members at x, y mean; `scaled` (..., B, k) are the coordinates, standardised."""
         change = self.shifts[self.inputs :] + self.scales[self.inputs :] * scaled
         x_next = x + change[..., : self.x_dim]
         reward = self.rewards(x, y, x_next, change[..., self.x_dim :])

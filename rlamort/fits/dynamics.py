@@ -157,7 +157,7 @@ class Refits(nn.Module):
         self.adam, self.warned = Adam(dynamics.parameters(), learning_rate), False
 
     def __call__(self, source: Replay, length: int) -> Metrics:
-        """Fit to all transitions, with errors `length` steps ahead before, on those that are new, and held out, before and after.
+        """Fit to all transitions; measure errors `length` steps ahead before, and on what is held out before and after.
 
         Raises:
             UserError: there are too few transitions.

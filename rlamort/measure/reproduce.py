@@ -5,7 +5,8 @@ seed must reach, or a baseline, trained with the same settings, that the row mus
 share, what their critics promise is measured, too. Or it is a race: contenders, each with its own settings, and returns to
 reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
 ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
-several budgets of them. Or it names a function of `rlamort.measure.claims` that measures something else.
+several budgets of them. Or it compares planners that learn their dynamics. Or it names a function of `rlamort.measure.claims`
+that measures something else.
 """
 
 import importlib.resources
@@ -31,6 +32,7 @@ from rlamort.measure.imitation import Imitation
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.overestimation import Overestimation
+from rlamort.measure.planned import Planned
 from rlamort.measure.race import Race
 from rlamort.measure.slices import Slice
 from rlamort.measure.sooner import Sooner
@@ -146,7 +148,7 @@ def outline() -> list[str]:
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
     kinds: dict[str, Callable[..., Entry]] = {
         "measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation, "reach": Sooner,
-        "pessimism": Overestimation,
+        "pessimism": Overestimation, "planned": Planned,
     }  # fmt: skip
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 

@@ -107,8 +107,8 @@ class Ensemble(Dynamics):
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if self.particles and self.likelihood == "squared":
             raise UserError(
-                f"dynamics.particles={self.particles}: they draw noise that members predict; with dynamics.likelihood=squared 0 "
-                "is needed"
+                f"dynamics.particles={self.particles}: they draw noise that members predict; with dynamics.likelihood=squared "
+                "0 is needed"
             )
         widths = hidden if self.hidden is None else self.hidden
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
