@@ -114,7 +114,7 @@ class POPLIN(Agent):
         held, learned = order.tensor_split([int(HELD_OUT * len(x))])
         losses: dict[str, Tensor] = {}
         for _ in range(self.policy_epochs if len(learned) else 0):
-            for index in learned[torch.randperm(len(learned), device=x.device)].split(self.fit_batch_size):
+            for index in torch.split(learned[torch.randperm(len(learned), device=x.device)], self.fit_batch_size):
                 loss = (self.policy(x[index]) - y[index]).square().mean()
                 descend(loss, self.policy.parameters(), self.policy_adam)
             losses["policy/loss"] = loss.detach()

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from rlamort.agents.poplin import POPLIN
 from rlamort.envs.lqr import Lqr
 from test_fit import played
@@ -22,6 +23,7 @@ from rlamort.errors import Preempted, UserError
 from rlamort.fits.dynamics import Refits, fit, windows
 from rlamort.measure.futures import fans
 from rlamort.measure.futures import played as played_by
+from rlamort.measure.planned import Planned, _searched
 from rlamort.run.restore import resume
 from rlamort.source import Batch, Replay
 from rlamort.update import Cem
@@ -364,3 +366,37 @@ def test_too_few_transitions_for_a_fit_are_counted():
     learner = ra.PETS("Pendulum-v1", warmup_steps=3, hidden=[8], device="cpu")
     with pytest.raises(UserError, match=r"a fit of the dynamics finds 3 transitions; .* at least 5 are needed"):
         learner.learn(4)
+
+
+def test_claims_about_planners_are_differences_over_seeds():
+    """From stored results, which are made up here; what lacks runs does not pass."""
+    arms = {"ours": ["poplin_p", "samples=5"], "theirs": ["pets"]}
+    claim = Planned(
+        "poplin", "Pendulum-v1", 100, [0, 1], arms, above=[["ours", "theirs"]], matches=[["ours", 5, "theirs", 50]],
+        deeper=["ours"], searched=["ours", "theirs"], populations=[5, 50], iterations=[0, 2],
+    )  # fmt: skip
+    assert claim.due({})[0].key == "rlamort train poplin_p env=Pendulum-v1 steps=100 seed=0 samples=5"
+    assert claim.judge({}) == []
+
+    def run(last, few, many, none, most):
+        again = {"populations": {"5": [few], "50": [many]}, "iterations": {"0": [none], "2": [most]}}
+        return {"evaluations": [{"env_step": 100, "eval/return": last}], **again}
+
+    found = {claim.task("ours", 0).key: run(5, 5, 9, 1, 5), claim.task("theirs", 0).key: run(4, 0, 8, 0, 4)}
+    assert [verdict.outcome for verdict in claim.judge(found)] == ["incomplete"] * 3
+    found |= {claim.task("ours", 1).key: run(7, 7, 9, 8, 7), claim.task("theirs", 1).key: run(8.5, 0, 12, 0, 4)}
+    assert claim.waiting(found) == ""
+    # 6 less 6.25; 6 less 10, within the margin of 5; 6 less 4.5
+    assert [verdict.outcome for verdict in claim.judge(found)] == ["FAIL", "pass", "pass"]
+    assert "| ours | 6.0 | 9.0 |" in claim.report(found)
+    axes = Figure().subplots()
+    claim.panel(found)(axes)
+    assert axes.lines[0].get_ydata().tolist() == [6.0, 9.0]
+
+
+def test_an_agent_is_searched_with_other_samples_and_iterations(tmp_path):
+    ra.POPLIN_P("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(60).close()
+    found = _searched([4, 8], [0, 2], 1, tmp_path / "run")
+    assert set(found["populations"]) == {"4", "8"}
+    assert found["populations"]["8"] == found["iterations"]["2"]  # as it was trained
+    assert found["iterations"]["0"] != found["iterations"]["2"]

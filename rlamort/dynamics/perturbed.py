@@ -43,7 +43,7 @@ class Policy(nn.Module):
         """Policies of the weights theta + omega, omega (B, p), for each item its own: x (B, d) or (E, B, d) -> y, likewise."""
         parts = torch.split(self.weights.ravel(self.net) + omega, self.weights.sizes, -1)
         layers = [
-            (weight.unflatten(-1, shape).mT, bias[:, None])  # (B, i, o), (B, 1, o)
+            (weight.reshape(-1, *shape).mT, bias[:, None])  # (B, i, o), (B, 1, o)
             for weight, bias, shape in zip(parts[::2], parts[1::2], [*self.weights.shapes.values()][::2], strict=True)
         ]
 
@@ -102,7 +102,7 @@ class Noise:
 
     def apart(self, omega: Tensor) -> Tensor:
         """omega (B, m) by steps (B, steps, m / steps)."""
-        return omega.unflatten(-1, (self.steps, -1))
+        return omega.reshape(len(omega), self.steps, -1)
 
 
 class Init(Noise):
