@@ -35,6 +35,9 @@ HELD_OUT = 0.1  # of what was planned: the regression's error there is recorded
 class POPLIN(Agent):
     """A planner around a policy. Its state is the previous perturbation, moved on by one step.
 
+    A fit changes what a perturbation is added to. Where it comes in the middle of an episode, and not at its end, the next plan
+    begins at the old perturbation of the new policy.
+
     Args:
         spec: sizes, action bounds, and the environment's equations, if they are known.
         noise: what is perturbed: init or replan, the actions of a policy that is rolled out once or asked anew on the way;

@@ -26,7 +26,7 @@ AHEAD, FANS, SHOWN = 20, 3, 4  # steps of a prediction, predictions one after an
 
 
 class Fan(NamedTuple):
-    """A prediction of H steps that begins at step `start` of an episode."""
+    """A prediction of H steps that begins at step `start` of an episode: by futures, or by a mean and a variance."""
 
     start: int
     mean: np.ndarray  # (H + 1, d), the first of which is the state that it begins at
@@ -36,7 +36,7 @@ class Fan(NamedTuple):
     @classmethod
     def of(cls, start: int, x: Tensor, path: Sequence[Moved]) -> Self:
         """The mean of futures from x (d,), and their 5 % and 95 % quantiles; `path` is what `Dynamics.follow` returns."""
-        states = [x.expand(_futures(path[0]), 1, -1), *(moved.x_next.view(-1, 1, len(x)) for moved in path)]
+        states = [x.expand(_futures(path[0]), 1, -1), *(moved.x_next.reshape(-1, 1, len(x)) for moved in path)]
         found = torch.cat(states, 1).numpy(force=True)  # (S, H + 1, d)
         low, high = np.quantile(found, (0.05, 0.95), axis=0)
         return cls(start, found.mean(0), low, high)
