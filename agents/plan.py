@@ -3,21 +3,31 @@
 f = minus the return of a plan · Y = box^H · p(x) = visited states · y_theta = any model, such as steps of the
 cross-entropy method from the previous plan · L = none: nothing is amortized. With a learned ensemble of dynamics it is PETS
 (Chua et al., 2018, algorithm 1), as configs/method/pets.yaml says. H actions in a plan · n = dim of an action
+
+PETS plays the mean of the elites, whose variance is smoothed, and not the best sample, which is the one that the model flatters
+most. From its released code some things differ. Samples are of the normal conditioned on the box, in place of one cut at two
+standard deviations that are narrowed near the bounds. A plan that moves on repeats its last action, in place of a zero. The
+cost that draws the bounds of variances together is a mean over coordinates, and weights do not decay. Members are followed by
+their means unless `dynamics.particles` says otherwise, and rewards are learned, too, unless `dynamics.rewards=own`.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlamort import parts
 from rlamort.adjoint import Carry
-from rlamort.agent import Adam, Agent
+from rlamort.agent import Agent
 from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
 from rlamort.domain import unit_box
-from rlamort.dynamics import Ensemble, Trajectory
+from rlamort.dynamics import Trajectory
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.fits.dynamics import fit, measured, require_fits
-from rlamort.objective import Metrics
+from rlamort.fits.dynamics import Refits
+from rlamort.model import Model
+from rlamort.objective import Metrics, Objective
 from rlamort.source import Replay
 
 
@@ -36,6 +46,7 @@ class MPC(Agent):
         fit_every: environment steps between fits of learned dynamics to all transitions; 0 for known dynamics.
         fit_epochs: epochs in a fit.
         fit_batch_size: transitions in a step of a fit, sampled independently for every member of an ensemble.
+        fit_hold_out: every so-many-th episode is held out from fits, to measure them on; 0 holds out none.
         learning_rate: Adam's step size in fits.
     """
 
@@ -53,36 +64,52 @@ class MPC(Agent):
         fit_every: Whole = 0,
         fit_epochs: Size = 20,
         fit_batch_size: Size = 64,
+        fit_hold_out: Whole = 10,
         learning_rate: Positive = 1e-3,
     ) -> None:
         super().__init__(spec, normalise=False)
-        if spec.longest is not None and horizon > spec.longest:
-            raise UserError(f"horizon={horizon}: an episode has {spec.longest} steps at most, so a plan needs no more")
+        require_within(horizon, spec)
         self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
         self.dynamics = dynamics(spec, hidden)
-        require_fits(self.dynamics, fit_every)
-        self.fit_every, self.fit_epochs, self.fit_batch_size = fit_every, fit_epochs, fit_batch_size
+        self.fits = Refits(self.dynamics, fit_every, fit_epochs, fit_batch_size, learning_rate, fit_hold_out)
+        self.fit_every = fit_every
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))
         if not self.dynamics.differentiable:
             with torch.random.fork_rng(devices=[]):  # a model that asks for gradients says so before any work starts
                 self.act(torch.zeros(1, spec.x_dim), explore=True)
-        self.adam = Adam(self.dynamics.parameters(), learning_rate)
 
     def start(self, count: int) -> Carry:
-        shapes = [(count,), *([(count, self.model.keeps)] if self.model.keeps else [])]
-        return tuple(torch.zeros(*shape, self.plans.dim, device=self.device) for shape in shapes)
+        return blank(self.model, self.plans.dim, count, self.device)
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
-        before, *kept = h
-        plans = self.acting.resumed(torch.cat([x, before], -1), self.f.oracle(x), *kept)  # (N, H n), and (N, k, H n)
+        plans = planned(self.acting, self.f, x, h)
         moved = tuple(torch.cat([part[..., self.n :], part[..., -self.n :]], -1) for part in plans)
         return plans[0][:, : self.n], moved
 
     def fit(self, source: Replay) -> Metrics:
-        assert isinstance(self.dynamics, Ensemble), "or fit_every is 0"
-        metrics = measured(self.dynamics, source, self.f.horizon, self.fit_every // source.rows)
-        return metrics | fit(self.dynamics, self.adam, source.everything(), self.fit_epochs, self.fit_batch_size)
+        return self.fits(source, self.f.horizon)
+
+    def notice(self, recorded: Mapping[str, Any]) -> None:
+        self.fits.notice(recorded)
 
     def update_from(self, sample: object, improve: bool) -> Metrics:
         return {}  # f is known, or learned in fits, and nothing is amortized
+
+
+def require_within(horizon: int, spec: Spec) -> None:
+    """Raises UserError if plans are longer than episodes."""
+    if spec.longest is not None and horizon > spec.longest:
+        raise UserError(f"horizon={horizon}: an episode has {spec.longest} steps at most, so a plan needs no more")
+
+
+def blank(model: Model, dim: int, count: int, device: torch.device) -> Carry:
+    """What a planner remembers where episodes begin: a solution of zeros (N, m), and (N, k, m) where its model keeps k more."""
+    shapes = [(count,), *([(count, model.keeps)] if model.keeps else [])]
+    return tuple(torch.zeros(*shape, dim, device=device) for shape in shapes)
+
+
+def planned(model: Model, f: Objective, x: Tensor, h: Carry) -> tuple[Tensor, ...]:
+    """The solution (N, m) for x (N, d), begun from the one of the step before, and what the model keeps (N, k, m)."""
+    before, *kept = h
+    return model.resumed(torch.cat([x, before], -1), f.oracle(x), *kept)

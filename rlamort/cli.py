@@ -216,13 +216,21 @@ def video(arguments: list[str]) -> None:
 
 def plot_runs(arguments: list[str]) -> None:
     """`rlamort plot RUN...`."""
-    parser = Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line.")
+    parser = Parser("plot", "Draw learning curves; runs of the same method and environment are seeds of one line. For "
+                    "one run with learned dynamics, also what they predict, beside what happened.")  # fmt: skip
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
     out_option(parser, "image to write (default: curves.png, or curves-2.png and so on where that is taken)")
     options = parser.parse_args(arguments)
     from rlamort.measure.plot import plot
 
-    print(plot(options.runs, free(options) or _unused(Path("curves.png"))))
+    out = plot(options.runs, free(options) or _unused(Path("curves.png")))
+    print(out)
+    if len(options.runs) == 1:
+        from rlamort.measure.futures import has_learned, predictions
+
+        name = _unused(out.with_name(f"{out.stem}-predictions{out.suffix}"))
+        if has_learned(options.runs[0]) and predictions(options.runs[0], name):
+            print(name)
 
 
 def check_problem(arguments: list[str]) -> None:

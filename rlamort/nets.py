@@ -70,15 +70,16 @@ class EnsembleLinear(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """E independent ReLU networks (B, inputs) -> (E, B, outputs).
+    """E independent networks (B, inputs) -> (E, B, outputs).
 
     Args:
         members: E.
         inputs: coordinates of what each is given.
-        hidden: widths; each layer is linear, then `norm`, then ReLU.
+        hidden: widths; each layer is linear, then `norm`, then `activation`.
         outputs: coordinates of what each gives.
         norm: of hidden units, and of inputs if it is of the batch.
         arithmetic: of the products.
+        activation: of hidden units.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Ensemble(nn.Module):
         outputs: int,
         norm: Norm = NoNorm,
         arithmetic: Arithmetic = FLOAT32,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:
         super().__init__()
-        self.members, self.of_batch = members, norm.of_batch
+        self.members, self.of_batch, self.activation = members, norm.of_batch, activation
         sizes = [inputs, *hidden, outputs]
         biased = [not norm.of_batch] * len(hidden) + [True]
         self.layers = nn.ModuleList(
@@ -111,7 +113,7 @@ class Ensemble(nn.Module):
         h = h if h.ndim == 3 else h.expand(members, *h.shape)
         h = first(self.input_norm(h, members, training), members)
         for norm, layer in zip(self.norms, others, strict=True):
-            h = layer(norm(h, members, training).relu(), members)
+            h = layer(self.activation(norm(h, members, training)), members)
         return h
 
 

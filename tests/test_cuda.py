@@ -37,10 +37,12 @@ CONTROL = {"env": "Pendulum-v1", "warmup_steps": 6, "update_after": 6, "buffer_s
 PATCHES = {"env_kwargs": {"side": 4, "atoms": 8}, "dtype": "float64"}
 EXPERT = {"env": "Pendulum-v1", "max_episode_steps": 5, "expert": "test_cuda:Damped", "label_budget": 8}
 PLANNER = {"horizon": 3, "model.update.samples": 8, "model.update.elites": 2}
+FITTED = {**PLANNER, "fit_every": 6, "fit_epochs": 1}
 OWN = {
     **dict.fromkeys(("lista", "psd", "slista"), PATCHES),
     "mpc": {**PLANNER, "update_after": None, "warmup_steps": 0},
-    "pets": {**PLANNER, "fit_every": 4, "fit_epochs": 1},
+    "pets": FITTED,
+    **dict.fromkeys(("poplin_a", "poplin_p"), FITTED),
     "gps": {"env": "rlamort.envs.lqr:Lqr", "max_episode_steps": 1, "num_envs": 1, "rollouts": 2, "policy_steps": 2},
     "amortize": {"env": "rlamort/Sphere-v0"},
     **dict.fromkeys(("bc", "dagger"), EXPERT),

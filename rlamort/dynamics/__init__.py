@@ -1,16 +1,18 @@
 """What follows an action: known or learned, and the objectives that follow it."""
 
-from rlamort.dynamics.base import Dynamics, Known, Moved, Transitions
-from rlamort.dynamics.ensemble import Ending, Endless, Ensemble, Normal, Squared
-from rlamort.dynamics.expansion import LARGE, LAST, Gains, Retraced, ValueExpansion
+from rlamort.dynamics.base import LARGE, LAST, Act, Dynamics, Known, Moved, Transitions
+from rlamort.dynamics.ensemble import Ending, Endless, Ensemble, Normal, Predicted, Rewards, Settled, Squared, Told
+from rlamort.dynamics.expansion import Gains, Retraced, ValueExpansion
 from rlamort.dynamics.gaussian_process import Everything, GaussianProcess, Motion, Spread
 from rlamort.dynamics.linear_gaussian import LinearGaussian, Mixture, Prior
+from rlamort.dynamics.perturbed import Init, Noise, Perturbed, Policy, Replan, Separate, Uniform
 from rlamort.dynamics.policy_search import Beliefs, Particles
 from rlamort.dynamics.rewards import Paid, Saturating
 from rlamort.dynamics.trajectory import Trajectory
 
 __all__ = [
-    "LARGE", "LAST", "Beliefs", "Dynamics", "Ending", "Endless", "Ensemble", "Everything", "Gains", "GaussianProcess", "Known",
-    "LinearGaussian", "Mixture", "Motion", "Moved", "Normal", "Paid", "Particles", "Prior", "Retraced", "Saturating", "Spread",
-    "Squared", "Trajectory", "Transitions", "ValueExpansion",
+    "LARGE", "LAST", "Act", "Beliefs", "Dynamics", "Ending", "Endless", "Ensemble", "Everything", "Gains", "GaussianProcess",
+    "Init", "Known", "LinearGaussian", "Mixture", "Motion", "Moved", "Noise", "Normal", "Paid", "Particles", "Perturbed",
+    "Policy", "Predicted", "Prior", "Replan", "Retraced", "Rewards", "Saturating", "Separate", "Settled", "Spread", "Squared",
+    "Told", "Trajectory", "Transitions", "Uniform", "ValueExpansion",
 ]  # fmt: skip

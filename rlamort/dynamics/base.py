@@ -21,6 +21,11 @@ class Moved(NamedTuple):
     continues: Tensor  # (B,) in [0, 1]: 0 where the task ends there, so that no reward follows
 
 
+LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
+LAST = 1e9  # the cost where a model has diverged
+Act = Callable[[int, Tensor], Tensor]  # a step t from 0 on, and x (B, d), or of several futures (E, B, d) -> y, likewise
+
+
 class Transitions(Protocol):
     """What dynamics are learned from: one-step transitions, as of `rlamort.source.Batch`."""
 
@@ -55,11 +60,20 @@ class Dynamics(nn.Module):
         moved: Moved = self(x, y)
         return moved
 
+    def settled(self, steps: int) -> "Dynamics":
+        """These dynamics with the noise of so many steps drawn, the same for all items at every call; or these themselves."""
+        return self
+
     def follow(self, x: Tensor, actions: Sequence[Tensor]) -> list[Moved]:
         """What follows from x (B, d) with H actions, each (B, n), one after another: as `futures`, of every step."""
+        return self.unfold(x, lambda t, _: actions[t], len(actions))
+
+    def unfold(self, x: Tensor, act: Act, steps: int) -> list[Moved]:
+        """As `follow`, where each action follows from what came before it: in every future by itself."""
         path: list[Moved] = []
-        for action in actions:
-            path.append(self.futures(path[-1].x_next if path else x, action))
+        for t in range(steps):
+            at = path[-1].x_next if path else x
+            path.append(self.futures(at, act(t, at)))
         return path
 
 

@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from rlamort.domain import Density
-from rlamort.dynamics.base import Dynamics, Moved, Transitions
+from rlamort.dynamics.base import LARGE, LAST, Dynamics, Moved, Transitions
 from rlamort.objective import Metrics, Objective, Oracle, Soft, nothing
-
-LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
-LAST = 1e9  # the cost where a model has diverged
 
 
 class ValueExpansion(Objective):

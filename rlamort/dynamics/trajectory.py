@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rlamort.dynamics.base import Dynamics, Moved
-from rlamort.objective import Metrics, Objective
+from rlamort.dynamics.base import LARGE, LAST, Dynamics, Moved
+from rlamort.objective import Metrics, Objective, Oracle
 
 
 class Trajectory(Objective):
     """f(y; x) = -sum_{t < H} discount^t r_t - discount^H tail(x_H), minus the return of a plan from x (tutorial, section 4.1).
 
-    Nothing counts after an end: continues multiplies what follows it. Of several futures the mean counts.
+    Nothing counts after an end: continues multiplies what follows it. Of several futures the mean counts. Where a learned model
+    diverges in one of them, f is `LAST`, above what any sound plan costs, since what it promises there means nothing.
 
     Args:
         dynamics: what follows an action.
@@ -29,9 +30,25 @@ class Trajectory(Objective):
     ) -> None:
         self.dynamics, self.horizon, self.discount, self.tail = dynamics, horizon, discount, tail
 
+    def oracle(self, x: Tensor) -> Oracle:
+        """With the same noise at every query, if the dynamics have some."""
+        return Oracle(self.settled(), self.seen(x))
+
+    def settled(self) -> "Trajectory":
+        """With noise that is drawn already, if the dynamics have some."""
+        held = self.dynamics.settled(self.horizon)
+        return self if held is self.dynamics else Trajectory(held, self.horizon, self.discount, self.tail)
+
     def report(self, y: Tensor, x: Tensor) -> tuple[Tensor, Metrics]:
-        path = self.dynamics.follow(x, y.reshape(len(y), self.horizon, -1).unbind(1))
-        return -self.total(path).view(-1, len(y)).mean(0), {}
+        return self.cost(self.dynamics.follow(x, y.reshape(len(y), self.horizon, -1).unbind(1))), {}
+
+    def cost(self, path: Sequence[Moved]) -> Tensor:
+        """f (B,) of what followed: `LAST` where one of the futures of learned dynamics has diverged."""
+        value = self.total(path)  # (..., B)
+        mean = value.view(-1, value.shape[-1]).mean(0)
+        if not self.dynamics.learned:
+            return -mean
+        return torch.where(diverged(path).view(-1, len(mean)).any(0), LAST, -mean)
 
     def total(self, path: Sequence[Moved]) -> Tensor:
         """The return (..., B) of what followed from H actions, (..., B, d), (..., B), (..., B) of each."""
@@ -42,6 +59,12 @@ class Trajectory(Objective):
         if self.tail is not None:
             value = value + _weighed(weight, self.tail(path[-1].x_next.flatten(0, -2)).view_as(weight))
         return value
+
+
+def diverged(path: Sequence[Moved]) -> Tensor:
+    """Whether a state or reward (..., B) on the way is none that counts: NaN, or beyond `LARGE`."""
+    sizes = [moved.x_next.detach().abs().amax(-1).maximum(moved.reward.detach().abs()) for moved in path]
+    return ~(torch.stack(sizes).amax(0) < LARGE)
 
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:

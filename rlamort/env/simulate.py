@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.dynamics import Dynamics, Moved
+from rlamort.dynamics import Dynamics, Moved, Rewards
 from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
@@ -298,6 +298,30 @@ class Simulator(Dynamics):
         reward, terminated = task.rewards(step)
         seen, gains, goes_on = (torch.from_numpy(part).to(x) for part in (task.observed(step), reward, ~terminated))
         return [Moved(*parts) for parts in zip(seen.unbind(1), gains.unbind(1), goes_on.unbind(1), strict=True)]
+
+    def rewards(self) -> Rewards:
+        """Its rewards as a function of observations and actions alone, for dynamics that predict observations.
+
+        Raises:
+            UserError: they read positions or sensors that are not observed.
+        """
+        task, units = self.physics.task, self.physics.units
+        hidden = getattr(task.env, "observation_structure", {}).get("skipped_qpos", 0)
+        if hidden or task.model.nsensor:
+            what = f"{hidden} positions" if hidden else f"{task.model.nsensor} sensors"
+            remedy = "env_kwargs.exclude_current_positions_from_observation=false shows them, or " if hidden else ""
+            raise UserError(
+                f"env={self.name}: dynamics.rewards=own: its rewards read {what} that it does not observe, so the model cannot "
+                f"see them; {remedy}dynamics.rewards=learned is needed"
+            )
+
+        def rewards(x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
+            before, (qpos, qvel) = task.states(x.numpy(force=True))[0], task.states(x_next.numpy(force=True))
+            none = np.zeros((len(x), 0))
+            step = Stepped(before, qpos, qvel, none, none, units.decode(y.numpy(force=True)))
+            return torch.from_numpy(task.rewards(step)[0]).to(x)
+
+        return rewards
 
     def _steps(self, x: np.ndarray, y: np.ndarray) -> Stepped:
         """The steps (B, H) of plans y (H, B, n) from observations x (B, d)."""

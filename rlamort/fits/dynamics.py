@@ -1,10 +1,15 @@
 """Fits of learned dynamics. E members · B batch · C sequences of L transitions · d = x_dim"""
 
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from rlamort.agent import Adam, descend
-from rlamort.dynamics import Dynamics, Ensemble, GaussianProcess
+from rlamort.dynamics import LARGE, Dynamics, Ensemble, GaussianProcess
+from rlamort.dynamics.trajectory import diverged
 from rlamort.errors import UserError
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Replay
@@ -21,6 +26,16 @@ def require_fits(dynamics: Dynamics, fit_every: int, key: str = "") -> None:
         raise UserError(f"{key}fit_every={fit_every}: with {key}dynamics={kind} {needed} is needed")
 
 
+def require_enough(ensemble: Ensemble, batch: Batch) -> None:
+    """Raises UserError if a batch is too small for a fit: with fewer transitions even linear dynamics are not determined."""
+    needed = ensemble.inputs + 1
+    if len(batch.x) < needed:
+        raise UserError(
+            f"warmup_steps, fit_every: a fit of the dynamics finds {len(batch.x)} transitions; with {ensemble.inputs} "
+            f"coordinates of state and action at least {needed} are needed"
+        )
+
+
 def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
     """Train each member on a bootstrap of its own, drawn from `batch` with replacement (Chua et al., 2018, section 4).
 
@@ -33,7 +48,11 @@ def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: i
 
     Returns:
         The loss of a member in the last pass.
+
+    Raises:
+        UserError: there are too few transitions.
     """
+    require_enough(ensemble, batch)
     pairs = ensemble.pairs(batch)  # (B, .)
     ensemble.standardise(pairs)
     resamples = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
@@ -60,7 +79,11 @@ def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_si
 
     Returns:
         The mean loss of a member.
+
+    Raises:
+        UserError: there are too few transitions.
     """
+    require_enough(ensemble, batch)
     pairs = ensemble.pairs(batch)
     ensemble.standardise(pairs)
     losses: list[Tensor] = []
@@ -110,6 +133,92 @@ class Fits(nn.Module):
         return found | fit_steps(dynamics, self.adam, source.everything(n_step=1), self.steps, self.batch_size)
 
 
+class Refits(nn.Module):
+    """As `Fits`, by passes over all transitions; values alone may be asked of the dynamics. Whole episodes may be held out.
+
+    Args:
+        dynamics: what learns.
+        every: environment steps between fits; 0 for known dynamics.
+        epochs: passes in a fit.
+        batch_size: transitions in a step, drawn for every member.
+        learning_rate: Adam's step size.
+        hold_out: every so-many-th episode is held out from all fits, to measure them on; 0 holds out none. They are counted
+            from the oldest that is stored, so among those of a ring that has been overwritten may be some that were learned of.
+
+    Raises:
+        UserError: learned dynamics are never fitted, or known ones are.
+    """
+
+    def __init__(
+        self, dynamics: Dynamics, every: int, epochs: int, batch_size: int, learning_rate: float, hold_out: int
+    ) -> None:
+        super().__init__()
+        require_fits(dynamics, every)
+        self._of = (dynamics,)
+        self.every, self.epochs, self.batch_size, self.hold_out = every, epochs, batch_size, hold_out
+        self.adam, self.warned = Adam(dynamics.parameters(), learning_rate), False
+
+    def __call__(self, source: Replay, length: int) -> Metrics:
+        """Fit to all transitions; measure errors `length` steps ahead before, and on what is held out before and after.
+
+        Raises:
+            UserError: there are too few transitions.
+        """
+        (dynamics,) = self._of
+        if not isinstance(dynamics, Ensemble):
+            return {}
+        found, batch = measured(dynamics, source, length, self.every // source.rows), source.everything(n_step=1)
+        episode = source.episodes()
+        held = episode % self.hold_out == self.hold_out - 1 if self.hold_out else torch.zeros_like(episode, dtype=torch.bool)
+        aside = windows(batch, torch.where(held, episode, -1), length)
+        found |= _named(open_loop(dynamics, aside), "before_fit") if len(aside.x) else {}
+        found |= fit(dynamics, self.adam, _picked(batch, ~held), self.epochs, self.batch_size)
+        found |= _named(open_loop(dynamics, aside), "after_fit") if len(aside.x) else {}
+        return found | {"dynamics/diverged": adrift(dynamics, batch.x_next[-MEASURED:], batch.y.shape[-1], length)}
+
+    def notice(self, recorded: Mapping[str, Any]) -> None:
+        """Warn, once, where plans through the fitted dynamics diverge."""
+        share = recorded.get("dynamics/diverged", 0)
+        if share and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"dynamics: {share:.2%} of random plans from states that were met diverge in the learned model, to values that "
+                "are not finite or beyond a million; such plans rank last, and dynamics/diverged goes on counting. A shorter "
+                "horizon or more data help",
+                stacklevel=2,
+            )
+
+
+def windows(batch: Batch, episode: Tensor, length: int) -> Batch:
+    """Up to `MEASURED` sequences of consecutive transitions of one episode, spread evenly: of leading axes (C, L).
+
+    Args:
+        batch: transitions in order (B,).
+        episode: the number of each one's (B,); negative where they are left out.
+        length: L.
+    """
+    last = episode[length - 1 :]
+    begins = ((episode[: len(last)] == last) & (last >= 0)).nonzero()[:, 0]
+    begins = begins[:: max(1, len(begins) // MEASURED)][:MEASURED]
+    return _picked(batch, begins[:, None] + torch.arange(length, device=begins.device))
+
+
+def _picked(batch: Batch, index: Tensor) -> Batch:
+    return Batch(*(part[index] for part in batch))
+
+
+def _named(metrics: Metrics, when: str) -> Metrics:
+    return {f"{name.replace('dynamics/', 'held_out/')}_{when}": value for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def adrift(ensemble: Ensemble, x: Tensor, n: int, horizon: int) -> Tensor:
+    """The share of plans (), of H uniformly random actions each from x (B, d), in which a member diverges."""
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        path = ensemble.follow(x, list(2 * torch.rand(horizon, len(x), n, dtype=x.dtype, device=x.device) - 1))
+    return diverged(path).view(-1, len(x)).any(0).to(x).mean()
+
+
 def measured(ensemble: Ensemble, source: Replay, length: int, latest: int) -> Metrics:
     """`open_loop` over `length` steps of the latest transitions of each environment, before a fit learns of them.
 
@@ -131,10 +240,10 @@ def open_loop(ensemble: Ensemble, sequences: Batch) -> Metrics:
 
     Returns:
         The root mean square over members, sequences and coordinates, these in units of their standard deviation at that step:
-        the mean state would have an error of 1.
+        the mean state would have an error of 1. Where a member has diverged, its error counts as `LARGE`.
     """
     last = sequences.x_next[:, -1]  # (C, d)
     met = ensemble.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d)
     spread = last.std(0, correction=0)
     error = (met - last) / torch.where(spread > 1e-6, spread, 1)
-    return {"dynamics/open_loop_error": error.square().mean().sqrt()}
+    return {"dynamics/open_loop_error": error.nan_to_num(LARGE, LARGE, -LARGE).clamp(-LARGE, LARGE).square().mean().sqrt()}

@@ -6,8 +6,8 @@ share, what their critics promise is measured, too. Or it is a race: contenders,
 reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
 ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
 several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many. Or it is about
-guided policy search on an environment with conditions. Or it names a function of `rlamort.measure.claims` that measures something
-else.
+guided policy search on an environment with conditions, or compares planners that learn their dynamics. Or it names a function of
+`rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
@@ -34,6 +34,7 @@ from rlamort.measure.imitation import Imitation
 from rlamort.measure.ledger import Ledger
 from rlamort.measure.ledger_figure import draw_ledger
 from rlamort.measure.overestimation import Overestimation
+from rlamort.measure.planned import Planned
 from rlamort.measure.race import Race
 from rlamort.measure.rollouts import Rollouts
 from rlamort.measure.slices import Slice
@@ -150,7 +151,7 @@ def outline() -> list[str]:
 def _kind(entry: dict[str, Any]) -> Callable[..., Entry]:
     kinds: dict[str, Callable[..., Entry]] = {
         "measure": Claim, "race": Race, "ledger": Ledger, "imitation": Imitation, "reach": Sooner,
-        "pessimism": Overestimation, "rollouts": Rollouts, "guided": Guided,
+        "pessimism": Overestimation, "rollouts": Rollouts, "guided": Guided, "planned": Planned,
     }  # fmt: skip
     return next((kind for key, kind in kinds.items() if key in entry), Study)
 

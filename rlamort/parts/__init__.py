@@ -40,7 +40,19 @@ from rlamort.parts.models import (
     TwoStep,
     Unroll,
 )  # fmt: skip
-from rlamort.parts.plans import Cem, Icem, Ilqr, Mppi, MultipleShooting, SupportPoints
+from rlamort.parts.plans import (
+    Cem,
+    Icem,
+    Ilqr,
+    Init,
+    Mppi,
+    MultipleShooting,
+    Noise,
+    Replan,
+    Separate,
+    SupportPoints,
+    Uniform,
+)  # fmt: skip
 from rlamort.parts.policy_search import (
     All,
     Equations,
@@ -83,11 +95,11 @@ from rlamort.source import Labels
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "All", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics",
     "Ensemble", "Equations", "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "GaussianProcess", "Gradient",
-    "Head", "Icem", "Ilqr", "Implicit", "InChart", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian",
-    "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model", "Moments",
-    "Momentum", "Mppi", "MultipleShooting", "Objective", "OneStep", "Online", "Own", "Particles", "Penalty", "Points", "Polyak",
-    "Previous", "Propagation", "PsdEncoder", "Quantiles", "Radial", "Recurrent", "Refined", "Regress", "Reward", "Safeguarded",
-    "Saturating", "Scalar", "Setting", "Simulator", "Smoothed", "Solution", "Solved", "SpectralGradient", "Spread", "Start",
-    "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated", "TwoStep", "Unexpanded", "Unroll", "Unrolled", "Update",
-    "Written",
+    "Head", "Icem", "Ilqr", "Implicit", "InChart", "Init", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels",
+    "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle",
+    "Model", "Moments", "Momentum", "Mppi", "MultipleShooting", "Noise", "Objective", "OneStep", "Online", "Own", "Particles",
+    "Penalty", "Points", "Polyak", "Previous", "Propagation", "PsdEncoder", "Quantiles", "Radial", "Recurrent", "Refined",
+    "Regress", "Replan", "Reward", "Safeguarded", "Saturating", "Scalar", "Separate", "Setting", "Simulator", "Smoothed",
+    "Solution", "Solved", "SpectralGradient", "Spread", "Start", "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated",
+    "TwoStep", "Unexpanded", "Uniform", "Unroll", "Unrolled", "Update", "Written",
 ]  # fmt: skip

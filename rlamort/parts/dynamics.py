@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
 from rlamort import dynamics as made
 from rlamort.config import Fixed, Part, Size, Whole, Widths
 from rlamort.config.imports import module_of
@@ -84,18 +88,59 @@ class Ensemble(Dynamics):
         likelihood: normal predicts variances, too (Chua et al., 2018); squared predicts means alone.
         ends: learned predicts where tasks end; never takes it that they go on.
         hidden: widths of the hidden layers; null takes the method's.
+        rewards: learned predicts them, too; own asks the environment's own function about predicted states, where it is known.
+        particles: drawn of each member's predicted noise along a plan; 0 follows its mean.
+        activation: of hidden units; silu, which is smooth, as dynamics mostly are, or relu.
     """
 
     members: Fixed[Size] = 5
     likelihood: Fixed[Literal["normal", "squared"]] = "normal"
     ends: Fixed[Literal["never", "learned"]] = "never"
     hidden: Fixed[Widths | None] = None
+    rewards: Fixed[Literal["learned", "own"]] = "learned"
+    particles: Whole = 0
+    activation: Fixed[Literal["relu", "silu"]] = "relu"
+
+    @property
+    def of_environment(self) -> bool:
+        return self.rewards == "own"
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
+        if self.particles and self.likelihood == "squared":
+            raise UserError(
+                f"dynamics.particles={self.particles}: they draw noise that members predict; with dynamics.likelihood=squared "
+                "0 is needed"
+            )
         widths = hidden if self.hidden is None else self.hidden
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
         ends = made.Ending if self.ends == "learned" else made.Endless
-        return made.Ensemble(spec.x_dim, len(spec.low), widths, self.members, likelihood, ends)
+        rewards = made.Told(_own_rewards(spec)) if self.rewards == "own" else made.Predicted()
+        return made.Ensemble(
+            spec.x_dim, len(spec.low), widths, self.members, likelihood, ends, rewards, self.particles,
+            activation={"relu": torch.relu, "silu": silu}[self.activation],
+        )  # fmt: skip
+
+
+def _own_rewards(spec: Spec) -> made.Rewards:
+    """The environment's own rewards: of its equations, or of its physics, where these are known.
+
+    Raises:
+        UserError: they are not, or are no function of what is observed.
+    """
+    if spec.equations is not None:
+        known = _checked(made.Known(spec.equations, Box(spec.low, spec.high), "own"), spec)
+
+        def rewards(x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
+            reward: Tensor = known(x, y).reward
+            return reward
+
+        return rewards
+    if spec.simulator is None:
+        raise UserError(
+            "dynamics.rewards=own: neither equations nor a simulator of this environment are known here; learned is needed"
+        )
+    found: made.Rewards = spec.simulator().rewards()
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rlamort import dynamics as made
 from rlamort import model as models
 from rlamort import update as updates
-from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size, Whole
+from rlamort.config import Fixed, Fraction, NonNegative, Part, Positive, Size, Whole
 from rlamort.domain import Domain, unit_box
 from rlamort.errors import UserError
 from rlamort.parts.models import Model, Previous
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import LineSearch, Update
-from rlamort.update.draws import Bounds, Noise
+from rlamort.update import draws
 
 Kind = Literal["clipped", "truncated"]
 
@@ -173,15 +174,56 @@ class SupportPoints(Model):
         return models.SupportPoints(curve, inner, setting.domain)
 
 
-def _noise(colour: float, setting: Setting) -> Noise:
+@dataclass(frozen=True)
+class Noise(Part):
+    """What of a policy is perturbed along a plan (Wang and Ba, 2020)."""
+
+    def __call__(self, policy: made.Policy, trajectory: made.Trajectory) -> made.Noise:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Init(Noise):
+    """The actions that it takes from the first state on, as the mean of the dynamics goes (POPLIN-A-Init)."""
+
+    def __call__(self, policy: made.Policy, trajectory: made.Trajectory) -> made.Noise:
+        return made.Init(policy, trajectory)
+
+
+@dataclass(frozen=True)
+class Replan(Noise):
+    """The actions that it takes wherever the plan has come to (POPLIN-A-Replan)."""
+
+    def __call__(self, policy: made.Policy, trajectory: made.Trajectory) -> made.Noise:
+        return made.Replan(policy, trajectory)
+
+
+@dataclass(frozen=True)
+class Uniform(Noise):
+    """Its weights, once for the whole plan (POPLIN-P-Uni)."""
+
+    def __call__(self, policy: made.Policy, trajectory: made.Trajectory) -> made.Noise:
+        return made.Uniform(policy, trajectory)
+
+
+@dataclass(frozen=True)
+class Separate(Noise):
+    """Its weights, in each step of the plan (POPLIN-P-Sep)."""
+
+    def __call__(self, policy: made.Policy, trajectory: made.Trajectory) -> made.Noise:
+        return made.Separate(policy, trajectory)
+
+
+def _noise(colour: float, setting: Setting) -> draws.Noise:
     return updates.Coloured(setting.actions(f"update.colour={colour:g}"), colour) if colour else updates.White()
 
 
-def _bounds(kind: str, domain: Domain) -> Bounds:
-    kinds: dict[str, type[Bounds]] = {"clipped": updates.Clipped, "truncated": updates.Truncated}
+def _bounds(kind: str, domain: Domain) -> draws.Bounds:
+    kinds: dict[str, type[draws.Bounds]] = {"clipped": updates.Clipped, "truncated": updates.Truncated}
     return kinds[kind](domain)
 
 
 Update.presets |= {"cem": Cem(sigma=0.5), "icem": Icem(), "ilqr": Ilqr(), "mppi": Mppi()}
 Update.presets |= {"multiple_shooting": MultipleShooting(), "shooting": LineSearch()}
 Model.presets |= {"kmppi": SupportPoints()}
+Noise.presets = {"init": Init(), "replan": Replan(), "uniform": Uniform(), "separate": Separate()}

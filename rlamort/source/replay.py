@@ -145,6 +145,16 @@ class Replay:
         """All stored transitions, oldest first, environment by environment; of `n_step` steps, or as many as samples have."""
         return self._from(*self._stored(self.size), n_step or self.n_step)
 
+    def episodes(self) -> Tensor:
+        """The number of the episode of each transition of `everything` (B,): from 0, of the oldest that is stored."""
+        return (self._runs(None)[2] == 0).cumsum(0) - 1
+
+    def later(self, collected: int) -> Tensor:
+        """Whether each of `everything` (B,) came after the first `collected` transitions, which rows share equally."""
+        many = torch.from_numpy(self.size).to(self.device)
+        left = torch.repeat_interleave(many.cumsum(0), many) - torch.arange(int(self.size.sum()), device=self.device)
+        return left <= -(-(self.collected - collected) // self.rows)  # counted from the newest of a row, which is 1
+
     def sequences(self, count: int, length: int, latest: int | None = None) -> Batch:
         """`count` sequences of `length` consecutive transitions of one episode, uniformly and with replacement.
 
