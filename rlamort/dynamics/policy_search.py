@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rlamort.dynamics.base import Dynamics
-from rlamort.dynamics.expansion import LARGE, LAST
+from rlamort.dynamics.base import LARGE, LAST, Dynamics
 from rlamort.dynamics.gaussian_process import Motion
 from rlamort.dynamics.moments import Moments, sines
 from rlamort.objective import Metrics, Objective

@@ -6,8 +6,8 @@ share, what their critics promise is measured, too. Or it is a race: contenders,
 reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
 ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
 several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many. Or it is about
-guided policy search on an environment with conditions, or compares planners that learn their dynamics. Or it names a function of
-`rlamort.measure.claims` that measures something else.
+guided policy search on an environment with conditions, or compares planners that learn their dynamics. Or it names a function
+of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources

@@ -188,8 +188,8 @@ def by_ipopt(x: Tensor) -> tuple[float, float]:
         q, w, cost = _arm(casadi, q, w, TORQUE * actions[-1], start[4:])
         gaps.append(casadi.vertcat(q, w) - states[-1])
         q, w, total = states[-1][:2], states[-1][2:], total + cost
-    program = {"x": casadi.vertcat(*actions, *states), "p": start, "f": total, "g": casadi.vertcat(*gaps)}
-    quiet = {"print_time": False, "ipopt.print_level": 0, "ipopt.sb": "yes"}
+    program: dict[str, Any] = {"x": casadi.vertcat(*actions, *states), "p": start, "f": total, "g": casadi.vertcat(*gaps)}
+    quiet: dict[str, Any] = {"print_time": False, "ipopt.print_level": 0, "ipopt.sb": "yes"}
     solver = casadi.nlpsol("solver", "ipopt", program, quiet)
     high, costs = np.concatenate([np.ones(2 * HORIZON), np.full(4 * HORIZON, np.inf)]), []
     begun = time.perf_counter()
