@@ -34,8 +34,8 @@ class GPS(Agent):
 
     The controllers play while it learns, the network otherwise. Of the authors' code it keeps the algorithm; what differs is
     that inputs are normalised by all samples, where the code keeps the first iteration's; that costs are convex at every
-    sample, and controllers cool no further than a temperature, without both of which learning drifts away again; that models
-    are fitted in units of the samples' spread; and that bounds of the step's factor, fixed numbers there, are fields.
+    sample; that controllers cool no further than a temperature, without which learning drifts away again; that models are
+    fitted in units of the samples' spread; and that bounds of the step's factor, fixed numbers there, are fields.
 
     Args:
         spec: sizes, action bounds, the episode's length, and the environment's equations.

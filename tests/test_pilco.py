@@ -30,7 +30,7 @@ TINY = {
     "env": "rlamort.envs.cartpole:SwingUp", "max_episode_steps": 8, "warmup_steps": 8, "fit_steps": 3, "policy_steps": 3,
     "particles": 5, "horizon": 5, "model": {"kind": "radial", "basis": 6}, "device": "cpu", "eval_every": 1000,
     "eval_episodes": 1, "log_every": 8, "checkpoint_every": 8, "buffer_size": 200,
-    "dynamics": {"kind": "gp", "angles": [2, 3], "points": {"kind": "All", "most": 60}, "reward": SATURATING},
+    "dynamics": {"kind": "gp", "angles": [2, 3], "points": {"kind": "All", "most": 60}, "rewards": SATURATING},
 }  # fmt: skip
 
 
@@ -109,9 +109,9 @@ def test_moments_of_the_policy_and_of_sines_are_those_of_draws(policy, normal):
 
 def test_the_expected_saturating_reward_is_that_of_draws(normal):
     mean, cov, w = normal
-    assert REWARD.expected(mean, cov) == pytest.approx(float(REWARD(w[:, :5], w[:, 5:]).mean()), rel=0.02)
+    assert REWARD.expected(mean, cov) == pytest.approx(float(REWARD(w[:, :5], w[:, 5:], w[:, :5]).mean()), rel=0.02)
     certain = REWARD.expected(mean, torch.zeros_like(cov))
-    assert certain == pytest.approx(float(REWARD(mean[None, :5], mean[None, 5:])))
+    assert certain == pytest.approx(float(REWARD(mean[None, :5], mean[None, 5:], mean[None, :5])))
 
 
 def test_a_certain_input_has_the_moments_of_a_prediction(process):
@@ -178,7 +178,7 @@ class Quadratic:
     def __init__(self, lqr):
         self.W = torch.block_diag(*(torch.as_tensor(part) for part in (lqr.Q, lqr.R)))
 
-    def __call__(self, x, y):
+    def __call__(self, x, y, x_next):
         w = torch.cat([x, y], -1)
         return -((w @ self.W) * w).sum(-1)
 
@@ -306,12 +306,12 @@ def test_bad_data_are_named():
     [
         ({"dynamics": {"angles": [2]}}, r"dynamics\.angles=\[2\]: pairs"),
         ({"dynamics": {"angles": [2, 9]}}, r"pairs of different coordinates below 5"),
-        ({"dynamics": {"reward": {"weights": [1, 1]}}}, r"dynamics\.reward\.weights=.*5 numbers"),
-        ({"dynamics": {"reward": {"kind": "Written", "function": "nowhere"}}}, r"function=nowhere"),
+        ({"dynamics": {"rewards": {"weights": [1, 1]}}}, r"dynamics\.rewards\.weights=.*5 numbers"),
+        ({"dynamics": {"rewards": {"kind": "Written", "function": "nowhere"}}}, r"function=nowhere"),
         ({"dynamics": "ensemble"}, "dynamics=Ensemble: gp"),
         ({"propagation": "moments", "model": "full"}, "model=radial is needed"),
-        ({"propagation": "moments", "dynamics": {"reward": "own"}}, "dynamics.reward=saturating is needed"),
-        ({"env": "HalfCheetah-v5", "dynamics": {"reward": "own", "angles": []}}, "what they are worth"),
+        ({"propagation": "moments", "dynamics": {"rewards": "own"}}, "dynamics.rewards=saturating is needed"),
+        ({"env": "HalfCheetah-v5", "dynamics": {"rewards": "own", "angles": []}}, "what they are worth"),
         ({"env": "CartPole-v1"}, "(?i)discrete"),
     ],
 )  # fmt: skip
@@ -319,8 +319,8 @@ def test_bad_input_is_named(changes, message):
     fields = {**TINY, **changes}
     if isinstance(fields["dynamics"], dict):
         fields["dynamics"] = TINY["dynamics"] | fields["dynamics"]
-        if isinstance(fields["dynamics"]["reward"], dict) and "kind" not in fields["dynamics"]["reward"]:
-            fields["dynamics"]["reward"] = SATURATING | fields["dynamics"]["reward"]
+        if isinstance(fields["dynamics"]["rewards"], dict) and "kind" not in fields["dynamics"]["rewards"]:
+            fields["dynamics"]["rewards"] = SATURATING | fields["dynamics"]["rewards"]
     with pytest.raises(UserError, match=message):
         ra.PILCO(fields.pop("env"), **fields).learn(16)
 
@@ -359,14 +359,14 @@ def test_stopped_and_resumed_is_uninterrupted(propagation, tmp_path):
 
 def test_other_methods_do_not_fit_processes():
     with pytest.raises(UserError, match="dynamics=gp: only pilco fits"):
-        ra.PETS("Pendulum-v1", dynamics={"kind": "gp", "reward": "own"}, horizon=3, device="cpu").learn(8)
+        ra.PETS("Pendulum-v1", dynamics={"kind": "gp", "rewards": "own"}, horizon=3, device="cpu").learn(8)
 
 
 def test_rollouts_are_counted_until_the_task_is_solved(tmp_path):
     claim = next(one for one in entries("pilco") if isinstance(one, Rollouts))
-    reward = Saturating(**{key: claim.overrides["dynamics"]["reward"][key] for key in ("target", "weights")})
+    reward = Saturating(**{key: claim.overrides["dynamics"]["rewards"][key] for key in ("target", "weights")})
     x, y, paid = met(20)[:3]
-    torch.testing.assert_close(reward(x, y), paid)  # equal reward: what it is trained on is what the environment pays
+    torch.testing.assert_close(reward(x, y, x), paid)  # equal reward: what it is trained on is what the environment pays
     hanging = claim.played(lambda x, deterministic: (np.zeros(1, np.float32), None))
     assert hanging["solved"] == 0
     assert hanging["cost"] == pytest.approx(claim.length * (1 - np.exp(-1)), rel=0.02)

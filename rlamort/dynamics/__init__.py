@@ -1,13 +1,13 @@
 """What follows an action: known or learned, and the objectives that follow it."""
 
 from rlamort.dynamics.base import LARGE, LAST, Act, Dynamics, Known, Moved, Transitions
-from rlamort.dynamics.ensemble import Ending, Endless, Ensemble, Normal, Predicted, Rewards, Settled, Squared, Told
+from rlamort.dynamics.ensemble import Ending, Endless, Ensemble, Normal, Predicted, Settled, Squared, Told
 from rlamort.dynamics.expansion import Gains, Retraced, ValueExpansion
 from rlamort.dynamics.gaussian_process import Everything, GaussianProcess, Motion, Spread
 from rlamort.dynamics.linear_gaussian import LinearGaussian, Mixture, Prior
 from rlamort.dynamics.perturbed import Init, Noise, Perturbed, Policy, Replan, Separate, Uniform
 from rlamort.dynamics.policy_search import Beliefs, Particles
-from rlamort.dynamics.rewards import Paid, Saturating
+from rlamort.dynamics.rewards import Paid, Rewards, Saturating
 from rlamort.dynamics.trajectory import Trajectory
 
 __all__ = [

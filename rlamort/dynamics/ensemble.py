@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from rlamort import nets
 from rlamort.dynamics.base import Act, Dynamics, Moved, Transitions
-
-Rewards = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, d), y (B, n), x_next (B, d) -> the reward (B,)
+from rlamort.dynamics.rewards import Rewards
 
 
 class Squared(nn.Module):

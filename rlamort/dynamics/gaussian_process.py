@@ -4,7 +4,7 @@ x context (B, d) · y action (B, n) in [-1, 1]^n · w = (x, y) an input (k = d +
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rlamort.dynamics.base import Dynamics, Moved, Transitions
 from rlamort.dynamics.moments import Moments, radial
+from rlamort.dynamics.rewards import Rewards
 from rlamort.errors import UserError
 
-Reward = Callable[[Tensor, Tensor], Tensor]  # x (B, d), y (B, n) -> (B,)
 JITTER = 1e-6  # of the signal's variance, on the diagonal: with N data no condition number is above N / JITTER
 LEAST, LARGEST_RATIO = 3, 1000.0  # data in a fit; signal to noise, in standard deviations, from which on a fit is penalised
 CIRCLE = 1e-3  # how far cos^2 + sin^2 may be from 1
@@ -138,7 +138,7 @@ class GaussianProcess(Dynamics):
     Args:
         x_dim: d.
         y_dim: n.
-        reward: of a state and an action.
+        rewards: the known function.
         angles: see `Motion`.
         points: which data are held, and at most how many.
         members: particles that follow a state in `futures`.
@@ -163,14 +163,15 @@ class GaussianProcess(Dynamics):
         self,
         x_dim: int,
         y_dim: int,
-        reward: Reward,
+        rewards: Rewards,
         angles: Sequence[int] = (),
         points: Everything | None = None,
         members: int = 20,
     ) -> None:
         super().__init__()
         gp = _gpytorch()
-        self.motion, self.reward, self.points, self.members = Motion(x_dim, angles), reward, points or Everything(400), members
+        self.motion, self.rewards, self.members = Motion(x_dim, angles), rewards, members
+        self.points = points or Everything(400)
         self.k, D, most = x_dim + y_dim, self.motion.outputs, self.points.most
         batch = torch.Size([D])
         shape = gp.kernels.RBFKernel(ard_num_dims=self.k, batch_shape=batch)
@@ -193,7 +194,8 @@ class GaussianProcess(Dynamics):
     def forward(self, x: Tensor, y: Tensor) -> Moved:
         mean, variance = self.predict(x, y)
         change = mean + variance.sqrt() * torch.randn_like(mean)
-        return Moved(self.motion.after(x, change), self.reward(x, y), x.new_ones(x.shape[:-1]))
+        x_next = self.motion.after(x, change)
+        return Moved(x_next, self.rewards(x, y, x_next), x.new_ones(x.shape[:-1]))
 
     def futures(self, x: Tensor, y: Tensor) -> Moved:
         """As `forward`, of `members` particles (E, B, .), from x (B, d) or from one of each (E, B, d)."""

@@ -1,12 +1,14 @@
 """Rewards that are known beside learned transitions. x context (B, d) · y action (B, n) in [-1, 1]^n · w = (x, y)"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rlamort.dynamics.base import Known
 from rlamort.dynamics.moments import saturated
+
+Rewards = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, d), y (B, n), x_next (B, d) -> the reward (B,)
 
 
 class Paid(nn.Module):
@@ -20,7 +22,7 @@ class Paid(nn.Module):
         super().__init__()
         self.known = known
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
         reward: Tensor = self.known(x, y).reward
         return reward
 
@@ -39,7 +41,7 @@ class Saturating:
     def __init__(self, target: Sequence[float], weights: Sequence[float]) -> None:
         self.target, self.weights = (torch.tensor(part, dtype=torch.float64) for part in (list(target), list(weights)))
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
         return torch.expm1(-0.5 * ((x - self.target.to(x)).square() * self.weights.to(x)).sum(-1))
 
     def expected(self, mean: Tensor, cov: Tensor) -> Tensor:

@@ -53,18 +53,8 @@ from rlamort.parts.plans import (
     SupportPoints,
     Uniform,
 )  # fmt: skip
-from rlamort.parts.policy_search import (
-    All,
-    Equations,
-    Moments,
-    Particles,
-    Points,
-    Propagation,
-    Reward,
-    Saturating,
-    Spread,
-    Written,
-)  # fmt: skip
+from rlamort.parts.policy_search import All, Moments, Particles, Points, Propagation, Spread
+from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards, Saturating, Written
 from rlamort.parts.setting import Setting
 from rlamort.parts.updates import (
     Adam,
@@ -94,12 +84,12 @@ from rlamort.source import Labels
 
 __all__ = [
     "Accelerated", "Adam", "Adjoint", "Alista", "All", "Anderson", "Categorical", "Cem", "Choice", "Critics", "Dynamics",
-    "Ensemble", "Equations", "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "GaussianProcess", "Gradient",
-    "Head", "Icem", "Ilqr", "Implicit", "InChart", "Init", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels",
-    "Lagrangian", "Latent", "Lbfgs", "LearnedGradient", "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle",
-    "Model", "Moments", "Momentum", "Mppi", "MultipleShooting", "Noise", "Objective", "OneStep", "Online", "Own", "Particles",
-    "Penalty", "Points", "Polyak", "Previous", "Propagation", "PsdEncoder", "Quantiles", "Radial", "Recurrent", "Refined",
-    "Regress", "Replan", "Reward", "Safeguarded", "Saturating", "Scalar", "Separate", "Setting", "Simulator", "Smoothed",
-    "Solution", "Solved", "SpectralGradient", "Spread", "Start", "StepIsta", "SupportPoints", "Target", "Teacher", "Truncated",
-    "TwoStep", "Unexpanded", "Uniform", "Unroll", "Unrolled", "Update", "Written",
+    "Ensemble", "Expanded", "Expansion", "File", "FirstOrder", "Fista", "Full", "GaussianProcess", "Gradient", "Head", "Icem",
+    "Ilqr", "Implicit", "InChart", "Init", "Ista", "Iterates", "Known", "Label", "Labelled", "Labels", "Lagrangian", "Latent",
+    "Lbfgs", "LearnedGradient", "LearnedRewards", "Likelihood", "LineSearch", "Lista", "ListaCp", "Loss", "Middle", "Model",
+    "Moments", "Momentum", "Mppi", "MultipleShooting", "Noise", "Objective", "OneStep", "Online", "Own", "OwnRewards",
+    "Particles", "Penalty", "Points", "Polyak", "Previous", "Propagation", "PsdEncoder", "Quantiles", "Radial", "Recurrent",
+    "Refined", "Regress", "Replan", "Rewards", "Safeguarded", "Saturating", "Scalar", "Separate", "Setting", "Simulator",
+    "Smoothed", "Solution", "Solved", "SpectralGradient", "Spread", "Start", "StepIsta", "SupportPoints", "Target", "Teacher",
+    "Truncated", "TwoStep", "Unexpanded", "Uniform", "Unroll", "Unrolled", "Update", "Written",
 ]  # fmt: skip

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.nn.functional import silu
 
 from rlamort import dynamics as made
@@ -13,7 +12,8 @@ from rlamort.config.imports import module_of
 from rlamort.domain import Box
 from rlamort.env import Spec
 from rlamort.errors import UserError
-from rlamort.parts.policy_search import All, Equations, Points, Reward
+from rlamort.parts.policy_search import All, Points
+from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class Ensemble(Dynamics):
         likelihood: normal predicts variances, too (Chua et al., 2018); squared predicts means alone.
         ends: learned predicts where tasks end; never takes it that they go on.
         hidden: widths of the hidden layers; null takes the method's.
-        rewards: learned predicts them, too; own asks the environment's own function about predicted states, where it is known.
+        rewards: learned predicts them, too; others are asked about predicted states: own, the environment's function, where it
+            is known, saturating, the distance to a target, or Written, yours.
         particles: drawn of each member's predicted noise along a plan; 0 follows its mean.
         activation: of hidden units; silu, which is smooth, as dynamics mostly are, or relu.
     """
@@ -97,13 +98,13 @@ class Ensemble(Dynamics):
     likelihood: Fixed[Literal["normal", "squared"]] = "normal"
     ends: Fixed[Literal["never", "learned"]] = "never"
     hidden: Fixed[Widths | None] = None
-    rewards: Fixed[Literal["learned", "own"]] = "learned"
+    rewards: Rewards = LearnedRewards()
     particles: Whole = 0
     activation: Fixed[Literal["relu", "silu"]] = "relu"
 
     @property
     def of_environment(self) -> bool:
-        return self.rewards == "own"
+        return self.rewards.of_environment
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if self.particles and self.likelihood == "squared":
@@ -114,33 +115,12 @@ class Ensemble(Dynamics):
         widths = hidden if self.hidden is None else self.hidden
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
         ends = made.Ending if self.ends == "learned" else made.Endless
-        rewards = made.Told(_own_rewards(spec)) if self.rewards == "own" else made.Predicted()
+        known = self.rewards(spec)
+        rewards = made.Predicted() if known is None else made.Told(known)
         return made.Ensemble(
             spec.x_dim, len(spec.low), widths, self.members, likelihood, ends, rewards, self.particles,
             activation={"relu": torch.relu, "silu": silu}[self.activation],
         )  # fmt: skip
-
-
-def _own_rewards(spec: Spec) -> made.Rewards:
-    """The environment's own rewards: of its equations, or of its physics, where these are known.
-
-    Raises:
-        UserError: they are not, or are no function of what is observed.
-    """
-    if spec.equations is not None:
-        known = _checked(made.Known(spec.equations, Box(spec.low, spec.high), "own"), spec)
-
-        def rewards(x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
-            reward: Tensor = known(x, y).reward
-            return reward
-
-        return rewards
-    if spec.simulator is None:
-        raise UserError(
-            "dynamics.rewards=own: neither equations nor a simulator of this environment are known here; learned is needed"
-        )
-    found: made.Rewards = spec.simulator().rewards()
-    return found
 
 
 @dataclass(frozen=True)
@@ -148,22 +128,29 @@ class GaussianProcess(Dynamics):
     """Gaussian processes, learned from few transitions, with a reward that is known.
 
     Args:
-        reward: of a state and an action: own takes the environment's equations, saturating the distance to a target.
+        rewards: own takes the environment's equations, saturating the distance to a target, Written a function of yours.
         angles: coordinates that are the cosine and the sine of an angle, one pair after another: the angle is predicted, where
             plain coordinates would leave the circle.
         points: which transitions it holds.
     """
 
-    reward: Reward = Equations()
+    rewards: Rewards = OwnRewards()
     angles: Fixed[tuple[Whole, ...]] = ()
     points: Points = All()
 
     @property
     def of_environment(self) -> bool:
-        return self.reward.of_environment
+        return self.rewards.of_environment
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
-        return made.GaussianProcess(spec.x_dim, len(spec.low), self.reward(spec), self.angles, self.points())
+        rewards = None if self.of_environment and spec.equations is None else self.rewards(spec)
+        if rewards is None:
+            raise UserError(
+                f"dynamics.rewards={self.rewards.label()}: the model learns how states move, not what they are worth, which "
+                "must be known, with gradients: own, of an environment whose equations are known; saturating, with "
+                "dynamics.rewards.target=[...] and .weights=[...]; or Written, with dynamics.rewards.function=module:function"
+            )
+        return made.GaussianProcess(spec.x_dim, len(spec.low), rewards, self.angles, self.points())
 
 
 def _checked(known: made.Known, spec: Spec) -> made.Known:

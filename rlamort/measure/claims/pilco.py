@@ -41,7 +41,7 @@ def moments() -> Measured:
         for name, one in pairs.items():
             found = differences(*one)
             worst[name] = {key: max(value, worst.get(name, {}).get(key, 0.0)) for key, value in found.items()}
-        exact, drawn = float(reward.expected(mean, cov)), float(reward(x, w[:, 5:]).mean())
+        exact, drawn = float(reward.expected(mean, cov)), float(reward(x, w[:, 5:], x).mean())
         worst["reward"] = {"mean": max(abs(exact / drawn - 1), worst.get("reward", {}).get("mean", 0.0))}
     verdicts = [
         at_most(f"{name}: {key} in closed form, largest difference from {DRAWS:,} draws of {INPUTS} inputs", value, LARGEST)
