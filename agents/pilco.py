@@ -13,12 +13,12 @@ from torch import Tensor
 from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size, Widths
-from rlamort.dynamics import Motion
+from rlamort.dynamics import GaussianProcess, Motion
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.fits.gaussian_process import Fits
 from rlamort.objective import Metrics, nothing
-from rlamort.radial import Radial
+from rlamort.radial import Sine
 from rlamort.source import Contexts, Replay
 
 
@@ -72,7 +72,7 @@ class PILCO(Agent):
         self.model, self.loss = model(setting), loss(setting)
         self.dynamics = dynamics(spec, hidden)
         self.fits = Fits(self.dynamics, fit_steps, fit_rate)
-        self.motion = getattr(self.dynamics, "motion", Motion(spec.x_dim))
+        self.motion = self.dynamics.motion if isinstance(self.dynamics, GaussianProcess) else Motion(spec.x_dim)
         self.f = propagation(self.dynamics, self.model, horizon, discount)
         self.new_adam = functools.partial(Adam, learning_rate=learning_rate, horizon=policy_steps)
         self.adam = self.new_adam(self.model.parameters())
@@ -91,8 +91,8 @@ class PILCO(Agent):
 
     def fit(self, source: Replay) -> Metrics:
         metrics = self.fits(source)  # the model, to all transitions
-        if isinstance(net := getattr(self.model, "net", None), Radial):
-            net.place(source.everything().x, source.begun(), self.motion.circle(source.device))
+        if isinstance(self.model, Sine):
+            self.model.net.place(source.everything().x, source.begun(), self.motion.circle(source.device))
         self.adam = self.new_adam(self.model.parameters()).to(self.device)  # another model, another objective
         for _ in range(self.policy_steps):
             loss, found = self.loss(self.model, self.f, self.starts(source))
