@@ -380,6 +380,9 @@ def test_a_study_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
     straight = train(interrupted.split()[1:], tmp_path / "straight", np.inf, False, here, also)
     assert straight["named"] == "straight"
     assert returns(kept[interrupted]) == returns(straight)  # bit for bit
+    seldom = [word.replace("log_every=100", "log_every=150") for word in interrupted.split()[1:]]
+    first, *_ = train(seldom, tmp_path / "seldom", np.inf, False, here)["evaluations"]
+    assert (first["env_step"], first["eval/return"], "time/seconds" in first) == (100, returns(straight)[0], False)
     text = (tmp_path / "results" / "README.md").read_text()
     assert "### rlamort-test/Stops-v0" in text
     assert "![ledger](ledger.png)" in text

@@ -99,8 +99,9 @@ def train(
         also: measures the finished run.
 
     Returns:
-        Its evaluations, each with the training seconds recorded with it, and versions, processor, threads, boot time, load
-        average when it began, and whether it was continued from a checkpoint; what `also` found. None if it was stopped.
+        Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, threads,
+        boot time, load average when it began, and whether it was continued from a checkpoint; what `also` found. None if it
+        was stopped.
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
@@ -109,7 +110,7 @@ def train(
     if not run([*command, f"dir={directory}", "resume=auto", "video=false"], ends):
         return None
     records = read_records(directory)
-    seconds = {one["env_step"]: one["time/seconds"] for one in records if "time/seconds" in one}
+    taken = {one["env_step"]: {"time/seconds": one["time/seconds"]} for one in records if "time/seconds" in one}
     kept = ("env_step", "eval/return", "eval/low", "eval/high", "eval/length")
     found = {
         "versions": json.loads((directory / "versions.json").read_text()),
@@ -118,9 +119,9 @@ def train(
         "booted": psutil.boot_time(),
         "load": load,
         "continued": before,
-        "seconds": max(seconds.values()),
+        "seconds": max(one["time/seconds"] for one in taken.values()),
         "evaluations": [
-            {key: one[key] for key in kept if key in one} | {"time/seconds": seconds[one["env_step"]]}
+            {key: one[key] for key in kept if key in one} | taken.get(one["env_step"], {})
             for one in records
             if "eval/return" in one
         ],
