@@ -1,6 +1,7 @@
 """Claims about tasks that are solved within few episodes, beside a baseline that needs many."""
 
 import functools
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class Rollouts(NamedTuple):
 
     def key(self, seed: int) -> str:
         """Of the result of one seed."""
-        return f"{self.method} {self.env} seed={seed}, up to {self.rollouts} rollouts"
+        return f"{self.method} {self.env} {json.dumps(self.overrides)} seed={seed}, up to {self.rollouts} rollouts"
 
     def tasks(self) -> list[Task]:
         """All its trainings."""
