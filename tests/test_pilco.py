@@ -391,3 +391,13 @@ def test_policies_improve_in_the_model_alone():
     learner.learn(8, reset_num_timesteps=False)
     assert learner.agent.f(learner.agent.model(starts), starts).mean() < before
     assert learner.clock.metrics.keys() == {"actor/cost", "actor/diverged"}
+
+
+def test_a_saved_policy_is_loaded_without_the_environment_it_was_trained_on(tmp_path):
+    fields = {**TINY, "horizon": None}
+    learner = ra.PILCO(fields.pop("env"), **fields)
+    learner.save(tmp_path / "kept")
+    again = ra.load(tmp_path / "kept")
+    assert (again.agent.f.horizon, again.agent.fit_every) == (8, 8)
+    x = np.array([0.1, 0, -1, 0, 0.2], np.float32)
+    assert np.array_equal(learner.predict(x)[0], again.predict(x)[0])

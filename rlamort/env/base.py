@@ -196,7 +196,8 @@ class Spec(NamedTuple):
         """As JSON values, without the problem but for its name."""
         named = {} if self.problem is None else {"problem": type(self.problem).__name__}
         spaces = {"declared": [space.facts() for space in self.declared]} if self.declared else {}
-        return {"x_dim": self.x_dim, "low": self.low, "high": self.high, **named, **spaces}
+        limit = {} if self.longest is None else {"longest": self.longest}
+        return {"x_dim": self.x_dim, "low": self.low, "high": self.high, **named, **spaces, **limit}
 
     @classmethod
     def read(cls, facts: dict[str, Any]) -> Self:
@@ -204,7 +205,10 @@ class Spec(NamedTuple):
         spaces = [Space.read(one) for one in facts.get("declared", ())]
         if spaces and [space.dim for space in spaces] != [facts["x_dim"], len(facts["low"])]:
             raise ValueError("sizes that agree: its spaces have others than x_dim and low")
-        return cls(facts["x_dim"], facts["low"], facts["high"], None, (spaces[0], spaces[1]) if spaces else None)
+        declared, longest = (spaces[0], spaces[1]) if spaces else None, facts.get("longest")
+        return cls(
+            facts["x_dim"], facts["low"], facts["high"], None, declared, longest=None if longest is None else int(longest)
+        )
 
     def require(self, other: "Spec", where: str) -> None:
         """Raises UserError if an environment `where` has other spaces than an agent of this one was built for."""
