@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlamort import parts
 from rlamort.adjoint import Carry
-from rlamort.agent import Agent
+from rlamort.agent import Adam, Agent
 from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
 from rlamort.domain import unit_box
 from rlamort.dynamics import Trajectory
@@ -71,7 +71,8 @@ class MPC(Agent):
         require_within(horizon, spec)
         self.n, self.plans = self.domain.dim, unit_box(horizon * self.domain.dim)
         self.dynamics = dynamics(spec, hidden)
-        self.fits = Refits(self.dynamics, fit_every, fit_epochs, fit_batch_size, learning_rate, fit_hold_out)
+        self.adam = Adam(self.dynamics.parameters(), learning_rate)
+        self.fits = Refits(self.dynamics, self.adam, fit_every, fit_epochs, fit_batch_size, fit_hold_out)
         self.fit_every = fit_every
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))

@@ -84,7 +84,8 @@ class POPLIN(Agent):
         self.fit_every, self.fit_batch_size, self.policy_epochs = fit_every, fit_batch_size, policy_epochs
         self.dynamics = dynamics(spec, hidden)
         learned = fit_every if self.dynamics.learned else 0
-        self.fits = Refits(self.dynamics, learned, fit_epochs, fit_batch_size, learning_rate, fit_hold_out)
+        self.adam = Adam(self.dynamics.parameters(), learning_rate)
+        self.fits = Refits(self.dynamics, self.adam, learned, fit_epochs, fit_batch_size, fit_hold_out)
         self.policy = Policy(spec.x_dim, self.domain, policy_hidden)
         self.policy_adam = Adam(self.policy.parameters(), policy_learning_rate)
         trajectory = Trajectory(self.dynamics, horizon, discount)

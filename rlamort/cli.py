@@ -226,11 +226,10 @@ def plot_runs(arguments: list[str]) -> None:
     out = plot(options.runs, free(options) or _unused(Path("curves.png")))
     print(out)
     if len(options.runs) == 1:
-        from rlamort.measure.futures import has_learned, predictions
+        from rlamort.measure.futures import beside
 
-        name = _unused(out.with_name(f"{out.stem}-predictions{out.suffix}"))
-        if has_learned(options.runs[0]) and predictions(options.runs[0], name):
-            print(name)
+        if said := beside(options.runs[0], _unused(out.with_name(f"{out.stem}-predictions{out.suffix}"))):
+            print(said)
 
 
 def check_problem(arguments: list[str]) -> None:

@@ -182,6 +182,12 @@ class UnitWeights:
 WEIGHTS: dict[str, type[FreeWeights] | type[UnitWeights]] = {"free": FreeWeights, "unit": UnitWeights}
 
 
+def spread(x: Tensor) -> Tensor:
+    """The standard deviation (k,) of every coordinate of x (B, k), to divide by: 1 where a coordinate never moves."""
+    std = x.std(0, correction=0)
+    return torch.where(std > 1e-6, std, 1)
+
+
 class Standardise(nn.Module):
     """(x - mean) / std by the statistics of a sample, fixed at construction.
 
@@ -195,8 +201,7 @@ class Standardise(nn.Module):
     def __init__(self, sample: Tensor) -> None:
         super().__init__()
         sample = sample.detach()
-        std = sample.std(0, correction=0)
-        scale = 1 / torch.where(std > 1e-6, std, 1)  # a coordinate that never moves stays at zero
+        scale = 1 / spread(sample)
         self.register_buffer("scale", scale)
         self.register_buffer("shift", -sample.mean(0) * scale)
 

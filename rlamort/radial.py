@@ -9,6 +9,7 @@ from rlamort.domain import Box, Domain
 from rlamort.dynamics.moments import Moments, radial, sines
 from rlamort.errors import UserError
 from rlamort.model import Model
+from rlamort.nets import spread
 from rlamort.objective import Oracle
 
 
@@ -55,8 +56,7 @@ class Radial(nn.Module):
         At the first call alone: later ones would change what is learned. Coordinates that are cosines or sines, `circle` (d,)
         bool, are everywhere on the circle.
         """
-        spread = x.std(0, correction=0)
-        scale = torch.where(circle, 0.5, torch.where(spread > 1e-6, spread, 1))
+        scale = torch.where(circle, 0.5, spread(x))
         self.shift.copy_(torch.where(self.placed > 0, self.shift, torch.where(circle, 0, starts.mean(0))))
         self.scale.copy_(torch.where(self.placed > 0, self.scale, scale))
         self.placed.fill_(1)

@@ -176,7 +176,7 @@ def test_a_fit_measures_first_and_draws_the_same_without_it():
     metrics = agent.fit(source)
     assert metrics["dynamics/open_loop_error"] > 0
     torch.manual_seed(3)
-    losses = fit(twin.dynamics, twin.fits.adam, source.everything(), twin.fits.epochs, twin.fits.batch_size)
+    losses = fit(twin.dynamics, twin.adam, source.everything(), twin.fits.epochs, twin.fits.batch_size)
     assert torch.equal(losses["dynamics/loss"], metrics["dynamics/loss"])
     agent.f.horizon = 61  # longer than what is new
     assert set(agent.fit(source)) == {"dynamics/loss", "dynamics/diverged"}
@@ -205,7 +205,7 @@ def test_a_fit_moves_nothing_but_the_ensemble():
     agent.fit(source)
     moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
-    assert {name.split(".")[0] for name in moved} == {"dynamics", "fits"}
+    assert {name.split(".")[0] for name in moved} == {"dynamics", "adam"}
     assert all(p.grad is None for p in agent.parameters())
     env.close()
 
@@ -227,7 +227,7 @@ def test_stopped_and_resumed_is_uninterrupted(at, tmp_path):
     again.learn(200 - again.clock.env_step, reset_num_timesteps=False)
     assert_equal(everything(whole), everything(again))
     assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
-    assert int(again.agent.fits.adam.steps) > 0
+    assert int(again.agent.adam.steps) > 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""Runs, agents and solvers that were written before models, losses and critics were parts: tests/older, by bafbb33."""
+"""Runs, agents and solvers that were written before models, losses and critics were parts: tests/older, by bafbb33.
+
+pets is by 9f34ca2, before planners held out episodes and members could be smooth.
+"""
 
 import json
 import shutil

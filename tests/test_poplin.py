@@ -121,7 +121,7 @@ def test_episodes_are_held_out_as_a_whole():
         if spoil:
             aside = (numbers % 4 == 3).nonzero()[:, 0]
             source.reward[source.starts[: len(source)].long()[aside]] = 100.0
-        found = Refits(ensemble, 100, 2, 32, 1e-3, 4)(source, 5)
+        found = Refits(ensemble, Adam(ensemble.parameters(), 1e-3), 100, 2, 32, 4)(source, 5)
         fitted.append(copy.deepcopy(ensemble.state_dict()))
         assert {"held_out/open_loop_error_before_fit", "held_out/open_loop_error_after_fit"} <= set(found)
         assert found["held_out/open_loop_error_after_fit"] < found["held_out/open_loop_error_before_fit"]
@@ -156,7 +156,7 @@ def test_plans_through_a_diverged_model_rank_last_and_it_is_said_once(recwarn):
     assert f(y, x[:1]) < LAST
     with torch.no_grad():
         layer.weight.mul_(1e4)
-    refits = Refits(ensemble, 1, 1, 8, 1e-9, 0)
+    refits = Refits(ensemble, Adam(ensemble.parameters(), 1e-9), 1, 1, 8, 0)
     found = refits(played(Line, 40), 3)
     assert found["dynamics/diverged"] > 0.5
     assert all(value.isfinite() for value in found.values())
@@ -400,3 +400,12 @@ def test_an_agent_is_searched_with_other_samples_and_iterations(tmp_path):
     assert set(found["populations"]) == {"4", "8"}
     assert found["populations"]["8"] == found["iterations"]["2"]  # as it was trained
     assert found["iterations"]["0"] != found["iterations"]["2"]
+
+
+@pytest.mark.filterwarnings("ignore:.*no command can make it again")
+def test_a_curve_is_drawn_where_no_command_can_make_the_environment_again(tmp_path, capsys):
+    small = {**SMALL, "steps": 60, "eval_every": 60}
+    ra.PETS(lambda: gymnasium.make("Pendulum-v1"), dir=str(tmp_path / "run"), **small).learn(60).close()
+    plot_runs([str(tmp_path / "run"), "--out", str(tmp_path / "curve.png")])
+    said = capsys.readouterr().out
+    assert "curve.png\nno predictions: " in said

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from rlamort.domain import Box
 from rlamort.errors import UserError
 
+LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
+LAST = 1e9  # the cost where a model has diverged
+Act = Callable[[int, Tensor], Tensor]  # a step t from 0 on, and x (B, d), or of several futures (E, B, d) -> y, likewise
+
 
 class Moved(NamedTuple):
     """The results of an action."""
@@ -19,11 +23,6 @@ class Moved(NamedTuple):
     x_next: Tensor  # (B, d)
     reward: Tensor  # (B,) for it
     continues: Tensor  # (B,) in [0, 1]: 0 where the task ends there, so that no reward follows
-
-
-LARGE = 1e6  # a state or reward of that size has left what any environment's units are for
-LAST = 1e9  # the cost where a model has diverged
-Act = Callable[[int, Tensor], Tensor]  # a step t from 0 on, and x (B, d), or of several futures (E, B, d) -> y, likewise
 
 
 class Transitions(Protocol):

@@ -220,9 +220,8 @@ class Ensemble(Dynamics):
     def standardise(self, pairs: Tensor) -> None:
         """Set the mean and standard deviation of inputs and targets to those of pairs (B, .)."""
         pairs = pairs[:, : len(self.shifts)]  # not of ends
-        spread = pairs.std(0, correction=0)
         self.shifts.copy_(pairs.mean(0))
-        self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
+        self.scales.copy_(nets.spread(pairs))
 
     def _outputs(self, inputs: Tensor) -> Tensor:
         outputs: Tensor = self.net((inputs - self.shifts[: self.inputs]) / self.scales[: self.inputs])

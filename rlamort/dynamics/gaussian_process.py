@@ -14,6 +14,7 @@ from rlamort.dynamics.base import Dynamics, Moved, Transitions
 from rlamort.dynamics.moments import Moments, radial
 from rlamort.dynamics.rewards import Rewards
 from rlamort.errors import UserError
+from rlamort.nets import spread
 
 JITTER = 1e-6  # of the signal's variance, on the diagonal: with N data no condition number is above N / JITTER
 LEAST, LARGEST_RATIO = 3, 1000.0  # data in a fit; signal to noise, in standard deviations, from which on a fit is penalised
@@ -236,9 +237,8 @@ class GaussianProcess(Dynamics):
         self.motion.require(met.x)
         inputs = torch.cat([met.x, met.y], -1).double()
         pairs = torch.cat([inputs, self.motion.change(met.x.double(), met.x_next.double())], -1)
-        spread = pairs.std(0, correction=0)
         self.shifts.copy_(pairs.mean(0))
-        self.scales.copy_(torch.where(spread > 1e-6, spread, 1))  # a coordinate that never moves stays at its mean
+        self.scales.copy_(spread(pairs))
         self._settle()
         chosen = self.points(((inputs - self.shifts[: self.k]) / self.lengths[:, None]).mean(0))
         self.count.fill_(len(chosen))

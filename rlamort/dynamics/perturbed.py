@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rlamort.domain import Domain, Weights
 from rlamort.dynamics.base import Act
 from rlamort.dynamics.trajectory import Trajectory
-from rlamort.nets import mlp
+from rlamort.nets import mlp, spread
 from rlamort.objective import Metrics, Objective, Oracle
 
 
@@ -59,9 +59,8 @@ class Policy(nn.Module):
     @torch.no_grad()
     def standardise(self, x: Tensor) -> None:
         """Set the mean and standard deviation of states to those of x (B, d)."""
-        spread = x.std(0, correction=0)
         self.shift.copy_(x.mean(0))
-        self.scale.copy_(torch.where(spread > 1e-6, spread, 1))
+        self.scale.copy_(spread(x))
 
 
 class Noise:

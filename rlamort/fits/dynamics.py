@@ -1,7 +1,7 @@
 """Fits of learned dynamics. E members · B batch · C sequences of L transitions · d = x_dim"""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from rlamort.agent import Adam, descend
 from rlamort.dynamics import LARGE, Dynamics, Ensemble, GaussianProcess
 from rlamort.dynamics.trajectory import diverged
 from rlamort.errors import UserError
+from rlamort.nets import spread
 from rlamort.objective import Metrics
 from rlamort.source import Batch, Replay
 
@@ -52,19 +53,15 @@ def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: i
     Raises:
         UserError: there are too few transitions.
     """
-    require_enough(ensemble, batch)
-    pairs = ensemble.pairs(batch)  # (B, .)
-    ensemble.standardise(pairs)
-    resamples = torch.randint(len(pairs), (ensemble.members, len(pairs)), device=pairs.device)
-    losses: list[Tensor] = []
-    for _ in range(epochs):
-        order = torch.rand_like(resamples, dtype=pairs.dtype).argsort(-1)
-        losses = []
-        for index in torch.split(resamples.gather(-1, order), batch_size, -1):
-            loss = ensemble.loss(pairs[index])  # of (E, batch, .)
-            descend(loss, ensemble.parameters(), adam)
-            losses.append(loss.detach() / ensemble.members)
-    return {"dynamics/loss": torch.stack(losses).mean()}
+
+    def drawn(count: int) -> Iterator[Tensor]:
+        resamples = torch.randint(count, (ensemble.members, count), device=batch.x.device)
+        for _ in range(epochs):
+            order = torch.rand_like(resamples, dtype=batch.x.dtype).argsort(-1)
+            yield from torch.split(resamples.gather(-1, order), batch_size, -1)
+
+    losses = _trained(ensemble, adam, batch, drawn)
+    return {"dynamics/loss": losses[-(len(losses) // epochs) :].mean()}
 
 
 def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_size: int) -> Metrics:
@@ -83,16 +80,25 @@ def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_si
     Raises:
         UserError: there are too few transitions.
     """
+
+    def drawn(count: int) -> Iterator[Tensor]:
+        for _ in range(steps):
+            yield torch.randint(count, (ensemble.members, batch_size), device=batch.x.device)
+
+    return {"dynamics/loss": _trained(ensemble, adam, batch, drawn).mean()}
+
+
+def _trained(ensemble: Ensemble, adam: Adam, batch: Batch, drawn: Callable[[int], Iterator[Tensor]]) -> Tensor:
+    """The losses of a member (steps,), where `drawn` gives the transitions (E, .) of each step, of so many."""
     require_enough(ensemble, batch)
-    pairs = ensemble.pairs(batch)
+    pairs = ensemble.pairs(batch)  # (B, .)
     ensemble.standardise(pairs)
     losses: list[Tensor] = []
-    for _ in range(steps):
-        index = torch.randint(len(pairs), (ensemble.members, batch_size), device=pairs.device)
-        loss = ensemble.loss(pairs[index])
+    for index in drawn(len(pairs)):
+        loss = ensemble.loss(pairs[index])  # of (E, ., .)
         descend(loss, ensemble.parameters(), adam)
         losses.append(loss.detach() / ensemble.members)
-    return {"dynamics/loss": torch.stack(losses).mean()}
+    return torch.stack(losses)
 
 
 class Fits(nn.Module):
@@ -133,15 +139,15 @@ class Fits(nn.Module):
         return found | fit_steps(dynamics, self.adam, source.everything(n_step=1), self.steps, self.batch_size)
 
 
-class Refits(nn.Module):
+class Refits:
     """As `Fits`, by passes over all transitions; values alone may be asked of the dynamics. Whole episodes may be held out.
 
     Args:
         dynamics: what learns.
+        adam: of its parameters.
         every: environment steps between fits; 0 for known dynamics.
         epochs: passes in a fit.
         batch_size: transitions in a step, drawn for every member.
-        learning_rate: Adam's step size.
         hold_out: every so-many-th episode is held out from all fits, to measure them on; 0 holds out none. They are counted
             from the oldest that is stored, so among those of a ring that has been overwritten may be some that were learned of.
 
@@ -149,14 +155,10 @@ class Refits(nn.Module):
         UserError: learned dynamics are never fitted, or known ones are.
     """
 
-    def __init__(
-        self, dynamics: Dynamics, every: int, epochs: int, batch_size: int, learning_rate: float, hold_out: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, dynamics: Dynamics, adam: Adam, every: int, epochs: int, batch_size: int, hold_out: int) -> None:
         require_fits(dynamics, every)
-        self._of = (dynamics,)
+        self.dynamics, self.adam, self.warned = dynamics, adam, False
         self.every, self.epochs, self.batch_size, self.hold_out = every, epochs, batch_size, hold_out
-        self.adam, self.warned = Adam(dynamics.parameters(), learning_rate), False
 
     def __call__(self, source: Replay, length: int) -> Metrics:
         """Fit to all transitions; measure errors `length` steps ahead before, and on what is held out before and after.
@@ -164,7 +166,7 @@ class Refits(nn.Module):
         Raises:
             UserError: there are too few transitions.
         """
-        (dynamics,) = self._of
+        dynamics = self.dynamics
         if not isinstance(dynamics, Ensemble):
             return {}
         found, batch = measured(dynamics, source, length, self.every // source.rows), source.everything(n_step=1)
@@ -244,6 +246,5 @@ def open_loop(ensemble: Ensemble, sequences: Batch) -> Metrics:
     """
     last = sequences.x_next[:, -1]  # (C, d)
     met = ensemble.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d)
-    spread = last.std(0, correction=0)
-    error = (met - last) / torch.where(spread > 1e-6, spread, 1)
+    error = (met - last) / spread(last)
     return {"dynamics/open_loop_error": error.nan_to_num(LARGE, LARGE, -LARGE).clamp(-LARGE, LARGE).square().mean().sqrt()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from rlamort.agent import Player
 from rlamort.config import config_of
 from rlamort.dynamics import Dynamics, Moved
+from rlamort.errors import UserError
 from rlamort.host.publish import published_file
 from rlamort.host.randomness import Randomness
 from rlamort.run.learner import Learner
@@ -44,6 +45,15 @@ class Fan(NamedTuple):
 
 def _futures(moved: Moved) -> int:
     return moved.x_next.shape[:-1].numel()
+
+
+def beside(run: Path, out: Path) -> str:
+    """Draw `predictions` beside a run's curve, and say where they are, or why there are none; "" where nothing predicts."""
+    try:
+        found = predictions(run, out) if has_learned(run) else None
+    except UserError as error:  # as of an environment that cannot be made here, which curves do not need
+        return f"no predictions: {error}"
+    return "" if found is None else str(found)
 
 
 def has_learned(run: Path) -> bool:

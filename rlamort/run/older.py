@@ -6,13 +6,13 @@ from typing import Any
 from rlamort.config import KIND, renamed
 
 SCORED = ("objective", "regress", "es", "smoothed", "penalty", "lagrangian")  # losses that have `start` today
-AMORTIZE = "rlamort.agents.amortize.Amortize"
+AMORTIZE, PLANNER = "rlamort.agents.amortize.Amortize", "rlamort.agents.plan.MPC"
 STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "alista", "slista": "step_ista"}  # and their steps
 
 
 def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file with former keys replaced by the parts that they chose."""
-    values = _headed(values)
+    values = _whole(row, _headed(values))
     names = renamed(dict(row))
     old = {name: values[name] for name in names if name in values}
     current = {name: value for name, value in values.items() if name not in names}
@@ -22,6 +22,12 @@ def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         return current | {names[name]: value for name, value in old.items()}
     model, loss = _model(current.get("model", "full"), old), _loss(current.get("loss", "objective"), old)
     return current | {"model": model, "loss": _ended(loss)}
+
+
+def _whole(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values from when planners fitted their dynamics to all episodes, and none was held out."""
+    before = row["agent"] == PLANNER and "fit_hold_out" not in values
+    return dict(values) | ({"fit_hold_out": 0} if before else {})
 
 
 def _headed(values: Mapping[str, Any]) -> dict[str, Any]:
