@@ -95,7 +95,8 @@ class Imitation(NamedTuple):
                     tasks.append(Task(self.key(row, budget, seed), functools.partial(self._run, row, budget, seed)))
         known = results.get(self.expert_key(), {}).get("policy")
         left = [task for task in tasks if task.key not in results or results[task.key].get("policy") != known]
-        return tasks if left and known != self._policy() else left
+        anew = bool(self.expert_steps) and (known is None or known != self._policy())  # an expert that is not there, or another
+        return tasks if left and anew else left
 
     def _expert(self) -> dict[str, Any]:
         """Returns of the expert and of random actions; a policy is trained if it is not there yet."""

@@ -89,7 +89,7 @@ class Claim(NamedTuple):
         return (inspect.getdoc(locate(self.measure)) or "").split(".")[0]
 
     def due(self, results: Results) -> list[Task]:
-        return [Task(self.measure, lambda slice: self.run(slice.results))]
+        return [Task(self.measure, lambda slice: self.run(slice.results), repeats=True)]
 
     def run(self, results: Path) -> dict[str, Any]:
         """Its results with versions and duration; figures are written beside the data."""
@@ -199,8 +199,8 @@ def _measure(row: str, entry: Entry, slice: Slice) -> None:
     skipped: set[str] = set()
     while slice.left > 0:
         stored = _read(row, slice.results)
-        kept = skipped | stored.keys() if slice.continues else skipped
-        task = next((one for one in entry.due(stored) if one.key not in kept), None)
+        due = (one for one in entry.due(stored) if one.key not in skipped)
+        task = next((one for one in due if not (one.repeats and slice.continues and one.key in stored)), None)
         if task is None:
             return
         skipped.add(task.key)  # once a call, whatever comes of it

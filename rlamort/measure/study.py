@@ -29,6 +29,7 @@ class Task(NamedTuple):
     key: str
     run: Callable[[Slice], dict[str, Any] | None]  # None if the slice ended before it did
     file: str = ""  # of its result alone, in the row's folder; empty for the row's common file
+    repeats: bool = False  # whether it is due although its result is stored, outside slices
 
 
 class Study(NamedTuple):
