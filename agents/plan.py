@@ -26,6 +26,7 @@ from rlamort.dynamics import Trajectory
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.fits.dynamics import Refits
+from rlamort.host.graphs import Recorded
 from rlamort.model import Model
 from rlamort.objective import Metrics, Objective
 from rlamort.source import Replay
@@ -76,6 +77,7 @@ class MPC(Agent):
         self.fit_every = fit_every
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))
+        self.plans_of = Recorded(self.planned, "plans")
         if not self.dynamics.differentiable:
             with torch.random.fork_rng(devices=[]):  # a model that asks for gradients says so before any work starts
                 self.act(torch.zeros(1, spec.x_dim), explore=True)
@@ -84,9 +86,13 @@ class MPC(Agent):
         return blank(self.model, self.plans.dim, count, self.device)
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
-        plans = planned(self.acting, self.f, x, h)
+        plans = self.plans_of(x, *h)
         moved = tuple(torch.cat([part[..., self.n :], part[..., -self.n :]], -1) for part in plans)
         return plans[0][:, : self.n], moved
+
+    def planned(self, x: Tensor, *h: Tensor) -> tuple[Tensor, ...]:
+        """The plan (N, H n), and what else its model keeps."""
+        return planned(self.acting, self.f, x, h)
 
     def fit(self, source: Replay) -> Metrics:
         return self.fits(source, self.f.horizon)

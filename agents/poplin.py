@@ -26,6 +26,7 @@ from rlamort.domain import Euclid
 from rlamort.dynamics import Perturbed, Policy, Trajectory
 from rlamort.env import Spec
 from rlamort.fits.dynamics import Refits
+from rlamort.host.graphs import Recorded
 from rlamort.objective import Metrics
 from rlamort.source import Replay
 
@@ -93,15 +94,20 @@ class POPLIN(Agent):
         self.f = Perturbed(spec.x_dim, self.noise, trajectory)
         space = Euclid(self.noise.dim)
         self.model = model(parts.Setting(space, spec.x_dim + space.dim, hidden, horizon=self.noise.steps))
+        self.plans_of = Recorded(self.planned, "plans")
         self.register_buffer("random", torch.full((), -1, dtype=torch.int64))  # transitions before the first plan; -1: not yet
 
     def start(self, count: int) -> Carry:
         return blank(self.model, self.noise.dim, count, self.device)
 
     def play(self, x: Tensor, h: Carry, explore: bool) -> tuple[Tensor, Carry]:
-        omega = planned(self.acting, self.f, x, h)  # (N, m), and (N, k, m)
+        omega = self.plans_of(x, *h)  # (N, m), and (N, k, m)
         act = self.noise.rule(omega[0], self.noise.reference(x))
         return act(0, x), tuple(self.noise.moved(part) for part in omega)
+
+    def planned(self, x: Tensor, *h: Tensor) -> tuple[Tensor, ...]:
+        """The perturbation (N, m), and what else its model keeps."""
+        return planned(self.acting, self.f, x, h)
 
     def fit(self, source: Replay) -> Metrics:
         return self.fits(source, self.f.trajectory.horizon) | self.distil(source)

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rlamort.host import graphs
+from rlamort.run import rounds
 from rlamort.source import append
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -103,18 +105,40 @@ def _outer(leaf):
 
 
 class FakeCuda(TorchDispatchMode):
-    """While it holds, device="cuda" makes such tensors. `reads` counts what waits for the GPU."""
+    """While it holds, device="cuda" makes such tensors. `reads` counts what waits for the GPU, `crossings` copies to it."""
 
     _mode_key = torch._C._TorchDispatchModeKey.FAKE  # or torch would look for a driver where a device is named
 
     def __init__(self):
         super().__init__()
-        self.reads = Counter()
+        self.reads, self.crossings = Counter(), Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in READS and any(isinstance(leaf, OnCuda) for leaf in tree_leaves(args)):
+        leaves = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        if func.overloadpacket in READS and any(isinstance(leaf, OnCuda) for leaf in leaves):
             self.reads[func] += 1
-        return run(func, args, kwargs or {})
+        found = run(func, args, kwargs or {})
+        if func.overloadpacket in BETWEEN and isinstance(found, OnCuda) != isinstance(leaves[-1], OnCuda):
+            self.crossings[func] += 1
+        return found
+
+    def record(self, work, device, restore=lambda: None, tries=1):
+        """As of rlamort.host.graphs: an error is what a graph could not hold, reads and copies from or to the CPU."""
+        for _ in range(tries):
+            work()
+        restore()
+        state, before = torch.get_rng_state(), self.reads + self.crossings
+        found = work()
+        torch.set_rng_state(state)  # nothing is drawn while a graph is recorded
+        if more := self.reads + self.crossings - before:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {dict(more)}")
+
+        def launch():
+            for old, new in zip(tree_leaves(found), tree_leaves(work()), strict=True):
+                if isinstance(old, Tensor):
+                    old.copy_(new)
+
+        return launch, found
 
 
 @contextlib.contextmanager
@@ -132,18 +156,20 @@ def fake_cuda(monkeypatch):
         "manual_seed_all": lambda seed: None,
         "device": lambda device: contextlib.nullcontext(),
         "synchronize": lambda device=None: None,
+        "is_current_stream_capturing": lambda: False,
         "mem_get_info": lambda device=None: (2**36, 2**36),
         "Event": lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
         "get_device_properties": lambda device=None: SimpleNamespace(total_memory=2**36, name="fake"),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(append, "captured", lambda work, device: work)
     before, lifted = torch.__future__.get_swap_module_params_on_conversion(), torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes them on the CPU, and then moves them
     torch.__future__.set_swap_module_params_on_conversion(True)  # parameters keep their identity where they move
     try:
         with FakeCuda() as mode:
+            for module in (graphs, rounds, append):
+                monkeypatch.setattr(module, "record", mode.record)
             yield mode
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)

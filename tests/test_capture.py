@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlamort.agent import Agent
 from rlamort.env import Spec
 from rlamort.env.make import open_env
+from rlamort.host.graphs import close
 from rlamort.host.machine import tf32_products
 from rlamort.run import capture, rounds
-from rlamort.run.capture import Captured, close
+from rlamort.run.capture import Captured
 from rlamort.run.rounds import Eager
 from rlamort.source import Contexts, Replay
 

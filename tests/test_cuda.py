@@ -22,9 +22,9 @@ from rlamort.domain import Affine, Ball, Box, Gaussian, PerItem, Polyhedron, Pro
 from rlamort.env.iterate import IterateEnv
 from rlamort.env.make import open_env
 from rlamort.errors import Fault, UserError
+from rlamort.host.graphs import close
 from rlamort.host.machine import device_of
 from rlamort.problem import draw
-from rlamort.run.capture import close
 from rlamort.run.learner import learner_class
 from rlamort.run.rounds import Eager
 from rlamort.solve import solver as module

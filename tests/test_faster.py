@@ -10,9 +10,10 @@ from test_resume import SMALL, assert_equal, everything, timeless
 
 import rlamort as ra
 from rlamort.errors import Preempted
+from rlamort.host.graphs import close
 from rlamort.nets import Ensemble, bfloat16_product
 from rlamort.norm import EnsembleLayerNorm
-from rlamort.run.capture import Captured, close
+from rlamort.run.capture import Captured
 from rlamort.run.resets import Resets
 from rlamort.run.restore import resume
 

@@ -52,19 +52,20 @@ class Trajectory(Objective):
 
     def total(self, path: Sequence[Moved]) -> Tensor:
         """The return (..., B) of what followed from H actions, (..., B, d), (..., B), (..., B) of each."""
-        value, weight = torch.zeros_like(path[0].reward), torch.ones_like(path[0].reward)
-        for _, reward, continues in path:
-            value = value + _weighed(weight, reward)
-            weight = weight * self.discount * continues
+        after = self.discount * torch.stack([moved.continues for moved in path])  # (H, ..., B)
+        weights = [torch.ones_like(path[0].reward)]
+        for step in after:
+            weights.append(weights[-1] * step)
+        value = _weighed(torch.stack(weights[:-1]), torch.stack([moved.reward for moved in path])).sum(0)
         if self.tail is not None:
-            value = value + _weighed(weight, self.tail(path[-1].x_next.flatten(0, -2)).view_as(weight))
+            value = value + _weighed(weights[-1], self.tail(path[-1].x_next.flatten(0, -2)).view_as(value))
         return value
 
 
 def diverged(path: Sequence[Moved]) -> Tensor:
     """Whether a state or reward (..., B) on the way is none that counts: NaN, or beyond `LARGE`."""
-    sizes = [moved.x_next.detach().abs().amax(-1).maximum(moved.reward.detach().abs()) for moved in path]
-    return ~(torch.stack(sizes).amax(0) < LARGE)
+    states, rewards = (torch.stack(parts).detach().abs() for parts in ([m.x_next for m in path], [m.reward for m in path]))
+    return ~(states.amax((0, -1)).maximum(rewards.amax(0)) < LARGE)
 
 
 def _weighed(weight: Tensor, value: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def memory(device: torch.device) -> int:
     """Total memory of the machine, or of its GPU, in bytes."""
     if device.type == "cuda":

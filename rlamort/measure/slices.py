@@ -15,7 +15,7 @@ import psutil
 
 from rlamort.config import config_of, locate, read_row
 from rlamort.errors import Fault, Preempted
-from rlamort.host.machine import processor
+from rlamort.host.machine import device_name, device_of, processor
 from rlamort.run.directory import remove
 from rlamort.run.session import Interrupts
 from rlamort.run.track import read_records
@@ -99,7 +99,7 @@ def train(
         also: measures the finished run.
 
     Returns:
-        Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, threads,
+        Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, device, threads,
         boot time, load average when it began, and whether it was continued from a checkpoint; what `also` found. None if it
         was stopped.
     """
@@ -115,6 +115,7 @@ def train(
     found = {
         "versions": json.loads((directory / "versions.json").read_text()),
         "processor": processor(),
+        "device": device_name(device_of(config_of(directory)["device"])),
         "threads": config_of(directory)["threads"],
         "booted": psutil.boot_time(),
         "load": load,

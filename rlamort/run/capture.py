@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent
+from rlamort.host.graphs import close
 from rlamort.objective import Metrics
 from rlamort.run.rounds import AgentSnapshot, Compiled, CudaGraph, Eager, Pattern, Round, Rounds, Sampler, acted, for_graph
 from rlamort.run.track import say
@@ -70,12 +71,12 @@ class Captured:
                 self._give_up(_reason(error))
                 continue
             after = AgentSnapshot(self.agent)
-            before.restore_random()
+            before.drawn.restore()
             eager = Eager(twin, self.sample)(improves, x, h)
             ours, theirs = named(found, self.agent), named(eager, twin)
             differing = [name for name in theirs if not close(ours[name], theirs[name])]
             if not differing:
-                after.restore_random()
+                after.drawn.restore()
                 self.proved.add(pattern)
                 return found
             self._give_up(f"its first update differs from the uncompiled one in {', '.join(differing[:3])}")
@@ -105,13 +106,3 @@ def named(found: Round, agent: Agent) -> Mapping[str, Tensor]:
     """All tensors that a round returns or changes, by name."""
     acts = {} if found.y is None else {"y": found.y, **{f"h[{i}]": part for i, part in enumerate(found.h)}}
     return {**found.metrics, **agent.state_dict(), **acts}
-
-
-def close(one: Tensor, other: Tensor) -> bool:
-    """Whether they differ by no more than the rounding of float32 arithmetic in another order.
-
-    By norms, since Adam's first step turns a rounding of a vanishing gradient into a step of full size. TF32 moves some of
-    SAC's gradients by a hundredth, for which there is room.
-    """
-    rounding = 5e-2 if torch.backends.cuda.matmul.fp32_precision == "tf32" else 1e-2
-    return bool((one - other).double().norm() <= rounding * other.double().norm() + 1e-5)

@@ -5,6 +5,7 @@ A round follows one step of the environments, or many where nobody acts: an upda
 before and after that.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent
+from rlamort.host.graphs import Drawn, record
 from rlamort.objective import Metrics
 from rlamort.problem import drawing_on
 from rlamort.source import Batch, Contexts, Labelled
@@ -238,7 +240,7 @@ class Compiled:
 class Recording(NamedTuple):
     """A captured round, and the memory that it reads and writes."""
 
-    graph: torch.cuda.CUDAGraph
+    launch: Callable[[], None]
     buffers: Carry  # of x and h; empty where nobody acts
     found: Round
 
@@ -279,29 +281,20 @@ class CudaGraph:
         pattern = improves, x is not None
         if pattern not in self.graphs:
             self.graphs[pattern] = self._record(improves, x, h)
-        graph, buffers, found = self.graphs[pattern]
+        launch, buffers, found = self.graphs[pattern]
         if x is not None:
             for buffer, value in zip(buffers, (x, *h), strict=True):
                 buffer.copy_(value)
-        graph.replay()
+        launch()
         return found if x is not None else found._replace(h=h)
 
     def _record(self, improves: tuple[bool, ...], x: Tensor | None, h: Carry) -> Recording:
         before = AgentSnapshot(self.rounds.agent)
         buffers = () if x is None else tuple(value.clone() for value in (x, *h))
         x_buffer, h_buffers = (buffers[0], buffers[1:]) if buffers else (None, ())
-        device = self.rounds.agent.device
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):  # what is compiled and allocated at first use must be there before recording
-            for _ in range(3):
-                self.rounds(improves, x_buffer, h_buffers)
-        torch.cuda.current_stream(device).wait_stream(aside)
-        before.restore()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=aside):
-            found = self.rounds(improves, x_buffer, h_buffers)
-        return Recording(graph, buffers, found)
+        work = functools.partial(self.rounds, improves, x_buffer, h_buffers)
+        launch, found = record(work, self.rounds.agent.device, before.restore, tries=3)
+        return Recording(launch, buffers, found)
 
 
 class AgentSnapshot:
@@ -312,18 +305,10 @@ class AgentSnapshot:
     """
 
     def __init__(self, agent: Agent) -> None:
-        self.agent, self.device = agent, agent.device
+        self.agent, self.drawn = agent, Drawn(agent.device)
         self.tensors = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
-        self.random = torch.get_rng_state()
-        self.random_on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def restore(self) -> None:
         """Restore everything, in the same memory."""
         self.agent.load_state_dict(self.tensors)
-        self.restore_random()
-
-    def restore_random(self) -> None:
-        """Restore the random generators alone."""
-        torch.set_rng_state(self.random)
-        if self.random_on_device is not None:
-            torch.cuda.set_rng_state(self.random_on_device, self.device)
+        self.drawn.restore()

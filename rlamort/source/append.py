@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlamort.host.graphs import record
+
 ALIGNMENT = 16  # bytes; of the parts of a row
 
 
@@ -157,16 +159,9 @@ def captured(work: Callable[[], None], device: torch.device) -> Callable[[], Non
     if device.type != "cuda":
         return work
     try:
-        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):  # what is allocated at first use must be there before recording
-            work()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=aside):
-            work()
+        launch, _ = record(work, device)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         warnings.warn(f"replay: its writes go on one by one, since they could not be captured ({reason})", stacklevel=2)
         return work
-    return graph.replay  # type: ignore[no-any-return]
+    return launch
