@@ -19,12 +19,12 @@ import rlamort as ra
 from rlamort import parts
 from rlamort.agent import Adam
 from rlamort.config import Size
-from rlamort.domain import unit_box
-from rlamort.dynamics import Conditioned, Dynamics, Ensemble, GaussianProcess, Known, Moved, Trained, lacking
+from rlamort.dynamics import Conditioned, Dynamics, Ensemble, GaussianProcess, Motion, Moved, Trained, lacking
 from rlamort.env.make import open_env
 from rlamort.errors import Preempted, UserError
 from rlamort.fits.dynamics import fit, open_loop
 from rlamort.fits.gaussian_process import Fits as Conditioning
+from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 from rlamort.source import Replay
 
@@ -58,7 +58,7 @@ class Network(Dynamics):
 class Mute(Network):
     """It does not say what it learns from."""
 
-    prepare = property()
+    prepare = property()  # none
 
 
 class Twins(Network):
@@ -78,7 +78,7 @@ class Slope(Dynamics):
 
     def __init__(self):
         super().__init__()
-        self.motion, self.log = Known(None, unit_box(1), "none"), nn.Parameter(torch.zeros(()))
+        self.motion, self.log = Motion(3), nn.Parameter(torch.zeros(()))
         self.register_buffer("b", torch.zeros(()))
 
     def hold(self, met):
@@ -165,11 +165,13 @@ def test_value_gradients_fit_dynamics_of_a_users_own(method, fields):
 
 
 def test_contributing_dynamics_are_fitted(tmp_path, monkeypatch):
-    (tmp_path / "affine.py").write_text(file_in(CONTRIBUTING, "affine.py"))
+    for name in ("affine.py", "affine.yaml"):
+        (tmp_path / name).write_text(file_in(CONTRIBUTING, name))
     monkeypatch.syspath_prepend(tmp_path)
-    (words,) = re.findall(r"^rlamort train pets env=Pendulum-v1 (.*)$", CONTRIBUTING, re.M)
+    (words,) = re.findall(r"^rlamort train ./affine.yaml env=Pendulum-v1 (.*)$", CONTRIBUTING, re.M)
     fields = {**PLANNER, **dict(word.split("=") for word in words.split()), "planner.elites": 4}
-    learner = ra.PETS("Pendulum-v1", **fields, num_envs=2).learn(151)
+    learner = learner_class(str(tmp_path / "affine.yaml"))("Pendulum-v1", **fields, num_envs=2).learn(151)
+    assert type(learner.agent.dynamics).__name__ == "Affine"
     before, after = (learner.latest[f"held_out/open_loop_error_{when}_fit"] for when in ("before", "after"))
     assert after < 0.7 * before
     assert learner.latest["dynamics/loss"] > 0
