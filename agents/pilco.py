@@ -13,7 +13,7 @@ from torch import Tensor
 from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Fixed, Fraction, NonNegative, Positive, Size, Widths
-from rlamort.dynamics import GaussianProcess, Motion
+from rlamort.dynamics import Motion
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.fits.gaussian_process import Fits
@@ -72,7 +72,8 @@ class PILCO(Agent):
         self.model, self.loss = model(setting), loss(setting)
         self.dynamics = dynamics(spec, hidden)
         self.fits = Fits(self.dynamics, fit_steps, fit_rate)
-        self.motion = self.dynamics.motion if isinstance(self.dynamics, GaussianProcess) else Motion(spec.x_dim)
+        self.fit_least = self.fits.least
+        self.motion = Motion(spec.x_dim) if self.fits.learner is None else self.fits.learner.motion
         self.f = propagation(self.dynamics, self.model, horizon, discount)
         self.new_adam = functools.partial(Adam, learning_rate=learning_rate, horizon=policy_steps)
         self.adam = self.new_adam(self.model.parameters())

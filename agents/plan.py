@@ -74,7 +74,7 @@ class MPC(Agent):
         self.dynamics = dynamics(spec, hidden)
         self.adam = Adam(self.dynamics.parameters(), learning_rate)
         self.fits = Refits(self.dynamics, self.adam, fit_every, fit_epochs, fit_batch_size, fit_hold_out)
-        self.fit_every = fit_every
+        self.fit_every, self.fit_least = fit_every, self.fits.least
         self.f = Trajectory(self.dynamics, horizon, discount)
         self.model = model(parts.Setting(self.plans, spec.x_dim + self.plans.dim, hidden, horizon=horizon))
         self.plans_of = Recorded(self.planned, "plans")

@@ -8,9 +8,12 @@ Some things differ from the paper's released code. Its regression takes rows of 
 for the part to train on, so that rows held out are trained on, and the last fifth of all never is; here both are shuffled. Its
 averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left
 out. Actions that were random, before there was a model, are no part of the regression. And the policy squashes its outputs into
-the bounds by tanh, where there they are clipped.
+the bounds by tanh, where there they are clipped. All `policy_epochs` are taken, where there errors on what is held out end a
+regression; `policy_patience` does that here, and keeps the best weights besides.
 """
 
+import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +57,9 @@ class POPLIN(Agent):
         fit_batch_size: transitions in a step of a fit of either.
         fit_hold_out: every so-many-th episode is held out from fits of the dynamics, to measure them on; 0 holds out none.
         learning_rate: Adam's step size for the dynamics.
-        policy_epochs: epochs in a fit of the policy.
+        policy_epochs: epochs in a fit of the policy, at most.
+        policy_patience: epochs without a smaller error on the held-out tenth after which a fit of the policy ends, which then
+            keeps the weights of the smallest; 0 takes all epochs, and the last weights.
         policy_learning_rate: Adam's step size for the policy.
     """
 
@@ -78,15 +83,18 @@ class POPLIN(Agent):
         fit_hold_out: Whole = 10,
         learning_rate: Positive = 1e-3,
         policy_epochs: Size = 20,
+        policy_patience: Whole = 0,
         policy_learning_rate: Positive = 3e-3,
     ) -> None:
         super().__init__(spec, normalise=False)
         require_within(horizon, spec)
-        self.fit_every, self.fit_batch_size, self.policy_epochs = fit_every, fit_batch_size, policy_epochs
+        self.fit_every, self.fit_batch_size = fit_every, fit_batch_size
+        self.policy_epochs, self.policy_patience = policy_epochs, policy_patience
         self.dynamics = dynamics(spec, hidden)
         learned = fit_every if self.dynamics.learned else 0
         self.adam = Adam(self.dynamics.parameters(), learning_rate)
         self.fits = Refits(self.dynamics, self.adam, learned, fit_epochs, fit_batch_size, fit_hold_out)
+        self.fit_least = self.fits.least
         self.policy = Policy(spec.x_dim, self.domain, policy_hidden)
         self.policy_adam = Adam(self.policy.parameters(), policy_learning_rate)
         trajectory = Trajectory(self.dynamics, horizon, discount)
@@ -123,14 +131,30 @@ class POPLIN(Agent):
         order = torch.randperm(len(x), device=x.device)
         held, learned = order.tensor_split([int(HELD_OUT * len(x))])
         losses: dict[str, Tensor] = {}
+        least, best, epochs, stale = math.inf, self.policy.state_dict(), 0, 0
         for _ in range(self.policy_epochs if len(learned) else 0):
             for index in torch.split(learned[torch.randperm(len(learned), device=x.device)], self.fit_batch_size):
                 loss = (self.policy(x[index]) - y[index]).square().mean()
                 descend(loss, self.policy.parameters(), self.policy_adam)
             losses["policy/loss"] = loss.detach()
+            if self.policy_patience and len(held):
+                error, epochs, stale = float(self._error(x[held], y[held])), epochs + 1, stale + 1
+                if error < least:
+                    least, best, stale = error, copy.deepcopy(self.policy.state_dict()), 0
+                if stale == self.policy_patience:
+                    break
+        if epochs:
+            self.policy.load_state_dict(best)
+            losses["policy/epochs"] = losses["policy/loss"].new_tensor(epochs)
         if len(held):
-            losses["policy/held_out"] = (self.policy(x[held]) - y[held]).square().mean().detach()
+            losses["policy/held_out"] = self._error(x[held], y[held])
         return losses
+
+    @torch.no_grad()
+    def _error(self, x: Tensor, y: Tensor) -> Tensor:
+        """The policy's mean squared error ()."""
+        error: Tensor = (self.policy(x) - y).square().mean()
+        return error
 
     def notice(self, recorded: Mapping[str, Any]) -> None:
         self.fits.notice(recorded)

@@ -58,6 +58,7 @@ class SAC(Agent):
     """
 
     needs_fit = True  # of an expansion that is learned; without one there are no fits
+    fit_field = "expansion.fit_every"
     renamed = MappingProxyType({"critics": "critic.members", "critic_norm": "critic.norm"})
 
     def __init__(
@@ -105,7 +106,7 @@ class SAC(Agent):
         self.target_critic = critic.target(self.critic, new_critic, tau, project_critic)
         self.alpha = Temperature(temperature)
         self.expansion = expansion(spec, hidden, discount)
-        self.fit_every = self.expansion.fit_every
+        self.fit_every, self.fit_least = self.expansion.fit_every, self.expansion.fit_least
         self.f = self.expansion.objective(Soft(MaxQ(self.critic, pessimism), self.density, self.alpha, draws), self.model)
         horizon, decay = learning_rate_horizon, (adam_beta1, 0.999)
         seldom = horizon and -(-horizon // actor_delay)  # its steps, where the critics take `horizon`

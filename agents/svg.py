@@ -12,7 +12,7 @@ from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Fixed, Fraction, Positive, Size, Whole, Widths
 from rlamort.critic import Critic, NoTarget, TargetNetwork, frozen_copy
 from rlamort.domain import Density, SquashedGaussian
-from rlamort.dynamics import Ensemble, Retraced
+from rlamort.dynamics import Retraced
 from rlamort.env import Spec
 from rlamort.fits.dynamics import Fits
 from rlamort.model import Model
@@ -68,6 +68,7 @@ class SVG1(Agent):
         self.target_critic = critic.target(self.critic, lambda: critic(spec.x_dim, 0, hidden), tau)
         self.dynamics = dynamics(spec, hidden)
         self.fits = Fits(self.dynamics, fit_every, fit_steps, fit_batch_size, learning_rate)
+        self.fit_least = self.fits.least
         along = (spec.x_dim, self.density, self.dynamics, self.model, Fresh(self.density), discount)
         self.f, self.target_f = Retraced(*along, StateValue(self.critic)), Retraced(*along, StateValue(self.target_critic))
         self.model_adam = Adam(self.model.parameters(), learning_rate)
@@ -142,8 +143,9 @@ class SVGInf(Agent):
         self.model, self.loss = model(setting), loss(setting)
         self.player = frozen_copy(self.model, model(setting))  # the policy since the last fit
         self.dynamics = dynamics(spec, hidden)
-        learned = fit_every if isinstance(self.dynamics, Ensemble) else 0
+        learned = fit_every if self.dynamics.learned else 0
         self.fits = Fits(self.dynamics, learned, fit_steps, fit_batch_size, learning_rate)
+        self.fit_least = self.fits.least
         along = (spec.x_dim, self.density, self.dynamics, self.model, Played(self.density, self.player), discount)
         self.f = Retraced(*along, worthless)
         self.model_adam = Adam(self.model.parameters(), learning_rate)

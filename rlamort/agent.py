@@ -123,6 +123,8 @@ class Agent(nn.Module):
         improve_every: calls of `evaluate` for one of `improve`.
         fit_every: environment steps between calls of `fit`; 0 never calls it.
         needs_fit: whether its actions or updates ask what only `fit` learns, so that it must come before them.
+        fit_least: transitions that a fit needs at least; a run whose first one would find fewer is refused.
+        fit_field: the field that sets `fit_every`, for messages.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
     """
 
@@ -130,6 +132,8 @@ class Agent(nn.Module):
     improve_every: int = 1
     fit_every: int = 0
     needs_fit: bool = False
+    fit_least: int = 0
+    fit_field: str = "fit_every"
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()

@@ -358,7 +358,7 @@ def test_stopped_and_resumed_is_uninterrupted(propagation, tmp_path):
 
 
 def test_other_methods_do_not_fit_processes():
-    with pytest.raises(UserError, match="dynamics=gp: only pilco fits"):
+    with pytest.raises(UserError, match=r"^dynamics=GaussianProcess: it does not say how .*; pilco fits it$"):
         ra.PETS("Pendulum-v1", dynamics={"kind": "gp", "rewards": "own"}, horizon=3, device="cpu").learn(8)
 
 

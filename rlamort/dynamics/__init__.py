@@ -4,6 +4,7 @@ from rlamort.dynamics.base import LARGE, LAST, Act, Dynamics, Known, Moved, Tran
 from rlamort.dynamics.ensemble import Ending, Endless, Ensemble, Normal, Predicted, Settled, Squared, Told
 from rlamort.dynamics.expansion import Gains, Retraced, ValueExpansion
 from rlamort.dynamics.gaussian_process import Everything, GaussianProcess, Motion, Spread
+from rlamort.dynamics.learning import Conditioned, Trained, lacking
 from rlamort.dynamics.linear_gaussian import LinearGaussian, Mixture, Prior
 from rlamort.dynamics.perturbed import Init, Noise, Perturbed, Policy, Replan, Separate, Uniform
 from rlamort.dynamics.policy_search import Beliefs, Particles
@@ -11,8 +12,8 @@ from rlamort.dynamics.rewards import Paid, Rewards, Saturating
 from rlamort.dynamics.trajectory import Trajectory
 
 __all__ = [
-    "LARGE", "LAST", "Act", "Beliefs", "Dynamics", "Ending", "Endless", "Ensemble", "Everything", "Gains", "GaussianProcess",
-    "Init", "Known", "LinearGaussian", "Mixture", "Motion", "Moved", "Noise", "Normal", "Paid", "Particles", "Perturbed",
-    "Policy", "Predicted", "Prior", "Replan", "Retraced", "Rewards", "Saturating", "Separate", "Settled", "Spread", "Squared",
-    "Told", "Trajectory", "Transitions", "Uniform", "ValueExpansion",
+    "LARGE", "LAST", "Act", "Beliefs", "Conditioned", "Dynamics", "Ending", "Endless", "Ensemble", "Everything", "Gains",
+    "GaussianProcess", "Init", "Known", "LinearGaussian", "Mixture", "Motion", "Moved", "Noise", "Normal", "Paid", "Particles",
+    "Perturbed", "Policy", "Predicted", "Prior", "Replan", "Retraced", "Rewards", "Saturating", "Separate", "Settled", "Spread",
+    "Squared", "Told", "Trained", "Trajectory", "Transitions", "Uniform", "ValueExpansion", "lacking",
 ]  # fmt: skip

@@ -45,7 +45,7 @@ class Dynamics(nn.Module):
 
     Attributes:
         differentiable: whether results have gradients with respect to actions.
-        learned: whether it is fitted to transitions.
+        learned: whether it is fitted to transitions: it then has what `Trained` or `Conditioned` of learning.py name.
     """
 
     differentiable: bool = True

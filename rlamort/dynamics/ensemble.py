@@ -163,6 +163,7 @@ class Ensemble(Dynamics):
         super().__init__()
         self.rewards, self.particles = rewards or Predicted(), particles
         self.x_dim, self.members, self.inputs, k = x_dim, members, x_dim + y_dim, x_dim + self.rewards.outputs
+        self.least = self.inputs + 1  # with fewer transitions even linear dynamics are not determined
         self.coordinates, self.likelihood, self.ends = k, likelihood(k), ends()
         self.moving = self.likelihood.outputs * k  # outputs that say how the state moves, and the reward
         self.net = nets.Ensemble(members, self.inputs, hidden, self.moving + self.ends.outputs, activation=activation)
@@ -201,6 +202,12 @@ class Ensemble(Dynamics):
         x_next = x + change[..., : self.x_dim]
         reward = self.rewards(x, y, x_next, change[..., self.x_dim :])
         return Moved(x_next, reward, self.ends.continues(outputs[..., self.moving :]))
+
+    def prepare(self, met: Transitions) -> Tensor:
+        """Standardise by transitions, and return them as `pairs`."""
+        pairs = self.pairs(met)
+        self.standardise(pairs)
+        return pairs
 
     def loss(self, pairs: Tensor) -> Tensor:
         """Pairs (E, B, d + n + d + 2) of `pairs`, for each member its own -> the sum of the members' losses."""

@@ -17,7 +17,7 @@ from rlamort.errors import UserError
 from rlamort.nets import spread
 
 JITTER = 1e-6  # of the signal's variance, on the diagonal: with N data no condition number is above N / JITTER
-LEAST, LARGEST_RATIO = 3, 1000.0  # data in a fit; signal to noise, in standard deviations, from which on a fit is penalised
+LARGEST_RATIO = 1000.0  # signal to noise, in standard deviations, from which on a fit is penalised
 CIRCLE = 1e-3  # how far cos^2 + sin^2 may be from 1
 
 
@@ -149,6 +149,7 @@ class GaussianProcess(Dynamics):
     """
 
     learned = True
+    least = 3  # data in a fit
     count: Tensor  # N
     inputs: Tensor  # (most, k), standardised
     held: Tensor  # (D, most, k), centred, in lengthscales
@@ -232,8 +233,8 @@ class GaussianProcess(Dynamics):
         Raises:
             UserError: too few transitions, or too many, or angles that are off the circle.
         """
-        if len(met.x) < LEAST:
-            raise UserError(f"dynamics: {len(met.x)} transitions are met; a Gaussian process needs at least {LEAST}")
+        if len(met.x) < self.least:
+            raise UserError(f"dynamics: {len(met.x)} transitions are met; a Gaussian process needs at least {self.least}")
         self.motion.require(met.x)
         inputs = torch.cat([met.x, met.y], -1).double()
         pairs = torch.cat([inputs, self.motion.change(met.x.double(), met.x_next.double())], -1)

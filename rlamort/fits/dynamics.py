@@ -1,14 +1,14 @@
-"""Fits of learned dynamics. E members · B batch · C sequences of L transitions · d = x_dim"""
+"""Fits of dynamics that are `Trained`. E members · B batch · C sequences of L transitions · d = x_dim"""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rlamort.agent import Adam, descend
-from rlamort.dynamics import LARGE, Dynamics, Ensemble, GaussianProcess
+from rlamort.dynamics import LARGE, Conditioned, Dynamics, Trained, lacking
 from rlamort.dynamics.trajectory import diverged
 from rlamort.errors import UserError
 from rlamort.nets import spread
@@ -18,32 +18,33 @@ from rlamort.source import Batch, Replay
 MEASURED = 256  # sequences on which learned dynamics are measured
 
 
-def require_fits(dynamics: Dynamics, fit_every: int, key: str = "") -> None:
-    """Raises UserError if learned dynamics are never fitted, or known ones are; `key` is what stands before the fields."""
-    if isinstance(dynamics, GaussianProcess):
-        raise UserError(f"{key}dynamics=gp: only pilco fits Gaussian processes; {key}dynamics=ensemble is needed")
-    if dynamics.learned != bool(fit_every):
-        kind, needed = type(dynamics).__name__, "1 or more" if fit_every == 0 else "0"
-        raise UserError(f"{key}fit_every={fit_every}: with {key}dynamics={kind} {needed} is needed")
+def trained(dynamics: Dynamics, fit_every: int, key: str = "") -> Trained | None:
+    """The dynamics as what is fitted of them; None of known ones.
 
-
-def require_enough(ensemble: Ensemble, batch: Batch) -> None:
-    """Raises UserError if a batch is too small for a fit: with fewer transitions even linear dynamics are not determined."""
-    needed = ensemble.inputs + 1
-    if len(batch.x) < needed:
+    Raises:
+        UserError: learned dynamics are never fitted, or known ones are, or they do not say how they learn; `key` is what
+            stands before the fields.
+    """
+    kind, missing = type(dynamics).__name__, lacking(dynamics, Trained)
+    if dynamics.learned and missing:
+        other = "" if lacking(dynamics, Conditioned) else "; pilco fits it"
         raise UserError(
-            f"warmup_steps, fit_every: a fit of the dynamics finds {len(batch.x)} transitions; with {ensemble.inputs} "
-            f"coordinates of state and action at least {needed} are needed"
+            f"{key}dynamics={kind}: it does not say how it learns from batches of transitions, since it has no "
+            f"{' and no '.join(missing)} (rlamort.dynamics.Trained); {key}dynamics=ensemble has all{other}"
         )
+    if dynamics.learned != bool(fit_every):
+        needed = "1 or more" if fit_every == 0 else "0"
+        raise UserError(f"{key}fit_every={fit_every}: with {key}dynamics={kind} {needed} is needed")
+    return cast(Trained, dynamics) if dynamics.learned else None
 
 
-def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
+def fit(dynamics: Trained, adam: Adam, batch: Batch, epochs: int, batch_size: int) -> Metrics:
     """Train each member on a bootstrap of its own, drawn from `batch` with replacement (Chua et al., 2018, section 4).
 
     Args:
-        ensemble: what learns.
+        dynamics: what learns.
         adam: of its parameters.
-        batch: one-step transitions, on which inputs and targets are standardised as well.
+        batch: one-step transitions, for which the dynamics are prepared as well.
         epochs: passes over each member's bootstrap.
         batch_size: of each step.
 
@@ -55,22 +56,22 @@ def fit(ensemble: Ensemble, adam: Adam, batch: Batch, epochs: int, batch_size: i
     """
 
     def drawn(count: int) -> Iterator[Tensor]:
-        resamples = torch.randint(count, (ensemble.members, count), device=batch.x.device)
+        resamples = torch.randint(count, (dynamics.members, count), device=batch.x.device)
         for _ in range(epochs):
             order = torch.rand_like(resamples, dtype=batch.x.dtype).argsort(-1)
             yield from torch.split(resamples.gather(-1, order), batch_size, -1)
 
-    losses = _trained(ensemble, adam, batch, drawn)
+    losses = _stepped(dynamics, adam, batch, drawn)
     return {"dynamics/loss": losses[-(len(losses) // epochs) :].mean()}
 
 
-def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_size: int) -> Metrics:
+def fit_steps(dynamics: Trained, adam: Adam, batch: Batch, steps: int, batch_size: int) -> Metrics:
     """Train each member for a number of steps, so that a fit does not take longer the more there are to learn from.
 
     Args:
-        ensemble: what learns.
+        dynamics: what learns.
         adam: of its parameters.
-        batch: one-step transitions, on which inputs and targets are standardised as well.
+        batch: one-step transitions, for which the dynamics are prepared as well.
         steps: gradient steps.
         batch_size: transitions in a step, drawn uniformly for every member.
 
@@ -83,21 +84,24 @@ def fit_steps(ensemble: Ensemble, adam: Adam, batch: Batch, steps: int, batch_si
 
     def drawn(count: int) -> Iterator[Tensor]:
         for _ in range(steps):
-            yield torch.randint(count, (ensemble.members, batch_size), device=batch.x.device)
+            yield torch.randint(count, (dynamics.members, batch_size), device=batch.x.device)
 
-    return {"dynamics/loss": _trained(ensemble, adam, batch, drawn).mean()}
+    return {"dynamics/loss": _stepped(dynamics, adam, batch, drawn).mean()}
 
 
-def _trained(ensemble: Ensemble, adam: Adam, batch: Batch, drawn: Callable[[int], Iterator[Tensor]]) -> Tensor:
+def _stepped(dynamics: Trained, adam: Adam, batch: Batch, drawn: Callable[[int], Iterator[Tensor]]) -> Tensor:
     """The losses of a member (steps,), where `drawn` gives the transitions (E, .) of each step, of so many."""
-    require_enough(ensemble, batch)
-    pairs = ensemble.pairs(batch)  # (B, .)
-    ensemble.standardise(pairs)
+    if len(batch.x) < dynamics.least:
+        raise UserError(
+            f"warmup_steps, fit_every: a fit of the dynamics finds {len(batch.x)} transitions; at least {dynamics.least} are "
+            "needed"
+        )
+    items = dynamics.prepare(batch)  # (B, .)
     losses: list[Tensor] = []
-    for index in drawn(len(pairs)):
-        loss = ensemble.loss(pairs[index])  # of (E, ., .)
-        descend(loss, ensemble.parameters(), adam)
-        losses.append(loss.detach() / ensemble.members)
+    for index in drawn(len(items)):
+        loss = dynamics.loss(items[index])  # of (E, ., .)
+        descend(loss, dynamics.parameters(), adam)
+        losses.append(loss.detach() / dynamics.members)
     return torch.stack(losses)
 
 
@@ -112,8 +116,11 @@ class Fits(nn.Module):
         learning_rate: Adam's step size.
         key: what stands before the fields, for messages.
 
+    Attributes:
+        least: transitions that a fit needs at least; 0 of known dynamics.
+
     Raises:
-        UserError: learned dynamics are never fitted, or known ones are, or they have no gradients.
+        UserError: as of `trained`, or they have no gradients.
     """
 
     def __init__(
@@ -125,18 +132,19 @@ class Fits(nn.Module):
                 f"{key}dynamics={type(dynamics).__name__}: it has no gradients with respect to actions; {key}dynamics=own, "
                 f"where the environment's equations are known, or ensemble, which is learned, is needed"
             )
-        require_fits(dynamics, every, key)
-        self._of = (dynamics,)  # in a tuple, so that its tensors are not registered here, too
+        learner = trained(dynamics, every, key)
+        self.least = 0 if learner is None else learner.least
+        self._of = (dynamics, learner)  # in a tuple, so that its tensors are not registered here, too
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.adam = Adam(dynamics.parameters(), learning_rate)
 
     def __call__(self, source: Replay, length: int = 1) -> Metrics:
         """Fit to all transitions, after measuring the error `length` steps ahead on those that are new."""
-        (dynamics,) = self._of
-        if not isinstance(dynamics, Ensemble):
+        dynamics, learner = self._of
+        if learner is None:
             return {}
         found = measured(dynamics, source, length, self.every // source.rows)
-        return found | fit_steps(dynamics, self.adam, source.everything(n_step=1), self.steps, self.batch_size)
+        return found | fit_steps(learner, self.adam, source.everything(n_step=1), self.steps, self.batch_size)
 
 
 class Refits:
@@ -151,12 +159,18 @@ class Refits:
         hold_out: every so-many-th episode is held out from all fits, to measure them on; 0 holds out none. They are counted
             from the oldest that is stored, so among those of a ring that has been overwritten may be some that were learned of.
 
+    Attributes:
+        least: transitions that a fit needs at least; 0 of known dynamics.
+
     Raises:
-        UserError: learned dynamics are never fitted, or known ones are.
+        UserError: as of `trained`, or every episode would be held out.
     """
 
     def __init__(self, dynamics: Dynamics, adam: Adam, every: int, epochs: int, batch_size: int, hold_out: int) -> None:
-        require_fits(dynamics, every)
+        self.learner = trained(dynamics, every)
+        if hold_out == 1:
+            raise UserError("fit_hold_out=1: every episode would be held out, and nothing learned; 0, or 2 or more, is needed")
+        self.least = 0 if self.learner is None else self.learner.least
         self.dynamics, self.adam, self.warned = dynamics, adam, False
         self.every, self.epochs, self.batch_size, self.hold_out = every, epochs, batch_size, hold_out
 
@@ -166,15 +180,15 @@ class Refits:
         Raises:
             UserError: there are too few transitions.
         """
-        dynamics = self.dynamics
-        if not isinstance(dynamics, Ensemble):
+        dynamics, learner = self.dynamics, self.learner
+        if learner is None:
             return {}
         found, batch = measured(dynamics, source, length, self.every // source.rows), source.everything(n_step=1)
         episode = source.episodes()
         held = episode % self.hold_out == self.hold_out - 1 if self.hold_out else torch.zeros_like(episode, dtype=torch.bool)
         aside = windows(batch, torch.where(held, episode, -1), length)
         found |= _named(open_loop(dynamics, aside), "before_fit") if len(aside.x) else {}
-        found |= fit(dynamics, self.adam, _picked(batch, ~held), self.epochs, self.batch_size)
+        found |= fit(learner, self.adam, _picked(batch, ~held), self.epochs, self.batch_size)
         found |= _named(open_loop(dynamics, aside), "after_fit") if len(aside.x) else {}
         return found | {"dynamics/diverged": adrift(dynamics, batch.x_next[-MEASURED:], batch.y.shape[-1], length)}
 
@@ -214,14 +228,14 @@ def _named(metrics: Metrics, when: str) -> Metrics:
 
 
 @torch.no_grad()
-def adrift(ensemble: Ensemble, x: Tensor, n: int, horizon: int) -> Tensor:
-    """The share of plans (), of H uniformly random actions each from x (B, d), in which a member diverges."""
+def adrift(dynamics: Dynamics, x: Tensor, n: int, horizon: int) -> Tensor:
+    """The share of plans (), of H uniformly random actions each from x (B, d), in which a future diverges."""
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        path = ensemble.follow(x, list(2 * torch.rand(horizon, len(x), n, dtype=x.dtype, device=x.device) - 1))
+        path = dynamics.follow(x, list(2 * torch.rand(horizon, len(x), n, dtype=x.dtype, device=x.device) - 1))
     return diverged(path).view(-1, len(x)).any(0).to(x).mean()
 
 
-def measured(ensemble: Ensemble, source: Replay, length: int, latest: int) -> Metrics:
+def measured(dynamics: Dynamics, source: Replay, length: int, latest: int) -> Metrics:
     """`open_loop` over `length` steps of the latest transitions of each environment, before a fit learns of them.
 
     A measurement, so the draws of training are the same without it; empty where no episode has so many.
@@ -229,22 +243,22 @@ def measured(ensemble: Ensemble, source: Replay, length: int, latest: int) -> Me
     if source.longest(latest) < length:
         return {}
     with torch.random.fork_rng(devices=[source.device] if source.device.type == "cuda" else []):
-        return open_loop(ensemble, source.sequences(MEASURED, length, latest=latest))
+        return open_loop(dynamics, source.sequences(MEASURED, length, latest=latest))
 
 
 @torch.no_grad()
-def open_loop(ensemble: Ensemble, sequences: Batch) -> Metrics:
-    """The error of the state that members predict L actions ahead, without looking at what was met on the way.
+def open_loop(dynamics: Dynamics, sequences: Batch) -> Metrics:
+    """The error of the state that futures predict L actions ahead, without looking at what was met on the way.
 
     Args:
-        ensemble: what predicts.
+        dynamics: what predicts.
         sequences: of leading axes (C, L), as from `Replay.sequences`.
 
     Returns:
-        The root mean square over members, sequences and coordinates, these in units of their standard deviation at that step:
-        the mean state would have an error of 1. Where a member has diverged, its error counts as `LARGE`.
+        The root mean square over futures, sequences and coordinates, these in units of their standard deviation at that step:
+        the mean state would have an error of 1. Where a future has diverged, its error counts as `LARGE`.
     """
     last = sequences.x_next[:, -1]  # (C, d)
-    met = ensemble.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d)
+    met = dynamics.follow(sequences.x[:, 0], sequences.y.unbind(1))[-1].x_next  # (E, C, d), or (C, d) without members
     error = (met - last) / spread(last)
     return {"dynamics/open_loop_error": error.nan_to_num(LARGE, LARGE, -LARGE).clamp(-LARGE, LARGE).square().mean().sqrt()}

@@ -17,9 +17,11 @@ class Expansion(nn.Module):
 
     Attributes:
         fit_every: environment steps between calls of `fit`; 0 for none.
+        fit_least: transitions that a fit needs at least.
     """
 
     fit_every: int = 0
+    fit_least: int = 0
 
     def objective(self, soft: Soft, policy: Policy) -> Objective:
         """f, over the parameters of a density, given the critic's."""
@@ -42,7 +44,7 @@ class Modelled(Expansion):
 
     def __init__(self, dynamics: Dynamics, fits: Fits, horizon: int, discount: float) -> None:
         super().__init__()
-        self.dynamics, self.fits, self.fit_every = dynamics, fits, fits.every
+        self.dynamics, self.fits, self.fit_every, self.fit_least = dynamics, fits, fits.every, fits.least
         self.horizon, self.discount = horizon, discount
 
     def objective(self, soft: Soft, policy: Policy) -> Objective:
