@@ -43,7 +43,8 @@ def test_what_a_graph_cannot_hold_is_called_as_it_is_and_said_once(monkeypatch, 
         x, recorded = torch.ones(2, device=CUDA), Recorded(work, "plans")
         with pytest.warns(UserWarning, match="plans: it goes on uncaptured, which is slow on a GPU .*capturing") as said:
             results = [recorded(x)[0].tolist() for _ in range(3)]
-        assert results == [[2, 2]] * 3 and len(said) == 1
+        assert results == [[2, 2]] * 3
+        assert len(said) == 1
 
 
 def test_a_function_that_a_python_value_changes_is_not_recorded(monkeypatch):
@@ -79,9 +80,11 @@ def test_plans_are_recorded(monkeypatch, row, solver):
         learner.learn(10)
         learner.score()
         known = learner.agent.plans_of.known
-        assert len(known) == 2 and all(isinstance(one, Recording) for one in known.values())  # of training, and of evaluations
+        assert len(known) == 2
+        assert all(isinstance(one, Recording) for one in known.values())
 
 
 def test_close_is_by_norms():
     one = torch.tensor([1.0, 1e-3])
-    assert close(one, torch.tensor([1.0, 2e-3])) and not close(one, torch.tensor([1.1, 1e-3]))
+    assert close(one, torch.tensor([1.0, 2e-3]))
+    assert not close(one, torch.tensor([1.1, 1e-3]))

@@ -33,6 +33,7 @@ from rlamort.run.rounds import Eager
 Figures = dict[str, float | str]
 READY = "ready"
 AGENTS = ("sac", "td3", "ddpg", "tqc", "iapo")
+PLANS = (("pets", 3, 100), ("pets", 5, 500), ("poplin_p", 3, 100))  # method, members of the ensemble, samples
 
 
 class Size(NamedTuple):
@@ -200,6 +201,28 @@ class Bench:
             "certified": f"{certified} of {len(rows)}",
         }
 
+    def plans(self) -> Figures:
+        """Milliseconds of a plan through learned dynamics: recorded, as it is, and on one thread of the CPU."""
+        size, found, works = self.size, Figures(), dict[str, Callable[[], object]]()
+        for method, members, samples in PLANS if size.compiled else PLANS[:1]:
+            fields = {"hidden": (200, 200), "horizon": 30, "fit_every": 1_000, "samples": samples, "dynamics.members": members}
+            for place in {str(self.device), "cpu"}:
+                learner = learner_class(method)(size.env, **{**fields, "device": place, "threads": 1, "seed": 0})
+                agent, name = learner.agent, f"{method}, {members} members, {samples} samples, ms of a plan"
+                given = torch.zeros(1, agent.spec.x_dim, device=place), *agent.start(1)
+                if self.on_gpu and place != "cpu":
+                    works[f"{name}, recorded"] = functools.partial(agent.plans_of, *given)
+                works[f"{name}, {'one thread of the CPU' if place == 'cpu' else 'eager'}"] = functools.partial(
+                    agent.planned, *given
+                )
+        with torch.no_grad():
+            for work in works.values():
+                work()
+            self.turn()
+            for name, work in works.items():
+                found[name] = self.each(work, 5)
+        return found
+
     def same(self, method: str) -> Figures:
         """The largest relative difference of captured updates from eager ones, of everything that they return or change."""
         learner = self.learner(method, True)
@@ -262,6 +285,7 @@ LINES: dict[str, Callable[[Bench], Figures]] = {
     "sac overlap, tf32": lambda bench: bench.overlapped("sac", "tf32"),
     "amortize": Bench.amortize,
     "answers": Bench.answers,
+    "plans": Bench.plans,
     "environments, utd=1/16": lambda bench: bench.many(64, "1/16"),
     "environments, utd=1": lambda bench: bench.many(16, "1"),
     "resume": Bench.resume,
@@ -283,7 +307,7 @@ def measure(line: str, device: str, turn: Callable[[], None] = lambda: None) -> 
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             found = LINES[line](Bench(device, turn))
-        reasons = [str(one.message) for one in said if str(one.message).startswith(("compile:", "replay:"))]
+        reasons = [str(one.message) for one in said if str(one.message).startswith(("compile:", "replay:", "plans:"))]
         return found | {f"{line}, warning {number}": reason for number, reason in enumerate(reasons, 1)}
     except (UserError, ImportError) as error:
         return {f"{line}, skipped": str(error).splitlines()[0]}

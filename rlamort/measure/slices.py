@@ -99,9 +99,9 @@ def train(
         also: measures the finished run.
 
     Returns:
-        Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, device, threads,
-        boot time, load average when it began, and whether it was continued from a checkpoint; what `also` found. None if it
-        was stopped.
+        Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, device,
+        threads, boot time, load average when it began, and whether it was continued from a checkpoint; what `also` found. None
+        if it was stopped.
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
