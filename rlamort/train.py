@@ -13,7 +13,7 @@ import torch
 from rlamort.adjoint import Carry
 from rlamort.agent import Agent, Player
 from rlamort.env import Env, Episode
-from rlamort.errors import Diverged, UserError
+from rlamort.errors import Diverged
 from rlamort.objective import Metrics
 from rlamort.score import Score
 from rlamort.source import Batch, Collected, Contexts, Labelled
@@ -203,9 +203,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
     Raises:
         Diverged: a loss is no longer finite.
         Enough: whoever may end learning has.
-        UserError: the first fit would find too few transitions.
     """
-    require_enough(agent, source, schedule, clock)
     until = clock.env_step + schedule.steps
     started = time.perf_counter() - clock.seconds
     player = Player(agent, source.env.count, clock.h)
@@ -241,27 +239,6 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
             journal.measure(agent, clock)
         journal.keep()
         started = time.perf_counter() - clock.seconds  # neither evaluations nor checkpoints are training
-
-
-def require_enough(agent: Agent, source: Source, schedule: Schedule, clock: Clock) -> None:
-    """Raises UserError if the first fit in these steps will find fewer transitions than it needs.
-
-    What is known before a step is taken: a fit that leaves out some of what it finds may need more, and says so itself.
-    """
-    if not (agent.fit_every and agent.fit_least):
-        return
-    had, count = source.collected, source.env.count
-    ahead = agent.fit_every - clock.env_step % agent.fit_every  # steps
-    if agent.needs_fit and had < schedule.first:
-        ahead = min(ahead, schedule.first - had)
-    rounds = -(-ahead // count)
-    found = had + rounds * count
-    if found < agent.fit_least and (rounds - 1) * count < schedule.steps:
-        raise UserError(
-            f"warmup_steps={schedule.warmup_steps}, update_after={schedule.update_after}, {agent.fit_field}={agent.fit_every}: "
-            f"the first fit would find {found} transitions, and the dynamics need at least {agent.fit_least}; it comes after "
-            "the least of these fields"
-        )
 
 
 def crosses(before: int, after: int, every: int) -> bool:

@@ -25,6 +25,7 @@ from rlamort.run.callback import Callback, Called
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
+from rlamort.run.fitting import require_enough
 from rlamort.run.mirror import require
 from rlamort.run.overlap import require_apart
 from rlamort.run.resets import require_resets
@@ -66,8 +67,7 @@ class Learner:
         self.environments.require_second(must=bool(directory) or self.config.run.num_envs > 1)
         self._begin()
         self.build(self.source.env.spec)
-        if directory:
-            self.durable = Durable(self, Directory(Path(directory), self.description()))
+        self.durable = Durable(self, Directory(Path(directory), self.description())) if directory else None
         if self.tracked and not directory:
             raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
         for key, reason in unnamed.items() if directory else ():
@@ -95,6 +95,7 @@ class Learner:
         with self.randomness(), default_dtype(self.config.run.dtype):
             self.agent: Agent = self._fresh_agent(spec).to(self.device)
         require_resets(self.agent, self.config.run.reset_every)
+        require_enough(self.agent, self._schedule(0), self.config.run.num_envs)
         self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
         self.environments.require_spaces()

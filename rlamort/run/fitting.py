@@ -1,0 +1,22 @@
+"""What a run's first fit will find, known before a step is taken."""
+
+from rlamort.agent import Agent
+from rlamort.errors import UserError
+from rlamort.train import Schedule
+
+
+def require_enough(agent: Agent, schedule: Schedule, count: int) -> None:
+    """Raises UserError if the first fit will find fewer transitions than it needs, of `count` environments.
+
+    A fit that leaves out some of what it finds may need more, and says so itself.
+    """
+    if not (agent.fit_every and agent.fit_least):
+        return
+    first = min(agent.fit_every, schedule.first) if agent.needs_fit else agent.fit_every  # steps before it
+    found = -(-first // count) * count
+    if found < agent.fit_least:
+        raise UserError(
+            f"warmup_steps={schedule.warmup_steps}, update_after={schedule.update_after}, {agent.fit_field}={agent.fit_every}: "
+            f"the first fit would find {found} transitions, and the dynamics need at least {agent.fit_least}; it comes after "
+            "the least of these fields"
+        )
