@@ -113,7 +113,8 @@ Scorer = Callable[[Agent], Score]
 
 
 class Pace:
-    """Steps per second over the last `WINDOW` seconds of training, from the first update on.
+    """Steps per second over the last `WINDOW` seconds of training, from the first update on; of an agent that fits, over no fewer
+    steps than from one fit to the next, so that a fit counts once, however long it takes.
 
     A slow round, such as one that compiles, does not count once there is another.
 
@@ -125,13 +126,13 @@ class Pace:
         self.learning = False
         self._points: deque[tuple[float, int]] = deque()
 
-    def note(self, seconds: float, env_step: int, updates: int) -> None:
-        """Take the present step into the average."""
+    def note(self, seconds: float, env_step: int, updates: int, fit_every: int = 0) -> None:
+        """Take the present step into the average, of an agent that fits every so many."""
         if updates and not self.learning:
             self.learning = True
             self._points.clear()
         self._points.append((seconds, env_step))
-        while len(self._points) > 2 and seconds - self._points[0][0] > WINDOW:
+        while len(self._points) > 2 and seconds - self._points[0][0] > WINDOW and env_step - self._points[1][1] >= fit_every:
             self._points.popleft()
 
     @property
@@ -174,8 +175,8 @@ class Journal:
         for tracker in self.trackers:
             tracker.record(clock.env_step, values)
 
-    def progress(self, clock: Clock) -> None:
-        self.pace.note(clock.seconds, clock.env_step, clock.updates)
+    def progress(self, clock: Clock, fit_every: int) -> None:
+        self.pace.note(clock.seconds, clock.env_step, clock.updates, fit_every)
         for tracker in self.trackers:
             tracker.progress(clock.env_step, self.pace, clock.episodes[-1] if clock.episodes else None)
 
@@ -229,7 +230,7 @@ def train(agent: Agent, source: Source, schedule: Schedule, clock: Clock, update
             clock.metrics |= fresh
             clock.updates += len(due)
         clock.h, clock.seconds = player.h, time.perf_counter() - started
-        journal.progress(clock)
+        journal.progress(clock, agent.fit_every)
         if crosses(before, clock.env_step, schedule.log_every):
             losses = finite(clock)
             agent.notice(losses)

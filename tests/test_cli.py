@@ -537,6 +537,15 @@ def test_pace_is_of_the_last_seconds_and_of_updates_once_there_are_some():
     assert [span(s) for s in (8.3, 119, 600, 3 * 3600, 60 * 3600)] == ["8 s", "119 s", "10 min", "3.0 h", "2.5 days"]
 
 
+def test_pace_counts_one_fit_wherever_it_is_asked():
+    pace, seconds = Pace(), 0.0
+    for step in range(1, 1001):
+        seconds += 20.0 if step % 200 == 0 else 0.1  # a fit takes as long as 200 steps
+        pace.note(seconds, step, step, 200)
+        if step > 400:
+            assert pace.steps_per_s == pytest.approx(200 / (20 + 199 * 0.1), rel=1e-6)
+
+
 @pytest.mark.slow
 def test_warming_up_says_nothing_of_the_time_left_and_compiling_is_announced(tmp_path):
     chosen = ["steps=300", "eval_every=300", "log_every=50", "video=false", "compile=true", *QUICK, "warmup_steps=150"]
