@@ -113,8 +113,9 @@ Scorer = Callable[[Agent], Score]
 
 
 class Pace:
-    """Steps per second over the last `WINDOW` seconds of training, from the first update on; of an agent that fits, over no fewer
-    steps than from one fit to the next, so that a fit counts once, however long it takes.
+    """Steps per second over the last `WINDOW` seconds of training, from the first update on.
+
+    Of an agent that fits, it is over no fewer steps than from one fit to the next, so that a fit counts once, however long it takes.
 
     A slow round, such as one that compiles, does not count once there is another.
 
