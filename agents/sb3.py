@@ -173,7 +173,7 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
         before, clock.env_step = clock.env_step, self.num_timesteps - self.origin
         clock.seconds, clock.updates = time.perf_counter() - self.started, self.model._n_updates
         clock.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
-        self.journal.progress(clock)
+        self.journal.progress(clock, fit_every=0)
         if crosses(before, clock.env_step, self.schedule.log_every):
             losses = {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
             self.journal.record(clock, {**losses, **summary(clock.episodes), **speed(clock, self.journal.pace)})

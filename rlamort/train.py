@@ -115,7 +115,7 @@ Scorer = Callable[[Agent], Score]
 class Pace:
     """Steps per second over the last `WINDOW` seconds of training, from the first update on.
 
-    Of an agent that fits, it is over no fewer steps than from one fit to the next, so that a fit counts once, however long it takes.
+    Of an agent that fits, it is over no fewer steps than from one fit to the next: a fit counts once, however long it takes.
 
     A slow round, such as one that compiles, does not count once there is another.
 

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def record(
     return graph.replay, found
 
 
-class Recording(NamedTuple):
+@dataclass(frozen=True)
+class Recording:
     """A function as one launch, and the memory that it reads and writes."""
 
     launch: Callable[[], None]

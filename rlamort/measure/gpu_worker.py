@@ -208,7 +208,8 @@ class Bench:
             fields = {"hidden": (200, 200), "horizon": 30, "fit_every": 1_000, "samples": samples, "dynamics.members": members}
             for place in {str(self.device), "cpu"}:
                 learner = learner_class(method)(size.env, **{**fields, "device": place, "threads": 1, "seed": 0})
-                agent, name = learner.agent, f"{method}, {members} members, {samples} samples, ms of a plan"
+                agent: Any = learner.agent
+                name = f"{method}, {members} members, {samples} samples, ms of a plan"
                 given = torch.zeros(1, agent.spec.x_dim, device=place), *agent.start(1)
                 if self.on_gpu and place != "cpu":
                     works[f"{name}, recorded"] = functools.partial(agent.plans_of, *given)
