@@ -217,10 +217,11 @@ class Imitation(NamedTuple):
     def panel(self, results: Results) -> Callable[[Axes], None] | None:
         """A function that draws returns against labels: of all runs with this expert, whichever row's claims they are for."""
         begin, expert = [f"env={self.imitation}", f"expert={self.path}"], results.get(self.expert_key())
+        policy = None if expert is None else expert.get("policy")  # runs are not drawn beside another expert than their own
         found: dict[str, dict[int, list[float]]] = {}
         for key, one in results.items():
             _, _, row, *words = key.split() if key.startswith("rlamort train") else ["", "", "", ""]
-            if words[:2] == begin:
+            if words[:2] == begin and one.get("policy") == policy:
                 budgets = found.setdefault(" ".join([row, *(word for word in words if word.split("=")[0] in VARIANTS)]), {})
                 budgets.setdefault(one["labels"], []).append(float(np.mean(one["returns"])))
         if expert is None or not found or self.variant:  # variants are in the panel of the row
