@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlamort import nets
 from rlamort.dynamics.base import Act, Dynamics, Moved, Transitions
-from rlamort.dynamics.rewards import Rewards
+from rlamort.dynamics.rewards import Ends, Rewards
 
 
 class Squared(nn.Module):
@@ -70,8 +70,8 @@ class Endless(nn.Module):
 
     outputs = 0  # of a member
 
-    def continues(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., 0) -> ones (...)."""
+    def continues(self, x: Tensor, y: Tensor, x_next: Tensor, outputs: Tensor) -> Tensor:
+        """What was met (..., B, d), (B, n), (..., B, d) and outputs (..., B, 0) -> ones (..., B)."""
         return outputs.new_ones(outputs.shape[:-1])
 
     def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
@@ -87,13 +87,35 @@ class Ending(nn.Module):
 
     outputs = 1  # the logit of an end
 
-    def continues(self, outputs: Tensor) -> Tensor:
-        """Outputs (..., 1) -> the probability to go on (...)."""
+    def continues(self, x: Tensor, y: Tensor, x_next: Tensor, outputs: Tensor) -> Tensor:
+        """As of `Endless`, of outputs (..., B, 1): the probability to go on."""
         return (-outputs[..., 0]).sigmoid()
 
     def loss(self, outputs: Tensor, ended: Tensor) -> Tensor:
         """As of `Endless`."""
         return nn.functional.binary_cross_entropy_with_logits(outputs, ended, reduction="none").mean((1, 2))
+
+
+class ToldEnds(Endless):
+    """Where tasks end is a known function, asked about the states that the members predict.
+
+    Args:
+        ends: the function.
+    """
+
+    def __init__(self, ends: Ends) -> None:
+        super().__init__()
+        self.ends = ends
+
+    def continues(self, x: Tensor, y: Tensor, x_next: Tensor, outputs: Tensor) -> Tensor:
+        return _asked(self.ends, x, y, x_next)
+
+
+def _asked(told: Rewards | Ends, x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
+    """What a function of single transitions says of those of all members (..., B)."""
+    lead = x_next.shape[:-1]
+    flat = (part.expand(*lead, -1).flatten(0, -2) for part in (x, y, x_next))
+    return told(*flat).view(lead)
 
 
 class Predicted:
@@ -120,9 +142,7 @@ class Told:
 
     def __call__(self, x: Tensor, y: Tensor, x_next: Tensor, predicted: Tensor) -> Tensor:
         """As of `Predicted`."""
-        lead = x_next.shape[:-1]
-        flat = (part.expand(*lead, -1).flatten(0, -2) for part in (x, y, x_next))
-        return self.rewards(*flat).view(lead)
+        return _asked(self.rewards, x, y, x_next)
 
 
 class Ensemble(Dynamics):
@@ -138,7 +158,7 @@ class Ensemble(Dynamics):
         hidden: widths of the hidden layers.
         members: E.
         likelihood: `Squared` or `Normal`, what the members' outputs mean and how well they fit.
-        ends: `Endless` or `Ending`, whether tasks end.
+        ends: `Endless`, `Ending` or `ToldEnds`, whether tasks end.
         rewards: `Predicted`, or `Told` by a known function.
         particles: P, drawn of each member where plans are followed; 0 follows the members' means.
         activation: of hidden units.
@@ -155,7 +175,7 @@ class Ensemble(Dynamics):
         hidden: Sequence[int],
         members: int,
         likelihood: Callable[[int], Squared | Normal] = Normal,
-        ends: Callable[[], Endless | Ending] = Endless,
+        ends: Callable[[], Endless | Ending | ToldEnds] = Endless,
         rewards: Predicted | Told | None = None,
         particles: int = 0,
         activation: Callable[[Tensor], Tensor] = torch.relu,
@@ -201,7 +221,7 @@ class Ensemble(Dynamics):
         change = self.shifts[self.inputs :] + self.scales[self.inputs :] * scaled
         x_next = x + change[..., : self.x_dim]
         reward = self.rewards(x, y, x_next, change[..., self.x_dim :])
-        return Moved(x_next, reward, self.ends.continues(outputs[..., self.moving :]))
+        return Moved(x_next, reward, self.ends.continues(x, y, x_next, outputs[..., self.moving :]))
 
     def prepare(self, met: Transitions) -> Tensor:
         """Standardise by transitions, and return them as `pairs`."""

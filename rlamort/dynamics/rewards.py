@@ -1,4 +1,4 @@
-"""Rewards that are known beside learned transitions. x context (B, d) · y action (B, n) in [-1, 1]^n · w = (x, y)"""
+"""Rewards and ends that are known beside learned transitions. x context (B, d) · y action (B, n) in [-1, 1]^n · w = (x, y)"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,6 +9,7 @@ from rlamort.dynamics.base import Known
 from rlamort.dynamics.moments import saturated
 
 Rewards = Callable[[Tensor, Tensor, Tensor], Tensor]  # x (B, d), y (B, n), x_next (B, d) -> the reward (B,)
+Ends = Callable[[Tensor, Tensor, Tensor], Tensor]  # likewise -> 0 where the task ends there, else 1 (B,)
 
 
 class Paid(nn.Module):
@@ -25,6 +26,14 @@ class Paid(nn.Module):
     def forward(self, x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
         reward: Tensor = self.known(x, y).reward
         return reward
+
+
+class GoesOn(Paid):
+    """Whether a task goes on by known equations, without where they lead."""
+
+    def forward(self, x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
+        continues: Tensor = self.known(x, y).continues
+        return continues
 
 
 class Saturating:

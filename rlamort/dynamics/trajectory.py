@@ -56,7 +56,9 @@ class Trajectory(Objective):
         weights = [torch.ones_like(path[0].reward)]
         for step in after:
             weights.append(weights[-1] * step)
-        value = _weighed(torch.stack(weights[:-1]), torch.stack([moved.reward for moved in path])).sum(0)
+        value = torch.zeros_like(path[0].reward)
+        for part in _weighed(torch.stack(weights[:-1]), torch.stack([moved.reward for moved in path])):
+            value = value + part  # in this order, whatever the size of a batch
         if self.tail is not None:
             value = value + _weighed(weights[-1], self.tail(path[-1].x_next.flatten(0, -2)).view_as(value))
         return value

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlamort.dynamics import Dynamics, Moved, Rewards
+from rlamort.dynamics import Dynamics, Ends, Moved, Rewards
 from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
@@ -305,23 +305,30 @@ class Simulator(Dynamics):
         Raises:
             UserError: they read positions or sensors that are not observed.
         """
+        return self._seen("rewards", lambda step: self.physics.task.rewards(step)[0])
+
+    def ends(self) -> Ends:
+        """Where its tasks end, in the same way, and with the same errors."""
+        return self._seen("ends", lambda step: ~self.physics.task.rewards(step)[1])
+
+    def _seen(self, what: str, found: Callable[[Stepped], np.ndarray]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """What is found in steps, as a function of x, y and x_next."""
         task, units = self.physics.task, self.physics.units
         hidden = getattr(task.env, "observation_structure", {}).get("skipped_qpos", 0)
         if hidden or task.model.nsensor:
-            what = f"{hidden} positions" if hidden else f"{task.model.nsensor} sensors"
+            unseen = f"{hidden} positions" if hidden else f"{task.model.nsensor} sensors"
             remedy = "env_kwargs.exclude_current_positions_from_observation=false shows them, or " if hidden else ""
             raise UserError(
-                f"env={self.name}: dynamics.rewards=own: its rewards read {what} that it does not observe, so the model cannot "
-                f"see them; {remedy}dynamics.rewards=learned is needed"
+                f"env={self.name}: dynamics.{what}=own: its {what} read {unseen} that it does not observe, so the model cannot "
+                f"see them; {remedy}dynamics.{what}=learned is needed"
             )
 
-        def rewards(x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
+        def seen(x: Tensor, y: Tensor, x_next: Tensor) -> Tensor:
             before, (qpos, qvel) = task.states(x.numpy(force=True))[0], task.states(x_next.numpy(force=True))
             none = np.zeros((len(x), 0))
-            step = Stepped(before, qpos, qvel, none, none, units.decode(y.numpy(force=True)))
-            return torch.from_numpy(task.rewards(step)[0]).to(x)
+            return torch.from_numpy(found(Stepped(before, qpos, qvel, none, none, units.decode(y.numpy(force=True))))).to(x)
 
-        return rewards
+        return seen
 
     def _steps(self, x: np.ndarray, y: np.ndarray) -> Stepped:
         """The steps (B, H) of plans y (H, B, n) from observations x (B, d)."""

@@ -1,5 +1,6 @@
 """Dynamics, as parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from rlamort.domain import Box
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.parts.policy_search import All, Points
-from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards
+from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards, own_equations
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Ensemble(Dynamics):
     Args:
         members: size of the ensemble.
         likelihood: normal predicts variances, too (Chua et al., 2018); squared predicts means alone.
-        ends: learned predicts where tasks end; never takes it that they go on.
+        ends: learned predicts where tasks end; own asks the environment's function about predicted states, where it is known;
+            never takes it that they go on.
         hidden: widths of the hidden layers; null takes the method's.
         rewards: learned predicts them, too; others are asked about predicted states: own, the environment's function, where it
             is known, saturating, the distance to a target, or Written, yours.
@@ -96,7 +98,7 @@ class Ensemble(Dynamics):
 
     members: Fixed[Size] = 5
     likelihood: Fixed[Literal["normal", "squared"]] = "normal"
-    ends: Fixed[Literal["never", "learned"]] = "never"
+    ends: Fixed[Literal["never", "learned", "own"]] = "never"
     hidden: Fixed[Widths | None] = None
     rewards: Rewards = LearnedRewards()
     particles: Whole = 0
@@ -104,7 +106,7 @@ class Ensemble(Dynamics):
 
     @property
     def of_environment(self) -> bool:
-        return self.rewards.of_environment
+        return self.rewards.of_environment or self.ends == "own"
 
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if self.particles and self.likelihood == "squared":
@@ -114,13 +116,19 @@ class Ensemble(Dynamics):
             )
         widths = hidden if self.hidden is None else self.hidden
         likelihood = made.Normal if self.likelihood == "normal" else made.Squared
-        ends = made.Ending if self.ends == "learned" else made.Endless
         known = self.rewards(spec)
         rewards = made.Predicted() if known is None else made.Told(known)
         return made.Ensemble(
-            spec.x_dim, len(spec.low), widths, self.members, likelihood, ends, rewards, self.particles,
+            spec.x_dim, len(spec.low), widths, self.members, likelihood, self._ends(spec), rewards, self.particles,
             activation={"relu": torch.relu, "silu": silu}[self.activation],
         )  # fmt: skip
+
+    def _ends(self, spec: Spec) -> Callable[[], made.Endless | made.Ending]:
+        if self.ends != "own":
+            return made.Ending if self.ends == "learned" else made.Endless
+        known = own_equations(spec, "ends")
+        own = spec.simulator().ends() if known is None else made.GoesOn(known)  # type: ignore[misc]
+        return lambda: made.ToldEnds(own)
 
 
 @dataclass(frozen=True)

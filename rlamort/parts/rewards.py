@@ -13,6 +13,23 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 
 
+def own_equations(spec: Spec, what: str) -> made.Known | None:
+    """An environment's own equations, for its rewards or ends; None where they follow from its physics.
+
+    Raises:
+        UserError: neither is known here.
+    """
+    if spec.equations is None and spec.simulator is None:
+        raise UserError(
+            f"dynamics.{what}=own: neither equations nor a simulator of this environment are known here; learned is needed"
+        )
+    if spec.equations is None:
+        return None
+    known = made.Known(spec.equations, Box(spec.low, spec.high), "own")
+    known.require(spec.x_dim)
+    return known
+
+
 @dataclass(frozen=True)
 class Rewards(Part):
     """A known function of a state, an action and the next state, or none."""
@@ -39,16 +56,8 @@ class OwnRewards(Rewards):
         return True
 
     def __call__(self, spec: Spec) -> made.Rewards:
-        if spec.equations is not None:
-            known = made.Known(spec.equations, Box(spec.low, spec.high), "own")
-            known.require(spec.x_dim)
-            return made.Paid(known)
-        if spec.simulator is None:
-            raise UserError(
-                "dynamics.rewards=own: neither equations nor a simulator of this environment are known here; learned is needed"
-            )
-        found: made.Rewards = spec.simulator().rewards()
-        return found
+        known = own_equations(spec, "rewards")
+        return spec.simulator().rewards() if known is None else made.Paid(known)  # type: ignore[misc, no-any-return]
 
 
 @dataclass(frozen=True)
