@@ -7,7 +7,7 @@ import torch
 from fake_cuda import CUDA, fake_cuda
 from test_cuda import FITTED, PLANNER, SMALL
 
-from rlamort.host.graphs import Recorded, Recording, close
+from rlamort.host.graphs import SHAPES, Recorded, Recording, close
 from rlamort.run.learner import learner_class
 
 
@@ -33,6 +33,14 @@ def test_results_are_not_overwritten_by_the_next_call(monkeypatch):
         recorded = Recorded(lambda x: (x + 1,), "f")
         results = [recorded(torch.full((2,), float(number), device=CUDA))[0] for number in range(3)]
         assert [one.tolist() for one in results] == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_few_shapes_are_recorded(monkeypatch):
+    with fake_cuda(monkeypatch), torch.no_grad():
+        recorded = Recorded(lambda x: (x + 1,), "f")
+        found = [recorded(torch.zeros(count, device=CUDA))[0].sum().item() for count in range(1, SHAPES + 3)]
+        assert found == list(range(1, SHAPES + 3))
+        assert len(recorded.known) == SHAPES
 
 
 @pytest.mark.parametrize(
@@ -68,8 +76,9 @@ def test_gradients_flow_through_the_function_itself(monkeypatch):
         assert torch.autograd.grad(y.sum(), x)[0].tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("solver", ["cem", "icem", "mppi"])
-@pytest.mark.parametrize("row", ["pets", "poplin_a", "poplin_p", "mpc"])
+@pytest.mark.parametrize(
+    ("row", "solver"), [("pets", "cem"), ("poplin_a", "icem"), ("poplin_p", "cem"), ("mpc", "icem"), ("mpc", "mppi")]
+)
 def test_plans_are_recorded(monkeypatch, row, solver):
     fitted = {} if row == "mpc" else {**FITTED, "fit_every": 8}
     with fake_cuda(monkeypatch):
