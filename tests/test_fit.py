@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import Count
-from test_resume import assert_equal, everything, timeless
+from test_resume import assert_resumed
 
 import rlamort as ra
 from rlamort import nets
 from rlamort.agent import Adam, Agent
 from rlamort.dynamics import Ensemble, Normal, Squared, Trajectory
 from rlamort.env.make import open_env
-from rlamort.errors import Preempted, UserError
+from rlamort.errors import UserError
 from rlamort.fits.dynamics import fit, open_loop
 from rlamort.norm import EnsembleLayerNorm
-from rlamort.run.restore import resume
 from rlamort.run.rounds import Eager
 from rlamort.source import Replay
 from rlamort.train import Clock, Journal, Schedule, train
@@ -217,16 +216,7 @@ SMALL = {"horizon": 4, "model": {"steps": 2, "update": {"samples": 8, "elites": 
 
 @pytest.mark.parametrize("at", [30, 61, 130])
 def test_stopped_and_resumed_is_uninterrupted(at, tmp_path):
-    whole = ra.PETS("Pendulum-v1", dir=str(tmp_path / "whole"), **SMALL).learn(200)
-    broken = ra.PETS("Pendulum-v1", dir=str(tmp_path / "broken"), **SMALL)
-    with pytest.raises(Preempted):
-        broken.learn(200, stop=lambda: broken.clock.env_step >= at)
-    broken.close()
-    again, exactness = resume(tmp_path / "broken")
-    assert exactness == "exact"
-    again.learn(200 - again.clock.env_step, reset_num_timesteps=False)
-    assert_equal(everything(whole), everything(again))
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+    again = assert_resumed(lambda dir: ra.PETS("Pendulum-v1", dir=dir, **SMALL), 200, at, tmp_path)
     assert int(again.agent.adam.steps) > 0
 
 

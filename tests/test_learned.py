@@ -12,7 +12,7 @@ import torch
 from rlamort.agents.poplin import POPLIN
 from test_docs import CONTRIBUTING, file_in
 from test_fit import played
-from test_resume import assert_equal, everything, timeless
+from test_resume import assert_resumed
 from torch import nn
 
 import rlamort as ra
@@ -21,11 +21,10 @@ from rlamort.agent import Adam
 from rlamort.config import Size
 from rlamort.dynamics import Conditioned, Dynamics, Ensemble, GaussianProcess, Motion, Moved, Trained, lacking
 from rlamort.env.make import open_env
-from rlamort.errors import Preempted, UserError
+from rlamort.errors import UserError
 from rlamort.fits.dynamics import fit, open_loop
 from rlamort.fits.gaussian_process import Fits as Conditioning
 from rlamort.run.learner import learner_class
-from rlamort.run.restore import resume
 from rlamort.source import Replay
 
 # what a user writes: it derives from Dynamics alone
@@ -181,16 +180,7 @@ def test_contributing_dynamics_are_fitted(tmp_path, monkeypatch):
 def test_dynamics_of_a_users_own_are_saved_and_resumed(tmp_path):
     fields = {**PLANNER, "dynamics": ME, "warmup_steps": 30, "fit_every": 30, "log_every": 30, "fit_epochs": 2,
               "checkpoint_every": 35, "eval_every": 1_000, "eval_episodes": 1}  # fmt: skip
-    whole = ra.PETS("Pendulum-v1", dir=str(tmp_path / "whole"), **fields).learn(70)
-    broken = ra.PETS("Pendulum-v1", dir=str(tmp_path / "broken"), **fields)
-    with pytest.raises(Preempted):
-        broken.learn(70, stop=lambda: broken.clock.env_step >= 44)
-    broken.close()
-    again, exactness = resume(tmp_path / "broken")
-    assert exactness == "exact"
-    again.learn(70 - again.clock.env_step, reset_num_timesteps=False)
-    assert_equal(everything(whole), everything(again))
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+    assert_resumed(lambda dir: ra.PETS("Pendulum-v1", dir=dir, **fields), 70, 44, tmp_path)
 
 
 def test_what_has_members_is_fitted_member_by_member():
@@ -283,6 +273,14 @@ def test_a_fit_that_finds_enough_is_not_refused():
     assert int(learner.agent.adam.steps) == 1
     with pytest.raises(UserError, match="a fit of the dynamics finds 3 transitions"):  # the others are held out
         ra.PETS("Pendulum-v1", warmup_steps=6, fit_hold_out=2, max_episode_steps=3, **small).learn(7)
+
+
+def test_an_agent_whose_first_fit_never_came_can_be_loaded(tmp_path, monkeypatch):
+    """Nothing that was saved before runs were refused is lost: it acts."""
+    with monkeypatch.context() as before:
+        before.setattr("rlamort.run.learner.require_enough", lambda *given: None)
+        ra.PETS("Pendulum-v1", warmup_steps=3, **FEW).learn(2).save(tmp_path / "agent")
+    assert ra.load(tmp_path / "agent").predict([1.0, 0.0, 0.0], deterministic=True)[0].shape == (1,)
 
 
 def test_of_processes_too():

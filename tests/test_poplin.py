@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlamort.agents.poplin import POPLIN
 from rlamort.envs.lqr import Lqr
 from test_fit import played
-from test_resume import assert_equal, everything, timeless
+from test_resume import assert_equal, assert_resumed
 
 import rlamort as ra
 from rlamort import parts
@@ -19,12 +19,11 @@ from rlamort.cli import plot_runs
 from rlamort.domain import Box, unit_box
 from rlamort.dynamics import LAST, Ending, Ensemble, Known, Normal, Perturbed, Policy, Squared, Told, Trajectory
 from rlamort.env.make import open_env
-from rlamort.errors import Preempted, UserError
+from rlamort.errors import UserError
 from rlamort.fits.dynamics import Refits, fit, windows
 from rlamort.measure.futures import fans
 from rlamort.measure.futures import played as played_by
 from rlamort.measure.planned import Planned, _searched
-from rlamort.run.restore import resume
 from rlamort.source import Batch, Replay
 from rlamort.update import Cem
 
@@ -306,16 +305,7 @@ def test_the_policy_learns_what_was_planned_and_not_what_was_random():
 )
 def test_stopped_and_resumed_is_uninterrupted(method, fields, tmp_path):
     small, learner = {**SMALL, **fields}, getattr(ra, method)
-    whole = learner("Pendulum-v1", dir=str(tmp_path / "whole"), **small).learn(100)
-    broken = learner("Pendulum-v1", dir=str(tmp_path / "broken"), **small)
-    with pytest.raises(Preempted):
-        broken.learn(100, stop=lambda: broken.clock.env_step >= 68)
-    broken.close()
-    again, exactness = resume(tmp_path / "broken")
-    assert exactness == "exact"
-    again.learn(100 - again.clock.env_step, reset_num_timesteps=False)
-    assert_equal(everything(whole), everything(again))
-    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+    again = assert_resumed(lambda dir: learner("Pendulum-v1", dir=dir, **small), 100, 68, tmp_path)
     if method != "PETS":
         assert int(again.agent.policy_adam.steps) > 0
         assert int(again.agent.random) == 30

@@ -37,6 +37,20 @@ SMALL = {
 }  # fmt: skip
 
 
+def assert_resumed(make, steps, at, folder):
+    """A learner of `make(dir)` that stops after `at` steps and goes on is the uninterrupted one, which it returns resumed."""
+    whole, broken = make(str(folder / "whole")).learn(steps), make(str(folder / "broken"))
+    with pytest.raises(Preempted):
+        broken.learn(steps, stop=lambda: broken.clock.env_step >= at)
+    broken.close()
+    again, exactness = resume(folder / "broken")
+    assert exactness == "exact"
+    again.learn(steps - again.clock.env_step, reset_num_timesteps=False)
+    assert_equal(everything(whole), everything(again))
+    assert timeless(folder / "whole") == timeless(folder / "broken")
+    return again
+
+
 def everything(learner):
     """All that must be equal, with what is never read again left out."""
     source, state = learner.source, learner.state()

@@ -206,7 +206,7 @@ class Bench:
         size, found, works = self.size, Figures(), dict[str, Callable[[], object]]()
         for method, members, samples in PLANS if size.compiled else PLANS[:1]:
             fields = {"hidden": (200, 200), "horizon": 30, "fit_every": 1_000, "samples": samples, "dynamics.members": members}
-            for place in {str(self.device), "cpu"}:
+            for place in dict.fromkeys((str(self.device), "cpu")):
                 learner = learner_class(method)(size.env, **{**fields, "device": place, "threads": 1, "seed": 0})
                 agent: Any = learner.agent
                 name = f"{method}, {members} members, {samples} samples, ms of a plan"

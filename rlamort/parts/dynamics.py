@@ -1,5 +1,6 @@
 """Dynamics, as parts."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +15,7 @@ from rlamort.domain import Box
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.parts.policy_search import All, Points
-from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards, own_equations
+from rlamort.parts.rewards import LearnedRewards, OwnRewards, Rewards, own
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,7 @@ class Ensemble(Dynamics):
     def _ends(self, spec: Spec) -> Callable[[], made.Endless | made.Ending]:
         if self.ends != "own":
             return made.Ending if self.ends == "learned" else made.Endless
-        known = own_equations(spec, "ends")
-        own = spec.simulator().ends() if known is None else made.GoesOn(known)  # type: ignore[misc]
-        return lambda: made.ToldEnds(own)
+        return functools.partial(made.ToldEnds, own(spec, "ends", made.GoesOn))
 
 
 @dataclass(frozen=True)

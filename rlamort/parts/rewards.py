@@ -1,5 +1,6 @@
 """What is known of rewards beside dynamics that are learned, as parts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,21 +14,26 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 
 
-def own_equations(spec: Spec, what: str) -> made.Known | None:
-    """An environment's own equations, for its rewards or ends; None where they follow from its physics.
+def own(spec: Spec, what: str, by_equations: Callable[[made.Known], made.Rewards | made.Ends]) -> made.Rewards | made.Ends:
+    """An environment's own rewards or ends, as `what` says: of its equations, or of its physics.
 
     Raises:
         UserError: neither is known here.
     """
-    if spec.equations is None and spec.simulator is None:
+    if spec.equations is not None:
+        known = made.Known(spec.equations, Box(spec.low, spec.high), "own")
+        known.require(spec.x_dim)
+        return by_equations(known)
+    if spec.simulator is None:
         raise UserError(
             f"dynamics.{what}=own: neither equations nor a simulator of this environment are known here; learned is needed"
         )
-    if spec.equations is None:
-        return None
-    known = made.Known(spec.equations, Box(spec.low, spec.high), "own")
-    known.require(spec.x_dim)
-    return known
+    try:
+        physics = spec.simulator()
+    except UserError as error:
+        raise UserError(f"dynamics.{what}=own: {error}") from error
+    found: made.Rewards | made.Ends = getattr(physics, what)()
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,7 @@ class OwnRewards(Rewards):
         return True
 
     def __call__(self, spec: Spec) -> made.Rewards:
-        known = own_equations(spec, "rewards")
-        return spec.simulator().rewards() if known is None else made.Paid(known)  # type: ignore[misc, no-any-return]
+        return own(spec, "rewards", made.Paid)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class Learner:
         self.environments.require_second(must=bool(directory) or self.config.run.num_envs > 1)
         self._begin()
         self.build(self.source.env.spec)
+        require_enough(self.agent, self._schedule(0), self.config.run.num_envs)  # not of loaded agents, which may only act
         self.durable = Durable(self, Directory(Path(directory), self.description())) if directory else None
         if self.tracked and not directory:
             raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
@@ -95,7 +96,6 @@ class Learner:
         with self.randomness(), default_dtype(self.config.run.dtype):
             self.agent: Agent = self._fresh_agent(spec).to(self.device)
         require_resets(self.agent, self.config.run.reset_every)
-        require_enough(self.agent, self._schedule(0), self.config.run.num_envs)
         self.config.values.update(self.agent.chosen)
         self.environments.spec = spec
         self.environments.require_spaces()

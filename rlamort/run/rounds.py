@@ -237,7 +237,7 @@ class Compiled:
         return self.agent.update_from(self.sample, improve), *acted(self.agent, x, h)
 
 
-class Recording(NamedTuple):
+class RecordedRound(NamedTuple):
     """A captured round, and the memory that it reads and writes."""
 
     launch: Callable[[], None]
@@ -259,7 +259,7 @@ class CudaGraph:
         self.rounds = rounds
         self.about = f"{rounds.about} in a CUDA graph"
         self.beginning = f"recording updates, {self.about} ..."
-        self.graphs: dict[Pattern, Recording] = {}
+        self.graphs: dict[Pattern, RecordedRound] = {}
 
     @property
     def compiled(self) -> int:
@@ -288,13 +288,13 @@ class CudaGraph:
         launch()
         return found if x is not None else found._replace(h=h)
 
-    def _record(self, improves: tuple[bool, ...], x: Tensor | None, h: Carry) -> Recording:
+    def _record(self, improves: tuple[bool, ...], x: Tensor | None, h: Carry) -> RecordedRound:
         before = AgentSnapshot(self.rounds.agent)
         buffers = () if x is None else tuple(value.clone() for value in (x, *h))
         x_buffer, h_buffers = (buffers[0], buffers[1:]) if buffers else (None, ())
         work = functools.partial(self.rounds, improves, x_buffer, h_buffers)
         launch, found = record(work, self.rounds.agent.device, before.restore, tries=3)
-        return Recording(launch, buffers, found)
+        return RecordedRound(launch, buffers, found)
 
 
 class AgentSnapshot:
