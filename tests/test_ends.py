@@ -65,5 +65,5 @@ def test_ends_that_cannot_be_seen_are_refused():
         UserError, match=r"env=Hopper-v5: dynamics.ends=own: its ends read 1 positions that it does not observe"
     ):
         ra.PETS("Hopper-v5", horizon=3, **OWN)
-    with pytest.raises(UserError, match="dynamics.ends=own: env=MountainCarContinuous-v0: its state cannot be set"):
+    with pytest.raises(UserError, match=r"dynamics\.ends=own: env=MountainCarContinuous-v0: its state cannot be set"):
         ra.PETS("MountainCarContinuous-v0", horizon=3, **OWN)
