@@ -23,7 +23,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.S | re.M)
 PREAMBLE = """\
 import shlex
+import torch
 from rlamort.cli import main
+torch.manual_seed(0)
 def run(command):
     code = main(shlex.split(command)[1:])
     assert code == 0, (code, command)
