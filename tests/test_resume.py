@@ -1,6 +1,7 @@
 """A run that is killed and resumed is, bit for bit, the run that was not."""
 
 import collections
+import errno
 import json
 import os
 import random
@@ -348,10 +349,12 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     try:
         for _ in range(8):
             learner.durable.newest_step = -1  # as if there were something new
+            held = sorted((tmp_path / "run" / "ckpt" / "frames").iterdir())
             resource.setrlimit(resource.RLIMIT_FSIZE, (rng.randrange(1, 20_000), hard))
             with pytest.warns(UserWarning, match=r"checkpoint at step 100: File too large.*MiB are free.*training goes on"):
                 learner.durable.save()
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert sorted((tmp_path / "run" / "ckpt" / "frames").iterdir()) == held  # it leaves nothing behind
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -362,6 +365,19 @@ def test_a_full_disk_costs_a_warning_and_the_checkpoint_before_stays(tmp_path):
     assert again.clock.env_step == 130 > kept
     assert_equal(everything(learner), everything(again))
     again.close()
+
+
+def test_a_checkpoint_that_fails_is_tried_again_when_the_next_is_due(tmp_path, monkeypatch):
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "checkpoint_every": 40})
+    monkeypatch.setattr(learner.durable.directory.checkpoints, "write", full_disk)
+    with pytest.warns(UserWarning, match="No space left") as said:
+        learner.learn(90)
+    assert [str(one.message).split(":")[0] for one in said] == [f"checkpoint at step {step}" for step in (40, 80, 90)]
+    learner.close()
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_checkpoints_cost_what_changed(tmp_path):
@@ -387,6 +403,39 @@ def test_changes_that_make_another_run_are_refused(change, message, tmp_path):
     run_with_checkpoints(tmp_path / "run")
     with pytest.raises(ra.UserError, match=message):
         resume(tmp_path / "run", change)
+
+
+def test_a_refused_change_leaves_the_run_as_it_was(tmp_path):
+    run_with_checkpoints(tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with (
+        pytest.warns(UserWarning, match="buffer_size: 50 from here on"),
+        pytest.raises(ra.UserError, match="buffer_size: what"),
+    ):
+        resume(tmp_path / "run", {"buffer_size": 50})
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+    again, exactness = resume(tmp_path / "run")
+    assert exactness == "exact"
+    again.close()
+
+
+def test_a_repeated_command_changes_what_it_says_anew(tmp_path):
+    """Neither what was chosen for the run's parts, nor what has changed since, as after a retry."""
+    command = [
+        "amortize", "env=rlamort/Sphere-v0", "model=semi", "steps=40", "eval_episodes=2", "log_every=20", "on_nan=retry",
+        "device=cpu", "learning_rate=1e-3", "dir=run", "resume=auto",
+    ]  # fmt: skip
+    rlamort("train", *command, cwd=tmp_path)
+    assert "resumed at step 40 (exact)" in rlamort("train", *command, cwd=tmp_path).stdout
+    retried = ["learning_rate=5e-4", "on_nan=stop", "steps=60"]
+    assert "learning_rate: 0.0005 from here on" in rlamort("resume", "run", *retried, cwd=tmp_path).stderr
+    done = rlamort("train", *command, cwd=tmp_path)
+    assert "resumed at step 60 (exact)" in done.stdout
+    assert not done.stderr
+    done = rlamort("train", *command, "steps=80", "learning_rate=1e-2", cwd=tmp_path)
+    assert "resumed at step 60 (statistical)" in done.stdout
+    assert "learning_rate: 0.01 from here on, 0.0005 until now" in done.stderr
+    assert read_records(tmp_path / "run")[-1]["env_step"] == 80
 
 
 def test_changes_are_safe_or_said(tmp_path):
@@ -443,6 +492,23 @@ def test_a_run_that_was_killed_can_be_evaluated(tmp_path):
     learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(90)
     assert not (tmp_path / "run" / "agent").exists()
     assert_equal(ra.load(tmp_path / "run").agent.state_dict(), learner.agent.state_dict())
+
+
+def test_the_newest_agent_of_a_run_is_loaded(tmp_path):
+    """The one of a session's end, until a later session has a newer checkpoint."""
+    run = tmp_path / "run"
+    learner = ra.TD3("Pendulum-v1", dir=str(run), **SMALL).learn(90)
+    learner.save(run / "agent")
+    learner.close()
+    assert ra.load(run).clock.env_step == 90
+    again, _ = resume(run)
+    again.learn(60, reset_num_timesteps=False)
+    again.close()
+    loaded = ra.load(run)
+    assert loaded.clock.env_step == 150
+    assert_equal(loaded.agent.state_dict(), again.agent.state_dict())
+    shutil.rmtree(run / "ckpt")
+    assert ra.load(run).clock.env_step == 90
 
 
 def test_nothing_that_loads_executes():

@@ -81,25 +81,33 @@ class Checkpoints:
         live = frames["high"] + 1 - frames["slots"]
         segments = [s for s in [*self.segments, segment] if (np.array(s["high"]) >= live).any()]
         path = self.folder / f"step_{env_step:012d}"
-        with published_folder(path, FILES, lambda _: True) as fresh:  # a damaged one may be written again
-            write_agent(fresh, agent, facts)
-            _write_pair(fresh / STATE, *_pack(state))
-            files = {file.name: _checksum(file) for file in sorted(fresh.iterdir())}
-            manifest = {
-                "format": FORMAT,
-                "env_step": env_step,
-                "files": files,
-                "segments": segments,
-                "versions": versions(),
-            }
-            write_synced(fresh / MANIFEST, json.dumps(manifest, indent=1).encode())
-            size = sum(file.stat().st_size for file in fresh.iterdir())
+        try:
+            with published_folder(path, FILES, lambda _: True) as fresh:  # a damaged one may be written again
+                write_agent(fresh, agent, facts)
+                _write_pair(fresh / STATE, *_pack(state))
+                files = {file.name: _checksum(file) for file in sorted(fresh.iterdir())}
+                manifest = {
+                    "format": FORMAT,
+                    "env_step": env_step,
+                    "files": files,
+                    "segments": segments,
+                    "versions": versions(),
+                }
+                write_synced(fresh / MANIFEST, json.dumps(manifest, indent=1).encode())
+                size = sum(file.stat().st_size for file in fresh.iterdir())
+        except BaseException:
+            self._drop_unnamed()  # or each further try would leave more on a full disk
+            raise
         self.segments = segments
         pointer = self.folder / f".{LATEST}"
         write_synced(pointer, path.name.encode())
         os.replace(pointer, self.folder / LATEST)
         self._prune()
         return size + int(segment["bytes"])
+
+    def latest(self) -> int:
+        """Environment steps at the newest checkpoint, intact or not; -1 if there is none."""
+        return max((int(path.name.removeprefix("step_")) for path in self._steps()), default=-1)
 
     def newest(self) -> Loaded | None:
         """The newest intact checkpoint, with a warning for each damaged one. None if none was ever published."""
@@ -164,6 +172,10 @@ class Checkpoints:
     def _prune(self) -> None:
         for path in self._steps()[: -self.keep]:
             discard(path, FILES)
+        self._drop_unnamed()
+
+    def _drop_unnamed(self) -> None:
+        """Remove what no checkpoint refers to of the replay's parts."""
         with contextlib.suppress(Damaged, KeyError, TypeError):
             manifests = self.folder.glob(f"*/{MANIFEST}")  # of copies that a user has made as well
             named = {segment["name"] for file in manifests for segment in read_json(file)["segments"]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,8 +86,8 @@ class Composition:
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(values, dict)
-            unsaid = [name for name, field in self.known.items() if part_of(field.type) and values[name] == {}]
-            path = start(self.method, {str(key): values[key] for key in values if key in self.known and key not in unsaid})
+            said = {_root(override) for override in HydraConfig.get().overrides.task}
+            path = start(self.method, {str(key): values[key] for key in values if key in self.known and key in said})
             on_run(path)
             scores.append(last_score(path))
 
@@ -146,11 +147,16 @@ def _parted(arguments: list[str], known: dict[str, Field], former: Mapping[str, 
     return flags, [_checked(argument, known, options.multirun, former, beside) for argument in rest]
 
 
+def _root(argument: str) -> str:
+    """The key of an override; of a dotted one, the first."""
+    return split(argument)[0].lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
+
+
 def _checked(argument: str, known: dict[str, Field], multirun: bool, former: Mapping[str, str], beside: set[str]) -> str:
     if argument.startswith("-"):
         raise UserError(f"{argument}: there is no such option. Keys are given as key=value; options: -m, --cfg job, --help")
     key, _ = split(argument)
-    root = key.lstrip("+~").split(".")[0].split("/")[0].split("@")[0]
+    root = _root(argument)
     if root != "hydra":
         check_names([root], known, former)
     kind = known[key].type if key in known else Any

@@ -26,7 +26,7 @@ LOCK, OURS = ".lock", b"process "  # the lock file, and how its text begins
 LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # temporary files of a killed process
 PARTS = r"(agent\.json|[a-z]+\.safetensors|manifest\.json)"  # of an agent, and of a checkpoint
 WRITTEN = re.compile(
-    rf"(config\.yaml|versions\.json|metrics\.jsonl|\.lock|agent/{PARTS}|ckpt/LATEST|ckpt/step_\d{{12}}/{PARTS}"
+    rf"(config\.yaml|asked\.json|versions\.json|metrics\.jsonl|\.lock|agent/{PARTS}|ckpt/LATEST|ckpt/step_\d{{12}}/{PARTS}"
     r"|ckpt/frames/\d{12}-[0-9a-f]{8}\.safetensors|plots/return\.png)"
 )  # all that a run without videos leaves
 
@@ -36,7 +36,7 @@ class Directory:
 
     Args:
         path: the folder.
-        facts: the run's configuration as JSON values: `method`, `row`, `unnamed`, and `values` by name.
+        facts: as of `describe`; they are written at once if it is fresh.
         fresh: whether an existing run is refused.
 
     Raises:
@@ -44,7 +44,7 @@ class Directory:
     """
 
     def __init__(self, path: Path, facts: dict[str, Any], fresh: bool = True) -> None:
-        self.path, self.written = path, path / "config.yaml"
+        self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
@@ -55,17 +55,32 @@ class Directory:
             for file in path.iterdir():
                 if LEFT.fullmatch(file.name) and file.is_file():
                     file.unlink()
-            flat = {name: value for name, value in facts.items() if name != "values"} | facts["values"]
-            with published_file(path / "config.yaml") as fresh_file:
-                fresh_file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
-            with published_file(path / "versions.json") as fresh_file:
-                fresh_file.write_text(json.dumps(versions(), indent=2) + "\n")
+            if fresh:
+                self.describe(facts)
         except FileExistsError:
             raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
             raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
         self.checkpoints = Checkpoints(path / "ckpt", facts["values"]["keep_checkpoints"])
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Write config.yaml and versions.json.
+
+        Args:
+            facts: the run's configuration as JSON values: `method`, `row`, `unnamed`, and `values` by name.
+
+        Raises:
+            UserError: they cannot be written; those that were there are unchanged.
+        """
+        flat = {name: value for name, value in facts.items() if name != "values"} | facts["values"]
+        try:
+            with published_file(self.path / "config.yaml") as file:
+                file.write_text(yaml.safe_dump(json.loads(json.dumps(flat)), sort_keys=False))
+            with published_file(self.path / "versions.json") as file:
+                file.write_text(json.dumps(versions(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"dir={self.path}: it cannot be written: {error.strerror}") from error
 
     def _refuse_used(self) -> None:
         if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):

@@ -46,13 +46,14 @@ class Durable:
 
     Attributes:
         newest_step: environment steps at the newest checkpoint; 0 if there is none.
+        tried_step: environment steps when one was last begun, whether or not it could be written.
         mirrors: processes that copy the records elsewhere.
     """
 
     def __init__(self, learner: Checkpointable, directory: Directory) -> None:
         self.learner: Checkpointable = weakref.proxy(learner)
         self.directory = directory
-        self.newest_step = 0
+        self.newest_step = self.tried_step = 0
         self.mirrors: list[Mirror] = []
         self._frames: np.ndarray | None = None  # of the replay, up to which the newest checkpoint holds them
         self._final = 0  # bytes of records that no resume will write again
@@ -73,7 +74,7 @@ class Durable:
 
     def keep(self, stopping: bool) -> bool:
         """Called after every round: saves if a checkpoint is due or the run is `stopping`; returns whether it did."""
-        due = crosses(self.newest_step, self.learner.clock.env_step, self.learner.config.run.checkpoint_every)
+        due = crosses(self.tried_step, self.learner.clock.env_step, self.learner.config.run.checkpoint_every)
         saved = (stopping or due) and self.save()
         for mirror in self.mirrors if stopping else ():
             mirror.preempted()
@@ -95,6 +96,7 @@ class Durable:
         learner.check_finite()
         if self._frames is not None and (self.newest_step, self._final) == (step, records.size()):
             return False  # it is the newest already
+        self.tried_step = step
         frames = source.frames_since(np.zeros_like(source.written) if self._frames is None else self._frames)
         try:
             records.sync()
@@ -128,7 +130,8 @@ class Durable:
             self.directory.records.cut(loaded.state["records"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, Damaged) as error:
             raise UserError(f"{loaded.saved.path}: it does not fit this run: {error}") from error
-        self.newest_step, self._frames = learner.clock.env_step, learner.source.written.copy()
+        self.newest_step = self.tried_step = learner.clock.env_step
+        self._frames = learner.source.written.copy()
         return exact
 
     def report_nan(self, error: Diverged) -> Path:

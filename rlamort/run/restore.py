@@ -94,6 +94,7 @@ def resume(
     learner.build(learner.source.env.spec)
     if loaded is None:  # it was killed before its first checkpoint
         directory.records.cut(0)
+        directory.describe(learner.description())
         return learner, EXACT
     Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")
     try:
@@ -102,6 +103,7 @@ def resume(
         if changed:
             raise UserError(f"{', '.join(changed)}: what the run in {path} has learned does not fit this; {error}") from error
         raise
+    directory.describe(learner.description())  # not before: a change that does not fit leaves the run as it was
     old_versions, new_versions = loaded.saved.facts["versions"], versions()
     for name in sorted(new_versions):
         if old_versions.get(name) != new_versions[name]:

@@ -1,6 +1,7 @@
 """A run of the command line: started or resumed, with terminal output, signal handling, and one retry after a NaN."""
 
 import contextlib
+import json
 import signal
 import types
 from collections.abc import Callable
@@ -9,11 +10,15 @@ from typing import Any, Self
 
 from rlamort.config import resolve, short_name
 from rlamort.errors import Diverged, Preempted, UserError
+from rlamort.host.publish import published_file
+from rlamort.host.saved import Damaged, read_json
 from rlamort.run.directory import claimed
 from rlamort.run.durable import Durable
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import EXCEPT_EPISODE, resume
 from rlamort.run.track import Terminal
+
+ASKED = "asked.json"  # what commands have asked of a run: the same command, repeated, asks for no change
 
 
 class Session:
@@ -29,6 +34,13 @@ class Session:
     def start(self, method: str, overrides: dict[str, Any]) -> Path:
         """Train in a new directory, or with resume=auto continue the run in it; returns the directory.
 
+        A run that is continued changes in what this command asks for and none before it did. So it keeps what was chosen in
+        its course, such as the smaller step size of a retry.
+
+        Args:
+            method: a name, or the path of a user's YAML file.
+            overrides: the values that the user gave.
+
         Raises:
             UserError: a key is missing or has an invalid value.
         """
@@ -39,15 +51,25 @@ class Session:
             if config.run.dir is None:
                 raise UserError("resume=auto: it needs dir=..., the run directory to look for")
             if (Path(config.run.dir) / "config.yaml").is_file():
-                changes = {name: value for name, value in config.values.items() if name in overrides}
-                return self.resume(Path(config.run.dir), changes, method)
+                return self._repeat(Path(config.run.dir), overrides, method)
         with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
             learner = learner_class(method)(**{**config.values, "dir": str(path)})
+            _note(path, overrides)
         return self._run(learner, f"{short_name(method)} on {config.run.env}, seed {config.run.seed}, {learner.device}: {path}")
 
     def resume(self, path: Path, changes: dict[str, Any], method: str | None = None) -> Path:
         """Continue a run; arguments as of `rlamort.run.restore.resume`."""
-        learner, exactness = resume(path, changes, method)
+        return self._continue(path, *resume(path, changes, method))
+
+    def _repeat(self, path: Path, overrides: dict[str, Any], method: str) -> Path:
+        """Continue a run that this command may have started."""
+        before = _noted(path)
+        changes = {name: value for name, value in overrides.items() if name not in before or before[name] != value}
+        resumed = resume(path, changes, method)
+        _note(path, before | overrides)
+        return self._continue(path, *resumed)
+
+    def _continue(self, path: Path, learner: Learner, exactness: str) -> Path:
         blame = f"; {learner.source.env.unsaved[0]}" if exactness == EXCEPT_EPISODE else ""
         return self._run(learner, f"{path}: resumed at step {learner.clock.env_step:,} ({exactness}){blame}")
 
@@ -93,6 +115,20 @@ class Session:
                     learner.check_finite()
                     learner.save(path / "agent")
         return None
+
+
+def _note(path: Path, overrides: dict[str, Any]) -> None:
+    """Keep what was asked of the run in a folder."""
+    with published_file(path / ASKED) as file:
+        file.write_text(json.dumps(overrides, indent=1) + "\n")
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What was asked of the run in a folder; nothing if that is not known, as of older runs, and all is asked anew."""
+    try:
+        return dict(read_json(path / ASKED))
+    except Damaged:
+        return {}
 
 
 class Interrupts:

@@ -75,12 +75,19 @@ def _require_imported(key: str, value: Any) -> None:
 
 
 def agent_in(path: Path) -> Saved:
-    """The agent in a folder, or in a run directory: the finished one, or that of the newest checkpoint."""
-    if (path / "agent").is_dir():
-        return open_saved(path / "agent")
-    if (path / "ckpt").is_dir() and (loaded := Checkpoints(path / "ckpt").newest()) is not None:
-        return loaded.saved
-    return open_saved(path)
+    """The agent in a folder, or the newest one in a run directory: that of a session's end, or of a checkpoint since then."""
+    checkpoints = Checkpoints(path / "ckpt")
+    ended = open_saved(path / "agent") if (path / "agent").is_dir() else None
+    if ended is not None and checkpoints.latest() <= _steps(ended):
+        return ended
+    loaded = checkpoints.newest()
+    found = [saved for saved in (ended, loaded and loaded.saved) if saved is not None]
+    return max(found, key=_steps) if found else open_saved(path)
+
+
+def _steps(saved: Saved) -> int:
+    """Environment steps that an agent has learned from; -1 if its description lacks them."""
+    return int(saved.facts.get("env_step", -1))
 
 
 def run_facts(path: Path) -> dict[str, Any]:
