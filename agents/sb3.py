@@ -24,6 +24,13 @@ from rlamort.errors import UserError
 from rlamort.objective import MaxQ
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
 
+NEW = {  # where an agent from a file learns on, since its policy is all that was saved
+    "SAC": "the optimisers, the temperature and the replay are new",
+    "TD3": "the optimisers and the replay are new",
+    "DDPG": "the optimisers and the replay are new",
+    "PPO": "the optimiser is new",
+}
+
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
     """An environment with spaces only, from which Stable-Baselines3 builds a policy."""
@@ -188,6 +195,8 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
 def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updates: Updates, journal: Journal) -> None:
     """Stable-Baselines3's own `learn`, with a callback that records; arguments as in `rlamort.train.train`.
 
+    Its first call constructs the algorithm, whose networks begin as its seed has it, or as they were loaded.
+
     Raises:
         UserError: a setting that it does not support.
     """
@@ -198,6 +207,14 @@ def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updat
         )
     if source.model is None:
         source.model = agent.build(source.vec_env(), source.env.device, source.keywords(agent.algorithm, schedule))
+        if agent.loaded:
+            source.model.policy.load_state_dict(agent.policy.state_dict())
+            source.model._n_updates = clock.updates
+            warnings.warn(
+                f"{agent.algorithm} of Stable-Baselines3 learns on with the policy and critics that were loaded; "
+                f"{NEW[agent.algorithm]}, since a saved agent does not hold the old ones",
+                stacklevel=4,  # where `learn` is called
+            )
         agent.take(source.model)
     follow = _Follow(agent, schedule, clock, journal)
     source.model.learn(schedule.steps, callback=follow, reset_num_timesteps=source.model.num_timesteps == 0)

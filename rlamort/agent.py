@@ -126,6 +126,7 @@ class Agent(nn.Module):
         fit_least: transitions that a fit needs at least; a run whose first one would find fewer is refused.
         fit_field: the field that sets `fit_every`, for messages.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
+        loaded: whether it is from a file, without a replay.
     """
 
     model: Model
@@ -134,6 +135,7 @@ class Agent(nn.Module):
     needs_fit: bool = False
     fit_least: int = 0
     fit_field: str = "fit_every"
+    loaded: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:
         super().__init__()

@@ -15,9 +15,21 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_resume import assert_equal
 
 from rlamort.env import capacity
+from rlamort.env.base import Space, Spec
 from rlamort.env.capacity import require_memory
 from rlamort.env.make import open_env
 from rlamort.errors import Fault, UserError
+
+
+def test_spaces_that_differ_little_are_told_apart_in_the_error():
+    first, second = (Spec.of(*[Space((1,), "float64", [-1.0], [high])] * 2) for high in (1.0, 1 + 1e-12))
+    with pytest.raises(UserError, match=r"observation space is Box\(.*, \[1.000000000001\].*agent's is Box\(.*, \[1.\]"):
+        first.require(second, "env=Second")
+    plain = Spec(1, [-1.0] * 3, [1.0] * 3)
+    with pytest.raises(UserError, match="action size is 1; the agent's is 3"):
+        plain.require(first, "env=First")
+    with pytest.raises(UserError, match=r"range of action\[1\] is \[-2.0, 1.0\]; the agent's is \[-1.0, 1.0\]"):
+        plain.require(Spec(1, [-1.0, -2.0, -1.0], [1.0, 1.0, 3.0]), "env=Wider")
 
 
 def test_actions_arrive_in_the_environments_units(device):

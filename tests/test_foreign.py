@@ -11,16 +11,22 @@ import numpy as np
 import pytest
 import stable_baselines3
 import torch
+from rlamort.agents.sb3 import NEW
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import rlamort as ra
+from rlamort.config import methods
+from rlamort.run.learner import learner_class
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
+SB3 = [name for name in methods() if name.startswith("sb3/")]
 
-def saved(algorithm, path, **policy):
+
+def saved(algorithm, path, env="Pendulum-v1", **policy):
     kwargs = {"net_arch": [32, 16], **policy}
-    model = getattr(stable_baselines3, algorithm)("MlpPolicy", "Pendulum-v1", policy_kwargs=kwargs, device="cpu", seed=0)
+    model = getattr(stable_baselines3, algorithm)("MlpPolicy", env, policy_kwargs=kwargs, device="cpu", seed=0)
     model.save(path)
     return model
 
@@ -57,6 +63,99 @@ def test_it_can_learn_on(tmp_path):
     with pytest.warns(UserWarning, match=r"learn\(50\): the agent is as it was loaded"):
         agent.learn(50)
     assert agent.clock.env_step == 50
+
+
+@pytest.mark.parametrize("method", SB3)
+def test_stable_baselines3_learns_on_with_what_was_loaded(method, tmp_path):
+    """With steps too small to matter, all networks stay what they were in the file."""
+    off_policy = {"batch_size": 16, "tau": 1e-9, "warmup_steps": 20, "buffer_size": 500}
+    fields = {"batch_size": 1024} if method == "sb3/ppo" else off_policy
+    agent = learner_class(method)("Pendulum-v1", hidden=(16,), learning_rate=1e-9, **fields).learn(60)
+    with torch.no_grad():
+        for p in agent.agent.parameters():
+            p.add_(torch.randn_like(p))
+    agent.save(tmp_path / "kept")
+    again, before = ra.load(tmp_path / "kept"), agent.clock.updates
+    with pytest.warns(UserWarning, match=f"the policy and critics that were loaded; {NEW[again.agent.algorithm]}") as said:
+        again.learn(60)
+    assert [warning.filename for warning in said] == [__file__]
+    torch.testing.assert_close(again.agent.state_dict(), agent.agent.state_dict(), rtol=0, atol=1e-5)
+    assert method == "sb3/ppo" or again.clock.updates == 2 * before > 0
+    again.learn(60)  # and does not say it again
+
+
+def test_a_file_of_ppo_learns_on_with_its_policy(tmp_path):
+    model = saved("PPO", tmp_path / "model.zip")
+    torch.nn.init.constant_(model.policy.action_net.bias, 1.5)
+    model.save(tmp_path / "model.zip")
+    agent = ra.load(f"sb3:{tmp_path / 'model.zip'}", env="Pendulum-v1")
+    agent.agent.keywords["learning_rate"] = 1e-9
+    with pytest.warns(UserWarning, match="learns on .*; the optimiser is new"):
+        agent.learn(64)
+    theirs, _ = model.predict(OBSERVATIONS, deterministic=True)
+    np.testing.assert_allclose(agent.predict(OBSERVATIONS, deterministic=True)[0], theirs, rtol=0, atol=1e-4)
+
+
+def test_what_was_not_loaded_begins_as_stable_baselines3_has_it():
+    agent = learner_class("sb3/td3")("Pendulum-v1", hidden=(16,), buffer_size=500, warmup_steps=100, seed=1).learn(5)
+    theirs = stable_baselines3.TD3("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [16]}, seed=agent.source.model.seed)
+    torch.testing.assert_close(agent.agent.policy.state_dict(), theirs.policy.state_dict(), rtol=0, atol=0)
+
+
+def actions_within(bound, dtype):
+    """Pendulum with actions of these bounds."""
+    box = gymnasium.spaces.Box(-bound, bound, (1,), dtype)
+    return gymnasium.wrappers.TransformAction(gymnasium.make("Pendulum-v1"), lambda action: action, box)
+
+
+@pytest.mark.parametrize("bound", [0.4, np.pi / 100, np.pi / 7])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bounds_that_the_file_rounds_are_those_of_its_environment(bound, dtype, tmp_path):
+    env, path = actions_within(bound, dtype), tmp_path / "model.zip"
+    saved("TD3", path, env)
+    agent = ra.load(f"sb3:{path}", env=env)
+    np.testing.assert_allclose(agent.agent.spec.high, env.action_space.high, rtol=1e-6)
+    for other in (bound * (1 + 1e-5), 2 * bound):
+        said = rf"its range of action\[0\] is \[-{str(other)[:5]}.*\]; the agent's is \[-{str(bound)[:5]}.*\], and"
+        with pytest.raises(ra.UserError, match=said):
+            ra.load(f"sb3:{path}", env=actions_within(other, dtype))
+
+
+def test_float32_bounds_come_back_exactly(tmp_path):
+    saved("SAC", tmp_path / "model.zip", "Humanoid-v5", net_arch=[8])
+    agent = ra.load(f"sb3:{tmp_path / 'model.zip'}", env="Humanoid-v5").agent
+    assert agent.spec.high == gymnasium.make("Humanoid-v5").action_space.high.tolist() != [0.4] * 17
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [("InvertedPendulum-v5", "observation size is 4; the agent's is 3"), ("Reacher-v5", "observation size is 10")],
+)
+def test_another_environment_is_said_by_what_differs(env, message, tmp_path):
+    saved("TD3", tmp_path / "model.zip")
+    with pytest.raises(ra.UserError, match=message):
+        ra.load(f"sb3:{tmp_path / 'model.zip'}", env=env)
+
+
+class Halved(FlattenExtractor):
+    def forward(self, observations):
+        return super().forward(observations) / 2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy", "given", "allowed"),
+    [
+        ("SAC", {"activation_fn": nn.LeakyReLU}, "activation_fn is .*LeakyReLU", "activation.ReLU"),
+        ("TD3", {"activation_fn": nn.ReLU6}, "activation_fn is .*ReLU6", "activation.ReLU"),
+        ("PPO", {"activation_fn": nn.Tanhshrink}, "activation_fn is .*Tanhshrink", "activation.Tanh"),
+        ("SAC", {"activation_fn": nn.Tanh}, "activation_fn is .*Tanh", "activation.ReLU"),
+        ("SAC", {"features_extractor_class": Halved}, "features_extractor_class is .*Halved", "layers.FlattenExtractor"),
+    ],
+)
+def test_networks_that_would_act_otherwise_here_are_refused(algorithm, policy, given, allowed, tmp_path):
+    saved(algorithm, tmp_path / "model.zip", **policy)
+    with pytest.raises(ra.UserError, match=rf"its {given}'>; only [\w.]*{allowed} can be read"):
+        ra.load(f"sb3:{tmp_path / 'model.zip'}")
 
 
 class Bomb:
@@ -104,9 +203,6 @@ def test_what_cannot_be_read_is_named(tmp_path):
         ra.load(f"sb3:{path}")
     path.write_bytes(b"no zip")
     with pytest.raises(ra.UserError, match="BadZipFile"):
-        ra.load(f"sb3:{path}")
-    saved("SAC", path, activation_fn=nn.Tanh)
-    with pytest.raises(ra.UserError, match=r"its activation is .*Tanh.*; only ReLU can be read"):
         ra.load(f"sb3:{path}")
     stable_baselines3.A2C("MlpPolicy", gymnasium.make("CartPole-v1")).save(path)
     with pytest.raises(ra.UserError, match="its spaces cannot be read"):

@@ -104,7 +104,9 @@ class Space(NamedTuple):
         raise ValueError(f"{what}: shape {x.shape} given; {self.shape} or {('batch', *self.shape)} is needed".replace("'", ""))
 
     def __str__(self) -> str:
-        low, high = (np.array2string(np.array(bound), threshold=20) for bound in (self.low, self.high))
+        dtype = self.dtype if self.dtype.startswith("float") else None  # with all digits that tell its numbers apart
+        bounds = (np.array(bound, dtype) for bound in (self.low, self.high))
+        low, high = (np.array2string(bound, threshold=20, floatmode="unique") for bound in bounds)
         return f"Box({low}, {high}, {self.shape}, {self.dtype})"
 
 
@@ -212,12 +214,17 @@ class Spec(NamedTuple):
 
     def require(self, other: "Spec", where: str) -> None:
         """Raises UserError if an environment `where` has other spaces than an agent of this one was built for."""
-        flat = (self.x_dim, self.low, self.high) == (other.x_dim, other.low, other.high)
-        if flat and (self.declared is None or other.declared is None or self.declared == other.declared):
-            return  # files of older versions have sizes and bounds only
-        for what, ours, theirs in (("observation", self.observation, other.observation), ("action", self.action, other.action)):
+        pairs: list[tuple[str, Any, Any]]
+        if self.declared and other.declared:
+            pairs = list(zip(("observation space", "action space"), self.declared, other.declared, strict=True))
+        else:  # older files have sizes and bounds only, and so have Stable-Baselines3's, in which a bound has eight decimals
+            one, another = (np.transpose([spec.low, spec.high]).tolist() for spec in (self, other))  # (n, 2)
+            pairs = [("observation size", self.x_dim, other.x_dim), ("action size", len(one), len(another))]
+            ranges = enumerate(zip(one, another, strict=False))
+            pairs += [(f"range of action[{i}]", a, b) for i, (a, b) in ranges if not np.allclose(a, b, rtol=1e-6, atol=0)]
+        for what, ours, theirs in pairs:
             if ours != theirs:
-                raise UserError(f"{where}: its {what} space is {theirs}; the agent's is {ours}, and they must be the same")
+                raise UserError(f"{where}: its {what} is {theirs}; the agent's is {ours}, and they must be the same")
 
 
 class Env:

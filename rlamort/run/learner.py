@@ -56,7 +56,6 @@ class Learner:
     method: ClassVar[str]
     durable: Durable | None = None  # saves it to its run directory, where it has one
     closed = False
-    loaded = False  # from a file without a replay
 
     def __init__(self, env: Any, *others: Any, eval_env: Any = None, **fields: Any) -> None:
         if others:
@@ -207,7 +206,7 @@ class Learner:
             self._train(schedule, Journal([*takers, called], scorer, lambda: self._after_round(called, stop())))
             if durable is not None and durable.save():
                 called()
-        if self.loaded and self.clock.updates == updates and self.source.resumable:
+        if self.agent.loaded and self.clock.updates == updates and self.source.resumable:
             warnings.warn(
                 f"learn({total_timesteps}): the agent is as it was loaded. Its replay began empty, and updates begin after "
                 f"{schedule.update_after:,} steps (warmup_steps, update_after); learn longer, or set these lower",
@@ -370,7 +369,7 @@ class Learner:
             saved.require_fit(lambda: learner._fresh_agent(spec))
         learner.build(learner.source.env.spec if from_env else spec)
         saved.fill(learner.agent)
-        learner.clock, learner.loaded = clock, True
+        learner.clock, learner.agent.loaded = clock, True
         return learner
 
 

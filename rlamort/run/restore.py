@@ -36,7 +36,7 @@ def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:
     learner.environments.require_second(must=False)
     learner.build(foreign.spec)
     foreign.fill(learner.agent)
-    learner.loaded = True
+    learner.agent.loaded = True
     return learner
 
 

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,12 +51,13 @@ def read_sb3(path: Path) -> Foreign:
         raise UserError(f"{path}: it was trained with use_sde, which is not supported")
     spec = _spec(path, data)
     values: dict[str, Any] = {"discount": float(data.get("gamma", 0.99))}
-    activation = str(data.get("policy_kwargs", {}).get("activation_fn", ""))
+    chosen = data.get("policy_kwargs", {})
+    _expect(path, chosen, "features_extractor_class", "stable_baselines3.common.torch_layers.FlattenExtractor")
     if kind == PPO and "action_net.weight" in tensors:
-        _expect(path, activation, "Tanh")
+        _expect(path, chosen, "activation_fn", "torch.nn.modules.activation.Tanh")
         widths = _widths(tensors, "mlp_extractor.policy_net")
         return Foreign("sb3/ppo", values | {"hidden": widths}, spec, {f"policy.{name}": t for name, t in tensors.items()})
-    _expect(path, activation, "ReLU")
+    _expect(path, chosen, "activation_fn", "torch.nn.modules.activation.ReLU")
     critics = len({name.split(".")[1] for name in tensors if name.startswith("critic.")})
     try:
         if kind == OFF_POLICY["sac"]:
@@ -105,7 +107,7 @@ def _spec(path: Path, data: dict[str, Any]) -> Spec:
     try:
         action, observation = data["action_space"], data["observation_space"]
         shape = [int(n) for n in observation["_shape"]]
-        low, high = (_numbers(action[bound]) for bound in ("low", "high"))
+        low, high = (_numbers(action[bound], action.get("dtype", "float32")) for bound in ("low", "high"))
         (n,) = action["_shape"]
         if len(low) != n or len(high) != n or len(shape) != 1:
             raise ValueError("its spaces are not flat boxes whose bounds are written out")
@@ -114,15 +116,18 @@ def _spec(path: Path, data: dict[str, Any]) -> Spec:
         raise UserError(f"{path}: its spaces cannot be read without executing them: {error}") from error
 
 
-def _numbers(text: str) -> list[float]:
-    if not re.fullmatch(r"\[[-+\d.e\s]*\]", text):
-        raise ValueError(f"bounds {text!r}")
-    return [float(number) for number in text[1:-1].split()]
+def _numbers(text: str, dtype: str) -> list[float]:
+    """Bounds in their own precision: 0.4 stands for the float32 next to it, where they are float32."""
+    if not re.fullmatch(r"\[[-+\d.e\s]*\]", text) or not re.fullmatch(r"float(16|32|64)", dtype):
+        raise ValueError(f"bounds {text!r} of {dtype}")
+    numbers: list[float] = np.array(text[1:-1].split(), dtype).tolist()
+    return numbers
 
 
-def _expect(path: Path, activation: str, allowed: str) -> None:
-    if activation and allowed not in activation:
-        raise UserError(f"{path}: its activation is {activation}; only {allowed} can be read")
+def _expect(path: Path, chosen: dict[str, Any], key: str, allowed: str) -> None:
+    default = f"<class '{allowed}'>"
+    if (given := chosen.get(key, default)) != default:
+        raise UserError(f"{path}: its {key} is {given}; only {allowed} can be read")
 
 
 def _widths(tensors: dict[str, Tensor], prefix: str) -> list[int]:
