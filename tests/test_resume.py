@@ -419,6 +419,17 @@ def test_a_refused_change_leaves_the_run_as_it_was(tmp_path):
     again.close()
 
 
+def test_a_finished_run_without_checkpoints_is_not_begun_anew(tmp_path):
+    run = tmp_path / "run"
+    learner = learner_class("sb3/ppo")("Pendulum-v1", dir=str(run), steps=64, log_every=32, eval_every=32, eval_episodes=1)
+    learner.learn(64).save(run / "agent")
+    learner.close()
+    records = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ra.UserError, match="no checkpoint to go on from, and beginning anew would lose its records"):
+        resume(run)
+    assert (run / "metrics.jsonl").read_bytes() == records
+
+
 def test_a_repeated_command_changes_what_it_says_anew(tmp_path):
     """Neither what was chosen for the run's parts, nor what has changed since, as after a retry."""
     command = [

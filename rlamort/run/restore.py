@@ -92,6 +92,11 @@ def resume(
     directory.checkpoints.sweep()
     loaded = directory.checkpoints.newest()
     learner.build(learner.source.env.spec)
+    if loaded is None and (path / "agent").is_dir():
+        raise UserError(
+            f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; rlamort.load({str(path)!r}) "
+            "gives its agent, and `rlamort train` with another dir trains anew"
+        )
     if loaded is None:  # it was killed before its first checkpoint
         directory.records.cut(0)
         directory.describe(learner.description())
