@@ -54,7 +54,7 @@ def visit(policy: Policy, env: Env, seed: int) -> Visited:
         rows.append(acting)
         times.append(np.full(len(acting), time))
         step = env.step(policy(x))
-        running = running & ~(step.terminated | step.truncated)
+        running = running & ~step.over
         x, time = env.x, time + 1
     env.episodes()
     episode = np.concatenate(rows)

@@ -103,10 +103,10 @@ def train(arguments: list[str]) -> None:
     composition = Composition(method, row, rest)
     code = composition.run(Session(_leave_behind).start)
     if len(composition.runs) > 1:
-        from rlamort.measure.plot import plot
+        from rlamort.measure.plot import told
 
         where = Path(os.path.commonpath([run.parent for run in composition.runs]))
-        print(f"all {len(composition.runs)} runs: {plot(composition.runs, _unused(where / f'{composition.name}.png'))}")
+        print(told(f"all {len(composition.runs)} runs", composition.runs, _unused(where / f"{composition.name}.png")))
     if code:
         raise SystemExit(code)
 
@@ -131,10 +131,10 @@ def resume_run(arguments: list[str]) -> None:
 
 
 def _leave_behind(learner: "Learner", path: Path) -> None:
-    from rlamort.measure.plot import plot
+    from rlamort.measure.plot import told
     from rlamort.measure.video import film_apart
 
-    print(f"curve: {plot([path], path / 'plots' / 'return.png')}")
+    print(told("curve", [path], path / "plots" / "return.png"))
     if learner.config.run.video:
         print(film_apart(path, learner.method))
 

@@ -10,13 +10,14 @@ from scipy.special import stdtrit
 
 from rlamort.agent import Agent, Player
 from rlamort.env import Env
+from rlamort.errors import Fault
 from rlamort.host.randomness import Randomness
 
 SEED = 1_000_000  # evaluation episodes are the same for every training seed
 
 
 class Interval(NamedTuple):
-    """A statistic and a 95 % interval for it; the bounds are NaN where there are fewer than two values."""
+    """A statistic and a 95 % interval for it; the bounds are NaN where there are fewer than two values, and all where none."""
 
     mean: float
     low: float
@@ -25,7 +26,7 @@ class Interval(NamedTuple):
 
 def interval(values: Sequence[float]) -> Interval:
     """Mean of `values` and its Student interval."""
-    mean = float(np.mean(values))
+    mean = float(np.mean(values)) if len(values) else math.nan
     if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
     half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -61,19 +62,47 @@ def mean(values: np.ndarray) -> np.ndarray:
     return np.asarray(values.mean(-1))
 
 
+def finished(returns: Sequence[float]) -> list[float]:
+    """The returns of episodes that did not fail, which those that did have none of: NaN."""
+    return [one for one in returns if not math.isnan(one)]
+
+
 class Score(NamedTuple):
-    """Undiscounted returns and lengths of episodes played without exploration."""
+    """Undiscounted returns and lengths of episodes played without exploration, in the order of their seeds.
+
+    An episode in which the environment failed has no return, NaN: what it was paid until then is that of no whole episode,
+    and a problem's cost that is no finite number is not 0.
+    """
 
     returns: list[float]
     lengths: list[int]
 
+    @property
+    def failed(self) -> int:
+        """How many episodes failed."""
+        return len(self.returns) - len(finished(self.returns))
+
+    def whole(self) -> list[float]:
+        """All returns, for comparisons by the same episodes. Raises Fault if one failed."""
+        if self.failed:
+            raise Fault(f"evaluation: the environment failed in {self.failed} of {len(self.returns)} episodes; all are needed")
+        return self.returns
+
     def values(self) -> dict[str, float | list[float]]:
-        """As a record, without the bounds that a single episode does not have."""
-        mean, low, high = interval(self.returns)
-        record: dict[str, float | list[float]] = {"eval/return": mean, "eval/length": float(np.mean(self.lengths))}
+        """As a record of what finished, without the bounds that a single episode and the return that none does not have.
+
+        Where some failed it says how many.
+        """
+        failed: dict[str, float | list[float]] = {"eval/failed": self.failed} if self.failed else {}
+        returns = finished(self.returns)
+        if not returns:
+            return failed
+        mean, low, high = interval(returns)
+        lengths = [length for one, length in zip(self.returns, self.lengths, strict=True) if not math.isnan(one)]
+        record: dict[str, float | list[float]] = {"eval/return": mean, "eval/length": float(np.mean(lengths))}
         if not math.isnan(low):
             record |= {"eval/low": low, "eval/high": high}
-        return record | {"eval/returns": self.returns}
+        return record | {"eval/returns": returns} | failed
 
 
 @torch.no_grad()
@@ -94,12 +123,13 @@ def score(agent: Agent, env: Env, seed: int = SEED, episodes: int | None = None)
 
 
 def _play(agent: Agent, env: Env, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """One episode in each of the first `count` rows: returns and lengths (count,)."""
+    """One episode in each of the first `count` rows: returns, NaN of those that fail, and lengths (count,)."""
     x, player = env.reset(seed), Player(agent, env.count)
     total, length, running = np.zeros(env.count), np.zeros(env.count, dtype=np.int64), np.arange(env.count) < count
     while running.any():
         step = env.step(player(x, explore=False))
         total += running * step.reward.numpy(force=True)
+        total[running & ~step.valid] = np.nan
         length += running
         running &= ~step.over
         player.begin(step.over)

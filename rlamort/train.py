@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rlamort.agent import Agent, Player
 from rlamort.env import Env, Episode
 from rlamort.errors import Diverged
 from rlamort.objective import Metrics
-from rlamort.score import Score
+from rlamort.score import Score, finished
 from rlamort.source import Batch, Collected, Contexts, Labelled
 
 Values = dict[str, float | list[float]]
@@ -185,8 +186,15 @@ class Journal:
         """Evaluate the agent and record the result, unless there is no scorer or this step is evaluated already."""
         if self.score is not None and clock.scored != clock.env_step:
             found = self.score(agent)
+            returns = finished(found.returns)
+            if not returns:
+                warnings.warn(
+                    f"step {clock.env_step:,}: the evaluation is undefined, since all of its {found.failed} episodes failed; "
+                    "it is recorded without a return, and training goes on",
+                    stacklevel=2,
+                )
             # a problem's return is minus its cost, and the cost is what it is about
-            cost: Values = {} if agent.spec.problem is None else {"eval/cost": -sum(found.returns) / len(found.returns)}
+            cost: Values = {"eval/cost": -sum(returns) / len(returns)} if returns and agent.spec.problem is not None else {}
             self.record(clock, found.values() | cost)
             clock.scored = clock.env_step
 

@@ -143,6 +143,20 @@ class FlakyNumbers(Good):
         return float("nan") if self.np_random.random() < 0.01 else 1.0
 
 
+class Fragile(Good):
+    """Each step costs 1, and about half of its seeds break at their fifth."""
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.breaks = self.np_random.random() < 0.5
+        return result
+
+    def reward(self):
+        if self.breaks and self.t == 5:
+            raise RuntimeError("the robot fell apart")
+        return -1.0
+
+
 class Dies(Good):
     """Its process ends, or hangs, once: the file says that it has happened."""
 

@@ -486,6 +486,24 @@ def test_what_critics_promise_is_compared_with_the_soft_return_that_follows(monk
     np.testing.assert_allclose(q[2:4], found.numpy(), rtol=1e-6)
 
 
+def test_a_failure_cuts_off_what_critics_are_compared_with_as_a_time_limit_does(monkeypatch):
+    class Failing(Ticking):
+        """The second fails where it was cut off, and says that this is an end."""
+
+        def step(self, y):
+            x, reward, terminated, truncated, valid, *_ = super().step(y)
+            return Step(x, reward, terminated | truncated, np.zeros(2, bool), valid & ~truncated)
+
+    agent = SAC(Spec(2, [-1.0], [1.0]), hidden=(4,), temperature=0.5)
+    monkeypatch.setattr(overestimation, "REMAINDER", 0.3)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = overestimation.play(agent, Ticking(), 0.5)
+        torch.manual_seed(0)
+        found = overestimation.play(agent, Failing(), 0.5)
+    np.testing.assert_array_equal(found, expected)
+
+
 class Valley(Critic):
     """Q(x, y) = -(y - x)^2, of two members alike."""
 

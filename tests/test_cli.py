@@ -438,9 +438,9 @@ def test_runs_at_equal_steps_are_a_mean_and_nothing_else(tmp_path):
     assert drawn([*runs, runs[0]]) == [[("td3: mean of 3 runs, 95 %", [100, 200], [1.0, 11.0])]]  # one given twice counts once
     empty = made_run(tmp_path / "empty", {}, seed=9)
     (empty / "metrics.jsonl").unlink()
-    with pytest.warns(UserWarning, match="empty: it is left out, since it has no evaluation yet"):
+    with pytest.warns(UserWarning, match="empty: it is left out, since it has no evaluation with a return yet"):
         assert len(drawn([*runs, empty])[0]) == 1
-    with pytest.raises(UserError, match="no evaluation has been recorded yet"):
+    with pytest.raises(UserError, match="no evaluation with a return has been recorded yet"):
         plot([empty], tmp_path / "curves.png")
 
 

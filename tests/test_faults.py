@@ -13,8 +13,13 @@ from test_cli import HERE, QUICK, rlamort
 
 import rlamort as ra
 from rlamort.env.make import open_env
+from rlamort.env.one_step import OneStep
 from rlamort.errors import Fault
+from rlamort.measure.slices import evaluations
 from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.compose import last_score
+from rlamort.run.track import read_records
+from rlamort.score import Score, score
 from rlamort.source import Replay
 
 SMALL = {"hidden": [16, 16], "warmup_steps": 50, "batch_size": 16, "buffer_size": 5_000, "device": "cpu"}
@@ -45,6 +50,95 @@ def test_a_failing_step_is_dropped_counted_and_the_episode_ends(kind, vectorizat
     assert (x_next - x).unique().tolist() == [1]  # within one episode, always
     assert reward.unique().tolist() == [1]
     assert {e.length for e in episodes} == {20}  # only whole episodes are reported
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_episode_that_fails_has_no_return_and_is_counted(vectorization, rows):
+    """Five steps at 1 each, or none where an exception hides the last, would be better than any whole episode."""
+    env = open_env(odd_envs.Fragile, count=rows, max_faults=1000, vectorization=vectorization)
+    agent = ra.TD3(odd_envs.Good, **SMALL).agent
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        found = score(agent, env, seed=0, episodes=8)
+    env.close()
+    breaks = [np.random.default_rng(seed).random() < 0.5 for seed in range(8)]
+    failed = sum(breaks)
+    assert 1 < failed < 7
+    np.testing.assert_array_equal(found.returns, [np.nan if one else -20.0 for one in breaks])
+    assert found.lengths == [5 if one else 20 for one in breaks]
+    assert found.values() == {
+        "eval/return": -20.0, "eval/length": 20.0, "eval/low": -20.0, "eval/high": -20.0,
+        "eval/returns": [-20.0] * (8 - failed), "eval/failed": failed,
+    }  # fmt: skip
+    with pytest.raises(Fault, match=f"the environment failed in {failed} of 8 episodes; all are needed"):
+        found.whole()
+
+
+def test_a_score_without_failures_says_nothing_of_them():
+    found = Score([1.0, 2.5], [3, 4])
+    assert list(found.values()) == ["eval/return", "eval/length", "eval/low", "eval/high", "eval/returns"]
+    assert found.whole() == [1.0, 2.5]
+    assert Score([1.0], [3]).values() == {"eval/return": 1.0, "eval/length": 3.0, "eval/returns": [1.0]}
+    assert Score([np.nan], [3]).values() == {"eval/failed": 1}
+
+
+GAPPED = """
+import torch
+import rlamort as ra
+
+class Gapped(ra.Problem):
+    "Everything costs 1, but `failing` of 10 contexts that are held out have no answer."
+
+    domain = ra.Box([0.0], [1.0])
+
+    def __init__(self, failing):
+        super().__init__()
+        self.failing = failing
+
+    def contexts(self, count):
+        return torch.rand(count, 1)
+
+    def held_out(self, count):
+        return torch.where(torch.arange(count)[:, None] % 10 < self.failing, -1.0, 1.0)
+
+    def cost(self, y, x):
+        return torch.where(x[:, 0] < 0, torch.inf, 1 + 0 * y.sum(-1))
+"""
+
+
+def test_contexts_without_an_answer_are_in_no_mean_and_are_counted(tmp_path):
+    (tmp_path / "my_module.py").write_text(GAPPED)
+    small = ["hidden=[8]", "batch_size=16", "eval_episodes=10", "steps=40", "eval_every=20", "device=cpu", "compile=false"]
+    runs = {}
+    for failing in (0, 4, 10):
+        given = ["env=my_module:Gapped", f"env_kwargs.failing={failing}", *small, f"dir={failing}"]
+        runs[failing] = rlamort("train", "amortize", *given, cwd=tmp_path)
+    records = {n: [r for r in read_records(tmp_path / str(n)) if any("eval" in key for key in r)] for n in runs}
+    assert [r["env_step"] for r in records[10]] == [20, 40]
+    assert all(r == {"env_step": r["env_step"], "eval/failed": 10} for r in records[10])
+    assert all(r["eval/cost"] == 1 and r["eval/return"] == -1 and r["eval/failed"] == 4 for r in records[4])
+    assert all("eval/failed" not in r and r["eval/returns"] == [-1] * 10 for r in records[0])
+    assert "step 20: mean cost 1 [1, 1], lower is better\n" in runs[0].stdout
+    assert "step 20: mean cost 1 [1, 1], lower is better; 4 of 10 failed\n" in runs[4].stdout
+    assert "step 40: evaluation undefined; 10 of 10 failed\n" in runs[10].stdout
+    assert "curve: none is drawn: 10: no evaluation with a return has been recorded yet\n" in runs[10].stdout
+    assert "step 40: the evaluation is undefined, since all of its 10 episodes failed" in runs[10].stderr
+    assert [last_score(tmp_path / str(n)) for n in runs] == [1, 1, None]
+    said = rlamort("eval", "4", cwd=tmp_path).stdout
+    assert "mean cost, lower is better: 1, 95 % interval [1, 1] over 6 contexts; 4 of 10 failed, and are left out" in said
+    assert "failed" not in rlamort("eval", "0", cwd=tmp_path).stdout
+    refused = rlamort("eval", "10", cwd=tmp_path, code=3)
+    assert "rlamort: 10: its evaluation is undefined, since all of its 10 episodes failed" in refused.stderr
+
+
+def test_a_score_is_the_last_evaluations_alone(tmp_path):
+    """A sweep must not take a run for what it was before its answers failed, nor a claim for one over other episodes."""
+    records = [{"env_step": 10, "eval/return": 5.0}, {"env_step": 20, "eval/failed": 3}, {"env_step": 30, "train/return": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    assert last_score(tmp_path) is None
+    assert evaluations(records[:1], tmp_path) == records[:1]
+    with pytest.raises(Fault, match="its evaluation at step 20 lost 3 episodes to failures of the environment"):
+        evaluations(records, tmp_path)
 
 
 def test_beyond_the_limit_the_run_ends_with_what_was_raised():

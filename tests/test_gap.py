@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
+import odd_envs
 import pytest
 import stable_baselines3
 import torch
@@ -280,6 +282,37 @@ def test_rollouts_are_refused_where_rewards_are_not_known():
     saved = save(still, opened("Pendulum-v1", 1), 0, np.array([0]), np.array([0]))
     with pytest.raises(ra.UserError, match="env=Pendulum-v1: its state cannot be set"):
         RolloutSimulator(opened("Pendulum-v1", 1), saved)
+
+
+def test_a_rollout_that_fails_has_no_return_and_nothing_of_the_next_episode():
+    still = lambda x: torch.zeros(len(x), 1)  # noqa: E731
+    envs = [open_env(odd_envs.Fragile, count=2, max_faults=9) for _ in range(3)]  # of seeds 1 and 2 the second breaks
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        met = visit(still, envs[0], seed=1)
+    assert np.bincount(met.episode).tolist() == [20, 5]
+    saved = save(still, envs[1], 1, np.array([0, 1]), np.array([2, 3]))
+    simulator = EnvSimulator(envs[2], saved)
+    np.testing.assert_array_equal(simulator.returns(still(saved.x), still, 1, 1.0), [-1, -1])
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        np.testing.assert_array_equal(simulator.returns(still(saved.x), still, 10, 1.0), [-10, np.nan])
+
+
+def test_a_gap_leaves_out_what_fails_and_says_so(tmp_path):
+    learner = ra.TD3(odd_envs.Good, hidden=(8,), warmup_steps=50, batch_size=8, max_env_faults=1000).learn(60)
+    learner.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        report = gap(
+            tmp_path / "agent", odd_envs.Fragile, **{**SMALL, "episodes": 8, "states": 80, "resimulated": 80, "acting": 0}
+        )
+    left = re.search(r"(\d+) of (\d+) states are left out: the environment failed in a rollout", "\n".join(report.lines))
+    assert left
+    assert 0 < int(left[1]) < int(left[2])
+    assert report.data["environment"]["states"] == int(left[2]) - int(left[1])
+    assert np.isfinite(report.data["environment"]["best"]["gained"]["mean"])
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        several = gap(tmp_path / "agent", odd_envs.Fragile, **{**SMALL, "resimulated": 0, "acting": 4})
+    assert re.search(r"policy: [1-3] of 4 episodes failed, and are left out", "\n".join(several.lines))
+    assert {one["gained"]["mean"] for one in several.data["acting"]["players"]} == {0.0}
 
 
 def test_a_rollout_notices_a_reward_that_something_changes():

@@ -4,6 +4,7 @@ import copy
 
 import gymnasium
 import numpy as np
+import odd_envs
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -376,6 +377,15 @@ def test_claims_about_planners_are_differences_over_seeds():
     axes = Figure().subplots()
     claim.panel(found)(axes)
     assert axes.lines[0].get_ydata().tolist() == [6.0, 9.0]
+
+
+def test_an_episode_is_shown_up_to_its_failure():
+    learner = ra.POPLIN_P(odd_envs.Fragile, **SMALL)
+    with pytest.warns(UserWarning, match="a new episode begins"):
+        states, actions = played_by(learner, 30)
+    learner.close()
+    assert states[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert actions.shape == (4, 1)
 
 
 def test_an_agent_is_searched_with_other_samples_and_iterations(tmp_path):

@@ -108,13 +108,17 @@ class EnvSimulator:
 
     @torch.no_grad()
     def returns(self, y: Tensor, policy: Policy, horizon: int, discount: float) -> np.ndarray:
-        """sum_{t < H} gamma^t r_t (S,) of rollouts that begin with y (S, n) and follow `policy`, within the episode."""
+        """sum_{t < H} gamma^t r_t (S,) of rollouts that begin with y (S, n) and follow `policy`, within the episode.
+
+        It is NaN where the environment failed.
+        """
         env, total, running = self.env, np.zeros(len(y)), np.ones(len(y), dtype=bool)
         self._put_back()
         for t in range(horizon):
             step = env.step(y)
             total += np.where(running, discount**t * step.reward.numpy(force=True).astype(np.float64), 0.0)
-            running = running & ~(step.terminated | step.truncated)
+            total[running & ~step.valid] = np.nan
+            running = running & ~step.over
             if not running.any():
                 break
             y = policy(env.x.to(env.device))

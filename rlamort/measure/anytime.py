@@ -15,7 +15,7 @@ from rlamort.agent import Agent
 from rlamort.env import Env
 from rlamort.measure.report import Report, bounds, by_episode, table
 from rlamort.measure.time_to_match import timed
-from rlamort.score import Interval, interval, score
+from rlamort.score import Interval, finished, interval, score
 from rlamort.update import AUTO, Anytime, Cem, Worth, best
 
 POLICY, AUTOMATIC = "policy", "policy + gradient steps, auto"
@@ -43,7 +43,7 @@ class Played(NamedTuple):
     name: str
     microseconds: float  # per decision at batch 1, at its fastest
     promised: Interval  # of Q, over states
-    gained: Interval  # of the return, over episodes with the same seeds
+    gained: Interval  # of the return, over episodes with the same seeds that failed for neither
 
     @property
     def worse(self) -> bool:
@@ -81,17 +81,22 @@ def return_against_time(
     found = [
         Played(
             name, 1e6 * seconds[name], by_episode(costs[POLICY] - costs[name], episode),
-            interval((np.array(returns[name]) - own).tolist()),
+            interval(finished((np.array(returns[name]) - own).tolist())),
         )
         for name in playing
     ]  # fmt: skip
     rows = [
-        [one.name, f"{one.microseconds:.0f}", bounds(interval(returns[one.name])),
+        [one.name, f"{one.microseconds:.0f}", bounds(interval(finished(returns[one.name]))),
          *(["", ""] if one.name == POLICY else [bounds(one.promised), bounds(one.gained)])]
         for one in found
     ]  # fmt: skip
     head = ["", "us per decision", f"return of {episodes} episodes [95 %]", "Q above the policy's", "return above the policy's"]
-    lines = [*table(head, rows), *verdict([one for one in found if one.name != POLICY], episodes)]
+    failed = {name: len(played) - len(finished(played)) for name, played in returns.items()}
+    lines = [
+        *table(head, rows),
+        *(f"{name}: {count} of {episodes} episodes failed, and are left out" for name, count in failed.items() if count),
+        *verdict([one for one in found if one.name != POLICY], episodes),
+    ]
     data: dict[str, Any] = {
         "returns": returns,
         "players": [{**one._asdict(), "promised": one.promised._asdict(), "gained": one.gained._asdict()} for one in found],

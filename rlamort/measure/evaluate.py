@@ -7,9 +7,9 @@ from rlamort import parts
 from rlamort.config import Positive, check_names, convert, short_name
 from rlamort.domain import Domain
 from rlamort.env import Spec
-from rlamort.errors import UserError
+from rlamort.errors import Fault, UserError
 from rlamort.run.restore import load
-from rlamort.score import interval
+from rlamort.score import finished, interval
 from rlamort.update import AUTO, Anytime, Refine, Update, Worth, anytime, best
 
 PLACES = ("env", "eval_env")
@@ -27,12 +27,16 @@ def evaluate(run: str, episodes: int | None, method: str | None, fields: dict[st
 
     Raises:
         UserError: there is no such agent, or a field is not known or not allowed.
+        Fault: the environment failed in all episodes.
     """
     check_names(fields, [*PLACES, *REFINEMENT])
     learner = load(run, method=method, **{name: fields[name] for name in PLACES if name in fields})
     asked = refinement({name: fields[name] for name in REFINEMENT if name in fields}, learner.agent.spec)
-    returns = learner.score(episodes, refine=asked).returns
+    found = learner.score(episodes, refine=asked)
     learner.close()
+    returns = finished(found.returns)
+    if not returns:
+        raise Fault(f"{run}: its evaluation is undefined, since all of its {found.failed} episodes failed, as said above")
     how = [f"{name}={fields[name]}" for name in REFINEMENT if name in fields]
     where = f"{short_name(learner.config.method)} on {learner.config.run.env}, {learner.clock.env_step:,} steps, {run}"
     lines = [", ".join([where, *how])]
@@ -43,7 +47,8 @@ def evaluate(run: str, episodes: int | None, method: str | None, fields: dict[st
         what, digits, (mean, low, high) = "mean cost, lower is better:", ".4g", interval([-one for one in returns])
         count = "1 context" if len(returns) == 1 else f"{len(returns)} contexts"
     bounds = f", 95 % interval [{low:{digits}}, {high:{digits}}]" if len(returns) > 1 else ""
-    return [*lines, f"{what} {mean:{digits}}{bounds} over {count}"]
+    lost = f"; {found.failed} of {len(found.returns)} failed, and are left out" if found.failed else ""
+    return [*lines, f"{what} {mean:{digits}}{bounds} over {count}{lost}"]
 
 
 def refinement(fields: dict[str, Any], spec: Spec) -> Anytime | None:

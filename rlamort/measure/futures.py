@@ -96,12 +96,15 @@ def predictions(run: Path, out: Path) -> Path | None:
 def played(learner: Learner, steps: int) -> tuple[Tensor, Tensor]:
     """States (T + 1, d) and actions (T, n) from the beginning of an evaluation episode, T <= `steps`, as its agent plays."""
     env = learner.environments.another(1)
-    states, actions = [env.reset(SEED).to(learner.device)], list[Tensor]()
+    states, actions = [env.reset(SEED).to(learner.device)], [torch.empty(0, env.domain.dim, device=learner.device)]
     with Randomness(SEED, learner.device)():
         player = Player(learner.agent, 1)
         for _ in range(steps):
-            actions.append(player(states[-1], explore=False))
-            step = env.step(actions[-1].to(env.place))
+            y = player(states[-1], explore=False)
+            step = env.step(y.to(env.place))
+            if not step.valid.all():  # a failure, which has no successor
+                break
+            actions.append(y)
             states.append(step.x_next.to(learner.device))
             if step.over.any():
                 break

@@ -273,6 +273,11 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         returns, how = _played(place, saved, played, horizon, discount)
     except UserError as error:
         return Report([str(error)], {"absent": str(error)})
+    kept = np.isfinite(np.stack([*returns.values()])).all(0)  # the same states for all actions
+    failed = f"{np.count_nonzero(~kept)} of {len(kept)} states are left out: the environment failed in a rollout from there"
+    if not kept.any():
+        return Report([failed], {"absent": failed})
+    part, episode, returns = part[kept], episode[kept], {name: total[kept] for name, total in returns.items()}
     lines, data = [], {"by": how, "states": len(part), "horizon": horizon, "discount": discount}
     rows = []
     for name, title in (("refined", f"policy + {REFINEMENTS} gradient steps"), ("best", "critic's best action")):
@@ -288,6 +293,7 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
             ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
         ),
         f"the policy's own: {bounds(by_episode(returns['policy'], episode))}",
+        *([] if kept.all() else [failed]),
     ]
     return Report(lines, data)
 

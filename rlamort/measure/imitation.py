@@ -106,7 +106,7 @@ class Imitation(NamedTuple):
             learner = load(self.path)
         else:
             learner = learner_class("mpc")(self.imitation, threads=1)
-        returns, random = learner.score(self.episodes).returns, _random(learner, self.episodes)
+        returns, random = learner.score(self.episodes).whole(), _random(learner, self.episodes)
         learner.close()
         return {"versions": versions(), "returns": returns, "random": random, "policy": self._policy()}
 
@@ -120,7 +120,7 @@ class Imitation(NamedTuple):
         learner = learner_class(row)(values.pop("env"), **values, threads=1)
         learner.learn(self.steps)
         found = {
-            "versions": versions(), "returns": learner.score(self.episodes).returns, "labels": learner.source.labels,
+            "versions": versions(), "returns": learner.score(self.episodes).whole(), "labels": learner.source.labels,
             "policy": self._policy(),
             "steps": learner.clock.env_step, "seconds": self._decisions(learner),
         }  # fmt: skip
@@ -261,7 +261,7 @@ class Uniform(Agent):
 def _random(learner: Learner, episodes: int) -> list[float]:
     own, learner.agent = learner.agent, Uniform(learner.agent.spec, normalise=False)
     try:
-        return learner.score(episodes).returns
+        return learner.score(episodes).whole()
     finally:
         learner.agent = own
 

@@ -94,7 +94,8 @@ def promised(directory: Path) -> dict[str, Any]:
 def play(agent: SAC, env: Any, discount: float) -> tuple[np.ndarray, np.ndarray]:
     """Q and the discounted soft return that follows, of one exploring episode in each environment.
 
-    The return after t is r_t + gamma (r_{t+1} - alpha log q_{t+1} + ...). States near a time limit do not count.
+    The return after t is r_t + gamma (r_{t+1} - alpha log q_{t+1} + ...). States near a time limit, or a failure of the
+    environment, do not count.
     """
     alpha, f = float(agent.alpha()), agent.action_cost()
     x, running = env.reset(SEED), np.ones(env.count, dtype=bool)
@@ -103,7 +104,9 @@ def play(agent: SAC, env: Any, discount: float) -> tuple[np.ndarray, np.ndarray]
         seen = agent.normaliser(x)
         y, logq = agent.density.sample(agent.model(seen, agent.f.oracle(seen)))
         step = env.step(y)
-        steps.append((_host(-f(y, seen)), _host(step.reward), -alpha * _host(logq), running, step.terminated & running))
+        # a failure cuts an episode off, as a time limit does: what the step would have paid is not known
+        terminated = step.terminated & step.valid & running
+        steps.append((_host(-f(y, seen)), _host(step.reward), -alpha * _host(logq), running, terminated))
         running, x = running & ~step.over, env.x
     q, reward, bonus, played, terminated = map(np.stack, zip(*steps, strict=True))  # (T, N)
     follows, value = np.zeros(env.count), np.empty_like(q)

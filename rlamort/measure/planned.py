@@ -156,11 +156,11 @@ def _searched(populations: Sequence[int], iterations: Sequence[int], episodes: i
     found: dict[str, dict[str, list[float]]] = {"populations": {}, "iterations": {}}
     for samples in populations:
         model.update.samples, model.update.elites = samples, max(2, round(ELITES * samples))
-        found["populations"][str(samples)] = learner.score(episodes).returns
+        found["populations"][str(samples)] = learner.score(episodes).whole()
     model.update.samples, model.update.elites = trained
     for steps in iterations:
         model.steps = steps
-        found["iterations"][str(steps)] = learner.score(episodes).returns
+        found["iterations"][str(steps)] = learner.score(episodes).whole()
     learner.close()
     return found
 

@@ -42,7 +42,7 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     seeds, and its training returns as a thin line. Problems have their mean cost instead of a return.
 
     Args:
-        runs: run directories; one without an evaluation is left out, with a warning.
+        runs: run directories; one without an evaluation, or whose evaluations all failed, is left out, with a warning.
         out: the image, of any format that matplotlib writes.
 
     Raises:
@@ -64,9 +64,9 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
         if curve.evaluations:
             panels[str(configs[run]["env"]), next(iter(curve.evaluations.values())).name][name].append(curve)
         elif len(configs) > 1:
-            warnings.warn(f"{run}: it is left out, since it has no evaluation yet", stacklevel=2)
+            warnings.warn(f"{run}: it is left out, since it has no evaluation with a return yet", stacklevel=2)
     if not panels:
-        raise UserError(f"{', '.join(map(str, runs))}: no evaluation has been recorded yet")
+        raise UserError(f"{', '.join(map(str, runs))}: no evaluation with a return has been recorded yet")
     figure.set_size_inches(6.4 * len(panels), 4.2)
     places = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, ((env, what), lines) in zip(places, sorted(panels.items()), strict=True):
@@ -79,6 +79,14 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
     with published_file(out) as fresh:
         figure.savefig(fresh, dpi=120)
     return out
+
+
+def told(what: str, runs: Sequence[Path], out: Path) -> str:
+    """A line about the curves of finished runs: where they are drawn; or why not, as where every evaluation failed."""
+    try:
+        return f"{what}: {plot(runs, out)}"
+    except UserError as error:
+        return f"{what}: none is drawn: {error}"
 
 
 def _leaves(tree: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:

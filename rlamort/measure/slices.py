@@ -85,6 +85,20 @@ def launch(command: Sequence[str], ends: float) -> bool:
     return child.returncode == 0
 
 
+def evaluations(records: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
+    """Those among the records of a finished run.
+
+    Raises:
+        Fault: an environment failed in one, which is then not over the episodes that the others are over.
+    """
+    if lost := next((one for one in records if "eval/failed" in one), None):
+        raise Fault(
+            f"{directory}: its evaluation at step {lost['env_step']:,} lost {lost['eval/failed']} episodes to failures of the "
+            "environment; whole ones are needed here"
+        )
+    return [one for one in records if "eval/return" in one]
+
+
 def train(
     command: Sequence[str], directory: Path, ends: float, whole: bool, run: Launch = launch, also: Also = nothing
 ) -> dict[str, Any] | None:
@@ -123,8 +137,7 @@ def train(
         "seconds": max(one["time/seconds"] for one in taken.values()),
         "evaluations": [
             {key: one[key] for key in kept if key in one} | taken.get(one["env_step"], {})
-            for one in records
-            if "eval/return" in one
+            for one in evaluations(records, directory)
         ],
         **also(directory),
     }

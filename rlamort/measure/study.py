@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from rlamort.errors import Fault
 from rlamort.measure.plot import band
-from rlamort.measure.slices import Also, Slice, nothing, resumable, train
+from rlamort.measure.slices import Also, Slice, evaluations, nothing, resumable, train
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import read_records
 from rlamort.score import Interval, interval
@@ -155,11 +155,11 @@ def _train(command: Sequence[str]) -> dict[str, Any]:
     directory = Path(done.stdout.strip().splitlines()[-1])
     records = read_records(directory)
     seconds = {record["env_step"]: record["time/seconds"] for record in records if "time/seconds" in record}
-    evaluations = [record for record in records if "eval/return" in record]
     return {
         "versions": json.loads((directory / "versions.json").read_text()),
         "seconds": max(seconds.values(), default=None),
         "evaluations": [
-            one | ({"time/seconds": seconds[one["env_step"]]} if one["env_step"] in seconds else {}) for one in evaluations
+            one | ({"time/seconds": seconds[one["env_step"]]} if one["env_step"] in seconds else {})
+            for one in evaluations(records, directory)
         ],
     }

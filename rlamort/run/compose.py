@@ -126,9 +126,11 @@ class Failed(Exception):  # noqa: N818  # of a job, which has printed its error
 
 
 def last_score(run: Path) -> float | None:
-    """The mean return of a run's last evaluation, or a problem's mean cost; None if there was none."""
-    scores = [record.get("eval/cost", record["eval/return"]) for record in read_records(run) if "eval/return" in record]
-    return float(scores[-1]) if scores else None  # type: ignore[arg-type]  # means are numbers, lists are of episodes
+    """The mean return of a run's last evaluation, or a problem's mean cost; None if there was none, or all of it failed."""
+    evaluations = [record for record in read_records(run) if "eval/return" in record or "eval/failed" in record]
+    last = evaluations[-1] if evaluations else {}
+    score = last.get("eval/cost", last.get("eval/return"))
+    return None if score is None else float(score)  # type: ignore[arg-type]  # means are numbers, lists are of episodes
 
 
 def _refused(error: Exception) -> UserError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -132,9 +132,14 @@ class Terminal:
             self.bar.stop()
 
     def record(self, env_step: int, values: Values) -> None:
+        failed: Any = values.get("eval/failed", 0)
+        returns: Any = values.get("eval/returns", [])
+        lost = f"; {failed} of {failed + len(returns)} failed" if failed else ""
         if (found := Evaluation.of(values)) is not None:
             before, after = ("evaluation ", "") if found.name == "return" else ("", ", lower is better")
-            self.print(f"step {env_step:,}: {before}{found}{after}")
+            self.print(f"step {env_step:,}: {before}{found}{after}{lost}")
+        elif lost:
+            self.print(f"step {env_step:,}: evaluation undefined{lost}")
         elif self.bar is None and "time/seconds" in values:
             shown = [f"training return {values['train/return']:.1f}"] if "train/return" in values else []
             self.print(f"step {env_step:,} of {self.steps:,}: {', '.join(self._pace(env_step, shown))}")

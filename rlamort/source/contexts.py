@@ -71,7 +71,7 @@ class Fresh:
         "env_kwargs": "keywords of its constructor, e.g. env_kwargs.price=2.",
         "steps": "steps to train for, each of `utd` updates.",
         "seed": "of networks and contexts; evaluation has its own.",
-        "max_env_faults": "evaluations that may meet costs which are no numbers; each is said.",
+        "max_env_faults": "evaluations that may meet costs which are no numbers; each is said, and means leave these out.",
         "utd": "updates a step, which may be fewer than one.",
         "reset_every": "updates after which networks and optimisers begin anew; 0 never.",
         "batch_size": "contexts in an update.",
