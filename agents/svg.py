@@ -4,6 +4,8 @@ f = minus the value of a policy, along real transitions and with the derivatives
 p(x) = replay · y_theta = any model without queries · L = any loss. C sequences · H steps in one · d = x_dim
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -145,7 +147,7 @@ class SVGInf(Agent):
         self.dynamics = dynamics(spec, hidden)
         learned = fit_every if self.dynamics.learned else 0
         self.fits = Fits(self.dynamics, learned, fit_steps, fit_batch_size, learning_rate)
-        self.fit_least = self.fits.least
+        self.fit_least, self.fit_horizon, self.warned = self.fits.least, horizon, False
         along = (spec.x_dim, self.density, self.dynamics, self.model, Played(self.density, self.player), discount)
         self.f = Retraced(*along, worthless)
         self.model_adam = Adam(self.model.parameters(), learning_rate)
@@ -156,7 +158,15 @@ class SVGInf(Agent):
 
     def fit(self, source: Replay) -> Metrics:
         metrics, latest = self.fits(source), self.fit_every // source.rows
-        if source.longest(latest) < self.horizon:
+        if (longest := source.longest(latest)) < self.horizon:
+            if not self.warned:
+                self.warned = True
+                warnings.warn(
+                    f"horizon={self.horizon}: of the latest {latest} steps of each environment at most {longest} are stored in "
+                    "a row of one episode, so the policy learned nothing in a fit. It is not said again; a shorter "
+                    "horizon, a larger fit_every or buffer_size, or longer episodes help",
+                    stacklevel=2,
+                )
             return metrics
         self.player.load_state_dict(self.model.state_dict())
         for _ in range(self.policy_steps):

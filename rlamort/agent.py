@@ -124,6 +124,8 @@ class Agent(nn.Module):
         fit_every: environment steps between calls of `fit`; 0 never calls it.
         needs_fit: whether its actions or updates ask what only `fit` learns, so that it must come before them.
         fit_least: transitions that a fit needs at least; a run whose first one would find fewer is refused.
+        fit_horizon: steps of one episode in a row, since the fit before, that a fit learns from; its field is `horizon`. A run
+            whose fits would never find so many is refused.
         fit_field: the field that sets `fit_every`, for messages.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
         loaded: whether it is from a file, without a replay.
@@ -134,6 +136,7 @@ class Agent(nn.Module):
     fit_every: int = 0
     needs_fit: bool = False
     fit_least: int = 0
+    fit_horizon: int = 0
     fit_field: str = "fit_every"
     loaded: bool = False
 

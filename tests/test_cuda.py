@@ -43,6 +43,7 @@ OWN = {
     "mpc": {**PLANNER, "update_after": None, "warmup_steps": 0},
     "pets": FITTED,
     **dict.fromkeys(("poplin_a", "poplin_p"), FITTED),
+    "svg_inf": {"horizon": 3, "fit_every": 6, "fit_steps": 1, "policy_steps": 1},
     "gps": {"env": "rlamort.envs.lqr:Lqr", "max_episode_steps": 1, "num_envs": 1, "rollouts": 2, "policy_steps": 2},
     "amortize": {"env": "rlamort/Sphere-v0"},
     **dict.fromkeys(("bc", "dagger"), EXPERT),

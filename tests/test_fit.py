@@ -214,6 +214,14 @@ SMALL = {"horizon": 4, "model": {"steps": 2, "update": {"samples": 8, "elites": 
          "eval_episodes": 1, "device": "cpu"}  # fmt: skip
 
 
+def test_episodes_that_are_held_out_are_so_after_a_resume(tmp_path):
+    """The ring of each environment keeps two or three of its episodes."""
+    fields = {**SMALL, "num_envs": 3, "fit_hold_out": 2, "max_episode_steps": 15, "buffer_size": 120}
+    again = assert_resumed(lambda dir: ra.PETS("Pendulum-v1", dir=dir, **fields), 240, 130, tmp_path)
+    assert again.source.opened.tolist() == [6, 6, 6]
+    assert again.source.episodes().min() > 3  # the oldest are gone
+
+
 @pytest.mark.parametrize("at", [30, 61, 130])
 def test_stopped_and_resumed_is_uninterrupted(at, tmp_path):
     again = assert_resumed(lambda dir: ra.PETS("Pendulum-v1", dir=dir, **SMALL), 200, at, tmp_path)

@@ -7,6 +7,8 @@ import numpy as np
 import odd_envs
 import pytest
 import torch
+from conftest import Count
+from gymnasium.vector import SyncVectorEnv
 from matplotlib.figure import Figure
 from rlamort.agents.poplin import POPLIN
 from rlamort.envs.lqr import Lqr
@@ -21,7 +23,7 @@ from rlamort.domain import Box, unit_box
 from rlamort.dynamics import LAST, Ending, Ensemble, Known, Normal, Perturbed, Policy, Squared, Told, Trajectory
 from rlamort.env.make import open_env
 from rlamort.errors import UserError
-from rlamort.fits.dynamics import Refits, fit, windows
+from rlamort.fits.dynamics import Refits, fit, held_out, windows
 from rlamort.measure.futures import fans
 from rlamort.measure.futures import played as played_by
 from rlamort.measure.planned import Planned, _searched
@@ -131,6 +133,66 @@ def test_episodes_are_held_out_as_a_whole():
     assert cut.x.shape[1:] == (5, 3)
     assert len(cut.x) == 2 * 16
     torch.testing.assert_close(cut.x[:, 1:], cut.x_next[:, :-1])
+
+
+class Noting(Ensemble):
+    """It notes what it learns of."""
+
+    def prepare(self, transitions):
+        self.learned = {tuple(one) for one in transitions.x.tolist()}
+        return super().prepare(transitions)
+
+
+@pytest.mark.parametrize(("count", "frames"), [(1, 2_000), (1, 60), (2, 2_000), (2, 60), (3, 45), (8, 2_000), (20, 30)])
+def test_what_is_held_out_once_is_never_learned_of(count, frames):
+    """Of any number of environments, whose episodes end at different times, also of rings that are full."""
+    lengths = [(3, 5, 4), (7, 2), (4, 9, 6, 1)]
+    env = open_env(SyncVectorEnv([lambda i=i: Count(lengths[i % 3], offset=1_000 * i) for i in range(count)]))
+    env.reset(0)
+    source, y, held, learned = Replay(env, buffer_size=count * frames), env.domain.uniform(count), set(), set()
+    ensemble = Noting(2, 1, (4,), 1)
+    refits = Refits(ensemble, Adam(ensemble.parameters(), 1e-3), 100, 1, 256, 5)
+    for step in range(1, 301):
+        source.collect(lambda: y)
+        if step % 13 == 0:
+            refits(source, 2)
+            learned |= ensemble.learned
+            held |= {tuple(one) for one in source.everything().x.tolist()} - ensemble.learned
+            assert not held & learned
+    assert 0.1 < len(held) / len(held | learned) < 0.3
+    if count == 1 and frames == 2_000:
+        assert {int(episode) % 5 for episode, _ in held} == {4}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9, 10, 20])
+@pytest.mark.parametrize("every", [2, 3, 10])
+def test_every_so_many_th_is_held_out_of_each_row_and_of_all(rows, every):
+    aside = held_out(torch.arange(30 * every * rows), rows, every)
+    assert (aside.view(-1, rows).sum(0) == 30).all()
+    found = aside.cumsum(0)
+    assert ((found - torch.arange(1, len(aside) + 1) / every).abs() < 2 + rows / every).all()  # at any time
+    if rows == 1:
+        assert aside.nonzero()[:, 0].tolist() == list(range(every - 1, 30 * every, every))
+    assert not held_out(torch.arange(30), rows, 0).any()
+
+
+def test_a_ring_that_keeps_only_what_is_held_out_teaches_nothing_and_that_is_said():
+    env = open_env(lambda: Count((10, 60, 10)))
+    env.reset(0)
+    source, ensemble = Replay(env, buffer_size=30), Ensemble(2, 1, (4,), 1)
+    refits = Refits(ensemble, Adam(ensemble.parameters(), 1e-3), 100, 1, 256, 2)
+    for _ in range(10):
+        source.collect(lambda: torch.zeros(1, 1))
+    assert "dynamics/loss" in refits(source, 2)
+    before = copy.deepcopy(ensemble.state_dict())
+    for _ in range(50):
+        source.collect(lambda: torch.zeros(1, 1))
+    with pytest.warns(UserWarning, match="^buffer_size, fit_hold_out: .* nothing was learned in a fit"):
+        assert set(refits(source, 2)) == {"dynamics/open_loop_error"}
+    assert_equal(before, ensemble.state_dict())
+    for _ in range(30):
+        source.collect(lambda: torch.zeros(1, 1))
+    assert "dynamics/loss" in refits(source, 2)
 
 
 class Short(gymnasium.wrappers.TimeLimit):

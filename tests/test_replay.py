@@ -131,6 +131,57 @@ def test_ring_equals_reference(rows, slots, n_step, events):
     assert len(seen) >= 0.9 * len(expected)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    slots=st.integers(8, 14),
+    events=st.lists(
+        st.lists(st.sampled_from(["go", "go", "go", "end", "skip"]), min_size=4, max_size=4) | st.sampled_from([True, False]),
+        max_size=60,
+    ),
+)
+def test_an_episode_keeps_its_number(rows, slots, events):
+    """k N + i of row i's k-th: whatever other rows do, in a full ring, and restored, exactly (True) or cut off (False)."""
+
+    def opened():
+        env = stage(rows)
+        env.state, env.restore = dict, lambda state: event
+        return Replay(env, buffer_size=rows * slots)
+
+    ring, numbers, label, none = opened(), {}, 0, np.zeros(rows, dtype=bool)
+    begun, going = [0] * rows, [False] * rows
+    for event in events:
+        if isinstance(event, bool):
+            state, frames, ring = ring.state(), ring.frames_since(np.zeros(rows, dtype=np.int64)), opened()
+            ring.restore(state, [frames])
+            going = [one and event for one in going]
+            continue
+        for row, kind in enumerate(event[:rows]):
+            begun[row] += kind != "skip" and not going[row]
+            numbers[label + row] = (begun[row] - 1) * rows + row
+            going[row] = kind == "go"
+        x = torch.arange(label, label + rows).float()[:, None].expand(-1, 2)
+        ended, valid = (np.array([(kind == what) for kind in event[:rows]]) for what in ("end", "skip"))
+        ring.add(x, x[:, :1], x[:, 0], x, ended, none, ~valid)
+        label += rows
+        assert ring.episodes().tolist() == [numbers[int(x)] for x in ring.everything().x[:, 0]]
+
+
+def test_older_checkpoints_number_what_they_hold_from_the_oldest():
+    for rows, slots in ((1, 100), (3, 100), (3, 20)):
+        ring, _ = played(rows, 60, slots)
+        ring.env.state, again = dict, Replay(stage(rows), buffer_size=rows * slots)
+        again.env.restore = lambda state: True
+        state = {name: value for name, value in ring.state().items() if name != "opened"}
+        again.restore(state, [ring.frames_since(np.zeros(rows, dtype=np.int64))])
+        numbers, row = again.episodes(), torch.arange(rows).repeat_interleave(torch.from_numpy(ring.size))
+        assert torch.equal(numbers % rows, row)
+        for i in range(rows):
+            mine, theirs = numbers[row == i] // rows, ring.episodes()[row == i] // rows
+            assert torch.equal(mine, theirs - theirs[0])
+            assert slots == 20 or theirs[0] == 0
+
+
 def test_sampling_is_uniform():
     """Rows of different fullness and holes at episode ends change no transition's chance."""
     torch.manual_seed(0)

@@ -55,7 +55,7 @@ def assert_resumed(make, steps, at, folder):
 def everything(learner):
     """All that must be equal, with what is never read again left out."""
     source, state = learner.source, learner.state()
-    books = {name: getattr(source, name) for name in ("written", "first", "size", "follows", "begins")}
+    books = {name: getattr(source, name) for name in ("written", "first", "size", "follows", "opened", "begins")}
     live = torch.zeros(source.rows * source.slots, dtype=torch.bool)
     fifo = []
     for row in range(source.rows):

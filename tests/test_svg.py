@@ -356,6 +356,42 @@ def test_svg_inf_learns_to_push_a_point_to_the_middle():
     assert after > 0.2 * before
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_envs": 8}, r"^fit_every=200, num_envs=8: a fit sees 25 steps .* horizon=40 are needed; fit_every=320 or more$"),
+        ({"num_envs": 6}, "num_envs=6: a fit sees 33 steps .* fit_every=240 or more$"),
+        ({"fit_every": 30}, "^fit_every=30, num_envs=1: a fit sees 30 steps .* fit_every=40 or more$"),
+        ({"fit_every": 10, "num_envs": 20, "horizon": 1}, "a fit sees 0 steps .* fit_every=20 or more$"),
+        ({"max_episode_steps": 20}, "^horizon=40: an episode has 20 steps at most, so fits would learn nothing; at most that$"),
+    ],
+)
+def test_sequences_that_no_fit_would_find_are_refused_before_a_run_begins(fields, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        ra.SVG_INF("Pendulum-v1", dir=str(tmp_path / "run"), device="cpu", buffer_size=2_000, hidden=[8], **fields)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("count", "every"), [(8, 80), (7, 70), (3, 35), (1, 10)])
+def test_a_fit_of_as_many_steps_as_are_asked_for_learns(count, every):
+    fields = {**ROWS["svg_inf"], "fit_every": every, "num_envs": count}
+    learner = ra.SVG_INF("Pendulum-v1", **fields).learn(every + count)
+    assert int(learner.agent.model_adam.steps) == 2
+    learner.close()
+
+
+def test_a_fit_without_sequences_says_so_once(recwarn):
+    """Poles fall within ten steps here, which no limit says; the model is learned, the policy is not."""
+    learner = ra.SVG_INF("InvertedPendulum-v5", **{**ROWS["svg_inf"], "horizon": 35, "batch_size": 8})
+    with pytest.warns(UserWarning, match=r"^horizon=35: of the latest 40 steps of each environment at most \d+ are stored"):
+        learner.learn(40)
+    recwarn.clear()
+    learner.learn(80)
+    assert not recwarn.list
+    assert int(learner.agent.model_adam.steps) == 0
+    assert int(learner.agent.fits.adam.steps) == 15
+
+
 def test_captured_updates_are_eager_ones():
     env = open_env("Pendulum-v1")
     env.reset(0)

@@ -156,8 +156,7 @@ class Refits:
         every: environment steps between fits; 0 for known dynamics.
         epochs: passes in a fit.
         batch_size: transitions in a step, drawn for every member.
-        hold_out: every so-many-th episode is held out from all fits, to measure them on; 0 holds out none. They are counted
-            from the oldest that is stored, so among those of a ring that has been overwritten may be some that were learned of.
+        hold_out: every so-many-th episode of each environment is held out from all fits, to measure them on; 0 holds out none.
 
     Attributes:
         least: transitions that a fit needs at least; 0 of known dynamics.
@@ -185,10 +184,17 @@ class Refits:
             return {}
         found, batch = measured(dynamics, source, length, self.every // source.rows), source.everything(n_step=1)
         episode = source.episodes()
-        held = episode % self.hold_out == self.hold_out - 1 if self.hold_out else torch.zeros_like(episode, dtype=torch.bool)
-        aside = windows(batch, torch.where(held, episode, -1), length)
+        held = held_out(episode, source.rows, self.hold_out)
+        aside, learned = windows(batch, torch.where(held, episode, -1), length), _picked(batch, ~held)
+        if len(learned.x) < learner.least <= len(batch.x) and self.adam.steps:
+            warnings.warn(
+                "buffer_size, fit_hold_out: what is stored is of episodes that are held out, and nothing was learned in a fit; "
+                "a larger buffer_size, or fit_hold_out=0, helps",
+                stacklevel=2,
+            )
+            return found
         found |= _named(open_loop(dynamics, aside), "before_fit") if len(aside.x) else {}
-        found |= fit(learner, self.adam, _picked(batch, ~held), self.epochs, self.batch_size)
+        found |= fit(learner, self.adam, learned, self.epochs, self.batch_size)
         found |= _named(open_loop(dynamics, aside), "after_fit") if len(aside.x) else {}
         return found | {"dynamics/diverged": adrift(dynamics, batch.x_next[-MEASURED:], batch.y.shape[-1], length)}
 
@@ -203,6 +209,16 @@ class Refits:
                 "horizon or more data help",
                 stacklevel=2,
             )
+
+
+def held_out(episode: Tensor, rows: int, every: int) -> Tensor:
+    """Which of these episodes (B,), numbered as by `Replay.episodes`, are held out (B,): a question of their number alone.
+
+    Every so-many-th of each row is, at offsets that are spread over the rows: every so-many-th of all. 0 holds out none.
+    """
+    if not every:
+        return torch.zeros_like(episode, dtype=torch.bool)
+    return (episode // rows + episode % rows * every // rows) % every == every - 1
 
 
 def windows(batch: Batch, episode: Tensor, length: int) -> Batch:

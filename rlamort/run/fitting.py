@@ -1,4 +1,4 @@
-"""What a run's first fit will find, known before a step is taken."""
+"""What a run's fits will find, known before a step is taken."""
 
 from rlamort.agent import Agent
 from rlamort.errors import UserError
@@ -6,10 +6,15 @@ from rlamort.train import Schedule
 
 
 def require_enough(agent: Agent, schedule: Schedule, count: int) -> None:
-    """Raises UserError if the first fit will find fewer transitions than it needs, of `count` environments.
+    """Raises UserError if the first fit, or every fit, will find less than it needs, of `count` environments.
 
     A fit that leaves out some of what it finds may need more, and says so itself.
     """
+    _require_transitions(agent, schedule, count)
+    _require_sequences(agent, count)
+
+
+def _require_transitions(agent: Agent, schedule: Schedule, count: int) -> None:
     if not (agent.fit_every and agent.fit_least):
         return
     first = min(agent.fit_every, schedule.first) if agent.needs_fit else agent.fit_every  # steps before it
@@ -20,3 +25,14 @@ def require_enough(agent: Agent, schedule: Schedule, count: int) -> None:
             f"the first fit would find {found} transitions, and the dynamics need at least {agent.fit_least}; it comes after "
             "the least of these fields"
         )
+
+
+def _require_sequences(agent: Agent, count: int) -> None:
+    seen, horizon, longest = agent.fit_every // count, agent.fit_horizon, agent.spec.longest
+    if seen < horizon:
+        raise UserError(
+            f"{agent.fit_field}={agent.fit_every}, num_envs={count}: a fit sees {seen} steps of each environment, and "
+            f"horizon={horizon} are needed; {agent.fit_field}={horizon * count} or more"
+        )
+    if longest is not None and longest < horizon:
+        raise UserError(f"horizon={horizon}: an episode has {longest} steps at most, so fits would learn nothing; at most that")

@@ -76,6 +76,7 @@ class Replay:
         self.first, self.size = self.fifo  # the oldest entry of the FIFO, and its length: transitions that can be sampled
         self.fifo_on_device = torch.from_numpy(self.fifo).to(device)  # what `sample` reads; on a CPU, the same memory
         self.follows = np.zeros(rows, dtype=bool)  # the slot before is an earlier step of the same episode
+        self.opened = np.zeros(rows, dtype=np.int64)  # episodes begun so far
         self.begins = np.zeros((rows, slots), dtype=bool)
         self._begins = self.begins.reshape(-1)  # the same memory, flat
         self.collected = 0
@@ -132,6 +133,7 @@ class Replay:
         slots = Slots(at, base + after, before, base + (self.first[rows] + self.size[rows]) % self.slots, head)
         ended = terminated | truncated
         self._begins[at] = True
+        self.opened[rows] += ~follows
         self.follows[rows] = ~ended
         self.written[rows] += 1 + ended
         self.size[rows] += 1
@@ -146,8 +148,17 @@ class Replay:
         return self._from(*self._stored(self.size), n_step or self.n_step)
 
     def episodes(self) -> Tensor:
-        """The number of the episode of each transition of `everything` (B,): from 0, of the oldest that is stored."""
-        return (self._runs(None)[2] == 0).cumsum(0) - 1
+        """The number of the episode of each transition of `everything` (B,), for ever: k N + i of row i's k-th, from 0."""
+        base, _, before = self._runs(None)
+        row, opened = base // self.slots, torch.from_numpy(self.opened).to(self.device)
+        # a row loses its oldest alone, so its newest is the last that it has begun
+        k = (before == 0).cumsum(0) - 1 + (opened - self._kept().cumsum(0))[row]
+        return k * self.rows + row
+
+    def _kept(self) -> Tensor:
+        """How many episodes are stored of each row (N,)."""
+        base, _, before = self._runs(None)
+        return torch.bincount(base[before == 0] // self.slots, minlength=self.rows)
 
     def later(self, collected: int) -> Tensor:
         """Whether each of `everything` (B,) came after the first `collected` transitions, which rows share equally."""
@@ -233,7 +244,7 @@ class Replay:
 
     def state(self) -> Tree:
         """Everything but the frames."""
-        counters = {name: getattr(self, name) for name in BOOKS}
+        counters = {name: getattr(self, name) for name in (*BOOKS, "opened")}
         return {**counters, "collected": self.collected, "scale": self.scale.state(), "env": self.env.state()}
 
     def restore(self, state: Tree, frames: Iterable[Tree]) -> bool:
@@ -260,6 +271,8 @@ class Replay:
                 self.device
             )
         self._publish()
+        # older checkpoints have none: what they hold is numbered from the oldest, as it was then
+        self.opened[:] = state["opened"] if "opened" in state else self._kept().numpy(force=True)
         self.scale.restore(state.get("scale", {}))  # older checkpoints have none
         exact = self.env.restore(state["env"])
         if not exact:  # the episode that was going on ends here, as a truncated one
