@@ -7,7 +7,7 @@ the actions that were planned. No steps are the policy itself, and more are more
 Some things differ from the paper's released code. Its regression takes rows of the whole data set by numbers that were drawn
 for the part to train on, so that rows held out are trained on, and the last fifth of all never is; here both are shuffled. Its
 averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left
-out. Actions that were random, before there was a model, are no part of the regression. And the policy squashes its outputs into
+out. Actions from before the first fit, which are random, are no part of the regression. And the policy squashes its outputs into
 the bounds by tanh, where there they are clipped. All `policy_epochs` are taken, where there errors on what is held out end a
 regression; `policy_patience` does that here, and keeps the best weights besides.
 """
@@ -103,7 +103,7 @@ class POPLIN(Agent):
         space = Euclid(self.noise.dim)
         self.model = model(parts.Setting(space, spec.x_dim + space.dim, hidden, horizon=self.noise.steps))
         self.plans_of = Recorded(self.planned, "plans")
-        self.register_buffer("random", torch.full((), -1, dtype=torch.int64))  # transitions before the first plan; -1: not yet
+        self.register_buffer("random", torch.full((), -1, dtype=torch.int64))  # transitions before the first fit; -1: not yet
 
     def start(self, count: int) -> Carry:
         return blank(self.model, self.noise.dim, count, self.device)

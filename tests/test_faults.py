@@ -13,7 +13,6 @@ from test_cli import HERE, QUICK, rlamort
 
 import rlamort as ra
 from rlamort.env.make import open_env
-from rlamort.env.one_step import OneStep
 from rlamort.errors import Fault
 from rlamort.measure.slices import evaluations
 from rlamort.run.checkpoint import Checkpoints

@@ -94,8 +94,8 @@ def resume(
     learner.build(learner.source.env.spec)
     if loaded is None and (path / "agent").is_dir():
         raise UserError(
-            f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; rlamort.load({str(path)!r}) "
-            "gives its agent, and `rlamort train` with another dir trains anew"
+            f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; "
+            f"rlamort.load({str(path)!r}) gives its agent, and `rlamort train` with another dir trains anew"
         )
     if loaded is None:  # it was killed before its first checkpoint
         directory.records.cut(0)
