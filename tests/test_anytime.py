@@ -18,7 +18,7 @@ from rlamort.cli import main
 from rlamort.domain import Sphere, unit_box
 from rlamort.env.make import open_env
 from rlamort.measure.anytime import AUTOMATIC, CEM, GRADIENT, Played, players, return_against_time, verdict
-from rlamort.measure.claims.anytime import DRAWN, judged
+from rlamort.measure.claims.anytime import DRAWN, EPISODES, judged, random_returns
 from rlamort.measure.evaluate import refinement
 from rlamort.objective import MaxQ, Objective
 from rlamort.score import Interval
@@ -301,12 +301,22 @@ def test_auto_is_claimed_to_lose_nothing_in_the_worst_seed():
         players = [{"name": name, "microseconds": 1.0 + i} for i, name in enumerate(names)]
         return {"returns": {**dict.fromkeys(DRAWN, policy), AUTOMATIC: auto}, "players": players}
 
-    (kept,) = judged({"0": of(steady), "1": of(steady)}, "Pendulum-v1, SAC after 9 steps").verdicts
-    measured = judged({"0": of(steady), "1": of(lost)}, "Pendulum-v1, SAC after 9 steps")
+    (kept,) = judged({"0": of(steady), "1": of(steady)}, [1.0, 0.0, 0.5], "Pendulum-v1, SAC after 9 steps").verdicts
+    measured = judged({"0": of(steady), "1": of(lost)}, [1.0, 0.0, 0.5], "Pendulum-v1, SAC after 9,000 steps")
     assert kept.passed
+    assert kept.claim.endswith("unrefined the policies return 2, 2, random actions 0.5")
     assert not measured.verdicts[0].passed
     assert measured.data["worse in the world"][AUTOMATIC] == ["1"]
-    assert list(measured.figures) == ["anytime_pendulum_v1_sac"]
+    assert list(measured.figures) == ["anytime_pendulum_v1_sac_9000"]  # another figure for other steps
+    for auto, outcome in ((steady, "incomplete"), (lost, "FAIL")):  # who has nothing to lose does not pass
+        assert judged({"0": of(auto)}, [2.0, 2.0, 2.0], "Pendulum-v1, SAC after 9 steps").verdicts[0].outcome == outcome
+
+
+def test_random_actions_are_played_in_the_same_episodes_at_every_call():
+    returns = random_returns()
+    assert returns == random_returns()
+    assert len(returns) == EPISODES
+    assert -1_600 < np.mean(returns) < -900
 
 
 def test_the_page_runs_as_it_stands():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ from rlamort.measure.sooner import Sooner
 from rlamort.measure.study import Study
 from rlamort.measure.verdict import Bound, Measured, Verdict, at_least, at_most
 from rlamort.objective import Cost, MaxQ, Soft, Temperature
-from rlamort.parts import Critics, Middle, Setting
+from rlamort.parts import Critics, Full, Middle, Setting
 from rlamort.score import interval, iqm, stratified_bootstrap
 
 
@@ -55,7 +56,24 @@ def test_a_baseline_must_not_lie_wholly_above():
     study = Study("sac", "Hopper-v5", 50_000, [0, 1, 2], baseline="sb3/sac")
     assert study.judge(kept(study, [100, 110, 120], [115, 125, 135]))[0].passed  # intervals overlap
     assert study.judge(kept(study, [200, 210, 220], [1, 2, 3]))[0].passed  # ours lies above
-    assert not study.judge(kept(study, [100, 101, 102], [200, 201, 202]))[0].passed
+    assert study.judge(kept(study, [100, 101, 102], [200, 201, 202]))[0].outcome == "FAIL"
+
+
+def test_intervals_that_overlap_because_they_are_wide_do_not_pass():
+    """The difference of the means is told, and decides whether anything is known of it."""
+    study = Study("sac", "Hopper-v5", 50_000, [0, 1, 2], baseline="sb3/sac")
+    for ours, theirs, outcome, told in (
+        ([300, 500, 1300], [380, 400, 420], "incomplete", "+300.0"),  # a mean far above theirs, and unknown
+        ([10, 60, 110], [380, 400, 420], "FAIL", "-340.0"),
+        ([100, 110, 120], [115, 125, 135], "pass", "-15.0"),
+        ([-150, -300, -100], [-140, -141, -142], "incomplete", "-42.3"),
+    ):
+        (verdict,) = study.judge(kept(study, ours, theirs))
+        assert verdict.outcome == outcome
+        assert f"less sb3/sac's {told} [" in verdict.measured
+        assert "none below sb3/sac's shown" in verdict.claim
+    alone = Study("sac", "Hopper-v5", 50_000, [0], baseline="sb3/sac")
+    assert alone.judge(kept(alone, [100], [1]))[0].outcome == "incomplete"  # one seed has no interval
 
 
 def entries_of(kind):
@@ -83,11 +101,24 @@ def test_the_table_says_what_is_missing(tmp_path):
 
 def test_what_is_stored_is_found_by_the_present_names():
     results = Path(__file__).parent.parent / "docs" / "results"
-    unmeasured = ("iapo",)  # some of whose claims nobody has run yet
+    unmeasured = ("iapo", "anytime", "dagger")  # some of whose claims nobody has run yet
     for row in (row for row in rows() if row not in unmeasured):
         whole = [entry for entry in entries(row) if not isinstance(entry, Ledger | Sooner)]  # measured over days, and say so
         assert not [entry.claim() for entry in whole if entry.waiting(reproduce._read(row, results))]
     assert (results / "README.md").read_text() == table(results)
+
+
+def test_the_table_says_how_many_episodes_a_return_is_the_mean_of():
+    """By the commands of what is stored."""
+    results = Path(__file__).parent.parent / "docs" / "results"
+    preface = table(results).partition("\n## ")[0]
+    for row in rows():
+        stored = reproduce._read(row, results)
+        counts = {int(count) for key in stored for count in re.findall(r"eval_episodes=(\d+)", key)} - {10}
+        counts |= {len(one) for run in stored.values() for one in run.get("populations", {}).values()}
+        if counts:
+            assert f"{row} {' or '.join(map(str, sorted(counts)))}" in preface
+    assert "pets 2, poplin 2 or 5)" in preface
 
 
 RACE = {
@@ -326,12 +357,13 @@ def test_reproduce_exits_with_1_unless_a_bound_proves_the_claim_out_of_reach(
 
 
 def test_what_was_measured_before_its_module_moved_is_still_its_own(tmp_path):
-    claim = entries("sphere")[0]
-    found = claim.measure.replace("rlamort.measure.claims.", "rlamort.claims.")
-    (tmp_path / "sphere.json").write_text(
-        json.dumps({found: {"versions": {}, "verdicts": [["near", "1", "<= 2", True]], "figures": []}})
-    )
-    assert "| near | <= 2 | 1 | pass |" in table(tmp_path)
+    for row, former in (("sphere", "rlamort.claims.sphere."), ("anytime", "rlamort.claims.anytime.pendulum_")):
+        *_, last = entries(row)
+        found = former + last.measure.rpartition(".")[2].removeprefix("early_")
+        (tmp_path / f"{row}.json").write_text(
+            json.dumps({found: {"versions": {}, "verdicts": [[f"near {row}", "1", "<= 2", True]], "figures": []}})
+        )
+        assert f"| near {row} | <= 2 | 1 | pass |" in table(tmp_path)
 
 
 def test_notes_of_rows_stand_below_their_claims(tmp_path):
@@ -525,9 +557,46 @@ def test_learned_steps_are_judged_by_what_they_leave_of_the_direct_policys_gap(m
     with torch.no_grad():
         best, worst = iapo.search(on, [on.prior(), on.prior()]), torch.full((8, 2), 1.5)
     begun = [on.prior(), *[best] * (iapo.LONGER - 1)]
-    paths = {"the prior": torch.stack([*begun, best]), "the policy": torch.stack([*begun, worst])}
+    paths = {iapo.PRIOR: torch.stack([*begun, best]), iapo.POLICY: torch.stack([*begun, worst])}
     found = iapo.judged("Valley-v0", 5, on, direct, paths)
     assert [one.passed for one in found.verdicts] == [True, True, True, True, True, False]
     assert min(min(after) for after in found.data["gap after k steps"].values()) >= 0
     still = {who: torch.stack([on.prior()] * (iapo.LONGER + 1)) for who in paths}
     assert [one.passed for one in iapo.judged("Valley-v0", 5, on, direct, still).verdicts] == [False, False, True] * 2
+
+
+def test_whoever_learns_on_a_frozen_critic_asks_it_equally_often(monkeypatch):
+    """The direct policy; steps from the prior; and a policy of half of that together with the steps that begin in it."""
+    for name, small in {"SCORED": 4, "ASKED": 2, "SEARCHED": 2, "UPDATES": 4, "LONGER": 6, "BATCH": 3}.items():
+        monkeypatch.setattr(iapo, name, small)
+    torch.manual_seed(0)
+    critic, density, x = Valley(), SquashedGaussian(1), torch.linspace(-0.8, 0.8, 8)[:, None]
+    setting = Setting(density.parameters, 1, (4,))
+    on = iapo.Frozen(Soft(MaxQ(critic), density, Temperature(0.01)), Full()(setting), setting, x, x)
+    monkeypatch.setattr(iapo, "critic_of", lambda env, steps: on)
+    rows, asked, learned, real = [0], [], [], iapo.learn
+    forward = critic.forward
+
+    def counting(x, y, members=None):
+        rows[0] += y[..., 0].numel()
+        return forward(x, y, members)
+
+    def learn(model, *arguments):
+        before = rows[0]
+        begun = {name: value.clone() for name, value in model.state_dict().items()}
+        found = real(model, *arguments)
+        asked.append(rows[0] - before)
+        learned.append((begun, {name: value.clone() for name, value in found.state_dict().items()}))
+        return found
+
+    critic.forward = counting
+    monkeypatch.setattr(iapo, "learn", learn)
+    found = iapo.measured("Valley-v0", 9)
+    direct, prior, half, steps = asked
+    assert direct == prior == half + steps
+    assert half == steps
+    ended, begun = learned[2][1], learned[3][0]
+    for name, value in ended.items():
+        assert torch.equal(begun[f"init.{name}"], value)
+        assert torch.equal(learned[2][0][name], learned[0][0][name])  # from the policy that was trained with the critic
+    assert any(iapo.POLICY in verdict.claim and iapo.DIRECT in verdict.claim for verdict in found.verdicts)

@@ -1,5 +1,6 @@
 """Behaviour cloning and DAgger: laws of labels, experts of every kind, and data that is not what it should be."""
 
+import itertools
 import time
 from types import SimpleNamespace
 
@@ -379,6 +380,30 @@ def test_verdicts_follow_from_the_numbers():
     assert claim.needed("bc", results) == 40
     assert claim.waiting({}) == "E, planner: 9 runs to go"
     assert "| `bc` | 20 | 0.600 [0.600, 0.600] |" in claim.report(results)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "measured", "outcome", "lacking"),
+    [
+        (10, 40, "0.25x", "pass", ""),  # at most: dagger may need fewer than its smallest budget
+        (10, 20, "0.5x", "incomplete", "runs of bc with fewer than 20 labels"),  # at least: so may bc
+        (20, 20, "1x", "FAIL", ""),  # at least
+        (20, 99, "0.5x", "pass", ""),  # bc does not get there, which counts as 40
+        (99, 20, "infx", "FAIL", ""),
+        (20, 30, "0.6667x", "FAIL", ""),
+        (10, 15, "0.6667x", "incomplete", "runs of dagger with fewer than 10 labels"),  # at most
+    ],
+)
+def test_a_need_that_no_budget_is_below_decides_nothing(ours, theirs, measured, outcome, lacking):
+    budgets = {"dagger": [10, 20], "bc": [5, 15, 30, 40] if theirs in (15, 30) else [20, 40]}
+    claim = Imitation("dagger", "E", "planner", budgets, [0, 1], 5, 2, beside="bc", fewer=0.5)
+    results = {claim.expert_key(): {"returns": [-100, -100], "random": [-1100, -1100]}}
+    for row, need in (("dagger", ours), ("bc", theirs)):
+        for budget, seed in itertools.product(budgets[row], claim.seeds):
+            results[claim.key(row, budget, seed)] = {"returns": [-120 if budget >= need else -500] * 2}
+    verdict = claim.judge(results)[-1]
+    assert (verdict.measured, verdict.outcome, verdict.missing) == (measured, outcome, lacking)
+    assert (f"of bc, at most {theirs}" in verdict.claim) == (theirs == budgets["bc"][0])
 
 
 def test_an_expert_that_is_trained_anew_is_learned_from_anew(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from rlamort.measure.ledger import RUNS, Ledger, Run
 from rlamort.measure.ledger_figure import draw_ledger, spaced
 from rlamort.measure.reproduce import entries
 from rlamort.measure.slices import Slice, launch, train
-from rlamort.measure.statistics import first, improvement, improvement_interval, paired, return_at, shown, spread
+from rlamort.measure.statistics import first, improvement, improvement_interval, paired, return_at, shown, spread, welch
 from rlamort.measure.verdict import Verdict
 from rlamort.score import iqm, mean, stratified_bootstrap
 
@@ -96,6 +96,16 @@ def test_improvement_intervals_cover():
         low, high = improvement_interval(ours, theirs, draws=300)[1:]
         covered += low <= truth <= high
     assert covered >= 50  # of 60 intervals of 95 %
+
+
+def test_intervals_of_unlike_seeds_are_welchs():
+    ours, theirs = np.array([3.0, 5, 9, 2]), np.array([1.0, 4, 5])
+    test = stats.ttest_ind(ours, theirs, equal_var=False)
+    found = welch(ours, theirs)
+    assert found.mean == pytest.approx(4.75 - 10 / 3)
+    assert tuple(found[1:]) == pytest.approx(tuple(test.confidence_interval()))
+    assert welch(np.full(3, 2.0), np.full(3, 1.0)) == (1.0, 1.0, 1.0)
+    assert np.isnan(welch(np.array([3.0]), theirs).low)
 
 
 def test_paired_intervals_are_students_and_spread_pools_tasks():

@@ -378,7 +378,11 @@ def test_rollouts_are_counted_until_the_task_is_solved(tmp_path):
     assert [one.outcome for one in claim.judge(results)] == ["pass"] * 3  # 8,400 transitions are 52 times 160
     assert claim.panel(results) is not None
     results |= {claim.key(seed): {"failed": 1, "rollouts": [{"solved": 0.8, "cost": 13.0}] * 8} for seed in claim.seeds[:3]}
-    assert [one.outcome for one in claim.judge(results)] == ["FAIL", "FAIL", "pass"]
+    unsolved = claim.judge(results)
+    assert [one.outcome for one in unsolved] == ["FAIL", "FAIL", "FAIL"]  # (7 x 4 + 3 x 8) / 10 rollouts of 40 transitions
+    assert "to a cost of 12.3, as a multiple of pilco's 208" in unsolved[-1].claim
+    results[claim.key(claim.seeds[0])] = {"failed": 1, "rollouts": []}  # it broke at once: any cost will do
+    assert "(400, 400, 400) to a cost of inf, as a multiple of pilco's 208" in claim.judge(results)[-1].claim
 
 
 def test_policies_improve_in_the_model_alone():

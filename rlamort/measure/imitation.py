@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ class Imitation(NamedTuple):
 
     Claims are of `row`: that with its largest budget it has `share` of the expert's return, on average over seeds; with
     `fewer`, that it needs at most so many times the labels of `beside` for that; with `faster`, that it decides so many times
-    faster.
+    faster. Whoever is good enough with its smallest budget may need fewer labels than that, so the second is incomplete where
+    this would decide it.
 
     An expert `sac` is trained here, once, and kept in runs/experts; `planner` needs no training.
     """
@@ -169,6 +171,9 @@ class Imitation(NamedTuple):
             found = budget
         return found
 
+    def _told(self, row: str, need: float) -> str:
+        return f"at most {need:,}" if need == self.budgets[row][0] else f"{need:,}"
+
     def judge(self, results: Results) -> list[Verdict]:
         """Verdicts, once everything is measured."""
         if self.due(results):
@@ -184,9 +189,13 @@ class Imitation(NamedTuple):
         if self.fewer is not None and self.beside is not None:
             ours, theirs = self.needed(self.row, results), self.needed(self.beside, results)
             most = self.budgets[self.beside][-1]
-            said = f"{theirs:,}" if theirs < math.inf else f"more than {most:,}, which counts as so many"
-            about = f"{where}: labels to a share of {self.share:g}, {ours:,}, over those of {self.beside}, {said}"
-            verdicts.append(at_most(about, ours / min(theirs, most), self.fewer, "x"))
+            said = self._told(self.beside, theirs) if theirs < math.inf else f"more than {most:,}, which counts as so many"
+            first = self._told(self.row, ours)
+            about = f"{where}: labels to a share of {self.share:g}, {first}, over those of {self.beside}, {said}"
+            verdict = at_most(about, ours / min(theirs, most), self.fewer, "x")
+            doubtful, need = (self.beside, theirs) if verdict.passed else (self.row, ours)  # fewer of whose labels reverse it
+            lacking = f"runs of {doubtful} with fewer than {need:,} labels" if need == self.budgets[doubtful][0] else ""
+            verdicts.append(replace(verdict, passed=verdict.passed and not lacking, missing=lacking))
         if self.faster is not None:
             seconds = [results[self.key(self.row, largest, seed)]["seconds"] for seed in self.seeds]
             times = statistics.median(one["expert"] / one["policy"] for one in seconds)

@@ -1,19 +1,20 @@
 """Claims as commands: a row's claims are measured, stored and judged, and a table of all rows is written.
 
-A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each
-seed must reach, or a baseline, trained with the same settings, that the row must not fall below; with a `pessimism` that both
-share, what their critics promise is measured, too. Or it is a race: contenders, each with its own settings, and returns to
-reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or it is a
-ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's labels, with
-several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many. Or it is about
-guided policy search on an environment with conditions, or compares planners that learn their dynamics. Or it names a function
-of `rlamort.measure.claims` that measures something else.
+A claim in configs/reproduce/ROW.yaml is a study: environment, steps, seeds, settings, and a return that each seed must
+reach, or a baseline, trained with the same settings, below which the row must not be shown to be; with a `pessimism` that
+both share, what their critics promise is measured, too. Or it is a race: contenders, each with its own settings, and
+returns to reach in the least wall-clock time. Or it is a return to `reach` in a share of a baseline's environment steps. Or
+it is a ledger: arms that add to each other, on several tasks. Or it is about imitation: rows that learn of an expert's
+labels, with several budgets of them. Or it is a task to be solved within few `rollouts`, beside a baseline that needs many.
+Or it is about guided policy search on an environment with conditions, or compares planners that learn their dynamics. Or it
+names a function of `rlamort.measure.claims` that measures something else.
 """
 
 import importlib.resources
 import inspect
 import json
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlamort.config import Positive, as_call, convert, locate, methods, read_row
+from rlamort.config import Positive, Run, as_call, convert, locate, methods, read_row
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
@@ -39,13 +40,16 @@ from rlamort.measure.race import Race
 from rlamort.measure.rollouts import Rollouts
 from rlamort.measure.slices import Slice
 from rlamort.measure.sooner import Sooner
-from rlamort.measure.study import Results, Study, Task
+from rlamort.measure.study import LOSS, Results, Study, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.run.track import span
 from rlamort.score import Interval, iqm, stratified_bootstrap
 
 TITLE = "# What was measured here"
-MOVED = {"rlamort.claims.": "rlamort.measure.claims."}  # former paths of functions in stored data
+MOVED = {  # former paths of functions in stored data
+    "rlamort.claims.": "rlamort.measure.claims.",
+    "rlamort.measure.claims.anytime.pendulum_": "rlamort.measure.claims.anytime.early_",
+}
 RELATED = {"bc": ("dagger",), "dagger": ("bc",)}  # rows whose runs are in each other's figures
 RENAMED = {" critic_norm=": " critic.norm="}  # former keys in stored commands
 
@@ -268,12 +272,16 @@ def table(results: Path) -> str:
     lines = [
         TITLE,
         "",
-        "Written by `rlamort reproduce`, from the data beside it, with command and versions of every run. A return is",
-        "the mean of ten evaluation episodes at the end of training, its interval the 95 % Student interval over seeds, and an",
-        "area the mean over the run's evaluations. A threshold against a baseline is that baseline's own result with the same",
-        "settings and seeds, on the same versions. A claim is reported, without a threshold, if its own run computed a bound",
-        "by which no method of its kind can reach its threshold; if that bound does not show it, or none is known, the claim",
-        "is judged by its threshold, and fails.",
+        "Written by `rlamort reproduce`, from the data beside it, with command and versions of every run. The return of a",
+        f"training is the mean of {Run().eval_episodes} evaluation episodes at its end, and of other numbers in some rows",
+        f"({other_episodes()}). Its interval is the 95 % Student interval over seeds, and an area the mean over the",
+        "run's evaluations. A threshold against a baseline is that baseline's own result with the same settings and seeds, on",
+        "the same versions. That no return below a baseline's is shown says that the two intervals overlap, which wide ones do",
+        "whatever the means are: so the difference of the means stands beside it, with Welch's 95 % interval, and the claim is",
+        f"incomplete where that reaches further below 0 than {100 * LOSS:.0f} % of the baseline's mean. A claim is reported,",
+        "without a threshold, if its own run computed a bound by which no method of its kind can reach its threshold; if that",
+        "bound does not show it, or none is known, the claim is judged by its threshold, and fails. A claim is incomplete if",
+        "what is measured does not decide it.",
         "",
         "## Methods",
         "",
@@ -293,6 +301,18 @@ def table(results: Path) -> str:
     studied = [(one, _read(row, results)) for row in rows() for one in entries(row) if isinstance(one, Study) and one.baseline]
     whole = [(study, data) for study, data in studied if not study.due(data)]
     return "\n".join([*lines, *(["", *overall(whole)] if whole else [])]) + "\n"
+
+
+def other_episodes() -> str:
+    """The rows whose evaluations have another number of episodes than a run's default, with the numbers."""
+    found = []
+    for row in rows():
+        kinds = entries(row)
+        counts = {int(count) for one in kinds for task in one.due({}) for count in re.findall(r"eval_episodes=(\d+)", task.key)}
+        counts |= {one.episodes for one in kinds if isinstance(one, Planned) and one.searched}  # after training
+        if counts := counts - {Run().eval_episodes}:
+            found.append(f"{row} {' or '.join(map(str, sorted(counts)))}")
+    return ", ".join(found)
 
 
 def section(row: str, results: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,8 +28,9 @@ class Rollouts(NamedTuple):
     """Train `method` an episode at a time until the task is solved, at most `rollouts` times, and `baseline` to the same cost.
 
     An episode is solved where coordinate `angle`, a cosine, is at least `least` in each of the last `last` steps, and the task
-    where `SOLVED` of the episodes from held-out starts are. The cost is what those pay. The baseline's transitions
-    are those of its first evaluation that costs no more than the method's policies did when they had solved the task, or all.
+    where `SOLVED` of the episodes from held-out starts are. The cost is what those pay. A seed that does not solve the task has
+    the transitions of all its rollouts, and the cost after the last. The baseline's transitions are those of its first
+    evaluation that costs no more than the method's policies did in the end, on average over seeds, or all.
 
     Each training is a result, but one of the method is not cut: a slice that ends before it has begins it anew.
     """
@@ -131,9 +133,10 @@ class Rollouts(NamedTuple):
         ]  # fmt: skip
         keys = [" ".join(["rlamort", *self._command(seed)]) for seed in self.baseline_seeds]
         theirs = [results[key]["evaluations"] for key in keys if key in results]
-        if solved and theirs:
-            cost = float(np.mean([one[-1]["cost"] for one in solved]))
-            ours = float(np.mean([len(one) for one in solved])) * self.length
+        if theirs:
+            cost = float(np.mean([one["rollouts"][-1]["cost"] if one["rollouts"] else math.inf for one in runs]))
+            rollouts = [len(one["rollouts"]) if one["rollouts"] in solved else self.rollouts for one in runs]
+            ours = float(np.mean(rollouts)) * self.length
             steps = [next((e["env_step"] for e in one if -e["eval/return"] <= cost), self.steps) for one in theirs]
             verdicts.append(at_least(
                 f"{self.env}: transitions of {self.baseline} ({', '.join(map(str, steps))}) to a cost of {cost:.3g}, as a "

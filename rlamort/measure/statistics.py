@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from rlamort.score import Interval, interval
 
@@ -41,6 +42,19 @@ def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def paired(ours: np.ndarray, theirs: np.ndarray) -> Interval:
     """The mean over seeds of ours (S,) minus theirs (S,), with the 95 % Student interval of the differences."""
     return interval(list(ours - theirs))
+
+
+def welch(ours: np.ndarray, theirs: np.ndarray) -> Interval:
+    """The mean of ours (S,) less that of theirs (T,), with Welch's 95 % interval, where a seed means nothing to both."""
+    difference = float(np.mean(ours) - np.mean(theirs))
+    if min(len(ours), len(theirs)) < 2:
+        return Interval(difference, math.nan, math.nan)
+    a, b = (float(np.var(one, ddof=1)) / len(one) for one in (ours, theirs))
+    if a + b == 0:
+        return Interval(difference, difference, difference)
+    freedom = (a + b) ** 2 / (a**2 / (len(ours) - 1) + b**2 / (len(theirs) - 1))
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
+    return Interval(difference, difference - half, difference + half)
 
 
 def spread(groups: Groups) -> float:

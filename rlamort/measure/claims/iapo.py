@@ -4,8 +4,9 @@ x state (B, d) · lam = (mean | log_std) of a squashed Gaussian (B, 2 n) · f = 
 S draws of an action
 
 A soft actor-critic is trained; its critic and its temperature are frozen. On states of its replay its policy then goes on
-learning, and the models of row `iapo` learn, from the prior and from that policy: everyone asks the critic for equally many
-values and gradients. Gaps are to the best lam that Adam finds for each held-out state, from several starts.
+learning, which makes the direct policy, and the models of row `iapo` learn, from the prior and from a policy that went on
+learning for half as long, with steps for the other half: everyone asks the critic for equally many values and gradients. Gaps
+are to the best lam that Adam finds for each held-out state, from several starts. Adam itself begins in the direct policy.
 """
 
 import copy
@@ -34,9 +35,10 @@ from rlamort.source import Contexts
 from rlamort.update import Adam
 
 SHARED = {"seed": 0, "hidden": (128, 128), "batch_size": 128, "learning_rate": 1e-3}  # of the soft actor-critics
-UPDATES, BATCH = 3_000, 32  # of learned steps on a frozen critic
+UPDATES, BATCH = 3_000, 32  # of learned steps on a frozen critic, from the prior; an even number
 ASKED, SCORED = 16, 256  # draws of a gradient that is asked for, and of a score
 EPISODES, STATES, SEED = 8, 128, 2_000_000  # held out, and the seed of the episodes that they are from
+PRIOR, POLICY, DIRECT = "the prior", "the policy of half the updates", "the direct policy"  # where steps begin
 LONGER, PLATEAU = 20, 0.05  # steps in all, and the share of the direct gap by which more steps may be worse
 SEARCHED, STARTS = 60, 4  # steps of Adam from so many starts of every state, and again, with SCORED draws, from the best
 
@@ -125,30 +127,35 @@ def learn(model: Model, loss: Loss, on: Frozen, updates: int, rate: float) -> Mo
 
 
 def measured(env: str, steps: int) -> Measured:
-    """Claims about learned steps from the prior and from the policy, on one frozen critic."""
+    """Claims about learned steps from the prior and from a policy, on one frozen critic."""
     torch.manual_seed(0)
     on, row = critic_of(env, steps), resolve("iapo", {}).values
     part, loss = row["model"], row["loss"](on.setting)
     asks = 2 * part.steps + 1  # values and gradients for each state in an update: those of the steps, and of the loss
     print("learning: the direct policy", flush=True)
     direct = learn(copy.deepcopy(on.policy), objective, on, asks * UPDATES, 3e-4)
-    paths = {}
-    for name, init in {"the prior": part.init, "the policy": parts.Full()}.items():
-        print(f"learning: steps from {name}", flush=True)
-        model = replace(part, init=init)(on.setting)
-        if name == "the policy":
-            model.init.load_state_dict(direct.state_dict())
-        learn(model, loss, on, UPDATES, 1e-3)
-        longer = Unroll(model.init, model.update, LONGER, model.domain, model.adjoint)
-        with torch.no_grad():
-            paths[name] = longer.iterates(on.x, on.by(ASKED).oracle(on.x))
+    print(f"learning: steps from {PRIOR}", flush=True)
+    paths = {PRIOR: walked(learn(part(on.setting), loss, on, UPDATES, 1e-3), on)}
+    print(f"learning: {POLICY}, and steps from it", flush=True)
+    half = learn(copy.deepcopy(on.policy), objective, on, asks * UPDATES // 2, 3e-4)  # its step size falls to zero by then
+    model = replace(part, init=parts.Full())(on.setting)
+    model.init.load_state_dict(half.state_dict())
+    paths[POLICY] = walked(learn(model, loss, on, UPDATES // 2, 1e-3), on)
     return judged(f"{env}, SAC after {steps:,} steps", part.steps, on, direct, paths)
+
+
+@torch.no_grad()
+def walked(model: Model, on: Frozen) -> Tensor:
+    """The iterates (LONGER + 1, STATES, 2 n) of a model's steps, for longer than it takes them in training."""
+    assert isinstance(model, Unroll)
+    longer = Unroll(model.init, model.update, LONGER, model.domain, model.adjoint)
+    return longer.iterates(on.x, on.by(ASKED).oracle(on.x))
 
 
 @torch.no_grad()
 def judged(name: str, steps: int, on: Frozen, direct: Model, paths: dict[str, Tensor]) -> Measured:
     """Verdicts from the iterates (LONGER + 1, STATES, 2 n) from either start."""
-    starts = {"the prior": on.prior(), "the policy": direct(on.x)}
+    starts = {PRIOR: on.prior(), DIRECT: direct(on.x)}  # of Adam
     rival = {
         who: {rate: on.descent(lam, 50, rate, ASKED) for rate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)}
         for who, lam in starts.items()
@@ -159,16 +166,16 @@ def judged(name: str, steps: int, on: Frozen, direct: Model, paths: dict[str, Te
     gap = {who: float((on.score(lam) - best).mean()) for who, lam in starts.items()}
     adam = {who: {rate: float((on.score(lam) - best).mean()) for rate, lam in found.items()} for who, found in rival.items()}
     gaps = {who: [float((on.score(lam) - best).mean()) for lam in path] for who, path in paths.items()}
-    whole, verdicts = gap["the policy"], list[Verdict]()
+    whole, verdicts = gap[DIRECT], list[Verdict]()
     before = float((on.score(on.policy(on.x)) - best).mean())
-    for who, after in gaps.items():
-        text, least = f"{name}: {steps} learned steps from {who}", min(adam[who].values())
+    for (who, after), (begun, tried) in zip(gaps.items(), adam.items(), strict=True):
+        text, least = f"{name}: {steps} learned steps from {who}", min(tried.values())
         removed = 1 - after[steps] / whole
         verdicts += [
             at_least(f"{text}: share of the direct policy's gap of {whole:.3g} that they remove", removed, 0.5),
             at_most(
-                f"{text}: their gap, as a multiple of {least:.3g}, Adam's after 50 steps from {who} at the best of "
-                f"{len(adam[who])} rates", after[steps] / least, 1, "x",
+                f"{text}: their gap, as a multiple of {least:.3g}, Adam's after 50 steps from {begun} at the best of "
+                f"{len(tried)} rates", after[steps] / least, 1, "x",
             ),
             at_most(
                 f"{text}: what {LONGER} steps lose against {steps}, as a share of the direct policy's gap",
@@ -178,7 +185,7 @@ def judged(name: str, steps: int, on: Frozen, direct: Model, paths: dict[str, Te
     data: dict[str, Any] = {
         "states": len(on.x), "temperature": float(on.f.alpha()), "best": float(best.mean()),
         "gap of the direct policy": whole, "gap of the policy as it was trained": before,
-        "gap of the prior": gap["the prior"], "gap after k steps": gaps,
+        "gap of the prior": gap[PRIOR], "gap after k steps": gaps,
         "gap of Adam after 50 steps": {who: {str(rate): one for rate, one in found.items()} for who, found in adam.items()},
     }  # fmt: skip
     stem = "iapo_" + name.split(",")[0].lower().replace("-", "_")
@@ -199,9 +206,9 @@ def figure(name: str, steps: int, gaps: dict[str, list[float]], adam: dict[str, 
     """The gap after each learned step."""
     fig = Figure(figsize=(5, 4), layout="constrained")
     axes = fig.subplots()
-    for color, (who, after) in zip(("C0", "C1"), gaps.items(), strict=True):
+    for color, (who, after), (begun, tried) in zip(("C0", "C1"), gaps.items(), adam.items(), strict=True):
         axes.plot(after, "o-", markersize=3, color=color, label=f"learned steps from {who}")
-        axes.axhline(min(adam[who].values()), linestyle=":", color=color, label=f"Adam, 50 steps from {who}")
+        axes.axhline(min(tried.values()), linestyle=":", color=color, label=f"Adam, 50 steps from {begun}")
     axes.axhline(direct, linestyle="-.", color="C2", label="direct policy")
     axes.axhline(direct / 2, linestyle="--", color="C2", linewidth=0.8, label="half of its gap")
     axes.axvline(steps, color="k", linewidth=0.5, label="steps in training")
