@@ -6,8 +6,8 @@ the actions that were planned. No steps are the policy itself, and more are more
 
 Some things differ from the paper's released code. Its regression takes rows of the whole data set by numbers that were drawn
 for the part to train on, so that rows held out are trained on, and the last fifth of all never is; here both are shuffled. Its
-averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left
-out. Actions from before the first fit, which are random, are no part of the regression. And the policy squashes its outputs into
+averaging of perturbations, which replaces the weights by the mean perturbation and forgets what it was added to, is left out.
+Actions from before the first fit, which are random, are no part of the regression. And the policy squashes its outputs into
 the bounds by tanh, where there they are clipped. All `policy_epochs` are taken, where there errors on what is held out end a
 regression; `policy_patience` does that here, and keeps the best weights besides.
 """
