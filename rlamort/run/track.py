@@ -169,3 +169,8 @@ def read_records(run: Path) -> list[dict[str, float | list[float]]]:
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_evaluation(run: Path) -> Evaluation:
+    """The last evaluation of a run that has finished."""
+    return [found for record in read_records(run) if (found := Evaluation.of(record)) is not None][-1]
