@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import itertools
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlamort.config import Run, Seed, Size, as_call, check_names, convert, fields_of, methods, read_row, short_name
 from rlamort.errors import UserError, nearest
 from rlamort.host.command import Parser, free, guarded, out_option, say, warn
+from rlamort.host.publish import unused
 
 if TYPE_CHECKING:
     from rlamort.run.learner import Learner
@@ -102,19 +102,16 @@ def train(arguments: list[str]) -> None:
 
     composition = Composition(method, row, rest)
     code = composition.run(Session(_leave_behind).start)
-    if len(composition.runs) > 1:
-        from rlamort.measure.plot import told
-
+    if composition.runs:
         where = Path(os.path.commonpath([run.parent for run in composition.runs]))
-        print(told(f"all {len(composition.runs)} runs", composition.runs, _unused(where / f"{composition.name}.png")))
+        if len(composition.runs) > 1:
+            from rlamort.measure.plot import told
+
+            print(told(f"all {len(composition.runs)} runs", composition.runs, unused(where / f"{composition.name}.png")))
+        if composition.search:
+            print(*composition.search.answer(composition.trials, unused(where / f"{composition.name}.json")), sep="\n")
     if code:
         raise SystemExit(code)
-
-
-def _unused(path: Path) -> Path:
-    """The first of NAME, NAME-2, NAME-3 and so on that does not exist."""
-    names = itertools.chain([path], (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2)))
-    return next(one for one in names if not one.exists())
 
 
 def resume_run(arguments: list[str]) -> None:
@@ -209,7 +206,7 @@ def video(arguments: list[str]) -> None:
     from rlamort.run.restore import load
 
     learner = load(options.run, method=options.method, **_places(options.places))
-    out = _unused(options.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
+    out = unused(options.run / "videos" / f"step-{learner.clock.env_step:09d}.mp4")
     total = film(learner, out)
     print(f"video: {out} (return {total:.1f})")
 
@@ -223,12 +220,12 @@ def plot_runs(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from rlamort.measure.plot import plot
 
-    out = plot(options.runs, free(options) or _unused(Path("curves.png")))
+    out = plot(options.runs, free(options) or unused(Path("curves.png")))
     print(out)
     if len(options.runs) == 1:
         from rlamort.measure.futures import beside
 
-        if said := beside(options.runs[0], _unused(out.with_name(f"{out.stem}-predictions{out.suffix}"))):
+        if said := beside(options.runs[0], unused(out.with_name(f"{out.stem}-predictions{out.suffix}"))):
             print(said)
 
 
@@ -264,7 +261,7 @@ def amortize_problem(arguments: list[str]) -> None:
     fields = _values(options.keys)
     models, losses = (kinds(fields, key, default) for key, default in (("model", "full,semi"), ("loss", "objective")))
     name = options.problem.split(":")[-1].replace("/", "-")
-    out = chosen or _unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    out = chosen or unused(Path("runs") / f"amortize-{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     _tell(report(options.problem, models, losses, out, **fields), out / "report.json")
 
 

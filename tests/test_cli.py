@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,6 +211,8 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["train", "td3", "env_kwargs.größe=3"], "Hydra: .*größe"),
         (["train", "td3", "hydra/launcher=nowhere"], "Hydra: .*nowhere"),
         (["train", "td3", "-m", "wandb_notes=jürgen, again", "seed=0,1"], "with -m a comma separates values"),
+        (["train", "td3", "-m", "hydra/sweeper=optuna", "tau=interval(2,1)"], "Hydra: .*low.* must be smaller"),
+        (["train", "td3", "-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=up"], "direction=up: .* or minimize is"),
         (["train", "td3", "--cfg"], "train METHOD: argument -c/--cfg: expected one argument"),
         (["train", "amortize", "num_envs=4"], "num_envs=4: amortize has no choice there; only 1 is allowed"),
         (["train", "sb3/ppo", "tau=0.1"], "tau=0.1: sb3/ppo has no choice there; only None is allowed"),
@@ -354,16 +357,64 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
     assert not [path.name for path in tmp_path.iterdir() if path.name != "runs"]
 
 
-def test_a_sweeper_is_given_the_score_of_each_run(tmp_path):
-    done = rlamort(
-        "train", "td3", *SWEPT, "-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1",
-        "hydra.sweeper.direction=maximize", "learning_rate=interval(1e-4,1e-2)", "hydra.sweep.dir=sweep", cwd=tmp_path,
-    )  # fmt: skip
-    runs = list((tmp_path / "runs").glob("*/config.yaml"))
-    assert len(runs) == 2, done.stdout
-    scores = [read_records(run.parent)[-1]["eval/return"] for run in runs]
-    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
-    assert best["best_value"] == pytest.approx(max(scores))
+SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweep.dir=sweep", "learning_rate=interval(1e-4,1e-2)"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "best"),
+    [
+        (["td3", *SWEPT], "return", max),
+        (["td3", *SWEPT, "hydra.sweeper.direction=minimize"], "return", min),
+        (["sphere", "steps=4", "hidden=[8]", "eval_every=4", "eval_episodes=2", "threads=1"], "mean cost", min),
+    ],
+    ids=["return", "as the user says", "cost"],
+)
+def test_a_search_is_for_the_best_and_says_what_it_has_found(command, name, best, tmp_path):
+    done = rlamort("train", *command, *SEARCH, "hydra.sweeper.n_trials=3", cwd=tmp_path)
+    (file,) = (tmp_path / "runs").glob("*.json")
+    found = json.loads(file.read_text())
+    records = [read_records(tmp_path / one["run"])[-1] for one in found["trials"]]
+    scores = [record["eval/cost" if "cost" in name else "eval/return"] for record in records]
+    assert len(set(scores)) == 3
+    assert [one[name] for one in found["trials"]] == pytest.approx(sorted(scores, reverse=best is max))
+    assert found["best"] == found["trials"][0]
+    theirs = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())  # what Optuna looked for
+    assert theirs["best_value"] == pytest.approx(best(scores))
+    (setting,) = found["best"]["settings"]
+    assert setting == f"learning_rate={theirs['best_params']['learning_rate']}"
+    *_, said, where = done.stdout.splitlines()
+    assert re.fullmatch(rf"best of 3 runs: {name} -?[\d.]+.* with {setting}; all: runs/{file.name}", said)
+    assert where == found["best"]["run"]
+    assert f"learning_rate: {setting.partition('=')[2]}" in (tmp_path / where / "config.yaml").read_text()
+
+
+def test_a_trial_that_fails_leaves_the_search_alone(tmp_path):
+    chosen = [*SEARCH, "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=1"]
+    done = rlamort("train", "td3", "env=NoSuch-v0,Pendulum-v1", *SWEPT[1:], *chosen, cwd=tmp_path, code=2)
+    (file,) = (tmp_path / "runs").glob("*.json")
+    found = json.loads(file.read_text())
+    failed = [one for one in found["trials"] if "run" not in one]
+    assert 1 <= len(failed) <= 3
+    assert {("env=NoSuch-v0" in one["settings"], one["exit_code"]) for one in failed} == {(True, 2)}
+    assert f"best of 4 runs, {len(failed)} of which have no score: return" in done.stdout
+    shutil.rmtree(tmp_path / "runs")
+    done = rlamort("train", "td3", "env=NoSuch-v0", *SWEPT[1:], *chosen, cwd=tmp_path, code=2)
+    assert done.stderr.count("rlamort: env=NoSuch-v0: there is no such environment") == 4
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_that_is_interrupted_says_what_it_has_found_until_then(tmp_path):
+    command = [RLAMORT, "train", "td3", *SWEPT, "steps=300", *SEARCH, "hydra.sweeper.n_trials=1000"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for _ in range(3):
+            while not process.stdout.readline().startswith("td3 on"):
+                assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read().splitlines()
+        assert process.wait(60) == 75
+    (file,) = (tmp_path / "runs").glob("*.json")
+    assert rest[-1] == json.loads(file.read_text())["best"]["run"]
+    assert re.match("best of 3 runs, 1 of which have no score: return", rest[-2])
 
 
 def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path, monkeypatch):

@@ -16,8 +16,7 @@ from rlamort.env.make import open_env
 from rlamort.errors import Fault
 from rlamort.measure.slices import evaluations
 from rlamort.run.checkpoint import Checkpoints
-from rlamort.run.compose import last_score
-from rlamort.run.track import read_records
+from rlamort.run.track import last_evaluation, read_records
 from rlamort.score import Score, score
 from rlamort.source import Replay
 
@@ -122,7 +121,8 @@ def test_contexts_without_an_answer_are_in_no_mean_and_are_counted(tmp_path):
     assert "step 40: evaluation undefined; 10 of 10 failed\n" in runs[10].stdout
     assert "curve: none is drawn: 10: no evaluation with a return has been recorded yet\n" in runs[10].stdout
     assert "step 40: the evaluation is undefined, since all of its 10 episodes failed" in runs[10].stderr
-    assert [last_score(tmp_path / str(n)) for n in runs] == [1, 1, None]
+    scores = [last_evaluation(tmp_path / str(n)) for n in runs]
+    assert [score and score.mean for score in scores] == [1, 1, None]
     said = rlamort("eval", "4", cwd=tmp_path).stdout
     assert "mean cost, lower is better: 1, 95 % interval [1, 1] over 6 contexts; 4 of 10 failed, and are left out" in said
     assert "failed" not in rlamort("eval", "0", cwd=tmp_path).stdout
@@ -134,7 +134,7 @@ def test_a_score_is_the_last_evaluations_alone(tmp_path):
     """A sweep must not take a run for what it was before its answers failed, nor a claim for one over other episodes."""
     records = [{"env_step": 10, "eval/return": 5.0}, {"env_step": 20, "eval/failed": 3}, {"env_step": 30, "train/return": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    assert last_score(tmp_path) is None
+    assert last_evaluation(tmp_path) is None
     assert evaluations(records[:1], tmp_path) == records[:1]
     with pytest.raises(Fault, match="its evaluation at step 20 lost 3 episodes to failures of the environment"):
         evaluations(records, tmp_path)

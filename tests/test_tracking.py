@@ -122,6 +122,55 @@ def test_push_sends_what_was_recorded(tmp_path):
     assert "Did you mean wandb_project" in said.stderr
 
 
+@pytest.fixture
+def killed(tmp_path):
+    """A function that kills a run, without a tracker, once it has recorded that step."""
+
+    def kill(step, checkpoint_every):
+        command = [RLAMORT, "train", *LONG, f"checkpoint_every={checkpoint_every}"]
+        run = tmp_path / "run"
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as process:
+            while not any(record["env_step"] >= step for record in read_records(run)):
+                assert process.poll() is None
+            process.kill()
+        return run
+
+    return kill
+
+
+def test_what_a_resume_writes_again_is_not_pushed_before(killed, tmp_path):
+    run = killed(525, checkpoint_every=500)
+    recorded = scalars(run)
+    assert recorded[-1]["env_step"] > 500
+    said = rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path).stdout
+    assert "run: all records up to its newest checkpoint are on this machine" in said
+    assert said.endswith("; `rlamort resume run` writes the later ones again\n")
+    assert_same_rows([row for row in recorded if row["env_step"] <= 500], history(run))
+    rlamort("resume", "run", "track=wandb", "wandb_mode=offline", cwd=tmp_path)
+    assert_same_rows(scalars(run), history(run))
+    assert rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path).stdout.startswith("run: all records are on this machine")
+    assert_same_rows(scalars(run), history(run))
+
+
+def test_before_its_first_checkpoint_nothing_of_a_run_is_pushed(killed, tmp_path):
+    run = killed(25, checkpoint_every=1500)
+    said = rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path, code=2).stderr
+    assert "run: it has no checkpoint yet, so `rlamort resume run` writes its records again; none is final" in said
+    rlamort("resume", "run", "track=wandb", "wandb_mode=offline", cwd=tmp_path)
+    assert_same_rows(scalars(run), history(run))
+
+
+def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
+    """Stable-Baselines3's have no checkpoints, and nor has a finished run of which somebody removed them."""
+    few = [word for word in COMMON if word != "td3"]
+    rlamort("train", "sb3/td3", *few, "steps=100", cwd=tmp_path)
+    assert rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path).stdout.startswith("run: all records are on this machine")
+    before = scalars(tmp_path / "run")
+    rlamort("resume", "run", "steps=150", "track=wandb", "wandb_mode=offline", cwd=tmp_path)
+    assert_same_rows([*before, *scalars(tmp_path / "run")], history(tmp_path / "run"))
+    assert len({file.name for file in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")}) == 2
+
+
 class Recorder(BaseHTTPRequestHandler):
     """As much of a Weights & Biases server as its client needs, which keeps the history rows that arrive."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import itertools
 import os
 import uuid
 import warnings
@@ -100,6 +101,12 @@ def published_file(path: Path) -> Iterator[Path]:
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def unused(path: Path) -> Path:
+    """The first of NAME, NAME-2, NAME-3 and so on that does not exist."""
+    names = itertools.chain([path], (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in itertools.count(2)))
+    return next(one for one in names if not one.exists())
 
 
 def sync(folder: Path) -> None:

@@ -1,9 +1,11 @@
 """Composition of `rlamort train METHOD` by Hydra: one run, or with -m a run for each of several values."""
 
+import json
 import os
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlamort.config import KIND, Field, Part, check_names, defaults, fields, full, part_of, renamed, short, short_name
 from rlamort.errors import Preempted, UserError
-from rlamort.host.command import INTERRUPTED, Parser, guarded
-from rlamort.run.overrides import spelled, split
-from rlamort.run.track import read_records
+from rlamort.host.command import INTERRUPTED, Parser, guarded, say
+from rlamort.run.overrides import spelled, split, swept
+from rlamort.run.search import Search, Trial
+from rlamort.run.track import last_evaluation
 
 
 class Composition:
@@ -32,19 +35,22 @@ class Composition:
         arguments: overrides and Hydra's flags, as typed.
 
     Raises:
-        UserError: there is no such key or flag.
+        UserError: there is no such key or flag, or a search has no direction.
 
     Attributes:
         name: of the group of several runs.
-        runs: the folders of several finished runs; empty for one.
+        trials: the several runs that were begun, in no order; empty for one.
+        search: what is said of them where Optuna chooses their settings; else None.
     """
 
     def __init__(self, method: str, row: dict[str, Any], arguments: list[str]) -> None:
         self.method, self.known = method, fields(row)
         self.name = f"{short_name(method).replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-        self.runs: list[Path] = []
+        self.trials: list[Trial] = []
         self.flags, self.overrides = _parted([full(one, short(row)) for one in arguments], self.known, renamed(row))
         self.several = "--multirun" in self.flags
+        self.given = {key.lstrip("+"): value for key, value in map(split, self.overrides)}
+        self.search = Search(row, self.given) if self.several and self.given.get("hydra/sweeper") == "optuna" else None
         # of a part only overrides are composed, since its keys depend on its kind
         values = {name: {} if isinstance(value, Part) else value for name, value in defaults(row).items()}
         node = {**values, "env_kwargs": values["env_kwargs"] or {}, "method": method}
@@ -57,49 +63,62 @@ class Composition:
             start: trains a method with values, and returns the run directory.
 
         Raises:
-            UserError: Hydra refuses an override.
+            UserError: Hydra refuses an override of a single run.
         """
         if not self.several:
-            return self._hydra(start, [], lambda run: None)
+            return self._hydra(start, [], lambda trial: None)
         # for Hydra's multirun.yaml and its launchers' files: in the current folder, which a cluster's nodes share
         with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
-            shared = {"wandb_group": self.name, "hydra.sweep.dir": folder}
-            code = self._hydra(
-                start,
-                [
-                    spelled(f"{key}={value}", str, False, ())
-                    for key, value in shared.items()
-                    if not any(override.startswith(f"{key}=") for override in self.overrides)
-                ],
-                lambda run: (Path(folder) / f"{uuid.uuid4()}.run").write_text(str(run.resolve())),
-            )
-            self.runs = [Path(os.path.relpath(note.read_text())) for note in Path(folder).glob("*.run")]
-        return code
+            shared = {"wandb_group": self.name, "hydra.sweep.dir": folder, **(self.search.overrides if self.search else {})}
+            more = [spelled(f"{key}={value}", str, False, ()) for key, value in shared.items() if key not in self.given]
 
-    def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], on_run: Callable[[Path], Any]) -> int:
-        """Run with `more` overrides, and call `on_run` with the folder of each run, in its process; returns the exit code."""
-        scores: list[float | None] = []
+            def note(trial: Trial) -> None:
+                (Path(folder) / f"{uuid.uuid4()}.trial").write_text(json.dumps(trial, default=str))
 
-        def one(composed: DictConfig) -> None:
+            try:
+                code = self._hydra(start, more, note)
+            except Exception as error:  # the sweeper's, since those of runs are said; what they have found is not lost
+                refusal = error if isinstance(error, UserError) else _refused(error)
+                code = say(refusal, refusal.exit_code)
+            self.trials = _noted(Path(folder))
+        return code or next((trial.code for trial in self.trials if trial.code), 0)
+
+    @property
+    def runs(self) -> list[Path]:
+        """The folders of several finished runs; empty for one."""
+        return [trial.run for trial in self.trials if trial.run is not None]
+
+    def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], note: Callable[[Trial], Any]) -> int:
+        """Run with `more` overrides, and call `note` after each run, in its process; returns the exit code."""
+        fixed = {split(override)[0] for override in [*self.overrides, *more] if not swept(override)}
+
+        def one(composed: DictConfig) -> Path:
             try:
                 values = OmegaConf.to_container(composed, resolve=True)
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(values, dict)
             said = {_root(override) for override in HydraConfig.get().overrides.task}
-            path = start(self.method, {str(key): values[key] for key in values if key in self.known and key in said})
-            on_run(path)
-            scores.append(last_score(path))
+            return start(self.method, {str(key): values[key] for key in values if key in self.known and key in said})
 
         def job(composed: DictConfig) -> float | None:
-            """The objective of sweepers: the mean return of the last evaluation, or a problem's mean cost."""
-            scores.clear()
-            failure = guarded(lambda: one(composed))
+            """What sweepers search by: the last evaluation's mean return, or a problem's mean cost; None if all of it failed."""
+            finished: list[Path] = []
+            try:
+                failure = guarded(lambda: finished.append(one(composed)))
+            except Exception:
+                if not self.several:
+                    raise
+                traceback.print_exc()  # a search would go on without a word
+                failure = 1
+            chosen = [override for override in HydraConfig.get().overrides.task if split(override)[0] not in fixed]
+            note(Trial([override.lstrip("+") for override in chosen], failure, finished[0].resolve() if finished else None))
             if failure and (not self.several or failure in (Preempted.exit_code, INTERRUPTED)):
                 raise SystemExit(failure)  # ends what else was to run, too
             if failure:
                 raise Failed(failure)
-            return scores[0]
+            score = last_evaluation(finished[0])
+            return None if score is None else score.mean
 
         words = [*self.overrides, *more]
         before, sys.argv = sys.argv, [sys.argv[0], *self.flags, *words]
@@ -109,8 +128,8 @@ class Composition:
             hydra.main(version_base="1.3", config_path="pkg://rlamort.configs", config_name="train")(job)()
         except (HydraException, OmegaConfBaseException) as error:
             raise _refused(error) from error
-        except Failed as failed:
-            return failed.code
+        except (Failed, SystemExit) as end:
+            return int(end.code or 0)
         finally:
             sys.argv = before
             os.environ.pop("HYDRA_FULL_ERROR") if chosen is None else os.environ.update(HYDRA_FULL_ERROR=chosen)
@@ -125,12 +144,9 @@ class Failed(Exception):  # noqa: N818  # of a job, which has printed its error
         self.code = code
 
 
-def last_score(run: Path) -> float | None:
-    """The mean return of a run's last evaluation, or a problem's mean cost; None if there was none, or all of it failed."""
-    evaluations = [record for record in read_records(run) if "eval/return" in record or "eval/failed" in record]
-    last = evaluations[-1] if evaluations else {}
-    score = last.get("eval/cost", last.get("eval/return"))
-    return None if score is None else float(score)  # type: ignore[arg-type]  # means are numbers, lists are of episodes
+def _noted(folder: Path) -> list[Trial]:
+    notes = (json.loads(file.read_text()) for file in folder.glob("*.trial"))
+    return [Trial(settings, code, run and Path(os.path.relpath(run))) for settings, code, run in notes]
 
 
 def _refused(error: Exception) -> UserError:

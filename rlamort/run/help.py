@@ -7,8 +7,9 @@ from typing import Any
 from rlamort.config import Field, Part, Run, defaults, describe, fields, fields_of, methods, short, unsupported
 
 AFTER_KEYS = """
--m key=a,b,c runs each value and plots all runs; hydra/launcher=... selects a launcher. hydra/sweeper=optuna optimises the
-mean return of the last evaluation (hydra.sweeper.direction=maximize), or its mean cost. --cfg job prints the configuration."""
+-m key=a,b,c runs each value and plots all runs; hydra/launcher=... selects a launcher. hydra/sweeper=optuna looks for the
+highest mean return in the last evaluation, or the lowest mean cost, in hydra.sweeper.n_trials=20 runs; the best is printed
+last, and all are in a file beside them. --cfg job prints the configuration."""
 
 
 def train_help() -> None:

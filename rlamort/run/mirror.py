@@ -26,9 +26,10 @@ from typing import Any, Protocol, TextIO
 
 import psutil
 
-from rlamort.config import Run, config_of
+from rlamort.config import Run, config_of, locate
 from rlamort.errors import UserError
-from rlamort.run.track import Records
+from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.track import Records, read_records
 
 NEEDS = {"wandb": "wandb", "tensorboard": "tensorboard"}
 SOON = 1.0  # seconds of waiting after which a message is printed
@@ -237,7 +238,7 @@ class Mirror:
 
 
 def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
-    """Upload the missing records of a run to Weights & Biases; returns a message.
+    """Upload the missing records of a run that are final to Weights & Biases; returns a message.
 
     Args:
         run: the run directory.
@@ -256,10 +257,30 @@ def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
     size = Records(run / "metrics.jsonl").size()
     if not size:
         raise UserError(f"{run}: it has recorded nothing yet")
-    copy(run, config, "wandb", io.StringIO(f"{size}\nend\n"), os.getpid(), config["track_timeout"])
+    position = min(size, _final(run, config, size))
+    if not position:
+        raise UserError(f"{run}: it has no checkpoint yet, so `rlamort resume {run}` writes its records again; none is final")
+    copy(run, config, "wandb", io.StringIO(f"{position}\nend\n"), os.getpid(), config["track_timeout"])
+    which = "all records" if position == size else "all records up to its newest checkpoint"
+    more = "" if position == size else f"; `rlamort resume {run}` writes the later ones again"
     if config["wandb_mode"] == "offline":
-        return f"{run}: all records are on this machine; `wandb sync {run}/wandb/offline-run-*` sends them"
-    return f"{run}: all records are sent"
+        return f"{run}: {which} are on this machine; `wandb sync {run}/wandb/offline-run-*` sends them{more}"
+    return f"{run}: {which} are sent{more}"
+
+
+def _final(run: Path, config: Mapping[str, Any], size: int) -> int:
+    """The bytes of a run's records that no resume writes again, of `size` in all."""
+    if (newest := Checkpoints(run / "ckpt").newest()) is not None:
+        return int(newest.state["records"])
+    over = any(record["env_step"] >= config["steps"] for record in read_records(run))  # its checkpoints were removed
+    return size if over or not locate(config["row"]["source"]).resumable else 0
+
+
+def forget(run: Path) -> None:
+    """Of a run that begins anew: what it has sent is another run's there."""
+    for mark in (run / "mirror").glob("*.json"):
+        if json.loads(mark.read_text())["sent"]:
+            mark.unlink()
 
 
 def copy(run: Path, config: dict[str, Any], backend: str, positions: TextIO, watched: int, patience: float) -> None:

@@ -110,6 +110,11 @@ def spelled(argument: str, kind: Any, multirun: bool, known: Collection[str]) ->
     return argument if parsed is not None and not several and value == parsed.value() else f"{key}={_spell(value)}"
 
 
+def swept(override: str) -> bool:
+    """Whether an override in Hydra's grammar gives several values."""
+    return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+
+
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(f"key={text}")

@@ -14,6 +14,7 @@ from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import environment_values
 from rlamort.run.learner import Learner, learner_class
+from rlamort.run.mirror import forget
 from rlamort.run.sb3_file import read_sb3
 from rlamort.run.stored import agent_in, run_facts, trusted, values_of
 
@@ -99,6 +100,7 @@ def resume(
         )
     if loaded is None:  # it was killed before its first checkpoint
         directory.records.cut(0)
+        forget(path)
         directory.describe(learner.description())
         return learner, EXACT
     Spec.read(loaded.saved.facts["spec"]).require(learner.agent.spec, f"env={learner.source.env.name}")

@@ -174,3 +174,9 @@ def read_records(run: Path) -> list[dict[str, float | list[float]]]:
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_evaluation(run: Path) -> Evaluation | None:
+    """The last evaluation of a run; None if there was none, or if all of its episodes failed."""
+    evaluations = [record for record in read_records(run) if "eval/return" in record or "eval/failed" in record]
+    return Evaluation.of(evaluations[-1]) if evaluations else None
