@@ -102,7 +102,7 @@ class Composition:
             return start(self.method, {str(key): values[key] for key in values if key in self.known and key in said})
 
         def job(composed: DictConfig) -> float | None:
-            """What sweepers search by: the last evaluation's mean return, or a problem's mean cost; None if all of it failed."""
+            """What sweepers search by: the last evaluation's mean return, or a problem's mean cost; None if it failed."""
             finished: list[Path] = []
             try:
                 failure = guarded(lambda: finished.append(one(composed)))

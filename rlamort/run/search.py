@@ -47,7 +47,7 @@ class Search:
 
     def answer(self, trials: Sequence[Trial], out: Path) -> list[str]:
         """Write all trials, best first, to the JSON file `out`; returns lines that say which is the best and where it is."""
-        found = [(trial, trial.run and last_evaluation(trial.run)) for trial in trials]
+        found = [(trial, None if trial.run is None else last_evaluation(trial.run)) for trial in trials]
         scored = [(trial, score) for trial, score in found if score is not None]
         scored.sort(key=lambda one: one[1].mean, reverse=self.direction == "maximize")
         table = [{"settings": trial.settings, one.name: one.mean, "run": str(trial.run)} for trial, one in scored]
