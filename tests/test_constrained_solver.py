@@ -11,6 +11,7 @@ from rlamort.env.make import open_env
 from rlamort.env.one_step import single, vector
 from rlamort.errors import UserError
 from rlamort.measure import fit
+from rlamort.measure.check import check
 from rlamort.measure.fit import compare, report
 from rlamort.objective import Cost
 from rlamort.problem import Problem
@@ -103,6 +104,86 @@ def test_an_item_that_cannot_be_feasible_fails_alone():
     reference = solver.reference(x)
     assert reference.cost.isnan().tolist() == [False, True, False]
     assert reference.label == "augmented Lagrangian"
+
+
+class Circle(Problem):
+    """The point at a distance x_2 from 0 that is nearest to a target, known in closed form."""
+
+    domain = Box([-2.0, -2.0], [2.0, 2.0])
+
+    def contexts(self, count):
+        return 0.5 + torch.rand(count, 3)
+
+    def cost(self, y, x):
+        return (y - x[:, :2]).square().sum(-1)
+
+    def constraints(self, y, x):
+        return y.square().sum(-1, keepdim=True) - x[:, 2:].square(), y[:, :0]
+
+
+class Ring(Circle):
+    """As the circle, whose inside is allowed, too."""
+
+    def constraints(self, y, x):
+        h, g = super().constraints(y, x)
+        return g, h
+
+    def solution(self, x):
+        return torch.nn.functional.normalize(x[:, :2], dim=-1) * torch.minimum(x[:, 2:], x[:, :2].norm(dim=-1, keepdim=True))
+
+
+class Partly(Circle):
+    """Known of every third item; of the next it is the target itself, which is cheaper, and not feasible."""
+
+    def solution(self, x):
+        y = torch.nn.functional.normalize(x[:, :2], dim=-1) * x[:, 2:]
+        kind = (100 * x[:, 2]).long()[:, None] % 3
+        return torch.where(kind == 0, y, torch.where(kind == 1, x[:, :2], torch.nan))
+
+
+def test_a_reference_is_feasible_where_a_solution_is_not_known_or_wrong():
+    torch.manual_seed(0)
+    x = Circle().contexts(12)
+    known, bare = (ra.amortize(kind, loss="penalty", **QUICK).reference(x, starts=2) for kind in (Partly, Circle))
+    assert bare.label == "augmented Lagrangian"
+    best = torch.nn.functional.normalize(x[:, :2], dim=-1) * x[:, 2:]
+    for found in (known, bare):
+        torch.testing.assert_close(found.y, best, rtol=0, atol=1e-4)
+        torch.testing.assert_close(found.cost, Circle().cost(found.y, x), rtol=1e-5, atol=1e-6)
+    kinds = ((100 * x[:, 2]).long() % 3).tolist()
+    assert set(kinds) == {0, 1, 2}
+    assert known.label == f"solution; augmented Lagrangian for {12 - kinds.count(0)} of 12"
+    wrong = f"Partly.solution: {kinds.count(1)} of 12 points violate the constraints, or lie outside Y, and are excluded"
+    assert known.messages == (wrong,)
+
+
+def test_a_known_solution_is_the_reference_and_the_rival(monkeypatch):
+    class Known(Circle):
+        def solution(self, x):
+            return torch.nn.functional.normalize(x[:, :2], dim=-1) * x[:, 2:]
+
+    monkeypatch.setattr(fit, "CONSTRAINED", 6)
+    found = report(Known, ("full",), ("penalty",), **QUICK)
+    assert "reference: solution" in str(found)
+    assert found.data["rows"][0]["rival"][1] == "solution"
+
+
+def test_check_holds_a_solution_against_feasible_points_alone():
+    """It compared with the cheapest points of Y, so that a problem with constraints and a solution could not be amortized."""
+
+    class Worse(Ring):
+        def solution(self, x):
+            return 0.3 * torch.nn.functional.normalize(x[:, :2] - 3, dim=-1)  # inside, and far from the target
+
+    class Wrong(Ring):
+        def solution(self, x):
+            return x[:, :2]
+
+    said = {kind: next(line for line in check(kind()).lines if line.what == "solution") for kind in (Ring, Worse, Wrong)}
+    assert said[Ring].verdict == "pass", said[Ring].detail
+    assert "where these meet the constraints" in said[Ring].detail
+    assert "was found in a few trials" in said[Worse].detail
+    assert "it violates the constraints by up to" in said[Wrong].detail
 
 
 def test_kinds_that_ignore_constraints_are_refused(solver):

@@ -110,6 +110,14 @@ def test_answers_need_what_is_seen_and_scores_all():
         solver.solve(seen)
 
 
+def test_an_export_takes_what_is_seen(tmp_path):
+    solver = amortize(Noisy(), model="full", steps=2, hidden=[8])
+    solver.export(tmp_path / "noisy.pt2")
+    seen = torch.randn(5, N)
+    read = torch.export.load(tmp_path / "noisy.pt2").module()
+    torch.testing.assert_close(read(seen), solver.predict({"seen": seen}))
+
+
 class Blind(Noisy):
     hidden = ("seen", "truth")
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import save_file
 from test_amortize import QUICK, Known, Portfolio
 from test_cli import rlamort
+from test_constrained_solver import Circle
 from test_resume import assert_equal
 
 import rlamort as ra
@@ -36,6 +37,19 @@ class Partly(Portfolio):
 class Outside(Portfolio):
     def solution(self, x):
         return self.domain.nearest(x) + 0.1 * (x[:, :1] > 1)
+
+
+class Careless(Circle):
+    """Its solution knows of no constraints."""
+
+    def solution(self, x):
+        return x[:, :2]
+
+
+class Impossible(Circle):
+    def constraints(self, y, x):
+        h, g = super().constraints(y, x)
+        return h + 100, g
 
 
 class Two(ra.Problem):
@@ -165,6 +179,26 @@ def test_labels_outside_the_domain_are_an_error(tmp_path, contexts):
         Amortize(Known, labels={"kind": "file", "path": path}, **TAUGHT, **QUICK)
     with pytest.raises(UserError, match=r"labels=solution: .* labels lie outside Simplex"):
         Amortize(Outside, dataset_size=50, labels="solution", **TAUGHT, **QUICK)
+
+
+def test_labels_meet_the_constraints(tmp_path):
+    """A search that knew of none gave the targets themselves, each of which is cheaper, and violates."""
+    fields = {"dataset_size": 20, "seed": 0, **TAUGHT, **QUICK}
+    x, y = Amortize(Circle, labels="search", **fields).source.data
+    torch.testing.assert_close(y, torch.nn.functional.normalize(x[:, :2], dim=-1) * x[:, 2:], rtol=0, atol=1e-4)
+    path = stored(tmp_path / "circle.npz", x, y)
+    file = {**fields, "dataset_size": None}
+    assert torch.equal(Amortize(Circle, labels={"kind": "file", "path": path}, **file).source.data.y, y)
+    y[7] *= 1.1
+    stored(tmp_path / "circle.npz", x, y)
+    with pytest.raises(UserError, match=r"circle.npz: 1 of 20 labels violate Circle.constraints, by up to .*, of which 7 is"):
+        Amortize(Circle, labels={"kind": "file", "path": path}, **file)
+    with pytest.raises(UserError, match=r"labels=solution: 20 of 20 labels violate Careless.constraints, by up to"):
+        Amortize(Careless, labels="solution", **fields)
+    with pytest.raises(UserError, match=r"loss=regress: Careless.solution violates Careless.constraints by .* are needed"):
+        Amortize(Careless, loss="regress", **QUICK)
+    with pytest.raises(UserError, match=r"20 of 20 items have no label.*augmented Lagrangian: infeasible"):
+        Amortize(Impossible, labels={"kind": "search", "starts": 1}, **fields)
 
 
 @pytest.mark.parametrize(

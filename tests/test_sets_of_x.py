@@ -284,6 +284,48 @@ def test_linear_is_a_vertex_and_says_where_there_is_none():
         Affine([[1.0, 1.0]], [1.0]).linear(torch.ones(1, 2))
 
 
+def ends(domain: Polyhedron) -> bool:
+    """Whether no coordinate is unbounded, by a linear program for each of its two ends."""
+    try:
+        for sign in (1, -1):
+            for e in torch.eye(domain.dim, dtype=torch.float64):
+                domain.linear(sign * e[None])
+    except UserError:
+        return False
+    return True
+
+
+def test_which_polyhedra_are_bounded():
+    torch.manual_seed(0)
+    found = []
+    for i in range(40):
+        rows, k = normal(2 + i % 5, 3), i % 2
+        high = torch.where(uniform(len(rows)) < 0.2, INF, uniform(len(rows)))
+        low = torch.where(uniform(len(rows)) < 0.7, -INF, -uniform(len(rows)))
+        E = normal(k, 3) if k else None
+        domain = Polyhedron(rows, low, high, E, None if E is None else torch.zeros(k))
+        found.append(bool(domain.compact()))
+        assert found[-1] == ends(domain), (rows, low, high, E)
+    assert 10 < sum(found) < 30
+    wedge = torch.tensor([[1.0, 1e-3], [1.0, -1e-3], [-1.0, 0.0]])  # bounded, but far out; and not without its last row
+    assert Polyhedron(wedge, -INF, 1.0).compact()
+    assert not Polyhedron(wedge[:2], -INF, 1.0).compact()
+    strip = Polyhedron([[1.0, 1.0]], -1.0, 1.0)  # every linear program along its row has an answer
+    assert not strip.compact()
+    assert not Product([Simplex(2), strip]).compact()
+    assert Product([Simplex(2), Ball(2, 1.0)]).compact()
+    assert not Affine([[1.0, 1.0]], [1.0]).compact()
+
+
+@pytest.mark.parametrize("matrices", ["fixed", "per item"])
+def test_items_are_bounded_or_not_alone(matrices):
+    A = torch.cat([torch.eye(2), torch.ones(1, 2)]).double()
+    high = torch.tensor([[INF, INF, 1.0], [INF, INF, INF], [1.0, INF, INF], [1.0, 1.0, INF]], dtype=torch.float64)
+    domain = Polyhedron(A if matrices == "fixed" else PerItem(3, 2), 0.0, PerItem(3))
+    domain = domain.bind({"high": high} | ({} if matrices == "fixed" else {"A": A.expand(4, 3, 2)}))
+    assert domain.compact().tolist() == [True, False, False, True]
+
+
 # --- items
 
 

@@ -12,13 +12,16 @@ from test_best import Leaky
 from torch import nn
 
 import rlamort.solve.classical
-from rlamort.domain import Box, CappedSimplex, Euclid, Simplex, Sphere
+from rlamort.domain import Box, CappedSimplex, Euclid, PerItem, Polyhedron, Simplex, Sphere
 from rlamort.errors import Fault, UserError
+from rlamort.measure.fit import report
 from rlamort.measure.table import _seconds_to, measure
 from rlamort.model import Expert, Full, Unroll
 from rlamort.nets import mlp
 from rlamort.objective import Cost
+from rlamort.parts.losses import _solved
 from rlamort.problem import Problem
+from rlamort.solve.by_scipy import by_scipy
 from rlamort.solve.certificate import Conformal, DualityGap, Tolerance, solve_from
 from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_found, descent, minimisers, solution_of
 from rlamort.solve.solver import Solver
@@ -753,6 +756,112 @@ def test_the_copy_in_float64_follows_what_is_learned():
     with torch.no_grad():
         solver.problem.slope.mul_(2)
     assert (solver.solve(x, rtol=1e-4).cost > before).all()
+
+
+class Priced(Portfolio):
+    """The same at constants of every kind that Python has."""
+
+    def __init__(self):
+        super().__init__()
+        self.risk, self.fees, self.tax = 0.1, [0.1], np.array([0.1])
+        self.register_buffer("held", torch.tensor(0.1))
+
+    def cost(self, y, x):
+        return super().cost(y, x) + (self.risk + self.fees[0] + float(self.tax[0]) + self.held) * y.square().sum(-1)
+
+
+def _replaced(problem):
+    del problem.held  # whose address is then free for the next
+    problem.register_buffer("held", torch.tensor(5.0))
+
+
+CHANGES = {
+    "an attribute": lambda problem: setattr(problem, "risk", 5.0),
+    "an entry of a list": lambda problem: problem.fees.__setitem__(0, 5.0),
+    "an entry of an array": lambda problem: problem.tax.__setitem__(0, 5.0),
+    "a buffer, in place": lambda problem: problem.held.fill_(5.0),
+    "a buffer, below its version": lambda problem: problem.held.data.fill_(5.0),
+    "another buffer": _replaced,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_costs_and_certificates_are_of_the_problem_as_it_is(change):
+    """A copy in float64 that was kept gave the costs, the bounds and the exact solutions of the constants before."""
+    solver, x = made(Priced, dtype=torch.float32), rows(Priced, 4, dtype=torch.float32)
+    scipy_of = by_scipy(solver.problem, x, solver.predict(x)).cost
+    before = solver.solve(x, tol=1e-4)
+    torch.testing.assert_close(before.cost.double(), scipy_of, rtol=0, atol=1e-4)
+    change(solver.problem)
+    best = solver.problem.domain.nearest(x / 11.6)  # |y|^2 has the factor 5.8 now
+    answer = solver.solve(x, tol=1e-4)
+    torch.testing.assert_close(answer.y, best, rtol=0, atol=1e-2)
+    torch.testing.assert_close(answer.cost, solver.f(answer.y, x), rtol=1e-6, atol=1e-6)
+    assert (answer.cost - solver.f(best, x) <= answer.bound + 1e-6).all()
+    torch.testing.assert_close(solver.reference(x).y, best, rtol=0, atol=1e-5)
+    torch.testing.assert_close(_solved(solver.problem, lambda x: x)(x), best, rtol=0, atol=1e-5)
+
+
+class Half(Problem):
+    """The point of the orthant nearest to x, as a polyhedron that ends nowhere."""
+
+    domain = Polyhedron(torch.eye(3), 0.0, math.inf)
+    convex = True
+
+    def contexts(self, count):
+        return torch.randn(count, 3)
+
+    def cost(self, y, x):
+        return 0.5 * (y - x).square().sum(-1)
+
+
+class Ended(Half):
+    """The same, and the sum of an item ends, unless its context begins above 5."""
+
+    domain = Polyhedron(torch.cat([torch.eye(3), torch.ones(1, 3)]), 0.0, PerItem(4))
+
+    def domain_data(self, x):
+        high = torch.full((len(x), 4), math.inf).to(x)
+        high[:, 3] = torch.where(x[:, 0] > 5, math.inf, 1.0)
+        return {"high": high}
+
+
+class Rarely(Ended):
+    """Every other item is unbounded."""
+
+    def contexts(self, count):
+        return super().contexts(count) + 10 * (torch.arange(count)[:, None] % 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_polyhedron_without_an_end_is_certified_by_the_kkt_residual(dtype):
+    for kind in (Half, Rarely):
+        solver, x = made(kind, dtype=dtype), rows(kind, 6, dtype=dtype)
+        answer = solver.solve(x, tol=1e-4)
+        assert answer.kind == "KKT residual"
+        assert set(answer.status) <= {"predicted", "re-solved"}
+        torch.testing.assert_close(answer.y, solver.problem.domain.at(x).nearest(x), rtol=0, atol=1e-3)
+    with pytest.raises(UserError, match="by: duality gap is given, and the set of Half is unbounded; KKT residual is allowed"):
+        made(Half).solve(rows(Half, 2), tol=1e-4, by="duality gap")
+
+
+def test_an_item_without_an_end_has_no_duality_gap_alone():
+    solver, x = made(Ended), rows(Ended, 4)
+    alone = solver.solve(x, tol=1e-4)
+    x[2] = torch.tensor([6.0, 1.0, 1.0])
+    answer = solver.solve(x, tol=1e-4)
+    assert alone.kind == answer.kind == "duality gap"
+    assert answer.status[2].startswith("failed: no duality gap is finite here")
+    rest = [0, 1, 3]
+    assert all(answer.status[i] in ("predicted", "re-solved") for i in rest)
+    torch.testing.assert_close(answer.bound[rest], alone.bound[rest])
+    certified = solver.solve(x, tol=1e-4, by="KKT residual")
+    assert set(certified.status) <= {"predicted", "re-solved"}
+
+
+def test_a_report_of_a_set_without_an_end_is_made(monkeypatch):
+    monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
+    assert "KKT residual" in str(report(Half, ("full",), steps=10, hidden=(8,), batch_size=8, seed=0))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Y, where solutions live, and P(Y), densities over it."""
 
-from rlamort.domain.base import LARGEST, Data, Domain, PerItem, nearest_each, project_each, within
+from rlamort.domain.base import LARGEST, Data, Domain, PerItem, nearest_each, project_each, slack, within
 from rlamort.domain.birkhoff import Birkhoff
 from rlamort.domain.cones import PSD, ExponentialCone, SecondOrderCone
 from rlamort.domain.context import ContextDomain
@@ -16,5 +16,5 @@ __all__ = [
     "LARGEST", "NOISES", "PSD", "Affine", "Ball", "Birkhoff", "Box", "CappedSimplex", "ContextDomain", "Data", "Density",
     "Domain", "Euclid", "ExponentialCone", "FreshNoise", "Gaussian", "HeldNoise", "Orthant", "PerItem", "Point", "Polyhedron",
     "Product", "Rows", "SecondOrderCone", "Simplex", "Sphere", "SquashedGaussian", "Weights", "nearest_each", "project_each",
-    "unit_box", "within",
+    "slack", "unit_box", "within",
 ]  # fmt: skip

@@ -124,6 +124,10 @@ class Domain(nn.Module):
         None if Y is no polyhedron, or is not known as one."""
         return None
 
+    def compact(self) -> Tensor:
+        """(B,) bool, or (1,) of fixed data, on a CPU: whether an item's set is known to be bounded: `linear` has answers."""
+        return torch.tensor([type(self).linear is not Domain.linear])
+
     def around(self) -> tuple[Tensor, Tensor] | None:
         """A box that contains Y, low and high, each (n,) or (B, n), where `linear` is too dear for certificates and bounds are
         at hand; else None."""
@@ -168,9 +172,13 @@ def within(domain: Domain, y: Tensor, rounded: torch.dtype | None = None) -> Ten
         y: points.
         rounded: the dtype that they were rounded to; None if it is theirs.
     """
-    slack = y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
     whole = y.isfinite().all(-1)
-    return whole & (domain.violation(y.where(whole[..., None], 0)) <= slack)
+    return whole & (domain.violation(y.where(whole[..., None], 0)) <= slack(y, rounded))
+
+
+def slack(y: Tensor, rounded: torch.dtype | None = None) -> Tensor:
+    """y (B, n) -> (B,): the violation that rounding excuses; `rounded` as in `within`."""
+    return y.abs().amax(-1).clamp_min(1) * math.sqrt(torch.finfo(rounded or y.dtype).eps)
 
 
 def bounded(low: Tensor, high: Tensor, total: float | None = None) -> dict[str, Tensor]:

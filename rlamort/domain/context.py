@@ -59,6 +59,9 @@ class ContextDomain(Domain):
     def linear(self, g: Tensor) -> Tensor:
         raise self._unbound("linear")
 
+    def compact(self) -> Tensor:
+        raise self._unbound("compact")
+
     def _unbound(self, method: str) -> UserError:
         name = f"{type(self.__dict__['owner']).__name__}.domain"
         return UserError(f"{name}.{method}: its data come from x, and no x is given; `domain.at(x).{method}` is needed")

@@ -143,6 +143,26 @@ class Polyhedron(Domain):
         high = torch.full(shape, torch.inf).to(most).scatter_reduce(-1, at, most, "amin")
         return (low, high) if bool((low.isfinite() & high.isfinite()).all()) else None
 
+    def compact(self) -> Tensor:
+        """Whether 0 alone is a direction in which no row ends: E d = 0, A d <= 0 of finite `high`, and >= 0 of finite `low`.
+
+        That is where these rows span R^n, and 0 is a combination of them in which all inequalities have positive weights
+        (Stiemke's lemma), which is a linear program.
+        """
+        if self.around() is not None:
+            return torch.ones(1, dtype=torch.bool)
+        items, fixed = range(self.rows.count or 1), all(self.rows.data[name].ndim == 2 for name in "EA")
+        known: dict[Any, bool] = {}  # of fixed matrices, by which rows are finite
+        found = []
+        for item in items:
+            E, A, low, high = (self.rows.item(name, item).numpy(force=True) for name in ("E", "A", "low", "high"))
+            above, below = np.isfinite(high), np.isfinite(low)
+            key = (above.tobytes(), below.tobytes()) if fixed else item
+            if key not in known:
+                known[key] = _spanned(E, np.concatenate([A[above], -A[below]]), self.rows.tol)
+            found.append(known[key])
+        return torch.tensor(found)
+
     def linear(self, g: Tensor) -> Tensor:
         """By SciPy's HiGHS, an item at a time on the host: for certificates, not for updates. NaN where a set is empty."""
         from scipy.optimize import linprog  # here, since importing it takes longer than most runs of `linear`
@@ -165,6 +185,19 @@ class Polyhedron(Domain):
                 found[block, item] = answer.x
         with torch.no_grad():  # a linear program's tolerances are no rounding
             return self.rows.nearest(torch.from_numpy(found).to(slopes)).view(g.shape).to(g.dtype)
+
+
+def _spanned(E: np.ndarray, G: np.ndarray, tol: float) -> bool:
+    """Whether d = 0 is the only solution of E d = 0 and G d <= 0."""
+    from scipy.optimize import linprog  # as in `linear`
+
+    rows = np.concatenate([G, E])
+    rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True).clip(np.finfo(float).tiny)
+    if not np.isfinite(rows).all() or np.linalg.matrix_rank(rows, tol=tol * len(rows) ** 0.5) < rows.shape[-1]:
+        return False
+    weights = [(1, None)] * len(G) + [(None, None)] * len(E)
+    answer = linprog(np.zeros(len(rows)), A_eq=rows.T, b_eq=np.zeros(rows.shape[-1]), bounds=weights)
+    return bool(answer.status == 0)
 
 
 D = TypeVar("D", Affine, Polyhedron)

@@ -112,8 +112,7 @@ class Box(Domain):
         checked(self, data, "Box")
         if not self.needs:
             return self
-        low, high = (data[name] if name in data else self._datum(name) for name in ("low", "high"))
-        return ItemBox(low, high)
+        return ItemBox(*(data[name] if name in data else self._datum(name) for name in ("low", "high")))
 
     def project(self, v: Tensor) -> Tensor:
         return self.act(v.tanh())
@@ -227,8 +226,7 @@ class CappedSimplex(Domain):
         rim = far - math.log(torch.finfo(v.dtype).tiny)
         v = v.clamp(-rim, rim)  # beyond, every such nu gives 0 or 1
         with torch.no_grad():
-            high = torch.full_like(v[..., :1], far)
-            low = -high
+            low, high = (torch.full_like(v[..., :1], end) for end in (-far, far))
             for _ in range(32):
                 middle = (low + high) / 2
                 below = (v + middle).sigmoid().sum(-1, keepdim=True) < self.k
@@ -332,6 +330,9 @@ class Product(Domain):
     def empty(self) -> Tensor:
         parts: list[Tensor] = [domain.empty() for domain in self.domains]  # type: ignore[operator]
         return functools.reduce(lambda found, part: found.to(part.device) | part, parts)
+
+    def compact(self) -> Tensor:
+        return functools.reduce(torch.logical_and, [domain.compact().cpu() for domain in self.domains])  # type: ignore[operator, no-any-return]
 
     def polyhedral(self) -> dict[str, Tensor] | None:
         parts = [domain.polyhedral() for domain in self.domains]  # type: ignore[operator]

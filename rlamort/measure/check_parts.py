@@ -13,6 +13,7 @@ from rlamort.errors import UserError
 from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same
 from rlamort.problem import Layout
 from rlamort.solve.classical import starting
+from rlamort.solve.constrained import met
 from rlamort.solve.lagrangian import Zero, augmented_lagrangian
 from rlamort.solve.quadratic import exactly
 
@@ -107,7 +108,7 @@ def devices(trial: Trial) -> Outcome:
 
 
 def solution(trial: Trial) -> Outcome:
-    """Whether it is in Y, and no better point is found."""
+    """Whether it is in Y and meets the constraints, and no better point that does is found."""
     x, v, _ = trial.sample()
     best, changed = kept(trial.problem.solution, None, trial.problem.layout.unpack(x))
     if best is None:
@@ -119,6 +120,10 @@ def solution(trial: Trial) -> Outcome:
     outside = domain.violation(best)
     if (outside > CLOSE * (1 + best.norm(dim=-1))).any():
         return "fail", f"it lies up to {float(outside.max()):.3g} outside {type(domain).__name__}; a point in it is needed"
+    held = Constraints.of(trial.problem)
+    if held is not None and not met(held, best, x).all():
+        off = float(held.violation(best, x).max())
+        return "fail", f"it violates the constraints by up to {off:.3g}; a point that meets them is needed"
     cost = trial.value(best, x).detach()
     candidates = [domain.project(scale * torch.randn_like(v)) for scale in (0.3, 1.0, 3.0) for _ in range(8)]
     for size in (1e-1, 1e-2, 1e-3):
@@ -127,6 +132,9 @@ def solution(trial: Trial) -> Outcome:
         slope = trial.f.oracle(x).grad(best)
         candidates += [domain.nearest(best - 10.0**-k * slope) for k in range(6)]
     values = torch.stack([trial.value(candidate, x).detach() for candidate in candidates])  # (tries, B)
+    if held is not None:  # what violates them by more than it does is no rival
+        least = held.violation(best, x)
+        values = values.where(torch.stack([held.violation(candidate, x) <= least for candidate in candidates]), torch.inf)
     better = (cost - values.nan_to_num(float("inf")).amin(0)) / cost.abs().clamp_min(1)
     if better.max() > CLOSE or not cost.isfinite().all():
         i = int(better.argmax())
@@ -135,7 +143,8 @@ def solution(trial: Trial) -> Outcome:
             "fail",
             f"item {i} costs {float(cost[i]):.6g}, and {found:.6g} was found in a few trials; a minimiser is needed",
         )
-    return "pass", f"in {type(domain).__name__}, and better than {len(candidates)} other points"
+    rivals = f"{len(candidates)} other points" + ("" if held is None else ", where these meet the constraints")
+    return "pass", f"in {type(domain).__name__}, and better than {rivals}"
 
 
 def residual(trial: Trial) -> Outcome:

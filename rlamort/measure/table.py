@@ -19,7 +19,6 @@ from rlamort.constraints import Constraints
 from rlamort.errors import Fault, UserError
 from rlamort.objective import Oracle
 from rlamort.solve.classical import FAILURES, LBFGS, PROJECTED, Field, Minimiser, Reference, extended, solution_of
-from rlamort.solve.constrained import LABEL
 from rlamort.solve.solver import EXACT, Solver
 from rlamort.update import InY, Update
 
@@ -137,7 +136,7 @@ def measure(
         if constraints is None:
             times = {one.name: _seconds_to(one, solver, batches, repeats, limit) / size for one in rivals}
         else:  # which goes on to feasible points, of whatever cost
-            times = {LABEL: _median_seconds([lambda: solver.reference(batches[0])], 1, x.device) / size}  # noqa: B023
+            times = {reference.label: _median_seconds([lambda: solver.reference(batches[0])], 1, x.device) / size}  # noqa: B023
         rival[size] = min(times, key=lambda one: times[one])
         rival_seconds[size] = times[rival[size]]
     return Row(

@@ -15,10 +15,12 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from rlamort.config import Fixed, Size
+from rlamort.constraints import Constraints
 from rlamort.domain import within
 from rlamort.errors import UserError
 from rlamort.objective import Cost
 from rlamort.problem import Parts, Problem, presented
+from rlamort.solve import constrained
 from rlamort.solve.classical import CHUNK, STARTS, answers, best_found, solution_of
 from rlamort.source import Labelled, Labels
 
@@ -55,7 +57,10 @@ class Solved(Labels):
         """Labels (N, n), NaN where there is none, and what went wrong."""
         solution = solution_of(problem)
         if self.teacher == "search":
-            reference = best_found(Cost(problem), problem.domain, x, self.starts, solution=solution)
+            if (constraints := Constraints.of(problem)) is not None:
+                reference = constrained.reference(problem, constraints, x, self.starts)
+            else:
+                reference = best_found(Cost(problem), problem.domain, x, self.starts, solution=solution)
             return reference.y, reference.messages
         name, messages = f"{type(problem).__name__}.solution", dict[str, None]()
         parts: list[Tensor] = []
@@ -137,13 +142,13 @@ def checked(found: Labelled, problem: Problem, missing: Missing, name: str, why:
 
     Args:
         found: contexts and labels, NaN where there is none.
-        problem: whose domain has to hold them.
+        problem: whose domain has to hold them, and whose constraints they have to meet.
         missing: what to do with items that have none.
         name: of the labels, for messages.
         why: what went wrong, for messages.
 
     Raises:
-        UserError: labels are missing, or lie outside Y.
+        UserError: labels are missing, lie outside Y, or violate constraints.
     """
     count, finite = len(found.y), found.y.isfinite().all(-1)
     lacking, reason = (~finite).nonzero()[:, 0].tolist(), f" ({why})" if why else ""
@@ -161,6 +166,13 @@ def checked(found: Labelled, problem: Problem, missing: Missing, name: str, why:
         raise UserError(
             f"{name}: {len(outside)} of {count} labels lie outside {kind}, by up to {far:.3g}, of which {first} is the first; "
             "points in it are needed"
+        )
+    constraints = Constraints.of(problem)
+    if constraints is not None and (wrong := (~constrained.met(constraints, y, x)).nonzero()[:, 0].tolist()):
+        first, far = int(finite.nonzero()[wrong[0], 0]), constraints.violation(y, x)[wrong].max().item()
+        raise UserError(
+            f"{name}: {len(wrong)} of {count} labels violate {constraints.name}, by up to {far:.3g}, of which {first} is the "
+            "first; points that meet them are needed"
         )
     return Labelled(x, y)
 

@@ -20,7 +20,8 @@ from rlamort.parts.models import Model
 from rlamort.parts.setting import Setting
 from rlamort.problem import Problem, device_of, presented
 from rlamort.solve.classical import solution_of
-from rlamort.solve.precision import Widened
+from rlamort.solve.constrained import met
+from rlamort.solve.precision import widened
 from rlamort.solve.quadratic import exactly
 from rlamort.update import sparse
 
@@ -53,6 +54,11 @@ class Solution(Teacher):
         if not within(domain, y).all():
             outside, kind = domain.violation(y).max().item(), type(domain).__name__
             raise UserError(f"loss=regress: {name} returns points {outside:.3g} outside {kind}; points in it are needed")
+        if setting.constraints is not None and not met(setting.constraints, y, x).all():
+            off = setting.constraints.violation(y, x).max().item()
+            raise UserError(
+                f"loss=regress: {name} violates {setting.constraints.name} by {off:.3g}; points that meet them are needed"
+            )
         return models.Expert(solution, name)
 
 
@@ -351,10 +357,9 @@ class Lagrangian(Loss):
 
 def _solved(problem: Problem, search: trained.Teacher) -> trained.Teacher:
     """A teacher of exact solutions where items are convex quadratic programs, in float64, and of a search where not."""
-    widened = Widened(problem)
 
     def teacher(x: Tensor) -> Tensor:
-        twin = widened.at(x.new_empty(len(x), problem.domain.dim), x)
+        twin = widened(problem, x.new_empty(len(x), problem.domain.dim), x)
         y = exactly(Cost(twin), twin.domain, x.double())
         if y is None:
             return search(x)

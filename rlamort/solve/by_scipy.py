@@ -16,7 +16,7 @@ from rlamort.errors import UserError
 from rlamort.objective import Cost
 from rlamort.problem import Problem
 from rlamort.solve.lagrangian import SOLVED, Constrained, kkt
-from rlamort.solve.precision import Widened
+from rlamort.solve.precision import widened
 
 Method = Literal["SLSQP", "trust-constr"]
 FEASIBLE = CLOSE = 1e-6  # violation, and residual
@@ -46,7 +46,7 @@ def by_scipy(problem: Problem, x: Tensor, y0: Tensor, method: Method = "SLSQP") 
     if y0.shape != (len(x), problem.domain.dim):
         raise UserError(f"y0: shape {tuple(y0.shape)} is given; {(len(x), problem.domain.dim)} is needed")
     x, y0 = x.double(), y0.detach().double()
-    wide = Widened(problem).at(y0, x)
+    wide = widened(problem, y0, x)
     constraints = Constraints.of(wide) or Constraints.none(wide)
     solved = [_one(wide, constraints, x[i : i + 1], y0[i], method) for i in range(len(x))]
     y, lam, mu = (torch.stack(parts).to(x) for parts in zip(*(one[:3] for one in solved), strict=True))

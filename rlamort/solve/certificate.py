@@ -109,6 +109,8 @@ class DualityGap(Certificate):
         slope = slope.masked_fill(broken[:, None], 0)
         around = domain.around()
         if around is None:
+            broken = broken | ~domain.compact().to(broken.device)  # where the maximum may be infinite
+            slope = slope.masked_fill(broken[:, None], 0)
             gap = (slope.double() * (y - domain.linear(slope)).double()).sum(-1)  # the sum must not round what it bounds
         else:
             size = y.abs().amax(-1).clamp_min(1) / slope.abs().amax(-1).clamp_min(torch.finfo(y.dtype).tiny)

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from rlamort.constraints import Constraints, Multipliers
-from rlamort.domain import Domain, within
+from rlamort.domain import Domain, slack, within
 from rlamort.objective import Cost, Objective
 from rlamort.problem import Problem
 from rlamort.solve.certificate import Certificate, Tolerance
-from rlamort.solve.classical import STARTS, Field, Reference, starting
-from rlamort.solve.lagrangian import Constrained, augmented_lagrangian, kkt
+from rlamort.solve.classical import CHUNK, STARTS, Field, Reference, answers, solution_of, starting
+from rlamort.solve.lagrangian import SOLVED, Constrained, augmented_lagrangian, kkt
+from rlamort.solve.precision import widened
 
 LABEL = "augmented Lagrangian"
 FEASIBLE = {torch.float64: 1e-6, torch.float32: 1e-5}  # violation, in the rows' own units, of a solution of that dtype
@@ -73,6 +74,11 @@ def feasible(constraints: Constraints, domain: Domain, y: Tensor, x: Tensor, rou
     return within(domain.at(x), y, rounded) & (constraints.violation(y.nan_to_num(0.0, 0.0, 0.0), x) <= allowed)
 
 
+def met(constraints: Constraints, y: Tensor, x: Tensor) -> Tensor:
+    """(B,) bool: y (B, n) meets its constraints to the rounding that `within` excuses, as is asked of what users give."""
+    return constraints.violation(y.nan_to_num(0.0, 0.0, 0.0), x).detach() <= slack(y)
+
+
 def solved(f: Objective, constraints: Constraints, domain: Domain, x: Tensor, y: Tensor, starts: int = STARTS) -> Constrained:
     """The best found from y (B, n) and from `starts` fixed points of Y."""
     fixed = starting(domain, starts, x)
@@ -80,14 +86,46 @@ def solved(f: Objective, constraints: Constraints, domain: Domain, x: Tensor, y:
     return augmented_lagrangian(f, constraints, domain, x, torch.cat([first, fixed]))
 
 
-def reference(problem: Problem, constraints: Constraints, x: Tensor, starts: int, extra: Tensor | None) -> Reference:
-    """Solutions that meet the constraints, NaN of items for which none was found, and how many these are."""
-    y = problem.domain.at(x).project(x.new_zeros(len(x), problem.domain.inputs)) if extra is None else extra.to(x)
-    found = solved(Cost(problem), constraints, problem.domain, x, y, starts)
-    lost = [status for status in found.status if status != "solved"]
-    messages = tuple(f"{LABEL}: {status}" for status in dict.fromkeys(lost))[:3]
-    missing = found.cost.isnan()
-    return Reference(found.y.masked_fill(missing[:, None], torch.nan), found.cost, LABEL, 1 - len(lost) / len(x), messages)
+@torch.no_grad()
+def reference(
+    problem: Problem, constraints: Constraints, x: Tensor, starts: int = STARTS, extra: Tensor | None = None
+) -> Reference:
+    """The problem's own solution of each item where it is feasible, else what the augmented-Lagrangian method finds.
+
+    It searches in float64, where the problem computes in it. Items for which nothing is found are NaN.
+
+    Args:
+        problem: the user's.
+        constraints: of the problem.
+        x: contexts (B, d).
+        starts: S.
+        extra: further starts (B, n), such as predictions.
+    """
+    wide = widened(problem, x.new_empty(len(x), problem.domain.dim), x)
+    rows = x if wide is problem else x.double()
+    f, domain, held = Cost(wide), wide.domain, Constraints(wide, constraints.sizes)
+    y, cost = rows.new_full((len(x), domain.dim), torch.nan), rows.new_full((len(x),), torch.nan)
+    name, messages = f"{type(problem).__name__}.solution", dict[str, None]()
+    known = answers(solution_of(problem), x, domain.dim, name, messages)
+    if known is not None:
+        y = known.to(rows, copy=True)
+        good = feasible(held, domain, y, rows, x.dtype)
+        cost = f(y, rows).where(good, torch.nan)
+        if off := int((y.isfinite().all(-1) & ~good).sum()):
+            messages[f"{name}: {off} of {len(x)} points violate the constraints, or lie outside Y, and are excluded"] = None
+    missing = (~cost.isfinite()).nonzero()[:, 0]
+    lost: list[str] = []
+    for items in torch.split(missing, CHUNK) if len(missing) else ():
+        at = rows[items]
+        first = domain.at(at).project(at.new_zeros(len(at), domain.inputs)) if extra is None else extra[items].to(at)
+        found = solved(f, held, domain, at, first, starts)
+        y[items], cost[items] = found.y.masked_fill(found.cost.isnan()[:, None], torch.nan), found.cost
+        lost += [status for status in found.status if status != SOLVED]
+    messages |= {f"{LABEL}: {status}": None for status in list(dict.fromkeys(lost))[:3]}
+    sources = ["solution"] if len(missing) < len(x) else [LABEL]
+    if 0 < len(missing) < len(x):
+        sources.append(f"{LABEL} for {len(missing)} of {len(x)}")
+    return Reference(y.to(x), cost.to(x), "; ".join(sources), 1 - len(lost) / len(x), tuple(messages))
 
 
 def estimated(f: Objective, constraints: Constraints, y: Tensor, x: Tensor) -> Multipliers:

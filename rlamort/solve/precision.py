@@ -8,33 +8,18 @@ from torch import Tensor
 from rlamort.problem import Problem
 
 
-class Widened:
-    """Copies of problems in float64, made again only after their tensors changed.
+def widened(problem: Problem, y: Tensor, x: Tensor) -> Problem:
+    """A copy of the problem in float64, as the problem is now, for contexts x (B, d), B >= 1, and solutions y (B, n).
 
-    Args:
-        problem: the user's.
+    It is the problem itself where all is float64 already, or where the cost is not computed in float64 when all that it is
+    given is: with the user's own float32 tensors, say, that no buffer holds.
+
+    It is made at every call, since nothing less sees all that can change: a number in an attribute, an entry of a list or an
+    array, a parameter that a recorded graph updates without raising its version. Beside what it is for, that takes little.
     """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self._twin = problem, problem
-        self._stamp: tuple[tuple[int, int], ...] = ()
-
-    def at(self, y: Tensor, x: Tensor) -> Problem:
-        """The problem in float64 for contexts x (B, d), B >= 1, and solutions y (B, n).
-
-        It is the problem itself where all is float64 already, or where the cost is not computed in float64 when all that it is
-        given is: with the user's own float32 tensors, say, that no buffer holds.
-        """
-        own = (*self.problem.parameters(), *self.problem.buffers())
-        if all(t.dtype is torch.float64 for t in (y, *own) if t.is_floating_point()):
-            return self.problem
-        stamp = tuple((id(tensor), tensor._version) for tensor in own)
-        if self._twin is self.problem or stamp != self._stamp:
-            self._stamp, self._twin = stamp, _widened(self.problem, y, x)
-        return self._twin
-
-
-def _widened(problem: Problem, y: Tensor, x: Tensor) -> Problem:
+    own = (*problem.parameters(), *problem.buffers())
+    if all(t.dtype is torch.float64 for t in (y, *own) if t.is_floating_point()):
+        return problem
     with torch.random.fork_rng([y.device] if y.is_cuda else []), torch.no_grad():
         try:
             twin = copy.deepcopy(problem).requires_grad_(False).double()

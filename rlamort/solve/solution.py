@@ -60,4 +60,6 @@ def status_of(
     if reached <= allowed:
         floor = f"below what {str(dtype).removeprefix('torch.')} solutions reach here, about {bound:.1e}"
         return f"failed: {kind} {allowed:.1e} is {floor}; dtype=torch.float64 does it"
+    if kind == "duality gap" and math.isinf(bound):
+        return "failed: no duality gap is finite here, as where a set is unbounded; by='KKT residual' is a certificate there"
     return f"failed: {kind} {bound:.1e} after solving again, above {allowed:.1e}"

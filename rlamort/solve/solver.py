@@ -26,7 +26,7 @@ from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residu
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
 from rlamort.solve.constrained import UnderConstraints, feasible
 from rlamort.solve.contexts import Given, packed
-from rlamort.solve.precision import Widened
+from rlamort.solve.precision import widened
 from rlamort.solve.quadratic import exactly
 from rlamort.solve.solution import Solution, status_of
 
@@ -35,6 +35,7 @@ MARK = "exported-by-rlamort"  # a file inside an exported archive
 CACHED, FEWEST = 2**18, 256  # numbers in x and y of a chunk of predictions on a CPU; contexts in a chunk at least
 MARGIN = 0.5  # share of the tolerance that is aimed at where the solution is rounded afterwards
 EXACT = "quadratic program"  # label of references that are their exact solutions
+PROBES = 4  # contexts whose sets are asked whether they are bounded
 CERTIFICATES = ("residual", "duality gap", "KKT residual", "split-conformal")  # kinds
 
 
@@ -55,7 +56,7 @@ class Solver(nn.Module):
     def __init__(self, model: Model, problem: Problem, facts: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.model, self.problem, self.facts = model, problem, dict(facts or {})
-        self.f, self._widened = Cost(problem), Widened(problem)
+        self.f = Cost(problem)
         self.conformal: Conformal | None = None
 
     @torch.no_grad()
@@ -81,9 +82,9 @@ class Solver(nn.Module):
     ) -> Solution:
         """Predict, certify every item, and solve again those above the tolerance.
 
-        The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded, and
-        the KKT residual if Y is not; else a split-conformal bound on the gap to the reference, for which `calibrate` is called
-        if it was not before.
+        The certificate is the problem's `residual` if it defines one; the duality gap if it is `convex` and Y is bounded (of a
+        few contexts, where it depends on them; an item whose own is not has no bound), and the KKT residual if Y is not; else a
+        split-conformal bound on the gap to the reference, for which `calibrate` is called if it was not before.
         Whatever the dtype of the model, certificates are computed and items solved again in float64, if the cost can be; what
         is said of an item is said of its solution as it is returned, rounded to `dtype`.
 
@@ -170,7 +171,7 @@ class Solver(nn.Module):
 
     def _in_float64(self, y: Tensor, rows: Tensor) -> Problem:
         """The problem in float64, or as it is where it cannot be. Raises UserError where y is float64, so that it must be."""
-        problem = self._widened.at(y, rows)
+        problem = widened(self.problem, y, rows)
         if problem is self.problem and y.dtype is not self._like().dtype:
             name = type(problem).__name__
             raise UserError(
@@ -206,8 +207,12 @@ class Solver(nn.Module):
             return UnderConstraints(inner, f, constraints, domain, rounded)
         if by == "residual" or (by is None and own):
             return Residual(problem, domain)
-        if by == "duality gap" or (by is None and problem.convex and _bounded(problem, self._like())):
-            return DualityGap(f, domain)
+        if problem.convex and by in (None, "duality gap"):
+            bounded = _bounded(problem, self._like())
+            if bounded.all() or (by is not None and bounded.any()):
+                return DualityGap(f, domain)
+            if by is not None:
+                raise UserError(f"by: duality gap is given, and the set of {name} is unbounded; KKT residual is allowed there")
         if by == "KKT residual" or (by is None and problem.convex):
             return Stationarity(f, domain)
         return self.conformal or self.calibrate()
@@ -237,21 +242,17 @@ class Solver(nn.Module):
         """The reference for contexts as vectors (B, d); `y` are further starts.
 
         It is the problem's own solution, or of convex quadratic programs the exact one in float64, or the best of all solvers;
-        of problems with constraints, that of the augmented-Lagrangian method.
+        of problems with constraints, their own solution where it meets them, or that of the augmented-Lagrangian method.
         """
-        constraints = Constraints.of(self.problem)
-        if constraints is not None and type(self.problem).solution is Problem.solution:
-            problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
-            wide = x if problem is self.problem else x.double()
-            found = constrained.reference(problem, Constraints.of(problem) or constraints, wide, starts, y)
-            return found._replace(y=found.y.to(x), cost=found.cost.to(x))
+        if (constraints := Constraints.of(self.problem)) is not None:
+            return constrained.reference(self.problem, constraints, x, starts, y)
         if type(self.problem).solution is Problem.solution and (exact := self.exact(x)) is not None:
             return Reference(exact, self.f(exact, x), EXACT, 1.0, ())
         return best_found(self.f, self.problem.domain, x, starts, extra=y, solution=solution_of(self.problem))
 
     def exact(self, x: Tensor) -> Tensor | None:
         """Solutions (B, n) for contexts as vectors (B, d), if all are convex quadratic programs with a solution; else None."""
-        problem = self._widened.at(x.new_empty(len(x), self.problem.domain.dim), x)
+        problem = widened(self.problem, x.new_empty(len(x), self.problem.domain.dim), x)
         y = exactly(Cost(problem), problem.domain, x.double())
         return None if y is None or not bool(y.isfinite().all()) else y.to(x)
 
@@ -275,7 +276,8 @@ class Solver(nn.Module):
 
     @torch.no_grad()
     def export(self, path: str | Path) -> None:
-        """Write the forward pass, contexts as vectors (B, d) -> y (B, n) for any B > 1, as a `torch.export` archive.
+        """Write the forward pass, contexts as vectors (B, d), without what is hidden, -> y (B, n) for any B > 1, as a
+        `torch.export` archive.
 
         Raises:
             UserError: the model queries the objective, so it is more than a forward pass; or the file exists and was not
@@ -290,8 +292,8 @@ class Solver(nn.Module):
                 f"export: a {type(self.model).__name__} model evaluates the cost or its gradients while it solves, which an "
                 "exported forward pass cannot; a model of class Full is needed"
             )
-        program = torch.export.export(self.model, (self.draw(4),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
-        fresh = self.draw(7)
+        some, fresh = (self.f.seen(self.draw(count)) for count in (4, 7))
+        program = torch.export.export(self.model, (some,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
         ours, theirs = self.model(fresh), program.module()(fresh)
         if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
             raise Fault(f"export: the exported program differs from the model by {(ours - theirs).abs().max().item():.1e}")
@@ -375,12 +377,9 @@ def _exported(path: Path) -> bool:
         return any(name.endswith(MARK) for name in archive.namelist())
 
 
-def _bounded(problem: Problem, like: Tensor) -> bool:
-    """Whether C(x) of a context is bounded, so that a linear function has a minimum there. Generators stay as they are."""
+def _bounded(problem: Problem, like: Tensor) -> Tensor:
+    """Whether C(x) is bounded, of a few contexts, the same at every call. Generators stay as they are."""
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
-        x = unseen(problem, 1, like.device).to(like)
-    try:
-        problem.domain.at(x).linear(x.new_zeros(1, problem.domain.dim))
-    except UserError:
-        return False
-    return True
+        torch.manual_seed(0)
+        x = unseen(problem, PROBES, like.device).to(like)
+    return problem.domain.at(x).compact()
