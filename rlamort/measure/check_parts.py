@@ -119,6 +119,10 @@ def solution(trial: Trial) -> Outcome:
     outside = domain.violation(best)
     if (outside > CLOSE * (1 + best.norm(dim=-1))).any():
         return "fail", f"it lies up to {float(outside.max()):.3g} outside {type(domain).__name__}; a point in it is needed"
+    bound = Constraints.of(trial.problem) or Constraints.none(trial.problem)
+    broken = bound.violation(best, x)
+    if (broken > CLOSE * (1 + best.norm(dim=-1))).any():
+        return "fail", f"it violates the constraints by up to {float(broken.max()):.3g}; a point that meets them is needed"
     cost = trial.value(best, x).detach()
     candidates = [domain.project(scale * torch.randn_like(v)) for scale in (0.3, 1.0, 3.0) for _ in range(8)]
     for size in (1e-1, 1e-2, 1e-3):
@@ -126,7 +130,8 @@ def solution(trial: Trial) -> Outcome:
     if trial.passed("cost, gradient", "warn"):
         slope = trial.f.oracle(x).grad(best)
         candidates += [domain.nearest(best - 10.0**-k * slope) for k in range(6)]
-    values = torch.stack([trial.value(candidate, x).detach() for candidate in candidates])  # (tries, B)
+    met = torch.stack([bound.violation(candidate, x) <= broken.clamp_min(1e-6) for candidate in candidates])
+    values = torch.stack([trial.value(candidate, x).detach() for candidate in candidates]).where(met, torch.inf)  # (tries, B)
     better = (cost - values.nan_to_num(float("inf")).amin(0)) / cost.abs().clamp_min(1)
     if better.max() > CLOSE or not cost.isfinite().all():
         i = int(better.argmax())
