@@ -11,12 +11,15 @@ from torch import Tensor
 from rlamort import parts
 from rlamort.agent import Adam, Agent, descend
 from rlamort.config import Count, Fixed, Positive, Widths
-from rlamort.constraints import Dual
+from rlamort.constraints import Constraints, Dual
 from rlamort.env import Spec
-from rlamort.errors import UserError
+from rlamort.errors import UserError, first_of
 from rlamort.model import Full, Model
-from rlamort.objective import Cost, Metrics, Objective, Oracle
+from rlamort.objective import Cost, Metrics, Objective, Oracle, nothing
+from rlamort.problem import presented
 from rlamort.source import Contexts, Labelled, Labels
+
+TRIED = 4  # contexts on which it is tried what a loss trains
 
 
 class Asking(Model):
@@ -91,6 +94,7 @@ class Amortize(Agent):
                 f"loss={loss.label()}: it ignores the constraints of {name}; loss=penalty or loss=lagrangian is needed"
             )
         loss.require_trained(model)
+        self.asked = f"loss={loss.label()}, model={model.label()}"  # for messages
         multipliers = loss.multipliers(setting)
         self.f = loss.objective(setting, multipliers)
         setting = setting._replace(objective=self.f)
@@ -104,6 +108,32 @@ class Amortize(Agent):
         if multipliers is not None:  # they travel with the model, which asks for them
             self.model.add_module("multipliers", multipliers)
             self.multipliers_adam = Adam(multipliers.net.parameters(), learning_rate, horizon=decay_updates)
+
+    def require_trained(self) -> None:
+        x = presented(self.problem, TRIED, self.device)
+        batch = Labelled(x, self.domain.at(x).project(x.new_zeros(len(x), self.domain.inputs)))
+        kind, buffers = type(self.problem).__name__, [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        if isinstance(self.f, Cost) and Constraints.of(self.problem) is not None:
+            try:
+                self.model(self.f.seen(x), nothing(self.f.seen(x)))
+            except UserError as error:
+                raise UserError(
+                    f"{self.asked}: the model asks for the cost, which knows nothing of the constraints of {kind}; a model "
+                    "that asks for nothing, such as full, or loss=penalty or loss=lagrangian, is needed"
+                ) from error
+        loss, _ = self.loss(self.model, self.f, batch)
+        slopes = torch.autograd.grad(loss, self.owned, allow_unused=True) if self.owned and loss.requires_grad else ()
+        for buffer, before in buffers:  # running statistics, which a loss may have moved
+            buffer.copy_(before)
+        reached = {id(p) for p, slope in zip(self.owned, slopes, strict=False) if slope is not None}
+        named = [*self.model.named_parameters("model"), *self.problem.named_parameters(kind)]
+        if lost := [name for name, p in named if any(p is one for one in self.owned) and id(p) not in reached]:
+            raise UserError(
+                f"{self.asked}: no gradient reaches {first_of(lost)}, which would never be trained; another model, loss or "
+                "model.adjoint is needed, or a problem that is frozen (requires_grad_(False)), where it is the problem's"
+            )
+        if not self.owned:
+            raise UserError(f"{self.asked}: there is nothing to train; a model with parameters, such as full, is needed")
 
     def act(self, x: Tensor, explore: bool) -> Tensor:
         y: Tensor = self.model(x, self.f.oracle(x))

@@ -33,8 +33,9 @@ class Lqr(Equations):
     Args:
         A: (d, d). By default positions and velocities of the point mass, 0.1 s a step.
         B: (d, n).
-        Q: (d, d), positive semidefinite; by default 1 for positions and 0.1 for velocities.
-        R: (n, n), positive semidefinite; by default 0.1 for each coordinate.
+        Q: (d, d), positive semidefinite; by default 1 for positions and 0.1 for velocities. Of one that is not symmetric the
+            symmetric part is kept, which has the same rewards.
+        R: (n, n), likewise; by default 0.1 for each coordinate.
         bound: of each coordinate of actions.
         length: steps of an episode.
 
@@ -55,13 +56,8 @@ class Lqr(Equations):
         if self.A.ndim != 2 or self.B.ndim != 2 or not len(self.A) == self.A.shape[1] == len(self.B):
             raise UserError(f"Lqr.A: shapes {self.A.shape} of A and {self.B.shape} of B; (d, d) and (d, n) are needed")
         d, n = self.B.shape
-        self.Q = np.diag([1.0] * (d - d // 2) + [0.1] * (d // 2)) if Q is None else np.array(Q, dtype=np.float64)
-        self.R = 0.1 * np.eye(n) if R is None else np.array(R, dtype=np.float64)
-        for name, matrix, size in (("Q", self.Q, d), ("R", self.R, n)):
-            if matrix.shape != (size, size) or np.linalg.eigvalsh((matrix + matrix.T) / 2).min() < -1e-9:
-                raise UserError(
-                    f"Lqr.{name}: a matrix of shape {matrix.shape} is given; {(size, size)}, positive semidefinite, is needed"
-                )
+        self.Q = _symmetric("Q", np.diag([1.0] * (d - d // 2) + [0.1] * (d // 2)) if Q is None else Q, d)
+        self.R = _symmetric("R", 0.1 * np.eye(n) if R is None else R, n)
         super().__init__(d, [bound] * n, length)
 
     def begin(self) -> np.ndarray:
@@ -108,3 +104,13 @@ class Lqr(Equations):
             actions.append(-at @ gain.mT)
             at = self.dynamics(at, actions[-1])[0]
         return torch.cat(actions, -1).to(x)
+
+
+def _symmetric(name: str, given: Matrix, size: int) -> np.ndarray:
+    """The symmetric part of a positive semidefinite matrix, since the recursion takes 2 Q x for the derivative of x' Q x."""
+    matrix = np.array(given, dtype=np.float64)
+    if matrix.shape == (size, size):
+        matrix = (matrix + matrix.T) / 2
+        if np.linalg.eigvalsh(matrix).min() >= -1e-9:
+            return matrix
+    raise UserError(f"Lqr.{name}: a matrix of shape {matrix.shape} is given; {(size, size)}, positive semidefinite, is needed")

@@ -205,6 +205,9 @@ class Agent(nn.Module):
         losses = (name for name, part in self.named_modules() if isinstance(part, Adam) and not part.sound)
         return next((f"a loss of {name}" for name in losses), "")
 
+    def require_trained(self) -> None:
+        """Raises UserError if learning would leave out something that it is to train; asked before it begins to learn."""
+
     def notice(self, recorded: Mapping[str, Any]) -> None:
         """Called with the metrics of every record: warn, once, where they say that something is wrong."""
 

@@ -1,7 +1,7 @@
 """Errors a user can act on. The command line prints them as one message, without a traceback, and exits with their code."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -36,3 +36,8 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     if near:
         return "Did you mean " + " or ".join(near) + "?"
     return "Allowed: " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") + "."
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first of some names, and how many there are besides."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

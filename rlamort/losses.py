@@ -135,7 +135,8 @@ class Smoothed:
     """The objective-based loss of a cost without gradients, by antithetic evolution strategies (tutorial, eq. 15).
 
     The gradient with respect to y is that of the smoothed cost E_e f(y + sigma e; x), e ~ N(0, 1)
-    (Nesterov and Spokoiny, 2017), and theta's follows by the chain rule. The loss's value is f at the prediction itself.
+    (Nesterov and Spokoiny, 2017), and theta's follows by the chain rule. The loss's value is f at the prediction itself, whose
+    gradient with respect to parameters of f, where it has one, is autograd's.
 
     Args:
         sigma: standard deviation of the smoothing, in the units of y.
@@ -162,8 +163,8 @@ class Smoothed:
 
     def _score(self, y: Tensor, f: Objective, x: Tensor) -> tuple[Tensor, Metrics]:
         """The cost of y (B, n), whose gradient in y is that of the smoothed cost."""
+        cost, metrics = f.report(y.detach(), x)
         with torch.no_grad():
-            cost, metrics = f.report(y, x)
             slope = torch.zeros_like(y)
             for _ in range(self.pairs):
                 e = torch.randn_like(y)
@@ -171,7 +172,7 @@ class Smoothed:
                 slope += (ahead - behind)[:, None] * e / (2 * self.sigma * self.pairs)
         along = (slope * y).sum(-1).mean()
         loss = cost.mean() + along - along.detach()
-        return loss, {"cost": cost.mean(), **metrics}
+        return loss, {"cost": cost.detach().mean(), **metrics}
 
 
 class Downstream:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar  # with defaults, which Python has from 3.13 on; torch needs it too
 
 from rlamort.domain import ContextDomain, Data, Domain
-from rlamort.errors import UserError
+from rlamort.errors import UserError, first_of
 
 Parts = Tensor | dict[str, Tensor]  # contexts as the user has them: leading axis B
 X = TypeVar("X", bound=Parts, default=Any)  # which of the two
@@ -132,6 +132,20 @@ def begun(problem: Problem) -> Problem:
     if "_modules" not in vars(problem):
         raise UserError(f"{type(problem).__name__}.__init__: super().__init__() is not called; it must be, before all else")
     return problem
+
+
+def learned(problem: Problem) -> list[str]:
+    """The names of its parameters that are trained with a solver."""
+    return [name for name, parameter in problem.named_parameters() if parameter.requires_grad]
+
+
+def require_frozen(problem: Problem, what: str, instead: str) -> None:
+    """Raises UserError if the problem has parameters that are to be learned, for which `what` has no gradient."""
+    if names := learned(problem):
+        raise UserError(
+            f"{what} no gradient for the parameters of {type(problem).__name__}, which are trained with a model "
+            f"({first_of(names)}); freeze them (requires_grad_(False)), or take {instead}"
+        )
 
 
 class Layout(NamedTuple):

@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from rlamort.envs.energy import EnergyRegression
 from test_cli import rlamort
 from torch import nn
 
@@ -10,12 +11,13 @@ import rlamort as ra
 from rlamort.config import methods, read_row
 from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
+from rlamort.measure.check import MODELS, check, misfit
 from rlamort.measure.fit import behind, compare, pairs, report
 from rlamort.measure.table import Row
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.problem import draw
-from rlamort.run.learner import learner_class
+from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import resume
 from rlamort.source import Contexts
 from rlamort.update import Gradient, Update
@@ -120,13 +122,75 @@ def test_a_policy_is_a_model(tmp_path):
     )
 
 
-def test_what_is_learnt_together_moves_together_and_is_what_is_measured():
-    learner = learner_class("amortize")(Learnt, learning_rate=3e-2, **QUICK)
+@pytest.mark.parametrize("loss", ["objective", "es"])
+def test_what_is_learnt_together_moves_together_and_is_what_is_measured(loss):
+    learner = learner_class("amortize")(Learnt, loss=loss, learning_rate=3e-2, **QUICK)
     before = learner.score(64).returns
     learner.learn(400)
     assert learner.agent.problem is learner.source.problem
     assert learner.agent.problem.w.item() == pytest.approx(3, abs=0.2)
     assert sum(learner.score(64).returns) > sum(before) + 64 * 8  # the evaluation sees the w that was learnt
+
+
+@pytest.mark.parametrize("model", ["full", "semi"])
+def test_evolution_strategies_give_the_parameters_of_a_cost_its_own_gradient(model):
+    """Also beside steps that ask for the cost, and reach its parameters besides."""
+    agent = learner_class("amortize")(Learnt, model=model, loss="es", **QUICK).agent
+    batch = Contexts(draw(agent.problem, 5))
+    (slope,) = torch.autograd.grad(agent.loss(agent.model, agent.f, batch)[0], agent.problem.w)
+    assert slope.item() == pytest.approx(2 * (0 - 3))
+
+
+UNREACHED = {
+    "full": ("EnergyRegression", {}, r"loss=objective, model=full: no gradient reaches EnergyRegression.energy.0.weight and 4"),
+    "choice": ("EnergyRegression", {"model": "choice", "loss": "es"}, "loss=es, model=choice: no gradient reaches EnergyReg"),
+    "first order": ("EnergyRegression", {"model": "recurrent"}, "model=recurrent: no gradient reaches EnergyRegression.energy"),
+    "regress": ("EnergyRegression", {"loss": "regress"}, r"regress: it has no gradient for .* \(energy.0.weight and 4 more\)"),
+    "rl": ("EnergyRegression", {"loss": "rl"}, r"EnergyRegression: rewards have no gradient for the parameters .*energy.0"),
+    "the model": ("Sphere", {"model": {"kind": "Unroll", "adjoint": "implicit"}}, "gradient reaches model.update.rate.log"),
+    "no model": ("Sphere", {"model": "middle"}, "loss=objective, model=middle: there is nothing to train"),
+}
+
+
+@pytest.mark.parametrize(("name", "fields", "said"), UNREACHED.values(), ids=list(UNREACHED))
+def test_what_would_not_be_trained_is_said_before_any_work(name, fields, said, monkeypatch):
+    monkeypatch.setattr(Learner, "learn", None)
+    with pytest.raises(UserError, match=said):
+        ra.amortize(f"rlamort/{name}-v0", **fields)
+
+
+@pytest.mark.parametrize("method", ["td3", "sb3/sac"])
+def test_agents_that_see_rewards_alone_need_a_frozen_problem(method):
+    kind = learner_class(method)
+    with pytest.raises(UserError, match=r"env=Learnt: rewards have no gradient for the parameters of Learnt.*\(w\); freeze"):
+        kind(Learnt)
+    kind(Learnt().requires_grad_(False)).close()
+
+
+@pytest.mark.parametrize("kind", [Learnt, EnergyRegression])
+def test_check_says_what_trains_the_parameters_of_a_problem(kind):
+    """Every pair that fits learns, and of what does not fit no pair does."""
+    looked = check(kind())
+    models = {fit.name for fit in looked.models if fit.fits}
+    losses = {fit.name for fit in looked.losses if fit.fits}
+    assert models == (set(MODELS) if kind is Learnt else {"semi", "latent"})
+    assert losses == {"objective", "iterates", "es"}
+    for loss in losses:
+        for model in MODELS:
+            if model in models:
+                learner_class("amortize")(kind, model=model, loss=loss, **QUICK).learn(2)
+            else:
+                assert misfit(kind(), model, loss)
+
+
+def test_asking_what_is_trained_changes_nothing():
+    before = torch.get_rng_state()
+    agent = learner_class("amortize")(Portfolio, model={"kind": "full", "norm": "batch"}, loss="es", **QUICK).agent
+    assert torch.equal(torch.get_rng_state(), before)
+    state = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    agent.require_trained()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in agent.state_dict().items())
+    assert all(p.grad is None for p in agent.parameters())
 
 
 class Corners(ra.Problem):

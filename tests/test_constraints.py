@@ -11,8 +11,10 @@ from torch.autograd import gradcheck
 
 import rlamort as ra
 from rlamort.constraints import AugmentedLagrangian, Constraints, Multipliers, Penalised, Predicted
-from rlamort.domain import Box, Domain, Euclid, Orthant, PerItem, within
+from rlamort.domain import Box, Domain, Euclid, Orthant, PerItem, Simplex, within
 from rlamort.errors import UserError
+from rlamort.measure.check import check
+from rlamort.measure.fit import report
 from rlamort.objective import Cost, Oracle
 from rlamort.problem import Problem
 from rlamort.run.learner import learner_class
@@ -123,6 +125,15 @@ def test_scipy_finds_the_same(method):
         assert found.y.dtype is F64
         assert torch.allclose(found.y[0], torch.tensor(solution, dtype=F64), atol=1e-4)
         assert torch.allclose(dual(found.multipliers)[0], torch.tensor(multipliers, dtype=F64), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["SLSQP", "trust-constr"])
+@pytest.mark.parametrize("domain", [Simplex(3), Box([0.0] * 3, [1.0] * 3)])
+def test_scipy_takes_problems_without_constraints(method, domain):
+    problem = Named(domain, lambda a, b, c: (a - 0.5) ** 2 + (b - 0.3) ** 2 + (c - 0.2) ** 2, none, none)
+    found = by_scipy(problem, torch.zeros(1, 1), torch.full((1, 3), 0.4), method)
+    assert found.status == ["solved"]
+    assert torch.allclose(found.y[0], torch.tensor([0.5, 0.3, 0.2], dtype=F64), atol=1e-4)
 
 
 class Quadratic(Problem[dict[str, Tensor]]):
@@ -555,6 +566,50 @@ def test_losses_that_do_not_fit_are_named(tmp_path):
             learner_class("td3")("Pendulum-v1", loss=loss, device="cpu")
     with pytest.raises(UserError, match=r"loss=regress: Disc.solution is not known, and the search .* ignores constraints"):
         ra.amortize(Disc(), loss="regress", **QUICK)
+
+
+class Shown(Disc):
+    """With its solution, which a regression learns from."""
+
+    def solution(self, x: Tensor) -> Tensor:
+        return self.best(x)
+
+
+def test_a_regression_is_of_models_that_do_not_ask_for_the_cost():
+    """Steps on the cost, and a choice by it, would leave the feasible set that the solutions lie in."""
+    x = Shown().contexts(200)
+    violation = Constraints.of(Shown()).violation
+    for model in ("full", "mip"):
+        solver = ra.amortize(Shown(), model=model, loss="regress", **{**QUICK, "steps": 600, "learning_rate": 1e-2})
+        assert violation(solver.predict(x), x).mean() < 0.1, model
+    said = "loss=regress, model={}: the model asks for the cost, which knows nothing of the constraints of Shown"
+    for model in ("choice", "semi", "recurrent", "latent"):
+        with pytest.raises(UserError, match=said.format(model)):
+            ra.amortize(Shown(), model=model, loss="regress", **QUICK)
+    with pytest.raises(UserError, match=rf"Shown: what does not fit together\n  semi, regress: {said.format('semi')}"):
+        report(Shown(), ["full", "semi"], ["regress"], **QUICK)
+    looked = check(Shown())
+    assert looked.ok  # cheaper points that meet no constraint are no objection to a solution
+    (fit,) = (fit for fit in looked.losses if fit.name == "regress")
+    assert fit.fits
+    assert "models that do not ask for the cost" in fit.why
+
+
+@pytest.mark.parametrize(
+    ("solution", "said"),
+    [(lambda x: x.clamp(-3, 3), "it violates the constraints by up to"), (lambda x: 0 * x, "was found in a few trials")],
+)
+def test_a_solution_is_checked_among_points_that_meet_the_constraints(solution, said):
+    class Claimed(Disc):
+        def solution(self, x: Tensor) -> Tensor:
+            return solution(x)
+
+        def constraints(self, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            return y[:, :0], super().constraints(y, x)[1]
+
+    (line,) = (line for line in check(Claimed()).lines if line.what == "solution")
+    assert line.verdict == "fail"
+    assert said in line.detail
 
 
 def test_the_command_line_trains_under_constraints(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlamort import Problem, UserError, amortize
+from rlamort import Problem, UserError, amortize, parts
 from rlamort.domain import Box, Euclid
 from rlamort.env.one_step import OneStep
 from rlamort.losses import objective
@@ -116,6 +116,20 @@ def test_an_export_takes_what_is_seen(tmp_path):
     seen = torch.randn(5, N)
     read = torch.export.load(tmp_path / "noisy.pt2").module()
     torch.testing.assert_close(read(seen), solver.predict({"seen": seen}))
+
+
+class Huber(Noisy):
+    """No quadratic program, so that a search finds its solutions."""
+
+    def cost(self, y, x):
+        return torch.nn.functional.huber_loss(y, x["truth"], reduction="none", delta=0.5).sum(-1)
+
+
+def test_a_regression_is_on_what_minimises_the_cost():
+    """... which reads what is hidden, and not on what minimises the support of steps."""
+    setting = parts.Setting.of(Huber(), (8,))
+    truth = Huber().layout.unpack(setting.contexts[:50])["truth"].clamp(-3, 3)
+    torch.testing.assert_close(parts.Solution()(setting)(setting.contexts[:50]), truth, atol=1e-3, rtol=0)
 
 
 class Blind(Noisy):

@@ -162,6 +162,17 @@ def test_what_follows_an_end_neither_counts_nor_is_differentiated():
     assert (f(found, x) < 1e-6).all()
 
 
+def test_costs_that_are_not_symmetric_are_those_of_their_symmetric_part():
+    A, B, Q, R = [[1, 0.1], [0, 1]], np.eye(2), np.array([[1, 1.9], [0, 1]]), np.array([[0.1, 0.15], [0, 0.1]])
+    skew, even = Lqr(A, B, Q, R), Lqr(A, B, (Q + Q.T) / 2, (R + R.T) / 2)
+    x = states(even)
+    assert torch.equal(skew.riccati(20).costs, even.riccati(20).costs)
+    assert torch.equal(skew.plan(x, 20), even.plan(x, 20))
+    torch.testing.assert_close(skew.dynamics(x, x)[1], -((x @ torch.tensor(Q + R)) * x).sum(-1))
+    returned = returns(skew, 20)(skew.plan(x, 20) / 20, x)  # in units of its bound
+    torch.testing.assert_close(returned, ((x @ skew.riccati(20).costs[0]) * x).sum(-1))
+
+
 def test_ill_conditioned_systems_are_regularised_and_counted():
     env = Lqr([[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]], Q=np.eye(2), R=np.zeros((2, 2)))
     found = env.riccati(4)

@@ -8,7 +8,7 @@ from drawn import drawn
 from rlamort.envs.tasks import Sinusoids
 from torch import nn
 
-from rlamort.domain import Weights
+from rlamort.domain import Box, ContextDomain, PerItem, Product, Weights
 from rlamort.env.one_step import OneStep
 from rlamort.errors import UserError
 from rlamort.losses import objective
@@ -46,6 +46,15 @@ def test_it_begins_where_the_network_would():
     fresh = nn.Linear(50, 40)
     assert torch.equal(first, weights.ravel(fresh))
     assert not torch.equal(first, weights.initial())
+
+
+def test_so_does_it_as_a_factor():
+    weights = Weights(nn.Linear(5, 4))
+    for domain in (Product([Box([0.0], [1.0]), weights]), Product([Box(PerItem(1), [1.0]), weights])):
+        torch.manual_seed(3)
+        first = weights.initial()
+        torch.manual_seed(3)
+        assert torch.equal(ContextDomain(domain, None).initial(), torch.cat([torch.zeros(1), first]))
 
 
 @pytest.mark.parametrize(

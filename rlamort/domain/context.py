@@ -47,6 +47,9 @@ class ContextDomain(Domain):
             raise UserError(f"{where}: {wrong!r}: {len(data[wrong])} items are given; {len(x)}, one a context, are needed")
         return self.declared.bind(data)
 
+    def initial(self) -> Tensor:
+        return self.declared.initial()
+
     def project(self, v: Tensor) -> Tensor:
         raise self._unbound("project")
 

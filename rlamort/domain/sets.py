@@ -271,12 +271,9 @@ class Sphere(Domain):
         self.dim = self.inputs = at_least_one("Sphere.dim", dim)
 
     def project(self, v: Tensor) -> Tensor:
-        axis = torch.zeros_like(v[..., :1])
-        axis = torch.cat([axis + 1, axis.expand(*v.shape[:-1], self.dim - 1)], dim=-1)
+        axis = nn.functional.pad(torch.ones_like(v[..., :1]), (0, self.dim - 1))
         v = torch.where((v == 0).all(-1, keepdim=True), axis, v)
-        v = v / magnitude(v)
-        length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        return v / length
+        return nn.functional.normalize(v / magnitude(v), dim=-1)
 
     def nearest(self, y: Tensor) -> Tensor:
         return self.project(y)
@@ -356,6 +353,9 @@ class Product(Domain):
 
     def act(self, u: Tensor) -> Tensor:
         return torch.cat([domain.act(part) for domain, part in self._factors(self.input_sizes, u)], dim=-1)
+
+    def initial(self) -> Tensor:
+        return torch.cat([domain.initial() for domain in self.domains])  # type: ignore[operator]
 
 
 def _bounds(field: str, given: Any) -> list[float]:

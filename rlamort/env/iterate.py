@@ -15,7 +15,7 @@ from rlamort.env import Env, Episode, Spec, Step
 from rlamort.env.one_step import Faults, blaming, contexts
 from rlamort.errors import Diverged, Fault, UserError
 from rlamort.objective import Cost, Oracle
-from rlamort.problem import Problem, begun
+from rlamort.problem import Problem, begun, require_frozen
 from rlamort.update.parametric import Fold, ParametricStep
 
 Reward = Callable[[Tensor, Tensor, Tensor, Oracle], Tensor]
@@ -50,7 +50,7 @@ class IterateEnv(Env):
         max_faults: number of tolerated steps with non-finite numbers.
 
     Raises:
-        UserError: the problem defines no residual, or horizon is below 1.
+        UserError: the problem defines no residual, or has parameters that are to be learned, or horizon is below 1.
         Fault: one of the problem's methods raises.
 
     Attributes:
@@ -79,6 +79,7 @@ class IterateEnv(Env):
             raise UserError(
                 f"{name}.residual: it is not defined, and says when an instance is solved; (y, x) -> (B,) is needed"
             )
+        require_frozen(problem, f"{name}: rewards have", "the method amortize before")
         bounds = [1.0] * step.outputs
         super().__init__(Spec(step.inputs, [-bound for bound in bounds], bounds), device)
         self.problem, self.solver, self.init = begun(problem).to(device), step.to(device), init

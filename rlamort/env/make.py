@@ -22,13 +22,14 @@ from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
 from rlamort.env.known import equations_of, longest_of
-from rlamort.env.one_step import ENTRY, open_problem, single
+from rlamort.env.native import NativeEnv
+from rlamort.env.one_step import ENTRY, OneStep, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
 from rlamort.env.vector import Factory, vector_of
 from rlamort.errors import Fault, UserError, nearest
-from rlamort.problem import Problem
+from rlamort.problem import Problem, require_frozen
 
 PATIENCE = 10_000  # steps after which an episode of an environment without a declared limit is an error
 
@@ -357,7 +358,13 @@ def open_gym(
 
 
 def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:
-    """With what planners may ask of the environment: its equations, how to make its simulator, and how long episodes are."""
+    """With what planners may ask of the environment: its equations, how to make its simulator, and how long episodes are.
+
+    Raises:
+        UserError: it is a problem with parameters that are to be learned.
+    """
+    if isinstance(env.unwrapped, NativeEnv) and isinstance(posed := env.unwrapped.env, OneStep):
+        require_frozen(posed.problem, f"env={posed.name}: rewards have", "the method amortize")
     return spec._replace(equations=equations_of(env), simulator=simulator, longest=longest_of(env))
 
 

@@ -8,11 +8,16 @@ from typing import NamedTuple
 
 import torch
 
+from rlamort import parts
+from rlamort.agents.amortize import Amortize
 from rlamort.config import Dtype, convert
+from rlamort.env.bandit import Bandit
+from rlamort.env.one_step import OneStep
+from rlamort.errors import UserError
 from rlamort.host.machine import default_dtype
 from rlamort.measure import check_cost, check_parts
 from rlamort.measure.trial import Line, Trial, Verdict
-from rlamort.problem import Problem, begun, presented
+from rlamort.problem import Problem, begun, learned, presented
 from rlamort.solve.refine import STEPS, TRIED, refinement
 
 MODELS = ("full", "choice", "semi", "recurrent", "latent")
@@ -95,6 +100,8 @@ def _report(trial: Trial) -> Report:
     models, losses = _fits(verdicts)
     if verdicts.get("cost, gradient") in ("pass", "warn"):
         models = [_semi(trial, fit) if fit.name == "semi" else fit for fit in models]
+    if learned(trial.problem):
+        models, losses = _learning(trial.problem, models, losses)
     return Report(type(trial.problem).__name__, trial.lines, models, losses)
 
 
@@ -148,11 +155,44 @@ def _fits(verdicts: dict[str, Verdict]) -> tuple[list[Fit], list[Fit]]:
         why = "it ignores the constraints; penalty and lagrangian heed them"
         blind = ("objective", "iterates", "es") if solved else ("objective", "iterates", "es", "regress")
         losses = [Fit(fit.name, False, why) if fit.name in blind else fit for fit in losses]
+        only = "on `solution`, of models that do not ask for the cost, such as full"
+        losses = [Fit(fit.name, True, only) if fit.name == "regress" and fit.fits else fit for fit in losses]
         losses += [
             Fit("penalty", smooth, "the cost and a quadratic penalty on violations" if smooth else no_gradient),
             Fit("lagrangian", smooth, "with multipliers that a second network predicts" if smooth else no_gradient),
         ]
     return models, losses
+
+
+def _learning(problem: Problem, models: list[Fit], losses: list[Fit]) -> tuple[list[Fit], list[Fit]]:
+    """Models and losses of a problem with parameters that are to be learned: those that fit train them, too."""
+    usual = next((fit.name for fit in losses if fit.fits and fit.name in ("objective", "penalty", "es")), "")
+    tried = {fit.name: misfit(problem, fit.name, usual) if fit.fits and usual else "" for fit in models}
+    models = [Fit(fit.name, False, tried[fit.name]) if tried[fit.name] else fit for fit in models]
+    taken, judged = [fit.name for fit in models if fit.fits] or ["full"], []
+    for fit in losses:
+        wrong = {model: misfit(problem, model, fit.name) for model in taken} if fit.fits else {}
+        able = [model for model, why in wrong.items() if not why]
+        if wrong and not able:
+            fit = Fit(fit.name, False, wrong[taken[0]])
+        elif len(able) < len(wrong):
+            fit = Fit(fit.name, True, f"{fit.why}; with model={' or '.join(able)}, which ask for what is learned")
+        judged.append(fit)
+    return models, judged
+
+
+def misfit(problem: Problem, model: str, loss: str) -> str:
+    """Why a model and a loss do not fit the problem together, by what an agent says before it learns; empty if they do."""
+    try:
+        env = OneStep(problem, 1, _device(problem))
+        if loss == "rl":
+            Bandit(env)
+        else:
+            y, L = parts.Model.named(model, "model"), parts.Loss.named(loss, "loss")
+            Amortize(env.spec, model=y, loss=L, hidden=(8,)).to(env.device).require_trained()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _device(problem: Problem) -> torch.device:

@@ -20,7 +20,8 @@ from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
-from rlamort.measure.check import LOSSES, MODELS, check
+from rlamort.host.machine import default_dtype
+from rlamort.measure.check import LOSSES, MODELS, check, misfit
 from rlamort.measure.plot import draw_gaps
 from rlamort.measure.report import Report, table
 from rlamort.measure.table import Row, measure
@@ -28,7 +29,7 @@ from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.parts import Loss
 from rlamort.parts import Model as ModelPart
-from rlamort.problem import Problem, device_of, presented, unseen
+from rlamort.problem import Problem, device_of, learned, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.stored import values_of
 from rlamort.score import interval
@@ -157,6 +158,11 @@ def report(
     for fit in (*looked.models, *looked.losses):
         if fit.name in (*models, *losses) and not fit.fits:
             raise UserError(f"{fit.name}: it does not fit {looked.name}: {fit.why}")
+    if learned(posed) or Constraints.of(posed) is not None:
+        with torch.random.fork_rng(), default_dtype(dtype):
+            wrong = [f"{model}, {loss}: {why}" for model, loss in chosen if (why := misfit(posed, model, loss))]
+        if wrong:
+            raise UserError("\n  ".join([f"{looked.name}: what does not fit together", *wrong]))
     solvers: dict[str, Solver] = {}
     exact = {} if dtype == "float32" else {"dtype": dtype}
     for model, loss in chosen:

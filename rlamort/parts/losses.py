@@ -15,10 +15,10 @@ from rlamort.constraints import Dual, Penalised, Predicted
 from rlamort.domain import Density, Domain, Euclid, Point, SquashedGaussian, within
 from rlamort.errors import UserError
 from rlamort.nets import Zeros
-from rlamort.objective import Cost
+from rlamort.objective import Cost, Oracle
 from rlamort.parts.models import Model
 from rlamort.parts.setting import Setting
-from rlamort.problem import Problem, device_of, presented
+from rlamort.problem import Problem, device_of, presented, require_frozen
 from rlamort.solve.classical import solution_of
 from rlamort.solve.constrained import met
 from rlamort.solve.precision import widened
@@ -218,11 +218,8 @@ class Regress(Loss):
         return True  # as its teacher's solutions do
 
     def __call__(self, setting: Setting) -> trained.Loss:
-        if setting.problem is not None and any(p.requires_grad for p in setting.problem.parameters()):
-            raise UserError(
-                f"loss=regress: it has no gradient for the parameters of {type(setting.problem).__name__}, which are trained "
-                "with the model; freeze them (requires_grad_(False)), or take another loss"
-            )
+        if setting.problem is not None:
+            require_frozen(setting.problem, "loss=regress: it has", "another loss")
         return trained.Regress(self.teacher(setting), decay=self.decay, start=self.start)
 
 
@@ -370,10 +367,10 @@ def _solved(problem: Problem, search: trained.Teacher) -> trained.Teacher:
 
 
 def _searched(setting: Setting, update: updates.Update, steps: int) -> trained.Teacher:
-    """A teacher that runs a solver from the middle of Y."""
+    """A teacher that runs a solver from the middle of Y on f itself, which reads hidden parts of x, too: it is what scores."""
     start = models.Full(Zeros(setting.domain.inputs), setting.domain)
     search = models.Unroll(start, update, steps, setting.domain)
-    return lambda x: search(setting.f.seen(x), setting.f.oracle(x))
+    return lambda x: search(setting.f.seen(x), Oracle(setting.f, x))
 
 
 Loss.presets = {

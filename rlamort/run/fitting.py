@@ -1,8 +1,17 @@
-"""What a run's fits will find, known before a step is taken."""
+"""What a run's updates will train, and what its fits will find, known before a step is taken."""
 
 from rlamort.agent import Agent
+from rlamort.config import Dtype
 from rlamort.errors import UserError
+from rlamort.host.machine import default_dtype
+from rlamort.host.randomness import Randomness
 from rlamort.train import Schedule
+
+
+def require_trained(agent: Agent, dtype: Dtype) -> None:
+    """Raises UserError if learning would leave out something that the agent is to train; generators stay as they are."""
+    with Randomness(0, agent.device)(), default_dtype(dtype):
+        agent.require_trained()
 
 
 def require_enough(agent: Agent, schedule: Schedule, count: int) -> None:

@@ -25,7 +25,7 @@ from rlamort.run.callback import Callback, Called
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
-from rlamort.run.fitting import require_enough
+from rlamort.run.fitting import require_enough, require_trained
 from rlamort.run.mirror import require
 from rlamort.run.overlap import require_apart
 from rlamort.run.resets import require_resets
@@ -66,7 +66,8 @@ class Learner:
         self.environments.require_second(must=bool(directory) or self.config.run.num_envs > 1)
         self._begin()
         self.build(self.source.env.spec)
-        require_enough(self.agent, self._schedule(0), self.config.run.num_envs)  # not of loaded agents, which may only act
+        require_trained(self.agent, self.config.run.dtype)  # these are not asked of loaded agents, which may only act
+        require_enough(self.agent, self._schedule(0), self.config.run.num_envs)
         self.durable = Durable(self, Directory(Path(directory), self.description())) if directory else None
         if self.tracked and not directory:
             raise UserError(f"track={', '.join(self.tracked)}: it copies the records of a run directory, so dir is needed too")
@@ -143,9 +144,8 @@ class Learner:
 
     def _begin(self) -> None:
         """Let the source do its slow preparation, unless that is done or restored."""
-        source = self.source
         with self.randomness():
-            source.prepare()
+            self.source.prepare()
 
     def score(self, episodes: int | None = None, *, refine: Refine = None, budget_us: float | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, refined as by `predict`, environments of their own."""

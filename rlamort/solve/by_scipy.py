@@ -136,7 +136,8 @@ def _trust_constr(cost: _Rows, h: _Rows | None, g: _Rows | None, start: Any, lim
     options = {"maxiter": 3000, "gtol": 1e-9, "xtol": 1e-12, "barrier_tol": 1e-10}
     found = minimize(cost.value, start, jac=cost.slope, hess=cost.curvature, method="trust-constr", bounds=limits,
                      constraints=rows, options=options)  # fmt: skip
-    return found, found.v[0], found.v[len(rows) - 1]
+    lam, mu = (found.v[0], found.v[len(rows) - 1]) if rows else (None, None)  # of nothing, `v` is of the bounds, or empty
+    return found, lam, mu
 
 
 SOLVERS = {"SLSQP": _slsqp, "trust-constr": _trust_constr}
