@@ -90,7 +90,7 @@ class Composition:
 
     def _hydra(self, start: Callable[[str, dict[str, Any]], Path], more: list[str], note: Callable[[Trial], Any]) -> int:
         """Run with `more` overrides, and call `note` after each run, in its process; returns the exit code."""
-        fixed = {split(override)[0] for override in [*self.overrides, *more] if not swept(override)}
+        alike = {split(override)[0] for override in [*self.overrides, *more] if not swept(override)} if self.several else set()
 
         def one(composed: DictConfig) -> Path:
             try:
@@ -98,7 +98,7 @@ class Composition:
             except OmegaConfBaseException as error:
                 raise _refused(error) from error
             assert isinstance(values, dict)
-            said = {_root(override) for override in HydraConfig.get().overrides.task}
+            said = {_root(override) for override in _composed()}
             return start(self.method, {str(key): values[key] for key in values if key in self.known and key in said})
 
         def job(composed: DictConfig) -> float | None:
@@ -111,8 +111,9 @@ class Composition:
                     raise
                 traceback.print_exc()  # a search would go on without a word
                 failure = 1
-            chosen = [override for override in HydraConfig.get().overrides.task if split(override)[0] not in fixed]
-            note(Trial([override.lstrip("+") for override in chosen], failure, finished[0].resolve() if finished else None))
+            if self.several:
+                chosen = [override.lstrip("+") for override in _composed() if split(override)[0] not in alike]
+                note(Trial(chosen, failure, finished[0].resolve() if finished else None))
             if failure and (not self.several or failure in (Preempted.exit_code, INTERRUPTED)):
                 raise SystemExit(failure)  # ends what else was to run, too
             if failure:
@@ -142,6 +143,11 @@ class Failed(Exception):  # noqa: N818  # of a job, which has printed its error
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+def _composed() -> list[str]:
+    """The overrides of the run that Hydra has composed, as they were typed or a sweeper chose them."""
+    return [str(one) for one in OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)]
 
 
 def _noted(folder: Path) -> list[Trial]:
