@@ -158,13 +158,17 @@ def test_auto_stops_where_a_step_is_not_worth_its_cost(spec):
     class Known(torch.nn.Module):
         def forward(self, x, y, members=None):
             away = (y - 1).square().sum(-1)
-            return torch.stack([-away, -away + self.doubt * y.sum(-1)])[:members]
+            return torch.stack([-away, -away + self.doubt * y.sum(-1) + self.apart])[:members]
 
     known = Known()
-    f, known.doubt = MaxQ(known, 0.0, 1), 0.0
+    f, known.doubt, known.apart = MaxQ(known, 0.0, 1), 0.0, 0.0
     assert (f(AUTO(f, domain, x, y), x) < 1e-6).all()
     none = replace(AUTO, worth=Worth(tolerance=1e6))
     assert torch.equal(none(f, domain, x, y)[:2], y[:2])  # no step is worth that
+    known.apart = 20.0  # they agree on every gain, and it is less than they differ by
+    assert torch.equal(AUTO(f, domain, x, y), y)
+    known.apart = 0.1
+    assert (f(AUTO(f, domain, x, y), x) < 1e-6).all()
     known.doubt = -100.0  # the second critic, which f does not ask, says that every step is worse
     assert torch.equal(AUTO(f, domain, x, y)[:2], y[:2])
     assert (f(replace(AUTO, worth=Anytime(1).worth)(f, domain, x, y), x) < 1e-6).all()

@@ -40,18 +40,21 @@ class Worth(Always):
     """A step is worth it if the gain that it predicts is above its cost, both in units of Q.
 
     The predicted gain is that by the most doubtful critic: the smallest difference of Q over all members of the ensemble, also
-    over those that the actor's objective does not ask. The cost is `tolerance` of the difference of f between the unrefined
-    action and the middle of Y, the zero action: a relative threshold, without a clock, so that results are reproducible.
+    over those that the actor's objective does not ask. The cost is the larger of two, neither of which reads a clock, so that
+    results are reproducible: `tolerance` of the difference of f between the unrefined action and the middle of Y, the zero
+    action; and the standard deviation over members of Q of the unrefined action. The first vanishes where a policy rests, and
+    there steps would follow errors of the critics, which differ by about as much as they err.
 
     Args:
-        tolerance: the cost of a step, relative to that difference.
+        tolerance: the first cost of a step, relative to that difference.
     """
 
     tolerance: float = 0.01
 
     def cost(self, f: MaxQ, domain: Domain, x: Tensor, y: Tensor) -> Tensor:
         middle = domain.at(x).project(y.new_zeros(len(y), domain.inputs))
-        return self.tolerance * (f(y, x) - f(middle, x)).abs()
+        doubt: Tensor = f.critic(x, y).std(0, correction=0)
+        return torch.maximum(self.tolerance * (f(y, x) - f(middle, x)).abs(), doubt)
 
     def gain(self, f: MaxQ, x: Tensor, y: Tensor, better: Tensor) -> Tensor:
         gains: Tensor = f.critic(x, better) - f.critic(x, y)  # (E, B)
