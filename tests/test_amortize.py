@@ -231,6 +231,34 @@ def test_a_solver_comes_back_from_its_folder(tmp_path):
     assert again.training_seconds == solver.training_seconds
     with pytest.raises(UserError, match="kept"):
         ra.load_solver(tmp_path / "kept", Learnt)
+    with pytest.raises(UserError, match=r"kept: it holds a solver, which rlamort\.load_solver\('.*kept', Problem\) loads"):
+        ra.load(tmp_path / "kept")
+
+
+def test_answers_in_float64_need_nothing_of_a_problem_but_that_its_cost_is():
+    """With no tensor of its own, with one that is float64, and with one that only a copy in float64 has so."""
+
+    class Scaled(Portfolio):
+        def __init__(self, dtype):
+            super().__init__()
+            self.register_buffer("scale", torch.ones((), dtype=dtype))
+
+        def cost(self, y, x):
+            return self.scale * super().cost(y, x)
+
+    class Single(Portfolio):
+        def cost(self, y, x):
+            return super().cost(y, x).float()
+
+    x = torch.randn(5, 6)
+    for problem in (Portfolio(), Scaled(torch.float32), Scaled(torch.float64)):
+        solver = ra.amortize(problem, model="full", loss="objective", **QUICK | {"steps": 1})
+        answer = solver.solve(x, tol=1e-12, dtype=torch.float64)
+        assert answer.y.dtype is torch.float64
+        assert answer.bound.max() <= 1e-12
+        assert set(answer.status) <= {"predicted", "re-solved"}
+    with pytest.raises(UserError, match=r"Single\.cost does not give float64"):
+        ra.amortize(Single(), model="full", **QUICK | {"steps": 1}).solve(x, tol=1e-3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("method", ["sphere", "sac"])

@@ -76,7 +76,7 @@ def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **f
         Diverged: a trained parameter is not finite.
     """
     posed, asked = problem_of(problem), {"steps": steps, **fields}
-    if isinstance(loss, str) and loss not in (known := (*Loss.names(), "rl")) and "." not in loss:
+    if isinstance(loss, str) and loss not in (known := (*Loss.names(), "rl")) and not {".", ":"} & set(loss):
         raise UserError(f"loss={loss}: there is no such loss. {nearest(loss, known)}")
     started = time.perf_counter()
     if loss == "rl":

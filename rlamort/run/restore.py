@@ -26,7 +26,10 @@ def load(path: str | Path, env: Any = None, method: str | None = None, eval_env:
     """
     if str(path).startswith("sb3:"):
         return _from_sb3(Path(str(path).removeprefix("sb3:")), env, eval_env)
-    return learner_class(trusted(agent_in(Path(path)).facts.get("method"), method)).load(path, env, method, eval_env)
+    facts = agent_in(Path(path)).facts
+    if "method" not in facts:
+        raise UserError(f"{path}: it holds a solver, which rlamort.load_solver({str(path)!r}, Problem) loads, and no agent")
+    return learner_class(trusted(facts["method"], method)).load(path, env, method, eval_env)
 
 
 def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:

@@ -17,6 +17,8 @@ from rlamort.host.saved import Saved, open_saved
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.older import modern
 
+NAMING = "method=FILE in Python, --method FILE of a command"
+
 
 def trusted(name: Any, file: str | None) -> str:
     """A saved agent's method `name`, if it is one of rlamort's; else the user's `file`, since saved names are not imported.
@@ -27,7 +29,7 @@ def trusted(name: Any, file: str | None) -> str:
     if name in methods():
         return str(name)
     if file is None:
-        raise UserError(f"method: {name} is not one of rlamort's; name its file yourself to have it imported (method=FILE)")
+        raise UserError(f"method: {name} is not one of rlamort's; name its file yourself to have it imported ({NAMING})")
     return str(Path(file).resolve())
 
 
@@ -70,7 +72,7 @@ def _require_imported(key: str, value: Any) -> None:
         if module and module not in sys.modules:
             raise UserError(
                 f"{key}: it is a {inner}, which is not one of rlamort's, and what a file names is not imported; import "
-                f"{module} first, or name a method's file that has it (method=FILE)"
+                f"{module} first, or name a method's file that has it ({NAMING})"
             )
 
 

@@ -34,9 +34,9 @@ def packed(problem: Problem, x: Given, scored: bool, like: Tensor) -> Tensor:
         raise UserError(f"x: a {type(x).__name__} is given; {needed} is needed")
     parts: dict[str, Any] = x if isinstance(x, dict) else {"": x}
     for key in sorted(set(parts) ^ set(layout.keys or ("",))):
-        raise UserError(
-            f"x: the key {key!r} is {'not known' if key in parts else 'missing'}. {nearest(key, layout.keys or ())}"
-        )
+        if key not in parts:
+            raise UserError(f"x: the key {key!r} is missing; {', '.join(layout.keys or ())} are needed")
+        raise UserError(f"x: the key {key!r} is not known. {nearest(key, layout.keys or ())}")
     names = layout.keys or ("",)
     checked = [
         _part(f"x[{name!r}]" if name else "x", parts[name], shape, dtype, like)

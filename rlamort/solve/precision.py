@@ -20,10 +20,18 @@ def widened(problem: Problem, y: Tensor, x: Tensor) -> Problem:
     own = (*problem.parameters(), *problem.buffers())
     if all(t.dtype is torch.float64 for t in (y, *own) if t.is_floating_point()):
         return problem
-    with torch.random.fork_rng([y.device] if y.is_cuda else []), torch.no_grad():
+    try:
+        twin = copy.deepcopy(problem).requires_grad_(False).double()
+    except Exception:  # whatever a user's code raises
+        return problem
+    return twin if in_float64(twin, y, x) else problem
+
+
+@torch.no_grad()
+def in_float64(problem: Problem, y: Tensor, x: Tensor) -> bool:
+    """Whether the problem's cost is float64 where contexts x (B, d), B >= 1, and solutions y (B, n) are."""
+    with torch.random.fork_rng([y.device] if y.is_cuda else []):
         try:
-            twin = copy.deepcopy(problem).requires_grad_(False).double()
-            exact = twin.cost(y[:1].double(), twin.layout.unpack(x[:1].double())).dtype is torch.float64
-        except Exception:  # whatever a user's code raises at a dtype that nobody asked it to take
-            return problem
-    return twin if exact else problem
+            return problem.cost(y[:1].double(), problem.layout.unpack(x[:1].double())).dtype is torch.float64
+        except Exception:  # as above, at a dtype that nobody asked it to take
+            return False

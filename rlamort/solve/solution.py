@@ -14,7 +14,7 @@ class Solution(NamedTuple):
 
     y: Tensor  # (B, n); NaN for a non-finite context
     cost: Tensor  # (B,)
-    bound: Tensor  # (B,) the certificate of that `kind`; inf without one
+    bound: Tensor  # (B,) the certificate of that `kind`; inf without one; split-conformal, 0 if re-solved: of the reference
     status: list[str]  # per item: "predicted", "re-solved", or "failed: " or "infeasible: " with a reason
     kind: str  # "residual", "duality gap", "split-conformal (statistical, 95 %)"; "none" without certificates
     violation: Tensor  # (B,) distance to Y, as the domain's `violation` measures it

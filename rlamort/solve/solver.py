@@ -26,7 +26,7 @@ from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residu
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
 from rlamort.solve.constrained import UnderConstraints, feasible
 from rlamort.solve.contexts import Given, packed
-from rlamort.solve.precision import widened
+from rlamort.solve.precision import in_float64, widened
 from rlamort.solve.quadratic import exactly
 from rlamort.solve.solution import Solution, status_of
 
@@ -172,7 +172,7 @@ class Solver(nn.Module):
     def _in_float64(self, y: Tensor, rows: Tensor) -> Problem:
         """The problem in float64, or as it is where it cannot be. Raises UserError where y is float64, so that it must be."""
         problem = widened(self.problem, y, rows)
-        if problem is self.problem and y.dtype is not self._like().dtype:
+        if problem is self.problem and y.dtype is not self._like().dtype and not in_float64(problem, y, rows):
             name = type(problem).__name__
             raise UserError(
                 f"dtype: torch.float64 is given, but {name}.cost does not give float64 for y and x in float64; tensors that it "
@@ -335,7 +335,7 @@ class Solver(nn.Module):
         """
         saved = open_saved(folder)
         if not {"conformal", "facts", "training_seconds"} <= set(saved.facts):
-            raise UserError(f"{folder}: it holds an agent, not a solver")
+            raise UserError(f"{folder}: it holds an agent, which rlamort.load loads; a folder that Solver.save wrote is needed")
         solver = cls(build(saved.facts["facts"]), problem, saved.facts["facts"])
         solver.training_seconds = saved.facts["training_seconds"]
         saved.fill(solver)
