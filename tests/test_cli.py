@@ -24,7 +24,7 @@ import rlamort as ra
 from rlamort.cli import COMMANDS
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
-from rlamort.measure.plot import plot
+from rlamort.measure.plot import _names, plot
 from rlamort.run.directory import claimed
 from rlamort.run.track import read_records, span
 from rlamort.train import WINDOW, Pace
@@ -210,6 +210,7 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["train", "td3", "+seed=3"], "Hydra: .*'seed'"),
         (["train", "td3", "env_kwargs.größe=3"], "Hydra: .*größe"),
         (["train", "td3", "hydra/launcher=nowhere"], "Hydra: .*nowhere"),
+        (["train", "td3", "-m", "dir=runs/x", "seed=0,1"], "dir=runs/x: each of several runs needs its own"),
         (["train", "td3", "-m", "wandb_notes=jürgen, again", "seed=0,1"], "with -m a comma separates values"),
         (["train", "td3", "-m", "hydra/sweeper=optuna", "tau=interval(2,1)"], "Hydra: .*low.* must be smaller"),
         (["train", "td3", "-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=up"], "direction=up: .* or minimize is"),
@@ -670,3 +671,13 @@ def test_a_module_without_its_class_is_told_the_classes_of_the_file_that_is_here
     assert here("broken").startswith("broken.py is here, and cannot be read as Python: ")
     assert here("numpy") == here("../thermo") == here("Pendulum-v1") == ""
     assert "thermo.py is here: did you mean thermo:Thermo" in rlamort("check", "thermo", cwd=tmp_path, code=2).stderr
+
+
+def test_runs_on_environments_with_other_keywords_are_lines_of_their_own():
+    """An absent mapping, and an absent key in one, are settings, too."""
+    config = {"method": "sac", "env": "Hopper-v5", "env_kwargs": None}
+    configs = {
+        Path(str(i)): config | {"seed": i, "env_kwargs": given} for i, given in enumerate([None, {}, {"limit": 7}, {"a": 1}])
+    }
+    names = ["sac env_kwargs={}", "sac env_kwargs={}", "sac env_kwargs={'limit': 7}", "sac env_kwargs={'a': 1}"]
+    assert list(_names(configs).values()) == names

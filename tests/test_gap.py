@@ -23,7 +23,7 @@ from rlamort.measure.time_to_match import FROM, Tried, _walk, settings, tutorial
 from rlamort.objective import Cost
 from rlamort.problem import Problem, draw
 from rlamort.run.learner import learner_class
-from rlamort.score import score
+from rlamort.score import interval, score
 from rlamort.solve.classical import iterates
 from rlamort.source import Batch
 from rlamort.update import Gradient, InY, Projected
@@ -337,7 +337,11 @@ def test_an_interval_is_over_episodes():
     values, episode = np.array([0.0, 0.0, 0.0, 1.0, 1.0, 1.0]), np.array([0, 0, 0, 1, 1, 1])
     found = by_episode(values, episode)
     assert found.mean == 0.5
-    assert (found.low, found.high) == (0.0, 1.0)
+    half = 12.706 / 2  # Student's quantile for one degree of freedom, times the standard error of two means
+    assert found.low == pytest.approx(0.5 - half, rel=1e-4)
+    assert found.high == pytest.approx(0.5 + half, rel=1e-4)
+    single = np.random.default_rng(0).normal(size=12)  # of one state each: Student's interval of the states
+    np.testing.assert_allclose(by_episode(single, np.arange(12)), interval(list(single)))
     assert np.isnan(by_episode(values, np.zeros(6, int)).low)
 
 

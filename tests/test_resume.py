@@ -419,6 +419,18 @@ def test_a_refused_change_leaves_the_run_as_it_was(tmp_path):
     again.close()
 
 
+def test_a_run_that_has_not_begun_may_become_another(tmp_path):
+    """As one that has failed at its first episode, for lack of a time limit, say."""
+    learner_class("td3")("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).close()
+    with pytest.warns(UserWarning, match="max_episode_steps: 20 from here on"):
+        again, _ = resume(tmp_path / "run", {"max_episode_steps": 20})
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["max_episode_steps"] == 20
+    again.learn(60)
+    again.close()
+    with pytest.raises(ra.UserError, match=r"max_episode_steps: the run in .* has 20, and 30 would make it another run"):
+        resume(tmp_path / "run", {"max_episode_steps": 30})
+
+
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(tmp_path):
     run = tmp_path / "run"
     learner = learner_class("sb3/ppo")("Pendulum-v1", dir=str(run), steps=64, log_every=32, eval_every=32, eval_episodes=1)

@@ -2,7 +2,9 @@
 
 import contextlib
 import gzip
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,7 +25,8 @@ from test_learner import SMALL
 from wandb.proto import wandb_internal_pb2
 
 import rlamort as ra
-from rlamort.config import check_names, fields, read_row
+from rlamort.config import check_names, config_of, fields, read_row
+from rlamort.run.mirror import copy
 from rlamort.run.track import read_records
 
 COMMON = [
@@ -413,3 +416,13 @@ def test_the_shipped_sweep_names_keys_that_exist(tmp_path):
     quick = [*words[1:], "steps=30", "warmup_steps=20", "wandb_mode=offline", "dir=run", "eval_episodes=1"]
     rlamort(*[w for w in quick if w != "steps=20_000"], cwd=tmp_path, WANDB_RUN_ID="fromsweep")
     assert json.loads((tmp_path / "run" / "mirror" / "wandb.json").read_text())["id"] == "fromsweep"
+
+
+@pytest.mark.parametrize("backend", ["tensorboard", "wandb"])
+def test_a_first_record_may_be_long_in_coming(backend, tmp_path):
+    """The process that copies records is there before the file is."""
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track=backend, wandb_mode="offline", **SMALL)
+    learner.close()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    copy(tmp_path / "run", config_of(tmp_path / "run"), backend, io.StringIO("0\npreempted\nend\n"), os.getpid(), 5.0)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""

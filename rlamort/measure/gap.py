@@ -288,7 +288,8 @@ def in_environment(place: _Place, critic: InCritic, met: Visited, part: np.ndarr
         rows.append([title, bounds(promise), bounds(gain), f"{100 * better:.0f} %"])
         data[name] = {"promised": promise._asdict(), "gained": gain._asdict(), "better": better}
     lines = [
-        f"{len(part)} restored states ({how}): one action, then the policy; {horizon} steps, discounted by {discount:g}",
+        f"{len(part)} restored states ({how}): one action, then the policy; {horizon} steps, or what is left of the "
+        f"episode, discounted by {discount:g}",
         *table(
             ["more than the policy's action", "the critic promises [95 %]", "the environment gives [95 %]", "better in"], rows
         ),

@@ -1,5 +1,6 @@
 """Learning curves from the records of runs."""
 
+import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from rlamort.host.publish import published_file
 from rlamort.run.track import Evaluation, read_records
 from rlamort.score import interval
 
+LETTERS = 45  # in a line of a legend
+MAPPINGS = ("env_kwargs", "reset_options")  # which are one setting each: an absent key is another value than any
 AXES = {"return": "evaluation return", "mean cost": "mean cost (lower is better)"}
 
 
@@ -75,7 +78,10 @@ def plot(runs: Sequence[Path], out: Path) -> Path:
         axes.set(title=env, xlabel="environment steps" if what == "return" else "steps", ylabel=AXES[what])
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        legend = axes.legend(fontsize="small")
+        legend.set_in_layout(False)  # long names would leave no room for curves
+        for text in legend.get_texts():
+            text.set_text(textwrap.fill(text.get_text(), LETTERS))
     with published_file(out) as fresh:
         figure.savefig(fresh, dpi=120)
     return out
@@ -92,7 +98,9 @@ def told(what: str, runs: Sequence[Path], out: Path) -> str:
 def _leaves(tree: dict[str, Any], within: str = "") -> Iterator[tuple[str, str]]:
     """Every value of nested mappings by its dotted name, as text."""
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if key in MAPPINGS:
+            yield key, str(value or {})
+        elif isinstance(value, dict) and value:
             yield from _leaves(value, f"{within}{key}.")
         else:
             yield f"{within}{key}", str(value)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from rlamort.score import Interval
 
@@ -27,12 +28,16 @@ def bounds(value: Interval) -> str:
     return f"{value.mean:.4g}" if np.isnan(value.low) else f"{value.mean:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
-def by_episode(values: np.ndarray, episode: np.ndarray, draws: int = 2_000) -> Interval:
-    """Mean of `values` (S,), with a 95 % percentile interval of a bootstrap over episodes; NaN bounds for a single one."""
+def by_episode(values: np.ndarray, episode: np.ndarray) -> Interval:
+    """Mean of `values` (S,), with a 95 % Student interval over episodes; NaN bounds for a single one.
+
+    The mean is a ratio, of totals of E episodes and their lengths; its variance is that of its linearisation, with E - 1
+    degrees of freedom.
+    """
     mean, groups = float(values.mean()), [values[episode == e] for e in np.unique(episode)]
     if len(groups) < 2:
         return Interval(mean, float("nan"), float("nan"))
-    totals, sizes = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
-    resamples = np.random.default_rng(0).integers(len(groups), size=(draws, len(groups)))
-    low, high = np.percentile(totals[resamples].sum(1) / sizes[resamples].sum(1), [2.5, 97.5])
-    return Interval(mean, float(low), float(high))
+    away = np.array([(group - mean).sum() for group in groups])
+    freedom = len(groups) - 1
+    half = float(stdtrit(freedom, 0.975) * np.sqrt(len(groups) / freedom * np.square(away).sum()) / len(values))
+    return Interval(mean, mean - half, mean + half)

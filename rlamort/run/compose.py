@@ -67,6 +67,15 @@ class Composition:
         """
         if not self.several:
             return self._hydra(start, [], lambda trial: None)
+        if (
+            "dir" in self.given
+            and "${" not in self.given["dir"]
+            and not any(swept(one) for one in self.overrides if _root(one) == "dir")
+        ):
+            raise UserError(
+                f"dir={self.given['dir']}: each of several runs needs its own; dir='{self.given['dir']}-${{seed}}', say, or "
+                "leave dir out for new ones under runs/"
+            )
         # for Hydra's multirun.yaml and its launchers' files: in the current folder, which a cluster's nodes share
         with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
             shared = {"wandb_group": self.name, "hydra.sweep.dir": folder, **(self.search.overrides if self.search else {})}

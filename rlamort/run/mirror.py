@@ -202,10 +202,15 @@ class Mirror:
             if self.timeout > SOON:
                 print(
                     f"waiting up to {self.timeout:g} s for {self.backend} to upload the last records; Ctrl-C skips that "
-                    f"(`rlamort push {self.run}` sends them later)",
+                    f"(`{self._later}` sends them later)",
                     file=sys.stderr, flush=True,
                 )  # fmt: skip
             return self.process.wait(max(self.timeout - SOON, 0))
+
+    @property
+    def _later(self) -> str:
+        """The command that sends what is not uploaded."""
+        return f"rlamort push {self.run}" if self.backend == "wandb" else f"rlamort resume {self.run}"
 
     def _end(self) -> None:
         """Kill the process and those of its client."""
@@ -232,7 +237,7 @@ class Mirror:
             log = self.run / "mirror" / f"{self.backend}.log"
             warnings.warn(
                 f"track={self.backend}: not all records are uploaded (see {log}); nothing is lost, they are in "
-                f"metrics.jsonl, and `rlamort push {self.run}` sends them",
+                f"metrics.jsonl, and `{self._later}` sends them",
                 stacklevel=3,
             )
 
@@ -310,6 +315,7 @@ def copy(run: Path, config: dict[str, Any], backend: str, positions: TextIO, wat
         _write(mark, state)
         latest = _Latest(positions)
         there = BACKENDS[backend](run, config, state["id"], watched, patience)
+        (run / "metrics.jsonl").touch()  # the first record may be long in coming
         with (run / "metrics.jsonl").open("rb") as records:
             if (arrived := there.arrived()) is not None:  # what was handed over need not have come through
                 state["sent"] = sum(len(line) for line in itertools.islice(records, arrived))

@@ -10,6 +10,7 @@ from rlamort.config import FIXED, FREE, marks, resolve
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
+from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import environment_values
@@ -82,9 +83,11 @@ def resume(
     config = resolve(method, {**changes, "dir": str(path)}, before.values)
     marked, then, now = marks(config), before.leaves(), config.leaves()
     changed = [name for name, value in now.items() if marked[name] is not FREE and value != then.get(name)]
+    recorded = path / "metrics.jsonl"
+    begun = Checkpoints(path / "ckpt").latest() >= 0 or (recorded.exists() and recorded.stat().st_size > 0)
     for name in changed:
         old, new = then.get(name), now[name]
-        if marked[name] is FIXED:
+        if marked[name] is FIXED and begun:
             raise _another_run(name, path, old, new)
         warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
     learner = learner_class(method).unbuilt(config, environments["env"], environments["eval_env"], facts["unnamed"])
@@ -96,7 +99,7 @@ def resume(
     directory.checkpoints.sweep()
     loaded = directory.checkpoints.newest()
     learner.build(learner.source.env.spec)
-    if loaded is None and (path / "agent").is_dir():
+    if loaded is None and begun and (path / "agent").is_dir():
         raise UserError(
             f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; "
             f"rlamort.load({str(path)!r}) gives its agent, and `rlamort train` with another dir trains anew"

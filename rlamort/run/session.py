@@ -111,7 +111,7 @@ class Session:
             return slower
         finally:
             with contextlib.suppress(Diverged):  # the agent of the newest checkpoint is what is left then
-                if not learner.closed:
+                if not learner.closed and learner.clock.env_step:  # else nothing is learned that could be lost
                     learner.check_finite()
                     learner.save(path / "agent")
         return None
