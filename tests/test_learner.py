@@ -150,6 +150,15 @@ def test_a_loaded_agent_learns_on(tmp_path):
     assert again.agent.critic_adam.steps.item() == 30 + 50
 
 
+def test_what_can_be_asked_of_an_agent_is_said():
+    agent = ra.TD3("Pendulum-v1", **SMALL)
+    with pytest.raises(ra.UserError, match="episodes=0"):
+        agent.score(episodes=0)
+    with pytest.raises(ValueError, match="observation: a dict given; an array of its parts in one"):
+        agent.predict({"position": np.zeros(3)})
+    agent.close()
+
+
 def test_load_names_what_is_wrong(tmp_path):
     ra.TD3("Pendulum-v1", **SMALL).save(tmp_path / "kept")
     with pytest.raises(ra.UserError, match="an agent of td3, not of sac"):

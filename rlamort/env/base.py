@@ -95,6 +95,8 @@ class Space(NamedTuple):
         Raises:
             ValueError: it has another shape.
         """
+        if isinstance(elements, dict):
+            raise ValueError(f"{what}: a dict given; an array of its parts in one, as FlattenObservation makes, is needed")
         x, d = np.asarray(elements, dtype=dtype), self.dim
         for shape in (self.shape, (d,)):
             if x.shape == shape:

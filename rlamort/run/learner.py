@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from rlamort.agent import Agent, Player
-from rlamort.config import Config, defaults, fields, locate, rational, read_row, resolve, short_name
+from rlamort.config import Config, Size, convert, defaults, fields, locate, rational, read_row, resolve, short_name
 from rlamort.env import Spec
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.machine import cores, default_dtype, device_of, products_of, require_memory, require_products, versions
@@ -149,7 +149,8 @@ class Learner:
 
     def score(self, episodes: int | None = None, *, refine: Refine = None, budget_us: float | None = None) -> Score:
         """Play evaluation episodes: fixed seeds, deterministic actions, refined as by `predict`, environments of their own."""
-        return self._scored(episodes or self.config.run.eval_episodes, self.agent.refined(refine, budget_us))
+        count = self.config.run.eval_episodes if episodes is None else convert("episodes", episodes, Size)
+        return self._scored(count, self.agent.refined(refine, budget_us))
 
     def _scored(self, episodes: int, agent: Agent) -> Score:
         with self.at_work(Randomness(SEED, self.device)), self.environments.undisturbed():
