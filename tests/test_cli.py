@@ -681,3 +681,9 @@ def test_runs_on_environments_with_other_keywords_are_lines_of_their_own():
     }
     names = ["sac env_kwargs={}", "sac env_kwargs={}", "sac env_kwargs={'limit': 7}", "sac env_kwargs={'a': 1}"]
     assert list(_names(configs).values()) == names
+
+
+def test_output_that_nobody_reads_any_more_is_no_failure(tmp_path):
+    command = f"set -o pipefail; {RLAMORT} list | true; echo $?"
+    ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    assert (ended.stdout, ended.stderr) == ("141\n", "")

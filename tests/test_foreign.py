@@ -1,5 +1,6 @@
 """Stable-Baselines3 files: the same actions, and nothing in them is executed."""
 
+import contextlib
 import io
 import json
 import os
@@ -52,6 +53,21 @@ def test_its_critics_and_targets_come_along(algorithm, tmp_path):
     x, y = torch.from_numpy(OBSERVATIONS), torch.rand(64, 1) * 2 - 1
     for theirs, ours in ((model.critic, agent.critic), (model.critic_target, agent.target_critic)):
         torch.testing.assert_close(ours(x, y), torch.cat(theirs(x, y), -1).T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "fixed"), [({}, None), ({"ent_coef": "auto_0.2", "tau": 0.01, "batch_size": 64}, None), ({"ent_coef": 0.1}, 0.1)]
+)
+def test_learning_goes_on_with_its_temperature_and_settings(given, fixed, tmp_path):
+    kwargs = {"policy_kwargs": {"net_arch": [8, 8]}, "target_entropy": -0.5, "learning_rate": 1e-3, "device": "cpu", **given}
+    model = stable_baselines3.SAC("MlpPolicy", "Pendulum-v1", learning_starts=10, **kwargs).learn(60)
+    model.save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match="ent_coef is fixed at 0.1") if fixed else contextlib.nullcontext():
+        agent = ra.load(f"sb3:{tmp_path / 'model.zip'}")
+    theirs = torch.tensor(fixed) if fixed else model.log_ent_coef.exp()[0]
+    torch.testing.assert_close(agent.agent.alpha(), theirs, rtol=1e-5, atol=0)
+    values = {"target_entropy": -0.5, "learning_rate": 1e-3, "tau": model.tau, "batch_size": model.batch_size}
+    assert {key: agent.config.values[key] for key in values} == values
 
 
 def test_it_can_learn_on(tmp_path):
@@ -189,11 +205,12 @@ def test_what_is_pickled_in_it_is_never_executed(tmp_path):
             value[":serialized:"] = base64.b64encode(bomb).decode()
     buffer = io.BytesIO()
     torch.save({"x": Bomb(hit)}, buffer)
-    rewritten(path, data=json.dumps(data), **{"pytorch_variables.pth": buffer.getvalue(), "actor.optimizer.pth": bomb})
+    rewritten(path, data=json.dumps(data), **{"actor.optimizer.pth": bomb})
     ra.load(f"sb3:{path}")
-    rewritten(path, **{"policy.pth": buffer.getvalue()})
-    with pytest.raises(ra.UserError, match="cannot be read as a Stable-Baselines3 file: UnpicklingError"):
-        ra.load(f"sb3:{path}")
+    for member in ("pytorch_variables.pth", "policy.pth"):
+        rewritten(path, **{member: buffer.getvalue()})
+        with pytest.raises(ra.UserError, match="cannot be read as a Stable-Baselines3 file: UnpicklingError"):
+            ra.load(f"sb3:{path}")
     assert not hit.exists()
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from typing import Any, NoReturn
 from rlamort.errors import Fault, Preempted, UserError
 
 INTERRUPTED = 130
+STDOUT = 1  # its descriptor
+UNREAD = 141  # as a shell counts a process that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,12 +57,13 @@ def guarded(work: Callable[[], Any]) -> int:
     """Run `work` and return its exit code; errors are printed as one message."""
     try:
         work()
+        sys.stdout.flush()
     except (UserError, Fault) as error:
         return say(error, error.exit_code)
     except Preempted as end:
         return end.exit_code
     except OSError as error:
-        return say(error, 4)
+        return UNREAD if unread() else say(error, 4)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (MemoryError, RuntimeError) as error:
@@ -69,6 +73,16 @@ def guarded(work: Callable[[], Any]) -> int:
         what = f"could not {size[0]}" if size else str(error) or "nothing is left"
         return say(UserError(f"memory: it does not suffice ({what}); smaller sizes may fit"), 2)
     return 0
+
+
+def unread() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; then the rest of it goes nowhere, without a word."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    broken = any(event & select.POLLERR for _, event in poll.poll(0))
+    if broken:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return broken
 
 
 def warn(message: Warning | str, *where: Any, **more: Any) -> None:

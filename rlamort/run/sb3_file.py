@@ -1,9 +1,12 @@
 """Agents saved by Stable-Baselines3. Of their files, tensors and JSON are read, and pickles never are."""
 
+import contextlib
 import io
 import json
 import re
+import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from rlamort.host.saved import LARGEST_JSON
 LARGEST_TENSORS = 2 * 2**30  # bytes
 OFF_POLICY = {"sac": "stable_baselines3.sac.policies", "td3": "stable_baselines3.td3.policies"}
 PPO = "stable_baselines3.common.policies"
+SETTINGS = ("batch_size", "learning_rate", "target_entropy", "tau")  # called so by both; a schedule is no number, and left
 
 
 class Foreign(NamedTuple):
@@ -45,7 +49,7 @@ def read_sb3(path: Path) -> Foreign:
     Raises:
         UserError: it is none of these, or has a structure that cannot be read without unpickling.
     """
-    data, tensors = _members(path)
+    data, tensors = _data(path), _tensors(path, "policy.pth")
     kind = data.get("policy_class", {}).get("__module__")
     if data.get("use_sde"):
         raise UserError(f"{path}: it was trained with use_sde, which is not supported")
@@ -66,6 +70,7 @@ def read_sb3(path: Path) -> Foreign:
             ours = _mlp(tensors, "actor.latent_pi", "model.net")
             for part in ("weight", "bias"):
                 ours[f"model.net.{last}.{part}"] = torch.cat([tensors[f"actor.mu.{part}"], tensors[f"actor.log_std.{part}"]])
+            values["temperature"] = _temperature(path)
         elif kind == OFF_POLICY["td3"]:
             method, widths = ("ddpg" if critics == 1 else "td3"), _widths(tensors, "actor.mu")[:-1]
             ours = _mlp(tensors, "actor.mu", "model.net") | _mlp(tensors, "actor_target.mu", "target_model.net")
@@ -74,32 +79,67 @@ def read_sb3(path: Path) -> Foreign:
         ours |= _ensemble(tensors, "critic", "critic", critics) | _ensemble(tensors, "critic_target", "target_critic", critics)
     except KeyError as error:
         raise UserError(f"{path}: it lacks the tensor {error}; only MlpPolicy agents can be read") from error
+    values |= {key: data[key] for key in SETTINGS if type(data.get(key)) in (int, float)}
     return Foreign(method, values | {"hidden": widths, "critic": {"members": critics}}, spec, ours)
 
 
-def _members(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _temperature(path: Path) -> float:
+    """That of SAC when it was saved."""
+    variables = _tensors(path, "pytorch_variables.pth")
+    if "ent_coef_tensor" not in variables:
+        return float(variables["log_ent_coef"].detach().exp())
+    fixed = float(variables["ent_coef_tensor"])
+    if fixed > 0:
+        warnings.warn(
+            f"{path}: its ent_coef is fixed at {fixed:.4g}; here it begins there, and training on adapts it", stacklevel=5
+        )
+    return fixed
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What fails within is said as a UserError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name, largest in (("data", LARGEST_JSON), ("policy.pth", LARGEST_TENSORS)):
-                size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
-                if size > largest:
-                    raise UserError(f"{path}: its member {name!r} would unpack to {size} bytes; {largest} are allowed")
-            data, weights = json.loads(archive.read("data")), io.BytesIO(archive.read("policy.pth"))
-            with zipfile.ZipFile(weights) as inner:  # a zip itself, whose parts may be packed
-                size = sum(part.file_size for part in inner.infolist())
-            if size > LARGEST_TENSORS:
-                raise UserError(f"{path}: its tensors would unpack to {size} bytes; {LARGEST_TENSORS} are allowed")
-            weights.seek(0)
-            tensors = torch.load(weights, weights_only=True, map_location="cpu")
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path}: it cannot be read as a Stable-Baselines3 file: {type(error).__name__}") from error
-    if not isinstance(data, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+
+
+def _member(path: Path, name: str, largest: int) -> bytes:
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
+        if size > largest:
+            raise UserError(f"{path}: its member {name!r} would unpack to {size} bytes; {largest} are allowed")
+        return archive.read(name)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    """What describes the agent, as JSON."""
+    packed = _member(path, "data", LARGEST_JSON)
+    with _reading(path):
+        data = json.loads(packed)
+    if not isinstance(data, dict):
         raise UserError(f"{path}: it is not a Stable-Baselines3 file")
-    return data, tensors
+    return data
+
+
+def _tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Of one member, a zip itself, whose parts may be packed."""
+    packed = io.BytesIO(_member(path, name, LARGEST_TENSORS))
+    with _reading(path):
+        with zipfile.ZipFile(packed) as inner:
+            size = sum(part.file_size for part in inner.infolist())
+        if size > LARGEST_TENSORS:
+            raise UserError(f"{path}: its tensors would unpack to {size} bytes; {LARGEST_TENSORS} are allowed")
+        packed.seek(0)
+        tensors = torch.load(packed, weights_only=True, map_location="cpu")
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise UserError(f"{path}: its member {name!r} holds no tensors by name")
+    return tensors
 
 
 def _spec(path: Path, data: dict[str, Any]) -> Spec:
