@@ -45,12 +45,17 @@ def stratified_bootstrap(
 ) -> Interval:
     """`statistic` of all values together, with a 95 % percentile interval over draws within each group (Agarwal et al., 2021).
 
+    With a few values a group it is too narrow: of means of normal values it holds the true one in 74 % of cases with three, in
+    84 % with five; with a group of one it has no bounds.
+
     Args:
         groups: the values of one task each, one per seed.
         statistic: of values (..., N), along the last axis.
         draws: how many.
         seed: of the draws.
     """
+    if min(map(len, groups)) < 2:
+        return Interval(float(statistic(np.concatenate(groups))), math.nan, math.nan)
     generator = np.random.default_rng(seed)
     drawn = np.concatenate([generator.choice(group, (draws, len(group))) for group in groups], axis=-1)
     low, high = np.percentile(statistic(drawn), [2.5, 97.5])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from rlamort.errors import UserError, nearest
-from rlamort.measure.statistics import first, paired, return_at, shown, spread
+from rlamort.measure.statistics import first, paired, shown, sooner, spread, tighter, within
 from rlamort.measure.study import Results
 from rlamort.measure.verdict import Verdict
 from rlamort.score import Interval, mean, stratified_bootstrap
@@ -30,11 +30,12 @@ class View(NamedTuple):
     ledger: Ledger
     results: Results
     seeds: list[int]
+    clocks: list[int]  # seeds of timed runs
 
     def runs(self, arm: str, env: str, steps: int | None = None, timed: bool = False) -> list[Run]:
         """One for each seed."""
         name = self.ledger.called(arm, self.results) or arm
-        return [self.ledger.of(name, env, seed, steps, timed) for seed in self.seeds]
+        return [self.ledger.of(name, env, seed, steps, timed) for seed in (self.clocks if timed else self.seeds)]
 
     def last(self, arm: str, env: str, steps: int | None = None) -> np.ndarray:
         """(S,) last returns."""
@@ -158,26 +159,31 @@ class Better(NamedTuple):
 
 
 class Tighter(NamedTuple):
-    """The mean score rises, or the spread of scores over seeds falls, for at least one of `tighter`."""
+    """The score rises, or its spread over seeds falls and it does not, for at least one of `pairs` [arm, over].
 
-    tighter: list[str]
-    over: str
+    Each by more than noise: the 95 % interval of the gain, or of the ratio of spreads, says so. By signs alone the same arm
+    would pass beside itself in three of four cases, and one that always returns 0, too.
+    """
+
+    pairs: list[list[str]]
     envs: list[str]
 
     @property
     def arms(self) -> list[str]:
-        return [*self.tighter, self.over]
+        return [arm for pair in self.pairs for arm in pair]
 
     def threshold(self, ledger: Ledger) -> str:
-        return "gain above 0, or a smaller spread"
+        return "gain above 0, or spreads above 1x and no loss" + (", in one" if len(self.pairs) > 1 else "")
 
     def measure(self, view: View) -> tuple[str, bool]:
-        base = spread(view.scores(self.over, self.envs))
         told, passed = [], False
-        for arm in self.tighter:
-            gain, own = float(np.mean(view.gains(arm, self.over, self.envs))), spread(view.scores(arm, self.envs))
-            told.append(f"{arm} {gain:+.3f}, spread {own:.3f} for {base:.3f}")
-            passed |= gain > 0 or own < base
+        for arm, over in self.pairs:
+            gain = stratified_bootstrap(view.gains(arm, over, self.envs), mean)
+            ours, theirs = (view.scores(one, self.envs) for one in (arm, over))
+            closer = tighter(ours, theirs)
+            spreads = f"spread {spread(ours):.3f} for {spread(theirs):.3f}, {shown(closer)}x"
+            told.append(f"{arm} - {over} {shown(gain, '+.3f')}, {spreads}")
+            passed |= gain.low > 0 or (closer.low > 1 and gain.high >= 0)
         return "; ".join(told), passed
 
 
@@ -202,7 +208,10 @@ class Gain(NamedTuple):
 
 
 class AtEqualSeconds(NamedTuple):
-    """When `over` has finished, the best of `wider` scores more after as many seconds, on average over tasks and seeds."""
+    """When `over` has finished, one of `wider` scores more after as many seconds: the gain's interval excludes 0 from below.
+
+    How far an arm is by then its timed runs tell, the slowest of them; what it returns there, the runs of all seeds.
+    """
 
     wider: list[str]
     over: str
@@ -214,18 +223,20 @@ class AtEqualSeconds(NamedTuple):
         return [*self.wider, self.over]
 
     def threshold(self, ledger: Ledger) -> str:
-        return "mean above 0 in one"
+        return "above 0" + (" in one" if len(self.wider) > 1 else "")
 
     def measure(self, view: View) -> tuple[str, bool]:
-        found = {}
-        for arm in self.wider:
-            gains = [
-                (return_at(ours, theirs[-1]["time/seconds"]) - theirs[-1]["eval/return"]) / view.ledger.goal(env)
-                for env in self.envs
-                for ours, theirs in view.sessions(arm, self.over, env)
-            ]
-            found[arm] = float(np.mean(gains)) if gains else math.nan
-        return "; ".join(f"{arm} {value:+.3f}" for arm, value in found.items()), any(value > 0 for value in found.values())
+        gains = {arm: [self._gains(view, arm, env) for env in self.envs] for arm in self.wider}
+        found = {arm: stratified_bootstrap(gain, mean) for arm, gain in gains.items()}
+        return _listed(found, "+.3f"), any(one.low > 0 for one in found.values())
+
+    def _gains(self, view: View, arm: str, env: str) -> np.ndarray:
+        """(S,) differences of scores, NaN without a session."""
+        timed = view.sessions(arm, self.over, env)
+        there = [within(ours, theirs[-1]["time/seconds"], "time/seconds")["env_step"] for ours, theirs in timed]
+        runs = [view.ledger.evaluations(run, view.results) for run in view.runs(arm, env)]
+        then = np.array([within(run, min(there, default=0), "env_step")["eval/return"] for run in runs])
+        return (then - view.last(self.over, env)) / view.ledger.goal(env) if there else np.full(len(runs), math.nan)
 
 
 class Goal(OneArm):
@@ -275,6 +286,7 @@ class Sooner(NamedTuple):
     least: int
     times: float = 1.0
     timed: bool = True
+    plain: bool = False
 
     @property
     def arms(self) -> list[str]:
@@ -285,18 +297,14 @@ class Sooner(NamedTuple):
         return f"{what} on {'all' if self.least == len(self.envs) else f'at least {self.least} of {len(self.envs)}'}"
 
     def measure(self, view: View) -> tuple[str, bool]:
-        found = {env: self._times(view, env) for env in self.envs}
-        told = ", ".join(f"{env} {value:.3g}x" for env, value in found.items())
-        reached = [value >= self.times if self.times > 1 else value > 1 for value in found.values()]
+        found = {}
+        for env in self.envs:
+            target, sessions = float(view.ledger.tasks[env]["target"]), view.sessions(self.arm, self.over, env)
+            pairs = [tuple(first(one, target, "time/seconds") for one in session) for session in sessions]
+            found[env] = sooner(pairs, [theirs[-1]["time/seconds"] for _, theirs in sessions])
+        told = ", ".join(f"{env} {'>= ' if bound else ''}{value:.3g}x" for env, (value, bound) in found.items())
+        reached = [value >= self.times if self.times > 1 else value > 1 for value, _ in found.values()]
         return told, sum(reached) >= self.least
-
-    def _times(self, view: View, env: str) -> float:
-        """How many times sooner: 0 if the arm does not arrive, NaN without a session."""
-        target, ratios = float(view.ledger.tasks[env]["target"]), []
-        for ours, theirs in view.sessions(self.arm, self.over, env):
-            mine, other = (first(one, target, "time/seconds") for one in (ours, theirs))
-            ratios.append(min(other, theirs[-1]["time/seconds"]) / mine)
-        return float(np.median(ratios)) if ratios else math.nan
 
 
 KINDS: dict[str, Any] = {
@@ -320,21 +328,32 @@ def claim_of(ledger: Ledger, declared: dict[str, Any]) -> Claim:
 def judge(ledger: Ledger, declared: dict[str, Any], results: Results) -> Verdict:
     """The verdict on one declared claim: incomplete while runs are missing, or were not timed together."""
     claim = claim_of(ledger, declared)
-    steps, timed = getattr(claim, "steps", None), getattr(claim, "timed", False)
+    steps, timed, plain = (getattr(claim, *one) for one in (("steps", None), ("timed", False), ("plain", True)))
     places = {arm: found for arm in claim.arms if (found := ledger.called(arm, results)) != arm}
     says = declared["says"] + "".join(f" ({place}: {arm})" for place, arm in places.items() if arm)
-    view = View(ledger, results, ledger.declared(claim.arms, claim.envs, timed, steps))
-    needed = {run for arm in claim.arms for env in claim.envs for run in view.runs(arm, env, steps, timed)}
+    seeds, clocks = (
+        ledger.declared(claim.arms, claim.envs, kind, steps) if asked else [] for kind, asked in ((False, plain), (True, timed))
+    )
+    view = View(ledger, results, seeds, clocks)
+    pairs = [(arm, env) for arm in claim.arms for env in claim.envs]
+    needed = {run for arm, env in pairs for kind in (False, True) for run in view.runs(arm, env, steps, kind)}
     missing = {run for run in needed if run.arm in places or ledger.key(run) not in results}
-    whole = [seed for seed in view.seeds if seed not in {run.seed for run in missing}]
-    measured, passed = claim.measure(view._replace(seeds=whole)) if whole else ("", False)
+    lost = {(run.seed, run.timed) for run in missing}
+    whole = View(ledger, results, [s for s in seeds if (s, False) not in lost], [s for s in clocks if (s, True) not in lost])
+    some = bool(whole.seeds) >= plain and bool(whole.clocks) >= timed
+    measured, passed = claim.measure(whole) if some else ("", False)
     if missing:
         unknown = " and ".join(place for place, arm in places.items() if arm is None)
         lacking = f"the {unknown} arm is not known yet" if unknown else f"{len(missing)} of {len(needed)} runs are missing"
-        so_far = f"{len(whole)} of {len(view.seeds)} seeds so far: {measured}" if whole else lacking
+        here, all = (whole.clocks, clocks) if whole.clocks and not whole.seeds else (whole.seeds, seeds)
+        so_far = f"{len(here)} of {len(all)} seeds so far: {measured}" if some else lacking
         return Verdict(says, so_far, claim.threshold(ledger), False, missing=lacking)
-    apart = [env for env in claim.envs for arm in claim.arms[:-1] if timed and not view.sessions(arm, claim.arms[-1], env)]
-    lacking = f"not timed in one session on {', '.join(dict.fromkeys(apart))}" if apart else ""
+    apart = [
+        f"{arm} on {env} for {len(clocks) - together} of {len(clocks)} seeds"
+        for arm, env in pairs
+        if timed and (together := len(view.sessions(arm, claim.arms[-1], env))) < len(clocks)
+    ]
+    lacking = f"not timed in one session with {claim.arms[-1]}: {', '.join(apart)}" if apart else ""
     return Verdict(says, measured, claim.threshold(ledger), passed and not apart, missing=lacking)
 
 

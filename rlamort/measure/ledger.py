@@ -4,6 +4,8 @@ An arm is a row with overrides. Its runs come in stages; timed runs, of which al
 themselves.
 """
 
+import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,14 +17,13 @@ from matplotlib.axes import Axes
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.measure.falsifiers import judge
 from rlamort.measure.ledger_report import report
-from rlamort.measure.slices import Launch, Slice, launch, resumable, train
+from rlamort.measure.slices import Launch, Others, Slice, launch, resumable, train
 from rlamort.measure.study import Results, Task
 from rlamort.measure.verdict import Verdict
 from rlamort.score import iqm
 
 RUNS = Path("runs/ledger")  # unfinished ones
 PLACES = ("best", "second")  # names for the arms at the top of the ranking
-SLACK = 1.5  # a run that cannot be continued is begun if there is so many times as long as the longest like it trained
 
 
 class Run(NamedTuple):
@@ -55,7 +56,11 @@ class Block(NamedTuple):
 class Ledger(NamedTuple):
     """Train the arms of each block, stage by stage; seed by seed within a stage, so that what there is at any time is balanced.
 
-    Timed runs, and those of a source that cannot be resumed, are whole or not at all; others go on from their checkpoints.
+    Timed runs, and those of a source that cannot be resumed, are whole or not at all, and end after the slice if need be; the
+    others go on from their checkpoints. Several processes may share a folder: each takes what no other has.
+
+    What is said of `best` is said of runs in blocks that name it, which the ranking does not see: no arm is judged on what it
+    was chosen by.
     """
 
     row: str
@@ -172,37 +177,35 @@ class Ledger(NamedTuple):
 
     def declared(self, arms: Sequence[str], envs: Sequence[str], timed: bool = False, steps: int | None = None) -> list[int]:
         """Seeds with which blocks train all these arms, by the names that the blocks have, on all these environments."""
-        length = steps or self.steps
-        blocks = [one for one in self.stages() if one.timed == timed and (one.steps or self.steps) == length]
-
-        def has(block: Block, arm: str) -> bool:  # each arm that may be the best is trained, or the best one
-            return arm in block.arms or (arm in PLACES and set(self.ranked["arms"]) <= set(block.arms))
-
+        length, places = steps or self.steps, set(PLACES)
+        alike = [one for one in self.stages() if one.timed == timed and (one.steps or self.steps) == length]
+        blocks = [one for one in alike if places.isdisjoint(one.arms) == places.isdisjoint(arms)]
         pairs = [(arm, env) for arm in arms for env in envs]
-        planned = [{seed for one in blocks if has(one, arm) and env in one.envs for seed in one.seeds} for arm, env in pairs]
+        planned = [{seed for one in blocks if arm in one.arms and env in one.envs for seed in one.seeds} for arm, env in pairs]
         return sorted(set.intersection(*planned)) if planned else []
 
     def due(self, results: Results) -> list[Task]:
         """Runs without a stored result, timed or others, as `idle` says."""
         runs = [run for run in self.runs(results) if run.timed == self.idle and self.key(run) not in results]
-        return [self.task(run, results) for run in runs]
+        return [self.task(run) for run in runs]
 
-    def task(self, run: Run, results: Results) -> Task:
+    def task(self, run: Run) -> Task:
         """The training of a run."""
-        alike = [one["seconds"] for one in map(results.get, map(self.key, self._like(run, results))) if one]
-        return Task(self.key(run), lambda slice: self._train(run, slice, SLACK * max(alike, default=0.0)), f"{run.name}.json")
+        return Task(self.key(run), lambda slice: self._train(run, slice), f"{run.name}.json")
 
-    def _like(self, run: Run, results: Results) -> list[Run]:
-        same = (run.arm, run.env, run.steps, run.timed)
-        return [one for one in self.runs(results) if (one.arm, one.env, one.steps, one.timed) == same]
+    def folder(self, run: Run) -> Path:
+        """Of an unfinished run: another one after its arm is edited."""
+        return RUNS / f"{run.name}-{hashlib.sha256(self.key(run).encode()).hexdigest()[:8]}"
 
-    def _train(self, run: Run, slice: Slice, needed: float) -> dict[str, Any] | None:
-        command = self.command(run)
+    def _train(self, run: Run, slice: Slice) -> dict[str, Any] | None:
+        command, others = self.command(run), Others()
         whole = run.timed or not resumable(command[1])
-        if whole and slice.left < needed:
-            return None  # others, which can be continued, use what time is left
         try:
-            found = train(command, RUNS / run.name, slice.ends, whole, self.launch)
+            if run.timed:
+                others.require_idle(self.key(run))
+            found = train(command, self.folder(run), math.inf if whole else slice.ends, whole, self.launch)
+            if run.timed and found:
+                others.require_idle(self.key(run))
         except Fault as error:
             print(f"  {error}", flush=True)  # the other arms' runs do not depend on it
             return None

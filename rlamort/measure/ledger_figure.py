@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from rlamort.errors import UserError
 from rlamort.host.publish import published_file
 from rlamort.measure.study import Results
-from rlamort.score import mean, stratified_bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ POINTS = 60  # at which lines over seconds are drawn
 
 
 class Line(NamedTuple):
-    """The mean of an arm's runs on a task, and its interval over seeds."""
+    """An arm's runs on a task."""
 
     label: str
     color: Any
@@ -37,8 +36,9 @@ class Line(NamedTuple):
 def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     """Draw the arms that the ledger shows, if there are any stored runs.
 
-    Bands are 95 % bootstrap intervals of the mean over seeds. Lines are straight between evaluations; over seconds they end
-    where the first of their runs does. A dashed line is the task's target.
+    Lines are means over seeds, and bands reach from the worst to the best of them: intervals by so few would be too narrow, or
+    hide all else. They are straight between evaluations; over seconds they end where the first of their runs does. A dashed
+    line is the task's target, a dotted one its goal.
 
     Raises:
         UserError: it shows more lines than can be told apart.
@@ -56,16 +56,25 @@ def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     if not envs:
         return
     figure = Figure(figsize=(4.4 * len(envs), 3.5 * len(kinds)), layout="constrained")
-    places = figure.subplots(len(kinds), len(envs), squeeze=False)
+    places = figure.subplots(len(kinds), len(envs), squeeze=False, sharey="col")
+    labelled = []
     for row, timed in zip(places, kinds, strict=True):
         for axes, env in zip(row, envs, strict=True):
             if not drawn[timed, env]:
                 axes.set_axis_off()
                 continue
-            _panel(axes, drawn[timed, env], ledger.tasks[env].get("target"))
-            axes.set_title(env if timed == kinds[0] else "")
+            lines, task = drawn[timed, env], ledger.tasks[env]
+            counts = sorted({len(line.values) for line in lines})
+            seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] > 1)}"
+            _panel(axes, lines, {task.get("target"): (0, (4, 3)), task["goal"]: (0, (1, 2))})
+            labelled.append((axes, lines))
+            axes.set_title(f"{env}, {seeds}" if timed == kinds[0] else seeds, fontsize=10)
             axes.set_xlabel("seconds of training, idle machine" if timed else "thousand environment steps")
         row[0].set_ylabel("return of an evaluation")
+    for axes, lines in labelled:  # when the limits are known, which the panels of a task share
+        _label(axes, lines)
+    about = "means over seeds; bands from the worst seed to the best; dashed: target, dotted: goal"
+    figure.suptitle(about, fontsize=9, color="0.3")
     with published_file(out) as fresh:
         figure.savefig(fresh, dpi=110)
 
@@ -73,7 +82,11 @@ def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
 def _lines(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[Line]:
     """A line for each arm that the ledger shows, from runs of one task; over seconds if they were timed."""
     found = []
-    for number, (arm, label) in enumerate(ledger.shown.items()):
+    for number, (name, label) in enumerate(ledger.shown.items()):
+        arm = ledger.called(name, results)
+        if arm != name and arm in ledger.shown:
+            continue
+        label = label if arm == name else f"{label}: {arm}"
         own = [run for run in stored if run.arm == arm and run.steps == ledger.steps]
         if not own:
             continue
@@ -91,20 +104,18 @@ def _column(evaluations: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([float(one[name]) for one in evaluations])
 
 
-def _panel(axes: Axes, lines: Sequence[Line], target: float | None) -> None:
-    """Lines with bands, and their labels to the right, in the order of their ends."""
+def _panel(axes: Axes, lines: Sequence[Line], levels: dict[float | None, Any]) -> None:
+    """Lines with bands, and levels {return: dashes}."""
     for line in lines:
         axes.plot(line.at, line.values.mean(0), color=line.color, linewidth=1.6)
         if len(line.values) > 1:
-            found = [stratified_bootstrap([column], mean, draws=500) for column in line.values.T]
-            low, high = ([getattr(one, end) for one in found] for end in ("low", "high"))
-            axes.fill_between(line.at, low, high, color=line.color, alpha=0.13, linewidth=0)
-    if target is not None:
-        axes.axhline(target, color="0.4", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.fill_between(line.at, line.values.min(0), line.values.max(0), color=line.color, alpha=0.13, linewidth=0)
+    for level, dashes in levels.items():
+        if level is not None:
+            axes.axhline(level, color="0.4", linewidth=0.8, linestyle=dashes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.margins(x=0.02)
-    _label(axes, lines)
 
 
 def _label(axes: Axes, lines: Sequence[Line]) -> None:

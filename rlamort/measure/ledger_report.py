@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlamort.measure.falsifiers import together
-from rlamort.measure.statistics import first, improvement_interval, paired, shown
+from rlamort.measure.statistics import first, improvement_interval, paired, shown, sooner
 from rlamort.measure.study import Results
 from rlamort.score import interval, iqm, stratified_bootstrap
 
 if TYPE_CHECKING:
     from rlamort.measure.ledger import Ledger, Run
+
+TOLD = ("torch", "gymnasium", "mujoco", "stable-baselines3", "float32 products")  # versions, of which there may be several
 
 
 def report(ledger: Ledger, results: Results) -> list[str]:
@@ -33,17 +35,18 @@ def report(ledger: Ledger, results: Results) -> list[str]:
     ]
     for arm in there:
         base, *own = ledger.ledger[arm]
-        adds = f"`{' '.join(own)}`" if own else ""
+        adds = f"`{' '.join(own)}`" if own else f"[its settings](../../configs/method/{base}.yaml)" if "/" not in base else ""
         lines.append(f"| {arm} | {base} | {adds} |")
     lines += [
         "",
         f"All with `{' '.join(ledger.overrides)}`",
         f"unless the arm says other. {_machines(ledger, stored, results)}",
     ]
-    plain = [run for run in stored if not run.timed and run.steps == ledger.steps]
-    lines += _together(ledger, plain, results)
+    plain = [run for run in stored if not run.timed]
+    lines += _together(ledger, [run for run in plain if run.steps == ledger.steps], results)
     for env in ledger.tasks:
-        lines += _on(ledger, env, [run for run in plain if run.env == env], results)
+        for steps in sorted({run.steps for run in plain if run.env == env}):
+            lines += _on(ledger, env, steps, [run for run in plain if (run.env, run.steps) == (env, steps)], results)
     return lines + _seconds(ledger, [run for run in stored if run.timed], results)
 
 
@@ -51,11 +54,13 @@ def _machines(ledger: Ledger, stored: Sequence[Run], results: Results) -> str:
     kept = [results[ledger.key(run)] for run in stored]
     processors = ", ".join(sorted({one["processor"] for one in kept}))
     hours = sum(one["seconds"] for one in kept) / 3600
-    return f"{len(kept)} runs, {hours:.1f} hours of training, on {processors}."
+    told = {name: {one["versions"].get(name, "") for one in kept} - {""} for name in TOLD}
+    versions = "; ".join(f"{name} {', '.join(sorted(found))}" for name, found in told.items() if found)
+    return f"{len(kept)} runs, {hours:.1f} hours of training, on {processors}; {versions}."
 
 
 def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[str]:
-    """Scores over the ranking's tasks, of arms that share seeds with the reference on each, and more than one on some."""
+    """Scores over the ranking's tasks, of arms that share more than one seed with the reference on each."""
     envs, rows = ledger.ranked["envs"], []
     base = _seeds(ledger, ledger.reference, stored)
     for arm in ledger.ledger:
@@ -66,7 +71,7 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
         ours, theirs = ([_scores(ledger, one, env, seeds[env], results) for env in envs] for one in (arm, ledger.reference))
         runs = [[ledger.of(arm, env, seed) for seed in seeds[env]] for env in envs]
         areas = [np.array([ledger.area(run, results) / ledger.goal(run.env) for run in alike]) for alike in runs]
-        if max(map(len, seeds.values())) < 2:
+        if min(map(len, seeds.values())) < 2:
             continue  # a single seed has no interval
         score, area = (shown(stratified_bootstrap(groups, iqm)) for groups in (ours, areas))
         above = "" if arm == ledger.reference else shown(improvement_interval(ours, theirs))
@@ -81,7 +86,8 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
         f"A score is a return over the task's goal: {goals}. Interquartile means over",
         f"seeds and tasks of scores after {ledger.steps:,} steps, and of mean scores over all evaluations (area);",
         f"probability that a run is above one of {ledger.reference}. Intervals are of a 95 % stratified bootstrap",
-        "(Agarwal et al., 2021). Seeds are counted by task.",
+        "(Agarwal et al., 2021), which are too narrow for so few seeds: with three tasks of three seeds they would hold",
+        "the true score in about 85 % of cases, of five in 93 %. Seeds are counted by task.",
         "",
         f"| arm | seeds | score | above {ledger.reference} | area |",
         "|---|---|---|---|---|",
@@ -89,33 +95,39 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
     ]
 
 
-def _on(ledger: Ledger, env: str, stored: Sequence[Run], results: Results) -> list[str]:
-    """One task's returns, and differences from the reference at equal seeds."""
-    if not stored:
-        return []
+def _on(ledger: Ledger, env: str, steps: int, stored: Sequence[Run], results: Results) -> list[str]:
+    """One task's returns, and differences at equal seeds: from the reference, and from the arm that an arm adds to."""
     target = ledger.tasks[env].get("target")
-    base = {run.seed: ledger.last(run, results) for run in stored if run.arm == ledger.reference}
+    lasts: dict[str, dict[int, float]] = {}
+    for run in stored:
+        lasts.setdefault(run.arm, {})[run.seed] = ledger.last(run, results)
+
+    def less(arm: str, other: str) -> str:
+        ours, theirs = lasts[arm], lasts.get(other, {})
+        both = sorted(set(ours) & set(theirs)) if arm != other else []
+        return shown(paired(*(np.array([one[seed] for seed in both]) for one in (ours, theirs))), "+.0f") if both else ""
+
     lines = [
         "",
-        f"### {env}",
+        f"### {env}" + ("" if steps == ledger.steps else f", {steps:,} steps"),
         "",
-        f"Returns after {ledger.steps:,} steps: means over seeds, and over differences at equal seeds, with",
+        f"Returns after {steps:,} steps: means over seeds, and over differences at equal seeds, with",
     ]
     lines += ["95 % Student intervals; median steps to a return.", ""]
     lines += [
-        f"| arm | seeds | return | worst | minus {ledger.reference} | area |" + (f" steps to {target:g} |" if target else "")
+        f"| arm | seeds | return | worst | minus {ledger.reference} | minus the arm that it adds to | area |"
+        + (f" steps to {target:g} |" if target else "")
     ]
-    lines += ["|---" * (7 if target else 6) + "|"]
+    lines += ["|---" * (8 if target else 7) + "|"]
     for arm in ledger.ledger:
         runs = [run for run in stored if run.arm == arm]
         if not runs:
             continue
-        last = {run.seed: ledger.last(run, results) for run in runs}
-        both = sorted(set(last) & set(base)) if arm != ledger.reference else []
-        less = shown(paired(np.array([last[s] for s in both]), np.array([base[s] for s in both])), "+.0f") if both else ""
+        last = lasts[arm]
         area = np.mean([ledger.area(run, results) for run in runs])
         value, worst = shown(interval(list(last.values())), ".0f"), f"{min(last.values()):.0f}"
-        cells = [arm, str(len(runs)), value, worst, less, f"{area:.0f}"]
+        differences = [less(arm, ledger.reference), less(arm, ledger.ledger[arm][0])]
+        cells = [arm, str(len(runs)), value, worst, *differences, f"{area:.0f}"]
         if target:
             cells.append(
                 _count(float(np.median([first(ledger.evaluations(run, results), target, "env_step") for run in runs])))
@@ -131,12 +143,11 @@ def _seconds(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[st
     envs = [env for env in ledger.tasks if any(run.env == env for run in stored)]
     lines = ["", "### Seconds", ""]
     lines += [
-        f"Of training on an idle machine with `{' '.join(ledger.timed_overrides)}`, without evaluations, compilation included,"
+        f"Of training on an idle machine with `{' '.join(ledger.timed_overrides)}`, without evaluations, compilation included,",
+        "until an evaluation returns the target: medians over seeds. Beside them, how many times sooner that is than",
+        f"{ledger.reference} in the same session of a machine; >= where {ledger.reference} does not return it in all its time.",
     ]
-    lines += [
-        f"until an evaluation returns the target: medians over seeds, and over ratios to {ledger.reference} in one session."
-    ]
-    heads = [f"to {ledger.tasks[env]['target']:g} on {env} | x" for env in envs]
+    heads = [f"to {ledger.tasks[env]['target']:g} on {env} | times sooner" for env in envs]
     lines += ["", f"| arm | seeds | steps/s | {' | '.join(heads)} |", "|---" * (3 + 2 * len(envs)) + "|"]
     for arm in dict.fromkeys(run.arm for run in sorted(stored, key=lambda run: list(ledger.ledger).index(run.arm))):
         runs = [run for run in stored if run.arm == arm]
@@ -149,7 +160,7 @@ def _seconds(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[st
 
 
 def _timed(ledger: Ledger, runs: Sequence[Run], results: Results) -> list[str]:
-    """Of one arm on one task, median seconds to the target, and median ratio to the reference's in the same session."""
+    """Of one arm on one task, median seconds to the target, and how many times sooner than the reference in a session."""
     if not runs:
         return ["", ""]
     target = float(ledger.tasks[runs[0].env]["target"])
@@ -159,9 +170,11 @@ def _timed(ledger: Ledger, runs: Sequence[Run], results: Results) -> list[str]:
 
     kept = [results[ledger.key(run)] for run in runs]
     base = [results.get(ledger.key(run._replace(arm=ledger.reference))) for run in runs]
-    pairs = [(seconds(one), seconds(other)) for one, other in zip(kept, base, strict=True) if other and together(one, other)]
-    ratios = [ours / theirs for ours, theirs in pairs if math.isfinite(ours) and math.isfinite(theirs)]
-    return [_count(float(np.median([seconds(one) for one in kept]))), f"{np.median(ratios):.2f}" if ratios else ""]
+    pairs = [(one, other) for one, other in zip(kept, base, strict=True) if other and together(one, other)]
+    ends = [other["evaluations"][-1]["time/seconds"] for _, other in pairs]
+    times, bound = sooner([(seconds(one), seconds(other)) for one, other in pairs], ends)
+    ratio = f"{'>= ' if bound else ''}{times:.2f}x" if pairs else ""
+    return [_count(float(np.median([seconds(one) for one in kept]))), ratio]
 
 
 def _seeds(ledger: Ledger, arm: str, stored: Sequence[Run]) -> dict[str, set[int]]:

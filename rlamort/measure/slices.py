@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from rlamort.config import config_of, locate, read_row
-from rlamort.errors import Fault, Preempted
+from rlamort.errors import Fault, Preempted, UserError
 from rlamort.host.machine import device_name, device_of, processor
 from rlamort.run.directory import remove
 from rlamort.run.session import Interrupts
@@ -40,6 +40,8 @@ class Slice(NamedTuple):
         """Whether it goes on with what others left, so that nothing which has been measured is measured again."""
         return self.ends < math.inf
 
+
+BUSY = 0.1  # cores that others may use beside a timed training
 
 Launch = Callable[[Sequence[str], float], bool]  # a command after `rlamort`, and when it must end: whether it finished
 Also = Callable[[Path], dict[str, Any]]  # measures the directory of a finished run
@@ -85,6 +87,30 @@ def launch(command: Sequence[str], ends: float) -> bool:
     return child.returncode == 0
 
 
+class Others:
+    """What the machine does beside this process and its children, from now on."""
+
+    def __init__(self) -> None:
+        self.begun = self._counted()
+
+    def require_idle(self, what: str) -> None:
+        """Raises Fault if since then, or for a second, more than `BUSY` cores worked on something else, on average.
+
+        Of this process's children, those count as its own that have ended.
+        """
+        time.sleep(max(0.0, self.begun[0] + 1 - time.monotonic()))
+        elapsed, spent = (now - then for now, then in zip(self._counted(), self.begun, strict=True))
+        if spent > BUSY * elapsed:
+            raise Fault(f"{what}: {spent / elapsed:.2f} cores are busy with other work; its time is taken on an idle machine")
+
+    @staticmethod
+    def _counted() -> tuple[float, float]:
+        """Seconds by the clock, and of cores for others."""
+        all, own = psutil.cpu_times(), os.times()
+        ours = own.user + own.system + own.children_user + own.children_system
+        return time.monotonic(), all.user + all.nice + all.system - ours  # guests are in user
+
+
 def evaluations(records: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
     """Those among the records of a finished run.
 
@@ -116,10 +142,16 @@ def train(
         Its evaluations, each with the training seconds where these were recorded at its step, and versions, processor, device,
         threads, boot time, load average when it began, and whether it was continued from a checkpoint; what `also` found. None
         if it was stopped.
+
+    Raises:
+        Fault: it failed, or another process has it.
     """
     before = not whole and (directory / "config.yaml").is_file()
     if not before:
-        remove(directory)
+        try:
+            remove(directory)
+        except UserError as error:
+            raise Fault(str(error)) from error
     load = os.getloadavg()[0]
     if not run([*command, f"dir={directory}", "resume=auto", "video=false"], ends):
         return None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import fdtri, stdtrit
 
 from rlamort.score import Interval, interval
 
@@ -64,15 +64,48 @@ def spread(groups: Groups) -> float:
     return float(np.sqrt(np.mean([np.var(group, ddof=1) for group in groups])))
 
 
+def tighter(ours: Groups, theirs: Groups) -> Interval:
+    """How many times the spread of ours their spread is, with a 95 % interval by the F distribution.
+
+    Its degrees of freedom are Satterthwaite's, since the variances of tasks differ.
+    """
+    (a, n), (b, m) = (_pooled(one) for one in (ours, theirs))
+    if min(a, b, n, m) <= 0:
+        return Interval(math.nan, math.nan, math.nan)
+    low, high = (b / a / fdtri(m, n, share) for share in (0.975, 0.025))
+    return Interval(math.sqrt(b / a), math.sqrt(low), math.sqrt(high))
+
+
+def _pooled(groups: Groups) -> tuple[float, float]:
+    """The mean over tasks of the variance over seeds, and its degrees of freedom; 0 with a single seed."""
+    if min(map(len, groups)) < 2:
+        return 0.0, 0.0
+    variances = np.array([np.var(group, ddof=1) for group in groups])
+    free = np.array([len(group) - 1 for group in groups])
+    total = float((variances**2 / free).sum())
+    return float(variances.mean()), float(variances.sum() ** 2 / total) if total else 0.0
+
+
 def first(evaluations: Sequence[dict[str, Any]], target: float, measure: str) -> float:
     """`measure`, env_step or time/seconds, at the first evaluation that returns at least `target`; inf without one."""
     return next((float(one[measure]) for one in evaluations if one["eval/return"] >= target), math.inf)
 
 
-def return_at(evaluations: Sequence[dict[str, Any]], seconds: float) -> float:
-    """The return of the last evaluation within so many seconds of training; of the first if there is none."""
-    within = [one["eval/return"] for one in evaluations if one["time/seconds"] <= seconds]
-    return float(within[-1] if within else evaluations[0]["eval/return"])
+def within(evaluations: Sequence[dict[str, Any]], most: float, measure: str) -> dict[str, Any]:
+    """The last evaluation with at most so much of `measure`, env_step or time/seconds; the first if there is none."""
+    return next((one for one in reversed(evaluations) if one[measure] <= most), evaluations[0])
+
+
+def sooner(pairs: Sequence[Sequence[float]], ends: Sequence[float]) -> tuple[float, bool]:
+    """How many times sooner one arrives than another: a median, NaN of none, and whether it is a lower bound.
+
+    Args:
+        pairs: when one arrives, and when the other does, inf for never. Who does not is 0 times sooner.
+        ends: of the other's runs, with which one counts that does not arrive: it would have taken longer.
+    """
+    ratios = [min(theirs, end) / ours for (ours, theirs), end in zip(pairs, ends, strict=True)]
+    bound = any(math.isfinite(ours) and math.isinf(theirs) for ours, theirs in pairs)
+    return float(np.median(ratios)) if ratios else math.nan, bound
 
 
 def shown(value: Interval, digits: str = ".2f") -> str:

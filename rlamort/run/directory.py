@@ -49,7 +49,7 @@ class Directory:
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._refuse_used()
-            self._lock()
+            self.close = weakref.finalize(self, os.close, locked(path))
             if fresh:
                 self._refuse_used()  # by whoever had it until now
             for file in path.iterdir():
@@ -89,26 +89,39 @@ class Directory:
                 f"or continue it with `rlamort resume {self.path}`"
             )
 
-    def _lock(self) -> None:
-        """Take the lock, which the kernel releases when this process ends."""
-        lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        self.close = weakref.finalize(self, os.close, lock)
+
+def locked(path: Path) -> int:
+    """The descriptor of a run's lock, which the kernel releases when it is closed, or this process ends.
+
+    Raises:
+        UserError: another process has it, or the file is not ours.
+    """
+    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(lock, 1000).decode()
-            self.close()
-            raise UserError(f"dir={self.path}: another process has this run ({holder})") from None
+            raise UserError(f"dir={path}: another process has this run ({holder})") from None
         if (content := os.read(lock, 8)) and content != OURS:
-            self.close()
-            raise UserError(f"dir={self.path}: it holds a file {LOCK} that rlamort did not write; choose a new folder")
+            raise UserError(f"dir={path}: it holds a file {LOCK} that rlamort did not write; choose a new folder")
         os.ftruncate(lock, 0)
         os.lseek(lock, 0, os.SEEK_SET)
         os.write(lock, OURS + f"{os.getpid()} on {socket.gethostname()}".encode())
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def remove(path: Path) -> None:
-    """Remove what a run wrote to its folder, and folders that are empty then; anything else in it stays."""
+    """Remove what a run wrote to its folder, and folders that are empty then; anything else in it stays.
+
+    Raises:
+        UserError: a process has the run, which writes there still.
+    """
+    if (path / LOCK).exists():
+        os.close(locked(path))
     for file in sorted(path.rglob("*"), reverse=True):  # what is in a folder comes before it
         if file.is_dir() and not file.is_symlink():
             with contextlib.suppress(OSError):  # something is in it
