@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import rlamort as ra
-from rlamort.config import methods
+from rlamort.config import methods, resolve
 from rlamort.run.learner import learner_class
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
@@ -68,6 +68,16 @@ def test_learning_goes_on_with_its_temperature_and_settings(given, fixed, tmp_pa
     torch.testing.assert_close(agent.agent.alpha(), theirs, rtol=1e-5, atol=0)
     values = {"target_entropy": -0.5, "learning_rate": 1e-3, "tau": model.tau, "batch_size": model.batch_size}
     assert {key: agent.config.values[key] for key in values} == values
+
+
+def test_settings_of_other_agents_come_along_where_they_are_settings_here(tmp_path):
+    path = tmp_path / "model.zip"
+    stable_baselines3.PPO("MlpPolicy", "Pendulum-v1", learning_rate=2e-3, batch_size=32, device="cpu").save(path)
+    values = ra.load(f"sb3:{path}").config.values
+    assert (values["learning_rate"], values["batch_size"]) == (2e-3, 32)
+    stable_baselines3.TD3("MlpPolicy", "Pendulum-v1", learning_rate=0.0, tau=0.02, device="cpu").save(path)
+    values = ra.load(f"sb3:{path}").config.values
+    assert (values["learning_rate"], values["tau"]) == (resolve("td3", {}).values["learning_rate"], 0.02)
 
 
 def test_it_can_learn_on(tmp_path):

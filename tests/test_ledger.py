@@ -1,5 +1,6 @@
 """The ledger of ingredients: statistics against known answers, claims against made-up runs, a small study with real ones."""
 
+import gc
 import itertools
 import json
 import os
@@ -376,6 +377,7 @@ class Stops(PendulumEnv):
         return super().step(action)
 
 
+TINY = ["warmup_steps=50", "hidden=[8,8]", "batch_size=8", "threads=1", "buffer_size=1000"]
 gymnasium.register("rlamort-test/Stops-v0", entry_point=Stops, max_episode_steps=50)
 
 
@@ -403,10 +405,7 @@ def test_a_study_is_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stop").touch()
     env = "rlamort-test/Stops-v0"
-    overrides = [
-        "warmup_steps=50", "hidden=[8,8]", "batch_size=8", "eval_every=100", "log_every=100", "eval_episodes=1", "threads=1",
-        "buffer_size=1000",
-    ]  # fmt: skip
+    overrides = [*TINY, "eval_every=100", "log_every=100", "eval_episodes=1"]
     ledger = small(
         overrides=overrides,
         tasks={env: {"goal": -100, "target": -9_999}},
@@ -491,6 +490,21 @@ def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, cap
     assert "another process has this run" in capsys.readouterr().out
     assert (folder / "config.yaml").exists()
     os.close(lock)
+
+
+def test_what_is_measured_is_not_lost_where_another_process_looks_at_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    locks = []
+
+    def run_and_lock(command, ends):
+        done = here(command, ends)
+        gc.collect()  # the learner that has the lock, in this process
+        locks.append(locked(tmp_path / "run"))
+        return done
+
+    command = ["train", "sac", "env=Pendulum-v1", "steps=60", "eval_every=60", "log_every=60", "eval_episodes=1", *TINY]
+    assert train(command, tmp_path / "run", np.inf, False, run_and_lock)["evaluations"]
+    os.close(locks[0])
 
 
 def test_an_edited_arm_does_not_go_on_with_the_run_of_its_former_self():

@@ -173,5 +173,6 @@ def train(
         ],
         **also(directory),
     }
-    remove(directory)
+    with contextlib.suppress(UserError):  # another process looks at it, too
+        remove(directory)
     return found

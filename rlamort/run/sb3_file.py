@@ -21,7 +21,7 @@ from rlamort.host.saved import LARGEST_JSON
 LARGEST_TENSORS = 2 * 2**30  # bytes
 OFF_POLICY = {"sac": "stable_baselines3.sac.policies", "td3": "stable_baselines3.td3.policies"}
 PPO = "stable_baselines3.common.policies"
-SETTINGS = ("batch_size", "learning_rate", "target_entropy", "tau")  # called so by both; a schedule is no number, and left
+SETTINGS = ("batch_size", "learning_rate", "tau")  # called so by both, positive; a schedule is no number, and left
 
 
 class Foreign(NamedTuple):
@@ -55,6 +55,7 @@ def read_sb3(path: Path) -> Foreign:
         raise UserError(f"{path}: it was trained with use_sde, which is not supported")
     spec = _spec(path, data)
     values: dict[str, Any] = {"discount": float(data.get("gamma", 0.99))}
+    values |= {key: data[key] for key in SETTINGS if _number(data.get(key)) and data[key] > 0}
     chosen = data.get("policy_kwargs", {})
     _expect(path, chosen, "features_extractor_class", "stable_baselines3.common.torch_layers.FlattenExtractor")
     if kind == PPO and "action_net.weight" in tensors:
@@ -71,6 +72,8 @@ def read_sb3(path: Path) -> Foreign:
             for part in ("weight", "bias"):
                 ours[f"model.net.{last}.{part}"] = torch.cat([tensors[f"actor.mu.{part}"], tensors[f"actor.log_std.{part}"]])
             values["temperature"] = _temperature(path)
+            if _number(data.get("target_entropy")):
+                values["target_entropy"] = data["target_entropy"]
         elif kind == OFF_POLICY["td3"]:
             method, widths = ("ddpg" if critics == 1 else "td3"), _widths(tensors, "actor.mu")[:-1]
             ours = _mlp(tensors, "actor.mu", "model.net") | _mlp(tensors, "actor_target.mu", "target_model.net")
@@ -79,8 +82,11 @@ def read_sb3(path: Path) -> Foreign:
         ours |= _ensemble(tensors, "critic", "critic", critics) | _ensemble(tensors, "critic_target", "target_critic", critics)
     except KeyError as error:
         raise UserError(f"{path}: it lacks the tensor {error}; only MlpPolicy agents can be read") from error
-    values |= {key: data[key] for key in SETTINGS if type(data.get(key)) in (int, float)}
     return Foreign(method, values | {"hidden": widths, "critic": {"members": critics}}, spec, ours)
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _temperature(path: Path) -> float:
