@@ -38,9 +38,9 @@ class Study(NamedTuple):
     """Train `row`, and `baseline` if there is one, on `env` for `steps` with each seed.
 
     Every seed of the row must reach the return `threshold`, and no return below the baseline's must be shown: the claim fails
-    if the row's interval over seeds lies wholly below the baseline's. Since wide intervals overlap with anything, the
-    difference of the means is told with its interval, and where that reaches below minus `LOSS` of the baseline's mean, the
-    claim is incomplete.
+    if the interval of the difference of the means lies wholly below 0, which it may where the intervals of the two overlap.
+    Since a wide interval holds 0 whatever is true, the claim is incomplete where it reaches below minus `LOSS` of the
+    baseline's mean.
     """
 
     row: str
@@ -109,12 +109,12 @@ class Study(NamedTuple):
             a, b, gain = interval(list(ours)), interval(list(theirs)), welch(ours, theirs)
             area, other = (self.curves(row, results).mean(-1) for row in whole)
             least = LOSS * abs(b.mean)
-            below, known = a.high < b.low, gain.low >= -least
+            below, known = gain.high < 0, gain.low >= -least
             verdict = Verdict(
                 f"return of {what}: none below {self.baseline}'s shown",
                 f"{shown(a, '.1f')} (area {area.mean():.1f}), less {self.baseline}'s {shown(gain, '+.1f')}",
-                f"interval overlaps or lies above {shown(b, '.1f')} (area {other.mean():.1f}), "
-                f"and the interval of the difference begins above {-least:.1f}",
+                f"the interval of the difference reaches 0, and begins above {-least:.1f}; "
+                f"{self.baseline}'s {shown(b, '.1f')} (area {other.mean():.1f})",
                 known and not below,
                 missing="" if known or below else f"seeds: it may be below {self.baseline} by more than {least:.1f}",
             )
