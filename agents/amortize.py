@@ -94,6 +94,7 @@ class Amortize(Agent):
                 f"loss={loss.label()}: it ignores the constraints of {name}; loss=penalty or loss=lagrangian is needed"
             )
         loss.require_trained(model)
+        self.require_frozen = loss.require_frozen  # asked before it is trained, not of one that is loaded
         self.asked = f"loss={loss.label()}, model={model.label()}"  # for messages
         multipliers = loss.multipliers(setting)
         self.f = loss.objective(setting, multipliers)
@@ -110,6 +111,7 @@ class Amortize(Agent):
             self.multipliers_adam = Adam(multipliers.net.parameters(), learning_rate, horizon=decay_updates)
 
     def require_trained(self) -> None:
+        self.require_frozen(self.problem)
         x = presented(self.problem, TRIED, self.device)
         batch = Labelled(x, self.domain.at(x).project(x.new_zeros(len(x), self.domain.inputs)))
         kind, buffers = type(self.problem).__name__, [(buffer, buffer.clone()) for buffer in self.model.buffers()]

@@ -9,13 +9,16 @@ from torch import nn
 
 import rlamort as ra
 from rlamort.config import methods, read_row
+from rlamort.env.one_step import vector
 from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
 from rlamort.measure.check import MODELS, check, misfit
+from rlamort.measure.evaluate import evaluate
 from rlamort.measure.fit import behind, compare, pairs, report
 from rlamort.measure.table import Row
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
+from rlamort.parts.labels import Solved
 from rlamort.problem import draw
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import resume
@@ -164,7 +167,35 @@ def test_agents_that_see_rewards_alone_need_a_frozen_problem(method):
     kind = learner_class(method)
     with pytest.raises(UserError, match=r"env=Learnt: rewards have no gradient for the parameters of Learnt.*\(w\); freeze"):
         kind(Learnt)
+    with pytest.raises(UserError, match="freeze them"):
+        kind(vector(Learnt, num_envs=1))
     kind(Learnt().requires_grad_(False)).close()
+
+
+FROZEN = {"rl": {"warmup_steps": 5}, "regress": {}, "labels": {"labels": "search", "dataset_size": 4}}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+def test_what_only_training_needs_is_not_asked_of_what_is_loaded(kind, tmp_path, monkeypatch):
+    """A frozen problem, labels, and the device; the class makes one that is not frozen."""
+    loss = {"kind": "regress", "teacher": "labels"} if kind == "labels" else kind
+    fields = {**QUICK, "steps": 10, **FROZEN[kind]}
+    solver = ra.amortize(Learnt().requires_grad_(False), loss=loss, **fields)
+    solver.facts["device"] = "cuda:7"
+    solver.save(tmp_path / "kept")
+    monkeypatch.setattr(Solved, "__call__", None)
+    again, x = ra.load_solver(tmp_path / "kept", Learnt), solver.problem.contexts(3)
+    assert torch.equal(again.predict(x), solver.predict(x))
+
+
+def test_an_agent_of_a_frozen_problem_is_loaded_and_scored_but_not_trained_on_another(tmp_path):
+    frozen = Learnt().requires_grad_(False)
+    learner = learner_class("td3")(frozen, hidden=(8,), batch_size=4, warmup_steps=5).learn(10)
+    learner.save(tmp_path / "kept")
+    assert "over 4" in "".join(evaluate(str(tmp_path / "kept"), 4, None, {"env": Learnt}))
+    with pytest.raises(UserError, match="freeze them"):
+        ra.load(tmp_path / "kept", Learnt).learn(10)
+    ra.load(tmp_path / "kept", frozen).learn(10)
 
 
 @pytest.mark.parametrize("kind", [Learnt, EnergyRegression])

@@ -16,6 +16,7 @@ import rlamort as ra
 from rlamort import parts
 from rlamort.errors import Preempted, UserError
 from rlamort.losses import Regress
+from rlamort.measure.check import check
 from rlamort.problem import draw
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
@@ -50,6 +51,42 @@ class Impossible(Circle):
     def constraints(self, y, x):
         h, g = super().constraints(y, x)
         return h + 100, g
+
+
+class Steep(ra.Problem):
+    """The nearest point of a plane, whose row has large coefficients; in closed form, which rounding and `off` change."""
+
+    domain = ra.Euclid(3)
+    scale, off = 1e5, 0.0
+
+    def contexts(self, count):
+        return torch.randn(count, 3)
+
+    def cost(self, y, x):
+        return (y - x).square().sum(-1)
+
+    def constraints(self, y, x):
+        return self.scale * (y.sum(-1, keepdim=True) - 0.5 * x[:, :1].tanh()), y[:, :0]
+
+    def solution(self, x):
+        return x - (x.sum(-1, keepdim=True) - 0.5 * x[:, :1].tanh()) / 3 + self.off
+
+
+class Sought(Steep):
+    scale = 1e4
+    solution = ra.Problem.solution
+
+
+class Beside(Steep):
+    off = 1e-2
+
+
+class BelowIt(Beside):
+    """The same of an inequality."""
+
+    def constraints(self, y, x):
+        h, g = super().constraints(y, x)
+        return g, h
 
 
 class Two(ra.Problem):
@@ -199,6 +236,23 @@ def test_labels_meet_the_constraints(tmp_path):
         Amortize(Careless, loss="regress", **QUICK)
     with pytest.raises(UserError, match=r"20 of 20 items have no label.*augmented Lagrangian: infeasible"):
         Amortize(Impossible, labels={"kind": "search", "starts": 1}, **fields)
+
+
+def test_rounding_in_rows_with_large_coefficients_violates_nothing():
+    """What is excused was in units of y, and compared with violations in those of the rows."""
+    fields = {"dataset_size": 50, "seed": 0, **TAUGHT, **QUICK}
+    for kind, labels in ((Steep, "solution"), (Sought, "search")):
+        x, y = Amortize(kind, labels=labels, **fields).source.data
+        torch.testing.assert_close(y, Steep().solution(x), rtol=1e-5, atol=1e-5)
+    Amortize(Steep, loss="regress", **QUICK)
+    said = {kind: next(line for line in check(kind()).lines if line.what == "solution") for kind in (Steep, Beside, BelowIt)}
+    assert said[Steep].verdict == "pass", said[Steep].detail
+    for kind in (Beside, BelowIt):
+        assert "it violates the constraints by up to" in said[kind].detail
+        with pytest.raises(UserError, match=rf"50 of 50 labels violate {kind.__name__}.constraints, by up to"):
+            Amortize(kind, labels="solution", **fields)
+        with pytest.raises(UserError, match=rf"{kind.__name__}.solution violates"):
+            Amortize(kind, loss="regress", **QUICK)
 
 
 @pytest.mark.parametrize(

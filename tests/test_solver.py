@@ -24,6 +24,7 @@ from rlamort.problem import Problem
 from rlamort.solve.by_scipy import by_scipy
 from rlamort.solve.certificate import Conformal, DualityGap, Tolerance, solve_from
 from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_found, descent, minimisers, solution_of
+from rlamort.solve.precision import LARGE
 from rlamort.solve.solver import Solver
 from rlamort.update import Cem, Gradient, InChart
 
@@ -761,18 +762,26 @@ def test_the_copy_in_float64_follows_what_is_learned():
 class Priced(Portfolio):
     """The same at constants of every kind that Python has."""
 
+    size = 1
+
     def __init__(self):
         super().__init__()
-        self.risk, self.fees, self.tax = 0.1, [0.1], np.array([0.1])
-        self.register_buffer("held", torch.tensor(0.1))
+        self.risk, self.fees, self.tax = 0.1, [0.1], np.full(self.size, 0.1)
+        self.register_buffer("held", torch.full((self.size,), 0.1))
 
     def cost(self, y, x):
-        return super().cost(y, x) + (self.risk + self.fees[0] + float(self.tax[0]) + self.held) * y.square().sum(-1)
+        return super().cost(y, x) + (self.risk + self.fees[0] + float(self.tax[0]) + self.held[0]) * y.square().sum(-1)
+
+
+class Tabled(Priced):
+    """In tables that are too large for a copy at every call."""
+
+    size = LARGE
 
 
 def _replaced(problem):
     del problem.held  # whose address is then free for the next
-    problem.register_buffer("held", torch.tensor(5.0))
+    problem.register_buffer("held", torch.full((problem.size,), 5.0))
 
 
 CHANGES = {
@@ -785,10 +794,11 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("kind", [Priced, Tabled])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_costs_and_certificates_are_of_the_problem_as_it_is(change):
+def test_costs_and_certificates_are_of_the_problem_as_it_is(change, kind):
     """A copy in float64 that was kept gave the costs, the bounds and the exact solutions of the constants before."""
-    solver, x = made(Priced, dtype=torch.float32), rows(Priced, 4, dtype=torch.float32)
+    solver, x = made(kind, dtype=torch.float32), rows(kind, 4, dtype=torch.float32)
     scipy_of = by_scipy(solver.problem, x, solver.predict(x)).cost
     before = solver.solve(x, tol=1e-4)
     torch.testing.assert_close(before.cost.double(), scipy_of, rtol=0, atol=1e-4)
@@ -800,6 +810,54 @@ def test_costs_and_certificates_are_of_the_problem_as_it_is(change):
     assert (answer.cost - solver.f(best, x) <= answer.bound + 1e-6).all()
     torch.testing.assert_close(solver.reference(x).y, best, rtol=0, atol=1e-5)
     torch.testing.assert_close(_solved(solver.problem, lambda x: x)(x), best, rtol=0, atol=1e-5)
+
+
+class Stored(Portfolio):
+    """The same on contexts that are data."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("data", torch.randn(LARGE, 20))
+        self.register_buffer("order", torch.randperm(LARGE))
+        self.ages, self.drawn = [np.zeros(LARGE)], 0
+
+    def contexts(self, count):
+        self.drawn += 1
+        return self.data[self.order[:count]]
+
+
+class Anchored(Stored):
+    """And a cost that reads them."""
+
+    def cost(self, y, x):
+        return super().cost(y, x) + 0 * self.data[0, 0]
+
+
+@pytest.mark.parametrize(("kind", "reads"), [(Stored, 0), (Anchored, 1)])
+def test_data_of_a_problem_are_widened_where_they_are_read_alone(kind, reads, monkeypatch):
+    """All of it was copied, and then widened, at every call, though contexts are all that it is for."""
+    solver, x = made(kind, dtype=torch.float32), rows(kind, 4, dtype=torch.float32)
+    problem, large = solver.problem, []
+    before = problem.layout, problem.drawn
+    for owner, name in ((torch.Tensor, "__deepcopy__"), (torch.Tensor, "double"), (torch.Tensor, "clone")):
+        plain = getattr(owner, name)
+
+        def counted(tensor, *args, plain=plain):
+            large.extend([tensor] if tensor.numel() >= LARGE else [])
+            return plain(tensor, *args)
+
+        monkeypatch.setattr(owner, name, counted)
+    for asked in (
+        lambda: solver.solve(x, tol=1e-4),
+        lambda: solver.exact(x),
+        lambda: _solved(problem, lambda x: x)(x),
+        lambda: by_scipy(problem, x, solver.predict(x)),
+    ):
+        large.clear()
+        asked()
+        assert len(large) == reads
+    assert (problem.layout, problem.drawn) == before
+    assert problem.data.dtype is torch.float32
 
 
 class Half(Problem):

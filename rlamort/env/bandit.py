@@ -11,7 +11,6 @@ from rlamort.env.base import Env, Episode, Space, Spec, Step
 from rlamort.env.native import spaces
 from rlamort.env.one_step import OneStep
 from rlamort.errors import UserError
-from rlamort.problem import require_frozen
 
 
 class Bandit(Env):
@@ -23,7 +22,7 @@ class Bandit(Env):
         inner: the problem's environment, which takes y in Y.
 
     Raises:
-        UserError: the problem has constraints, of which rewards would say nothing, or parameters that are to be learned.
+        UserError: the problem has constraints, of which rewards would say nothing.
     """
 
     def __init__(self, inner: OneStep) -> None:
@@ -32,9 +31,9 @@ class Bandit(Env):
                 f"{inner.name}.violation_penalty: {inner.problem.violation_penalty:g} is given; it has constraints, of which "
                 "an agent that sees nothing but rewards would not know: a weight above 0 is needed"
             )
-        require_frozen(inner.problem, f"env={inner.name}: rewards have", "the method amortize")
         observation, action, _ = spaces(inner)
-        super().__init__(Spec.of(Space.of(observation), Space.of(action)), inner.device)
+        spec = Spec.of(Space.of(observation), Space.of(action))
+        super().__init__(spec._replace(frozen=inner.spec.frozen), inner.device)
         self.inner, self.name, self.count = inner, inner.name, inner.count
 
     @property

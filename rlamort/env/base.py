@@ -162,6 +162,7 @@ class Spec(NamedTuple):
     equations: Callable[..., Any] | None = None  # of its dynamics, where they are known: see `rlamort.env.known`
     longest: int | None = None  # steps until a time limit ends an episode, where one is known
     simulator: Callable[[], Any] | None = None  # makes its `rlamort.env.simulate.Simulator`, or raises UserError
+    frozen: Callable[[], None] | None = None  # raises UserError where rewards leave parameters of its problem untrained
 
     @classmethod
     def of(cls, observation: Space, action: Space) -> Self:

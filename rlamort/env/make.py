@@ -22,14 +22,14 @@ from rlamort.env.copies import Copies
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
 from rlamort.env.known import equations_of, longest_of
-from rlamort.env.native import NativeEnv
-from rlamort.env.one_step import ENTRY, OneStep, open_problem, single
+from rlamort.env.native import NativeEnv, NativeVectorEnv
+from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
 from rlamort.env.vector import Factory, vector_of
 from rlamort.errors import Fault, UserError, nearest
-from rlamort.problem import Problem, require_frozen
+from rlamort.problem import Problem
 
 PATIENCE = 10_000  # steps after which an episode of an environment without a declared limit is an error
 
@@ -320,7 +320,7 @@ def open_gym(
         ):
             if value:
                 raise UserError(f"{key}={value}: {name} is a vector environment that is made already, so it comes too late")
-        spec = spec_of(name, env.single_observation_space, env.single_action_space)
+        spec = _with_problem(spec_of(name, env.single_observation_space, env.single_action_space), env)
         rows = getattr(env.unwrapped, "envs", [])
         if len({id(row.unwrapped) for row in rows}) < len(rows):
             raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
@@ -358,14 +358,14 @@ def open_gym(
 
 
 def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:
-    """With what planners may ask of the environment: its equations, how to make its simulator, and how long episodes are.
+    """With what planners may ask of the environment: its equations, how to make its simulator, and how long episodes are."""
+    return _with_problem(spec, env)._replace(equations=equations_of(env), simulator=simulator, longest=longest_of(env))
 
-    Raises:
-        UserError: it is a problem with parameters that are to be learned.
-    """
-    if isinstance(env.unwrapped, NativeEnv) and isinstance(posed := env.unwrapped.env, OneStep):
-        require_frozen(posed.problem, f"env={posed.name}: rewards have", "the method amortize")
-    return spec._replace(equations=equations_of(env), simulator=simulator, longest=longest_of(env))
+
+def _with_problem(spec: Spec, env: Any) -> Spec:
+    """With the question whether its problem is frozen, of a native environment."""
+    native = env.unwrapped.env if isinstance(env.unwrapped, NativeEnv | NativeVectorEnv) else None
+    return spec if native is None else spec._replace(frozen=native.spec.frozen)
 
 
 def _none_left(error: UserError) -> Factory:

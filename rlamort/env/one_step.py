@@ -22,7 +22,7 @@ from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.errors import Diverged, Fault, UserError, nearest
 from rlamort.host.randomness import seeded
 from rlamort.objective import Cost, Objective
-from rlamort.problem import Drawn, Problem, begun, device_of, draw, presented, unseen
+from rlamort.problem import Drawn, Problem, begun, device_of, draw, presented, require_frozen, unseen
 
 ENTRY = "rlamort.env.one_step:single"  # the entry point of problems in Gymnasium's registry
 
@@ -55,7 +55,12 @@ class OneStep(Env):
         with blaming(f"{self.name}.contexts"):
             d = problem.layout.seen.dim
         inputs = problem.domain.inputs
-        super().__init__(Spec(d, [-1.0] * inputs, [1.0] * inputs, problem), device)
+
+        def frozen() -> None:
+            require_frozen(problem, f"env={type(problem).__name__}: rewards have", "the method amortize")
+
+        spec = Spec(d, [-1.0] * inputs, [1.0] * inputs, problem, frozen=frozen)
+        super().__init__(spec, device)
         self.f, self.constraints = Cost(problem), Constraints.of(problem)
         self.scored: Objective = self.f
         if self.constraints is not None:

@@ -18,6 +18,7 @@ from rlamort.host.machine import default_dtype
 from rlamort.measure import check_cost, check_parts
 from rlamort.measure.trial import Line, Trial, Verdict
 from rlamort.problem import Problem, begun, learned, presented
+from rlamort.run.fitting import require_frozen
 from rlamort.solve.refine import STEPS, TRIED, refinement
 
 MODELS = ("full", "choice", "semi", "recurrent", "latent")
@@ -186,7 +187,7 @@ def misfit(problem: Problem, model: str, loss: str) -> str:
     try:
         env = OneStep(problem, 1, _device(problem))
         if loss == "rl":
-            Bandit(env)
+            require_frozen(Bandit(env).spec)
         else:
             y, L = parts.Model.named(model, "model"), parts.Loss.named(loss, "loss")
             Amortize(env.spec, model=y, loss=L, hidden=(8,)).to(env.device).require_trained()

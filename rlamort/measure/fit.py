@@ -31,7 +31,8 @@ from rlamort.parts import Loss
 from rlamort.parts import Model as ModelPart
 from rlamort.problem import Problem, device_of, learned, presented, unseen
 from rlamort.run.learner import Learner, learner_class
-from rlamort.run.stored import values_of
+from rlamort.run.restore import unasked
+from rlamort.run.stored import as_here, values_of
 from rlamort.score import interval
 from rlamort.solve.certificate import Tolerance
 from rlamort.solve.classical import LBFGS, PROJECTED, Reference, best_found, extended, solution_of
@@ -119,8 +120,8 @@ def load_solver(folder: str | Path, problem: Given) -> Solver:
     def build(facts: dict[str, Any]) -> Model:
         if facts["loss"] == "rl":
             fields = {name: value for name, value in facts.items() if name not in ("loss", "model")}
-            return Acting(learner_class("td3")(posed, **values_of("td3", fields)).agent, posed.domain)
-        return _model_of(learner_class("amortize")(posed, **values_of("amortize", facts)))
+            return Acting(unasked("td3", posed, as_here(values_of("td3", fields))).agent, posed.domain)
+        return _model_of(unasked("amortize", posed, as_here(values_of("amortize", facts))))
 
     return Solver.load(Path(folder), posed, build)
 

@@ -22,7 +22,7 @@ from rlamort.problem import Problem, device_of, presented, require_frozen
 from rlamort.solve.classical import solution_of
 from rlamort.solve.constrained import met
 from rlamort.solve.precision import widened
-from rlamort.solve.quadratic import exactly
+from rlamort.solve.quadratic import exactly, possible
 from rlamort.update import sparse
 
 
@@ -129,6 +129,9 @@ class Loss(Part):
                 "not be learned; a loss that scores it is needed, as with loss.start above 0, or model.adjoint=unrolled"
             )
 
+    def require_frozen(self, problem: Problem) -> None:
+        """Raises UserError if the problem has parameters that are to be learned, and this has no gradient for them."""
+
     @property
     def labelled(self) -> bool:
         """Whether it learns from labels of the data set."""
@@ -217,9 +220,10 @@ class Regress(Loss):
     def constrained(self) -> bool:
         return True  # as its teacher's solutions do
 
+    def require_frozen(self, problem: Problem) -> None:
+        require_frozen(problem, "loss=regress: it has", "another loss")
+
     def __call__(self, setting: Setting) -> trained.Loss:
-        if setting.problem is not None:
-            require_frozen(setting.problem, "loss=regress: it has", "another loss")
         return trained.Regress(self.teacher(setting), decay=self.decay, start=self.start)
 
 
@@ -356,6 +360,8 @@ def _solved(problem: Problem, search: trained.Teacher) -> trained.Teacher:
     """A teacher of exact solutions where items are convex quadratic programs, in float64, and of a search where not."""
 
     def teacher(x: Tensor) -> Tensor:
+        if not possible(problem.domain, x):  # then nothing asks for float64
+            return search(x)
         twin = widened(problem, x.new_empty(len(x), problem.domain.dim), x)
         y = exactly(Cost(twin), twin.domain, x.double())
         if y is None:

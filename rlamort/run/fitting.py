@@ -2,10 +2,17 @@
 
 from rlamort.agent import Agent
 from rlamort.config import Dtype
+from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import default_dtype
 from rlamort.host.randomness import Randomness
 from rlamort.train import Schedule
+
+
+def require_frozen(spec: Spec) -> None:
+    """Raises UserError if an environment's problem has parameters that are to be learned, where agents see rewards alone."""
+    if spec.problem is None and spec.frozen is not None:
+        spec.frozen()
 
 
 def require_trained(agent: Agent, dtype: Dtype) -> None:

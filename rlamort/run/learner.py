@@ -25,7 +25,7 @@ from rlamort.run.callback import Callback, Called
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
-from rlamort.run.fitting import require_enough, require_trained
+from rlamort.run.fitting import require_enough, require_frozen, require_trained
 from rlamort.run.mirror import require
 from rlamort.run.overlap import require_apart
 from rlamort.run.resets import require_resets
@@ -143,7 +143,8 @@ class Learner:
         return self._source
 
     def _begin(self) -> None:
-        """Let the source do its slow preparation, unless that is done or restored."""
+        """Refuse what rewards cannot train, and let the source do its slow preparation, unless that is done or restored."""
+        require_frozen(self.source.env.spec)
         with self.randomness():
             self.source.prepare()
 
@@ -293,8 +294,7 @@ class Learner:
             self.clock.h = tuple(part.to(self.device) for part in clock["h"])
             Player(self.agent, self.source.env.count, self.clock.h)  # says where it does not fit
         self.randomness.states = {name: state[name] for name in ("torch", "numpy", "python")}
-        self._compiled = state["compiled"]
-        self.threads = state["threads"]
+        self._compiled, self.threads = state["compiled"], state["threads"]
         return exact
 
     def predict(

@@ -45,6 +45,16 @@ def _from_sb3(path: Path, env: Any, eval_env: Any) -> Learner:
     return learner
 
 
+def unasked(method: str, env: Any, fields: dict[str, Any]) -> Learner:
+    """As the method's constructor, for tensors from a file: nothing is asked or prepared that only training needs."""
+    values, unnamed = environment_values(env, None, fields)
+    learner = learner_class(method).unbuilt(resolve(method, {**fields, **values}), env, None, unnamed)
+    with learner.randomness():
+        spec = learner.environments.training.spec
+    learner.build(spec)
+    return learner
+
+
 EXACT, EXCEPT_EPISODE, STATISTICAL = "exact", "exact but for the episode", "statistical"
 
 

@@ -75,8 +75,29 @@ def feasible(constraints: Constraints, domain: Domain, y: Tensor, x: Tensor, rou
 
 
 def met(constraints: Constraints, y: Tensor, x: Tensor) -> Tensor:
-    """(B,) bool: y (B, n) meets its constraints to the rounding that `within` excuses, as is asked of what users give."""
-    return constraints.violation(y.nan_to_num(0.0, 0.0, 0.0), x).detach() <= slack(y)
+    """(B,) bool: y (B, n) meets its constraints to the rounding that `within` excuses, as is asked of what users give.
+
+    What rounding moves y by is multiplied by the length of a row's gradient where that is above 1: a row's unit may be small.
+    """
+    at = y.detach().nan_to_num(0.0, 0.0, 0.0)
+    good = constraints.violation(at, x).detach() <= slack(y)
+    for items in torch.split((~good).nonzero()[:, 0], CHUNK):  # of the others no gradient is needed
+        with torch.enable_grad():
+            some = at[items].requires_grad_()
+            h, g = constraints(some, x[items])
+            length = _jacobian(torch.cat([h, g], -1), some).norm(dim=-1)  # (B, m + k)
+        allowed = slack(y[items])[:, None] * length.nan_to_num(1.0, 1.0).clamp_min(1)  # where it is infinite it says nothing
+        good[items] = (torch.cat([h.abs(), g], -1).detach() <= allowed).all(-1)
+    return good
+
+
+def _jacobian(rows: Tensor, y: Tensor) -> Tensor:
+    """Of rows (B, r) by y (B, n) that they were computed of -> (B, r, n); 0 of rows that do not depend on it."""
+    columns = [
+        torch.autograd.grad(row, y, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+        for row in (rows.sum(0) if rows.requires_grad else ())
+    ]
+    return torch.stack(columns, 1) if columns else y.new_zeros(len(y), rows.shape[1], y.shape[-1])
 
 
 def solved(f: Objective, constraints: Constraints, domain: Domain, x: Tensor, y: Tensor, starts: int = STARTS) -> Constrained:
@@ -135,10 +156,7 @@ def estimated(f: Objective, constraints: Constraints, y: Tensor, x: Tensor) -> M
         at = y.detach().requires_grad_()
         rows = torch.cat(constraints(at, x), -1)
         (slope,) = torch.autograd.grad(f(at, x).sum(), at)
-        columns = [
-            torch.autograd.grad(row, at, retain_graph=True, allow_unused=True, materialize_grads=True)[0] for row in rows.sum(0)
-        ]
-    jacobian = torch.stack(columns, 1) if columns else y.new_zeros(len(y), 0, y.shape[-1])  # (B, m + k, n)
+        jacobian = _jacobian(rows, at)  # (B, m + k, n)
     length = jacobian.norm(dim=-1).clamp_min(torch.finfo(y.dtype).tiny)
     active = torch.cat([torch.ones_like(rows[:, :m]), (rows[:, m:] > -NEAR * length[:, m:]).to(y)], -1).detach()
     for _ in range(2):  # those that come out negative are left out of the second

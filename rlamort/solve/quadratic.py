@@ -55,6 +55,11 @@ def exactly(f: Objective, domain: Domain, x: Tensor) -> Tensor | None:
     return y.where(((residual <= SOLVED * (1 + slope.norm(dim=-1))) & within(at, y))[:, None], torch.nan)
 
 
+def possible(domain: Domain, x: Tensor) -> bool:
+    """Whether a cost over C(x), for contexts x (B, d) of any dtype, may be solved so at all."""
+    return domain.dim <= LARGEST and domain.at(x).polyhedral() is not None
+
+
 @torch.no_grad()
 def quadratic(f: Objective, x: Tensor, dim: int) -> Quadratic | None:
     """The cost as a quadratic function of y, from its gradients at dim + 1 points; None if others show that it is none.

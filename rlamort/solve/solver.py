@@ -27,7 +27,7 @@ from rlamort.solve.classical import STARTS, Reference, best_found, extended, pla
 from rlamort.solve.constrained import UnderConstraints, feasible
 from rlamort.solve.contexts import Given, packed
 from rlamort.solve.precision import in_float64, widened
-from rlamort.solve.quadratic import exactly
+from rlamort.solve.quadratic import exactly, possible
 from rlamort.solve.solution import Solution, status_of
 
 CALIBRATION = 200  # contexts of a statistical certificate that was not calibrated before
@@ -252,6 +252,8 @@ class Solver(nn.Module):
 
     def exact(self, x: Tensor) -> Tensor | None:
         """Solutions (B, n) for contexts as vectors (B, d), if all are convex quadratic programs with a solution; else None."""
+        if not possible(self.problem.domain, x):
+            return None
         problem = widened(self.problem, x.new_empty(len(x), self.problem.domain.dim), x)
         y = exactly(Cost(problem), problem.domain, x.double())
         return None if y is None or not bool(y.isfinite().all()) else y.to(x)
