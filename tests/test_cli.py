@@ -25,6 +25,7 @@ from rlamort.cli import COMMANDS
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
 from rlamort.measure.plot import _names, plot
+from rlamort.run.compose import Composition
 from rlamort.run.directory import claimed
 from rlamort.run.track import read_records, span
 from rlamort.train import WINDOW, Pace
@@ -356,6 +357,30 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
     assert str(run.relative_to(tmp_path)) == done.stdout.splitlines()[-1]
     assert read_records(run)[-1]["env_step"] == 60
     assert not [path.name for path in tmp_path.iterdir() if path.name != "runs"]
+
+
+@pytest.mark.parametrize(
+    ("given", "folders"),
+    [
+        (["seed=3", "dir=x"], ["x"]),
+        (["seed=1,2", "dir=null"], [None, None]),
+        (["seed=1,2", "dir="], ["", ""]),
+        (["seed=1,2", "dir=x-${seed}"], ["x-1", "x-2"]),
+        (["dir=a,b"], ["a", "b"]),
+        (["seed=1,2", "dir=x"], None),
+        (["dir=x", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"], None),
+        (["dir=x", "+hydra.sweeper.params.seed='1,2'"], None),
+    ],
+)
+def test_several_runs_have_folders_of_their_own(given, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composition, found = Composition("td3", read_row("td3"), ["-m", "env=Pendulum-v1", *given]), []
+    if folders is None:
+        with pytest.raises(UserError, match="dir=x: each of several runs needs its own"):
+            composition.run(lambda method, values: tmp_path)
+    else:
+        assert composition.run(lambda method, values: found.append(values["dir"]) or tmp_path) == 0
+        assert found == folders
 
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "hydra.sweep.dir=sweep", "learning_rate=interval(1e-4,1e-2)"]

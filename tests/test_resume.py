@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import itertools
 import json
 import os
 import random
@@ -30,6 +31,7 @@ from rlamort.run.capture import Captured
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
+from rlamort.run.session import Interrupts, Session
 from rlamort.run.track import Records, read_records
 
 SMALL = {
@@ -305,8 +307,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(file, damage, tmp
 def test_when_no_checkpoint_is_whole_the_run_is_refused(tmp_path):
     for path in run_with_checkpoints(tmp_path / "run"):
         (path / "state.safetensors").write_bytes(b"")
-    with pytest.warns(UserWarning, match="checksum differs"), pytest.raises(ra.UserError, match="none of its 2 checkpoints"):
-        resume(tmp_path / "run", {})
+    for read in (resume, ra.load):
+        with (
+            pytest.warns(UserWarning, match="checksum differs") as said,
+            pytest.raises(ra.UserError, match="none of its 2 checkpoints"),
+        ):
+            read(tmp_path / "run")
+        assert str(said[0].message).endswith("its checksum differs; an earlier one is used")
+        assert str(said[1].message).endswith("its checksum differs; there is no earlier one")
 
 
 @pytest.mark.parametrize("name", ["../../../outside", "/etc/passwd", "..", ".hidden", "a/b"])
@@ -431,15 +439,99 @@ def test_a_run_that_has_not_begun_may_become_another(tmp_path):
         resume(tmp_path / "run", {"max_episode_steps": 30})
 
 
+@pytest.mark.parametrize("env", ["MountainCarContinuous-v0", odd_envs.Good], ids=["name", "class"])
+def test_a_run_that_has_not_begun_may_be_on_another_environment(env, tmp_path):
+    run = tmp_path / "run"
+    learner_class("td3")("Pendulum-v1", dir=str(run), **SMALL).close()
+    with pytest.warns(UserWarning, match="env: .* from here on, Pendulum-v1 until now"):
+        again, _ = resume(run, {"env": env})
+    again.learn(60)
+    again.close()
+    with pytest.raises(ra.UserError, match=r"env: the run in .* has (Moun.*|odd_envs:Good), and Pendulum-v1 would make it"):
+        resume(run, {"env": "Pendulum-v1"})
+    again, exactness = resume(run)
+    assert exactness == "exact"
+    again.close()
+
+
+def test_where_a_run_is_evaluated_may_change(tmp_path):
+    run_with_checkpoints(tmp_path / "run")
+    for changes in ({"eval_env": "Pendulum-v1"}, {}):
+        again, exactness = resume(tmp_path / "run", changes)
+        assert (again.config.run.eval_env, exactness) == ("Pendulum-v1", "exact")
+        again.close()
+
+
 def test_a_finished_run_without_checkpoints_is_not_begun_anew(tmp_path):
     run = tmp_path / "run"
     learner = learner_class("sb3/ppo")("Pendulum-v1", dir=str(run), steps=64, log_every=32, eval_every=32, eval_episodes=1)
     learner.learn(64).save(run / "agent")
     learner.close()
     records = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(ra.UserError, match="no checkpoint to go on from, and beginning anew would lose its records"):
-        resume(run)
+    config = (run / "config.yaml").read_text()
+    for steps in (64, 100_000):  # which says nothing of how many Python was to learn
+        (run / "config.yaml").write_text(config.replace("steps: 64", f"steps: {steps}"))
+        with pytest.raises(ra.UserError, match="no checkpoint to go on from, and beginning anew would lose its records"):
+            resume(run)
     assert (run / "metrics.jsonl").read_bytes() == records
+
+
+def test_a_stopped_run_without_checkpoints_begins_anew_and_says_so(tmp_path, monkeypatch, capsys):
+    run, session = tmp_path / "run", Session(lambda learner, path: None)
+    fields = {**SMALL, "env": "Pendulum-v1", "steps": 64, "log_every": 20, "eval_every": 64, "checkpoint_every": 10}
+    command = ("sb3/td3", {**fields, "dir": str(run), "resume": "auto"})
+    count = itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupts, "should_stop", lambda self: next(count) >= 50)
+        with pytest.raises(Preempted):
+            session.start(*command)
+    said = capsys.readouterr().out
+    assert f"stopped at step 50; `rlamort resume {run}` begins anew, since sb3/td3 keeps no checkpoints" in said
+    with pytest.warns(UserWarning, match=r"sb3/td3 keeps no checkpoints .* begins anew, and the 40 steps that .* are lost"):
+        session.start(*command)
+    assert [record["env_step"] for record in read_records(run) if "time/seconds" in record] == [20, 40, 60]
+    assert ra.load(run).clock.env_step == 64
+    with pytest.raises(ra.UserError, match="beginning anew would lose its records"):
+        session.start(*command)
+
+
+def test_a_stop_whose_checkpoint_cannot_be_written_promises_no_more_than_there_is(tmp_path, monkeypatch):
+    learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(80)
+    assert learner.durable.outlook == "continues from there"
+    monkeypatch.setattr(learner.durable.directory.checkpoints, "write", full_disk)
+    with pytest.warns(UserWarning, match="No space left"):
+        learner.learn(10, reset_num_timesteps=False)
+    assert learner.durable.outlook == "continues from step 80"
+    learner.close()
+
+
+@pytest.mark.parametrize("asked", ["td3", "svg_h", "own.yaml"])
+def test_a_run_of_another_method_is_not_continued(asked, tmp_path):
+    """Not even of a row that is like the run's."""
+    run = tmp_path / "run"
+    learner_class("sac")("Pendulum-v1", dir=str(run), **SMALL).close()
+    if asked == "own.yaml":
+        asked = str(tmp_path / asked)
+        Path(asked).write_text("{like: sac, about: My own}")
+    with pytest.raises(ra.UserError, match=rf"method: the run in .*run has sac, and {asked} would make it another run"):
+        Session(lambda learner, path: None).start(asked, {"env": "Pendulum-v1", "dir": str(run), "resume": "auto"})
+    with pytest.raises(ra.UserError, match=rf"method: what is saved there is of sac, not of {asked}; leave method out"):
+        resume(run, method=asked)
+
+
+def test_a_method_of_the_users_is_the_same_where_its_file_has_moved(tmp_path):
+    own, run = tmp_path / "own.yaml", tmp_path / "run"
+    own.write_text("{like: td3, about: My own, tau: 0.01}")
+    learner_class(str(own))("Pendulum-v1", dir=str(run), **SMALL).learn(64).save(run / "agent")
+    moved = own.rename(tmp_path / "moved.yaml")
+    session = Session(lambda learner, path: None)
+    command = {"dir": str(run), "env": "Pendulum-v1", "resume": "auto", "steps": 80}
+    session.start(str(moved), command)
+    assert read_records(run)[-1]["env_step"] == 80
+    moved.rename(own).write_text("{like: td3, about: Another}")
+    shutil.copy(own, moved)
+    with pytest.raises(ra.UserError, match=r"method: the run in .* has .*moved.yaml, and .*another.yaml would make it another"):
+        session.start(str(own.rename(tmp_path / "another.yaml")), command)
 
 
 def test_a_repeated_command_changes_what_it_says_anew(tmp_path):
@@ -530,6 +622,11 @@ def test_the_newest_agent_of_a_run_is_loaded(tmp_path):
     loaded = ra.load(run)
     assert loaded.clock.env_step == 150
     assert_equal(loaded.agent.state_dict(), again.agent.state_dict())
+    for step in (run / "ckpt").glob("step_*"):
+        (step / "state.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="checksum differs|the agent of step 90") as said:
+        assert ra.load(run).clock.env_step == 90
+    assert "none of its 2 checkpoints can be used; the agent of step 90 in" in str(said[-1].message)
     shutil.rmtree(run / "ckpt")
     assert ra.load(run).clock.env_step == 90
 

@@ -164,6 +164,19 @@ def test_before_its_first_checkpoint_nothing_of_a_run_is_pushed(killed, tmp_path
     assert_same_rows(scalars(run), history(run))
 
 
+def test_a_finished_run_is_pushed_whole_though_its_checkpoints_are_damaged(tmp_path):
+    """No resume writes any of it again."""
+    rlamort("train", *COMMON, cwd=tmp_path)
+    run = tmp_path / "run"
+    for step in (run / "ckpt").glob("step_*"):
+        (step / "state.safetensors").write_bytes(b"")
+    assert rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path).stdout.startswith("run: all records are on this machine")
+    assert_same_rows(scalars(run), history(run))
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 400", "steps: 500"))
+    said = rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path, code=2).stderr
+    assert "none of its 2 checkpoints can be used" in said
+
+
 def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
     """Stable-Baselines3's have no checkpoints; without an agent either, there is nothing that beginning anew would lose."""
     few = [word for word in COMMON if word != "td3"]
@@ -171,7 +184,8 @@ def test_a_run_that_begins_anew_is_another_one_there(tmp_path):
     assert rlamort("push", "run", "wandb_mode=offline", cwd=tmp_path).stdout.startswith("run: all records are on this machine")
     before = scalars(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "agent")
-    rlamort("resume", "run", "steps=150", "track=wandb", "wandb_mode=offline", cwd=tmp_path)
+    done = rlamort("resume", "run", "steps=150", "track=wandb", "wandb_mode=offline", cwd=tmp_path)
+    assert "begins anew, and the 100 steps that it has recorded are lost" in done.stderr
     assert_same_rows([*before, *scalars(tmp_path / "run")], history(tmp_path / "run"))
     assert len({file.name for file in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")}) == 2
 

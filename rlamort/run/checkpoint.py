@@ -110,13 +110,18 @@ class Checkpoints:
         return max((int(path.name.removeprefix("step_")) for path in self._steps()), default=-1)
 
     def newest(self) -> Loaded | None:
-        """The newest intact checkpoint, with a warning for each damaged one. None if none was ever published."""
+        """The newest intact checkpoint, with a warning for each damaged one. None if none was ever published.
+
+        Raises:
+            UserError: all are damaged.
+        """
         steps = self._steps()
         for path in reversed(steps):
             try:
                 loaded = self._read(path)
             except Damaged as damage:
-                warnings.warn(f"checkpoint {path}: {damage}; an earlier one is used", stacklevel=2)
+                instead = "there is no earlier one" if path == steps[0] else "an earlier one is used"
+                warnings.warn(f"checkpoint {path}: {damage}; {instead}", stacklevel=2)
                 continue
             self.segments = loaded.segments
             return loaded

@@ -67,11 +67,7 @@ class Composition:
         """
         if not self.several:
             return self._hydra(start, [], lambda trial: None)
-        if (
-            "dir" in self.given
-            and "${" not in self.given["dir"]
-            and not any(swept(one) for one in self.overrides if _root(one) == "dir")
-        ):
+        if self.given.get("dir", "null").lower() not in ("", "null") and self._share_a_folder():
             raise UserError(
                 f"dir={self.given['dir']}: each of several runs needs its own; dir='{self.given['dir']}-${{seed}}', say, or "
                 "leave dir out for new ones under runs/"
@@ -91,6 +87,14 @@ class Composition:
                 code = say(refusal, refusal.exit_code)
             self.trials = _noted(Path(folder))
         return code or next((trial.code for trial in self.trials if trial.code), 0)
+
+    def _share_a_folder(self) -> bool:
+        """Whether several runs would have the same `dir`."""
+        if "${" in self.given["dir"] or any(swept(one) for one in self.overrides if _root(one) == "dir"):
+            return False
+        searched = self.given.get("hydra/sweeper", "basic") != "basic"
+        listed = any(key.startswith("hydra.sweeper.params") for key in self.given)
+        return searched or listed or any(swept(one) for one in self.overrides)
 
     @property
     def runs(self) -> list[Path]:

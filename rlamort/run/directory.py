@@ -23,6 +23,7 @@ from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.track import Records
 
 LOCK, OURS = ".lock", b"process "  # the lock file, and how its text begins
+ASKED = "asked.json"  # what commands have asked of a run: the same command, repeated, asks for no change
 LEFT = re.compile(r"\.tmp-[0-9a-f]{32}(\.\w+)?")  # temporary files of a killed process
 PARTS = r"(agent\.json|[a-z]+\.safetensors|manifest\.json)"  # of an agent, and of a checkpoint
 WRITTEN = re.compile(

@@ -117,6 +117,16 @@ class Durable:
             source.env.prove()
         return True
 
+    @property
+    def outlook(self) -> str:
+        """What a resume of the run will do, as a predicate."""
+        if not self.learner.source.resumable:
+            return f"begins anew, since {self.learner.config.method} keeps no checkpoints"
+        if self.newest_step == self.learner.clock.env_step:
+            return "continues from there"
+        # else the last one could not be written
+        return f"continues from step {self.newest_step:,}" if self.newest_step else "has no checkpoint to go on from"
+
     def restore(self, loaded: Loaded) -> bool:
         """Restore everything from a checkpoint; returns False if episodes had to begin anew.
 

@@ -275,9 +275,16 @@ def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
 
 def _final(run: Path, config: Mapping[str, Any], size: int) -> int:
     """The bytes of a run's records that no resume writes again, of `size` in all."""
-    if (newest := Checkpoints(run / "ckpt").newest()) is not None:
+    over = any(record["env_step"] >= config["steps"] for record in read_records(run))
+    try:
+        newest = Checkpoints(run / "ckpt").newest()
+    except UserError:  # all are damaged: no resume goes on from them
+        if not over:
+            raise
+        return size
+    if newest is not None:
         return int(newest.state["records"])
-    over = any(record["env_step"] >= config["steps"] for record in read_records(run))  # its checkpoints were removed
+    # else its checkpoints were removed
     return size if over or not locate(config["row"]["source"]).resumable else 0
 
 

@@ -11,13 +11,14 @@ from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
 from rlamort.run.checkpoint import Checkpoints
-from rlamort.run.directory import Directory
+from rlamort.run.directory import ASKED, Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import environment_values
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.mirror import forget
 from rlamort.run.sb3_file import read_sb3
 from rlamort.run.stored import agent_in, run_facts, trusted, values_of
+from rlamort.run.track import read_records
 
 
 def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
@@ -70,6 +71,7 @@ def resume(
     exact: it continues bit for bit like an uninterrupted run. Exact but for the episode: part of the environment's state cannot
     be saved, so the current episode is truncated; `learner.source.env.unsaved` names it.
     Statistical: versions, device or settings differ.
+    A method that keeps no checkpoints begins anew, with a warning, unless that would lose a finished run.
 
     Args:
         path: the run directory.
@@ -79,26 +81,31 @@ def resume(
         eval_env: the evaluation environment, likewise.
 
     Raises:
-        UserError: it is not a run directory, is locked by another process, or a change is not allowed.
+        UserError: it is not a run directory, is locked by another process, or a change is not allowed; or it has learned
+            something, and no checkpoint can be used.
     """
     path, changes = Path(path), dict(changes)
     facts = run_facts(path)
     method = trusted(facts["method"], method)
     before = resolve(method, values_of(method, facts["values"]))
+    recorded = path / "metrics.jsonl"
+    begun = Checkpoints(path / "ckpt").latest() >= 0 or (recorded.exists() and recorded.stat().st_size > 0)
     environments = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
     for key, one in environments.items():
-        name = environment_values(one, None, {})[0]["env"]
-        if one is not None and key not in facts["unnamed"] and name != before.values[key]:
-            raise _another_run(key, path, before.values[key], name)
+        values, unnamed = environment_values(one if key == "env" else None, one if key == "eval_env" else None, {})
+        if one is None or key in facts["unnamed"] or values[key] == before.values[key]:
+            continue
+        if key == "env" and begun:
+            raise another_run(key, path, before.values[key], values[key])
+        changes = {name: value for name, value in values.items() if value is not None} | changes
+        facts["unnamed"] |= unnamed
     config = resolve(method, {**changes, "dir": str(path)}, before.values)
     marked, then, now = marks(config), before.leaves(), config.leaves()
     changed = [name for name, value in now.items() if marked[name] is not FREE and value != then.get(name)]
-    recorded = path / "metrics.jsonl"
-    begun = Checkpoints(path / "ckpt").latest() >= 0 or (recorded.exists() and recorded.stat().st_size > 0)
     for name in changed:
         old, new = then.get(name), now[name]
         if marked[name] is FIXED and begun:
-            raise _another_run(name, path, old, new)
+            raise another_run(name, path, old, new)
         warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
     learner = learner_class(method).unbuilt(config, environments["env"], environments["eval_env"], facts["unnamed"])
     for key in environments:
@@ -109,11 +116,20 @@ def resume(
     directory.checkpoints.sweep()
     loaded = directory.checkpoints.newest()
     learner.build(learner.source.env.spec)
-    if loaded is None and begun and (path / "agent").is_dir():
-        raise UserError(
-            f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; "
-            f"rlamort.load({str(path)!r}) gives its agent, and `rlamort train` with another dir trains anew"
-        )
+    if loaded is None and begun:
+        done: Any = next((record["env_step"] for record in reversed(read_records(path))), 0)
+        stopped = (path / ASKED).is_file() and done < min(before.run.steps, config.run.steps)  # Python may learn fewer steps
+        if (path / "agent").is_dir() and (learner.source.resumable or not stopped):
+            raise UserError(
+                f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; "
+                f"rlamort.load({str(path)!r}) gives its agent, and `rlamort train` with another dir trains anew"
+            )
+        if not learner.source.resumable:
+            warnings.warn(
+                f"{path}: {method} keeps no checkpoints to go on from, so it begins anew, and the {done:,} steps that it has "
+                "recorded are lost",
+                stacklevel=2,
+            )
     if loaded is None:  # it was killed before its first checkpoint
         directory.records.cut(0)
         forget(path)
@@ -135,5 +151,6 @@ def resume(
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
 
 
-def _another_run(name: str, path: Path, old: Any, new: Any) -> UserError:
+def another_run(name: str, path: Path, old: Any, new: Any) -> UserError:
+    """The error for a value that a run cannot take."""
     return UserError(f"{name}: the run in {path} has {old}, and {new} would make it another run; start a new one")

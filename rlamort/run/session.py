@@ -8,17 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from rlamort.config import resolve, short_name
+from rlamort.config import read_row, resolve, short_name
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.publish import published_file
 from rlamort.host.saved import Damaged, read_json
-from rlamort.run.directory import claimed
+from rlamort.run.directory import ASKED, claimed
 from rlamort.run.durable import Durable
 from rlamort.run.learner import Learner, learner_class
-from rlamort.run.restore import EXCEPT_EPISODE, resume
+from rlamort.run.restore import EXCEPT_EPISODE, another_run, resume
+from rlamort.run.stored import run_facts
 from rlamort.run.track import Terminal
-
-ASKED = "asked.json"  # what commands have asked of a run: the same command, repeated, asks for no change
 
 
 class Session:
@@ -62,7 +61,14 @@ class Session:
         return self._continue(path, *resume(path, changes, method))
 
     def _repeat(self, path: Path, overrides: dict[str, Any], method: str) -> Path:
-        """Continue a run that this command may have started."""
+        """Continue a run that this command may have started.
+
+        Raises:
+            UserError: it is a run of another method.
+        """
+        ran = run_facts(path)
+        if method != ran["method"] and read_row(method) != ran["row"]:  # a file may have moved
+            raise another_run("method", path, ran["method"], method)
         before = _noted(path)
         changes = {name: value for name, value in overrides.items() if name not in before or before[name] != value}
         resumed = resume(path, changes, method)
@@ -99,7 +105,7 @@ class Session:
                 run.steps - learner.clock.env_step, reset_num_timesteps=False, trackers=[terminal], stop=interrupts.should_stop
             )
         except Preempted as end:
-            terminal.print(f"{end}; `rlamort resume {path}` continues from there")
+            terminal.print(f"{end}; `rlamort resume {path}` {durable.outlook}")
             raise
         except Diverged as error:
             terminal.print(f"{error}; diagnostics are in {durable.report_nan(error)}")

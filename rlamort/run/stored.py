@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ def trusted(name: Any, file: str | None) -> str:
     """A saved agent's method `name`, if it is one of rlamort's; else the user's `file`, since saved names are not imported.
 
     Raises:
-        UserError: the method is not one of rlamort's, and the user names no file.
+        UserError: the method is not one of rlamort's, and the user names no file; or either is, and the user names another.
     """
+    if file not in (None, name) and (name in methods() or file in methods()):
+        raise UserError(f"method: what is saved there is of {name}, not of {file}; leave method out, or give that")
     if name in methods():
         return str(name)
     if file is None:
@@ -77,12 +80,22 @@ def _require_imported(key: str, value: Any) -> None:
 
 
 def agent_in(path: Path) -> Saved:
-    """The agent in a folder, or the newest one in a run directory: that of a session's end, or of a checkpoint since then."""
+    """The agent in a folder, or the newest one in a run directory: that of a session's end, or of a checkpoint since then.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     checkpoints = Checkpoints(path / "ckpt")
     ended = open_saved(path / "agent") if (path / "agent").is_dir() else None
     if ended is not None and checkpoints.latest() <= _steps(ended):
         return ended
-    loaded = checkpoints.newest()
+    try:
+        loaded = checkpoints.newest()
+    except UserError as damage:
+        if ended is None:
+            raise
+        warnings.warn(f"{damage}; the agent of step {_steps(ended):,} in {ended.path} is loaded", stacklevel=1)
+        return ended
     found = [saved for saved in (ended, loaded and loaded.saved) if saved is not None]
     return max(found, key=_steps) if found else open_saved(path)
 
@@ -93,7 +106,7 @@ def _steps(saved: Saved) -> int:
 
 
 def run_facts(path: Path) -> dict[str, Any]:
-    """The config.yaml of a run directory: its method, values, and why an environment cannot be constructed by name.
+    """The config.yaml of a run directory: its method, row, values, and why an environment cannot be constructed by name.
 
     Raises:
         UserError: it is not a run directory.
@@ -104,4 +117,5 @@ def run_facts(path: Path) -> dict[str, Any]:
         lacking = "with a config.yaml" if facts is None else "whose config.yaml has a method and its row"
         raise UserError(f"{path}: it is not a run directory; one that `rlamort train` made, {lacking}, is needed")
     values = {name: value for name, value in facts.items() if name not in ("method", "row", "unnamed")}
-    return {"method": facts["method"], "unnamed": dict(facts.get("unnamed", {})), "values": revived(values)}
+    known = {"method": facts["method"], "row": facts["row"], "unnamed": dict(facts.get("unnamed", {}))}
+    return known | {"values": revived(values)}
