@@ -491,8 +491,11 @@ def test_a_stopped_run_without_checkpoints_begins_anew_and_says_so(tmp_path, mon
         session.start(*command)
     assert [record["env_step"] for record in read_records(run) if "time/seconds" in record] == [20, 40, 60]
     assert ra.load(run).clock.env_step == 64
+    capsys.readouterr()
+    assert session.start(*command) == run  # a job that is queued again, when all is done
+    assert capsys.readouterr().out.splitlines() == [f"{run}: it has finished", str(run)]
     with pytest.raises(ra.UserError, match="beginning anew would lose its records"):
-        session.start(*command)
+        session.start(command[0], command[1] | {"steps": 100})
 
 
 def test_a_stop_whose_checkpoint_cannot_be_written_promises_no_more_than_there_is(tmp_path, monkeypatch):

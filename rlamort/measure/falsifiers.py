@@ -328,7 +328,8 @@ def claim_of(ledger: Ledger, declared: dict[str, Any]) -> Claim:
 def judge(ledger: Ledger, declared: dict[str, Any], results: Results) -> Verdict:
     """The verdict on one declared claim: incomplete while runs are missing, or were not timed together."""
     claim = claim_of(ledger, declared)
-    steps, timed, plain = (getattr(claim, *one) for one in (("steps", None), ("timed", False), ("plain", True)))
+    steps: int | None = getattr(claim, "steps", None)
+    timed, plain = bool(getattr(claim, "timed", False)), bool(getattr(claim, "plain", True))
     places = {arm: found for arm in claim.arms if (found := ledger.called(arm, results)) != arm}
     says = declared["says"] + "".join(f" ({place}: {arm})" for place, arm in places.items() if arm)
     seeds, clocks = (

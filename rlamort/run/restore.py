@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rlamort.config import FIXED, FREE, marks, resolve
+from rlamort.config import FIXED, FREE, locate, marks, resolve
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
@@ -117,7 +117,7 @@ def resume(
     loaded = directory.checkpoints.newest()
     learner.build(learner.source.env.spec)
     if loaded is None and begun:
-        done: Any = next((record["env_step"] for record in reversed(read_records(path))), 0)
+        done = recorded_step(path)
         stopped = (path / ASKED).is_file() and done < min(before.run.steps, config.run.steps)  # Python may learn fewer steps
         if (path / "agent").is_dir() and (learner.source.resumable or not stopped):
             raise UserError(
@@ -149,6 +149,18 @@ def resume(
             warnings.warn(f"{name} is {new_versions[name]} now; the run was made with {old_versions.get(name)}", stacklevel=2)
     same = old_versions == new_versions and learner.device.type == "cpu" and not changed
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
+
+
+def recorded_step(path: Path) -> int:
+    """The environment step of a run's last record."""
+    step: Any = next((record["env_step"] for record in reversed(read_records(path))), 0)
+    return int(step)
+
+
+def over(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a run of a method that keeps no checkpoints has finished; facts as of `run_facts`."""
+    resumable = locate(facts["row"]["source"]).resumable
+    return not resumable and (path / "agent").is_dir() and recorded_step(path) >= facts["values"]["steps"]
 
 
 def another_run(name: str, path: Path, old: Any, new: Any) -> UserError:

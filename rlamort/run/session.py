@@ -15,7 +15,7 @@ from rlamort.host.saved import Damaged, read_json
 from rlamort.run.directory import ASKED, claimed
 from rlamort.run.durable import Durable
 from rlamort.run.learner import Learner, learner_class
-from rlamort.run.restore import EXCEPT_EPISODE, another_run, resume
+from rlamort.run.restore import EXCEPT_EPISODE, another_run, over, resume
 from rlamort.run.stored import run_facts
 from rlamort.run.track import Terminal
 
@@ -61,7 +61,7 @@ class Session:
         return self._continue(path, *resume(path, changes, method))
 
     def _repeat(self, path: Path, overrides: dict[str, Any], method: str) -> Path:
-        """Continue a run that this command may have started.
+        """Continue a run that this command may have started, unless it has finished and keeps nothing to go on from.
 
         Raises:
             UserError: it is a run of another method.
@@ -71,6 +71,9 @@ class Session:
             raise another_run("method", path, ran["method"], method)
         before = _noted(path)
         changes = {name: value for name, value in overrides.items() if name not in before or before[name] != value}
+        if not changes and over(path, ran):
+            print(f"{path}: it has finished", path, sep="\n")
+            return path
         resumed = resume(path, changes, method)
         _note(path, before | overrides)
         return self._continue(path, *resumed)
