@@ -712,3 +712,14 @@ def test_output_that_nobody_reads_any_more_is_no_failure(tmp_path):
     command = f"set -o pipefail; {RLAMORT} list | true; echo $?"
     ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
     assert (ended.stdout, ended.stderr) == ("141\n", "")
+    command = f"{RLAMORT} list >&-; echo $?"
+    ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(tmp_path):
+    small = "steps=300 warmup_steps=100 hidden=[8,8] batch_size=8 log_every=50 eval_every=300 eval_episodes=1 compile=false"
+    command = f"set -o pipefail; {RLAMORT} train td3 env=Pendulum-v1 {small} dir=run video=false | head -1; echo $?"
+    ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300)
+    assert ended.stdout.splitlines()[-1] == "0"
+    assert ra.load(tmp_path / "run").clock.env_step == 300

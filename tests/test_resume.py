@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
+import gymnasium
 import numpy as np
 import odd_envs
 import pytest
@@ -459,6 +460,21 @@ def test_where_a_run_is_evaluated_may_change(tmp_path):
     for changes in ({"eval_env": "Pendulum-v1"}, {}):
         again, exactness = resume(tmp_path / "run", changes)
         assert (again.config.run.eval_env, exactness) == ("Pendulum-v1", "exact")
+        again.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*from here on")
+def test_an_environment_that_is_made_comes_with_its_arguments_before_anything_is_recorded(tmp_path):
+    for old, new in (("Pendulum-v1", "MountainCarContinuous-v0"), ("Pendulum-v1", "Pendulum-v1")):
+        run, own = tmp_path / new, {"g": 9.0} if new == old else {}
+        ra.TD3(gymnasium.make(old, g=5.0), dir=str(run), **SMALL).close()
+        learner, _ = resume(run, env=gymnasium.make(new, **own))
+        assert (learner.config.run.env, learner.config.run.env_kwargs) == (new, own or None)
+        learner.learn(60)
+        learner.durable.save()
+        learner.close()
+        again, _ = resume(run)  # by its name
+        assert again.clock.env_step == 60
         again.close()
 
 

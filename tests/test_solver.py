@@ -1,5 +1,6 @@
 """Reference solvers, certificates and what a user gets: known solutions, true bounds, and no item that takes others down."""
 
+import copy
 import itertools
 import math
 import re
@@ -24,7 +25,7 @@ from rlamort.problem import Problem
 from rlamort.solve.by_scipy import by_scipy
 from rlamort.solve.certificate import Conformal, DualityGap, Tolerance, solve_from
 from rlamort.solve.classical import LBFGS, PROJECTED, Minimiser, adam, best_found, descent, minimisers, solution_of
-from rlamort.solve.precision import LARGE
+from rlamort.solve.precision import LARGE, widened
 from rlamort.solve.solver import Solver
 from rlamort.update import Cem, Gradient, InChart
 
@@ -857,6 +858,48 @@ def test_data_of_a_problem_are_widened_where_they_are_read_alone(kind, reads, mo
         asked()
         assert len(large) == reads
     assert (problem.layout, problem.drawn) == before
+    assert problem.data.dtype is torch.float32
+
+
+class Summed(Stored):
+    """And a cost that reads all buffers but by their names, of a set of the user's own that holds the same data."""
+
+    def __init__(self):
+        super().__init__()
+        self.domain = Held(self.data)
+        self.tree = {"held": self.ages}
+        self.ages.append(self.tree)  # which holds it again
+
+    def contexts(self, count):
+        np.random.default_rng(0).shuffle(self.ages[0])
+        return super().contexts(count)
+
+    def cost(self, y, x):
+        sums = [buffer.double().sum() if buffer.dtype is torch.long else buffer.sum() for buffer in self.buffers()]
+        by_name = dict(self.named_buffers())["data"].sum() - self.state_dict()["data"].sum()
+        return super().cost(y, x) + 1e-3 * sums[0].to(y) * y[:, 0] + by_name.to(y)
+
+
+class Held(Simplex):
+    """With data of its own."""
+
+    def __init__(self, data):
+        super().__init__(20)
+        self.register_buffer("data", data)
+
+
+def test_large_data_are_float64_however_they_are_read():
+    problem = Summed()
+    x = problem.contexts(3)
+    y = problem.domain.uniform(3)
+    twin = widened(problem, y, x)
+    assert twin is not problem
+    assert twin.domain.data.dtype is torch.float64
+    by_hand = copy.deepcopy(problem).double()
+    torch.testing.assert_close(twin.cost(y.double(), x.double()), by_hand.cost(y.double(), x.double()), rtol=1e-12, atol=0)
+    problem.ages[0][:] = np.arange(LARGE)
+    twin.contexts(2)
+    assert (problem.ages[0] == np.arange(LARGE)).all()  # what draws may shuffle, and not the user's
     assert problem.data.dtype is torch.float32
 
 

@@ -57,7 +57,8 @@ def guarded(work: Callable[[], Any]) -> int:
     """Run `work` and return its exit code; errors are printed as one message."""
     try:
         work()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as in a process whose output was closed
+            sys.stdout.flush()
     except (UserError, Fault) as error:
         return say(error, error.exit_code)
     except Preempted as end:

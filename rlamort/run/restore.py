@@ -13,7 +13,7 @@ from rlamort.host.machine import versions
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.directory import ASKED, Directory
 from rlamort.run.durable import Durable
-from rlamort.run.environments import environment_values
+from rlamort.run.environments import INSTANCES, environment_values
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.mirror import forget
 from rlamort.run.sb3_file import read_sb3
@@ -92,12 +92,14 @@ def resume(
     begun = Checkpoints(path / "ckpt").latest() >= 0 or (recorded.exists() and recorded.stat().st_size > 0)
     environments = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
     for key, one in environments.items():
+        other = "eval_env" if key == "env" else "env"
         values, unnamed = environment_values(one if key == "env" else None, one if key == "eval_env" else None, {})
-        if one is None or key in facts["unnamed"] or values[key] == before.values[key]:
+        made = key == "env" and not begun and isinstance(one, INSTANCES)  # its arguments may differ where its name does not
+        if one is None or key in facts["unnamed"] or (values[key] == before.values[key] and not made):
             continue
         if key == "env" and begun:
             raise another_run(key, path, before.values[key], values[key])
-        changes = {name: value for name, value in values.items() if value is not None} | changes
+        changes = {name: value for name, value in values.items() if name != other} | changes
         facts["unnamed"] |= unnamed
     config = resolve(method, {**changes, "dir": str(path)}, before.values)
     marked, then, now = marks(config), before.leaves(), config.leaves()

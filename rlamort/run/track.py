@@ -103,6 +103,14 @@ class Records:
         pass
 
 
+class Unread(Console):
+    """A console that nobody need read to the end: where its reader has gone, as after `| head`, a run goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Terminal:
     """A progress bar if the output is a terminal, else plain lines.
 
@@ -112,7 +120,7 @@ class Terminal:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.console = Console(file=sys.stdout)
+        self.console = Unread(file=sys.stdout)
         self.bar: Progress | None = None
         self.last_draw = 0.0
         self.pace = Pace()

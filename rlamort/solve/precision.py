@@ -15,13 +15,22 @@ LARGE = 2**16  # numbers in a tensor or an array from which on it is no longer c
 
 
 class Widening(dict[str, Tensor | None]):
-    """A module's buffers, each of which becomes float64 when it is first read by name, as attributes of modules are."""
+    """A module's buffers, each of which becomes float64 when it is first read."""
 
     def __getitem__(self, name: str) -> Tensor | None:
         found = super().__getitem__(name)
         if found is not None and found.is_floating_point() and found.dtype is not torch.float64:
             found = self[name] = found.double()
         return found
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return default if super().get(name) is None else self[name]
+
+    def items(self) -> Any:  # lazily, as who looks for a device reads but the first
+        return ((name, self[name]) for name in self)
+
+    def values(self) -> Any:
+        return (self[name] for name in self)
 
 
 def widened(problem: Problem, y: Tensor, x: Tensor) -> Problem:
@@ -48,29 +57,36 @@ def widened(problem: Problem, y: Tensor, x: Tensor) -> Problem:
 
 def _twin(problem: Problem) -> Problem:
     """The copy, with `Widening` buffers in modules that have large ones."""
-    shared = {id(one): one for module in problem.modules() for one in _large(vars(module))}
+    shared = {id(one): one for module in problem.modules() for one in _large(vars(module), set())}
     twin = copy.deepcopy(problem, dict(shared)).requires_grad_(False)
     # a domain is asked for all of its data, and copies them between modules of its own
     holders = [module for module in twin.modules() if not isinstance(module, Domain)]
-    late = {id(buffer) for module in holders for buffer in module.buffers(recurse=False) if id(buffer) in shared}
+    whole = {id(buffer) for module in twin.modules() if isinstance(module, Domain) for buffer in module.buffers(recurse=False)}
+    late = {id(one) for module in holders for one in module.buffers(recurse=False) if id(one) in shared} - whole
     twin._apply(lambda t: t.double() if t.is_floating_point() and id(t) not in late else t)  # type: ignore[no-untyped-call]
     for module in holders if late else ():
         vars(module)["_buffers"] = Widening(module._buffers)
 
     def drawing(name: str) -> Callable[[int], Parts]:
-        kept = shared | {id(parameter): parameter for parameter in problem.parameters()}
-        # of a copy again, since what draws may count or have a generator
+        # of a copy again, and of its arrays: what draws may count, have a generator, or shuffle
+        kept = {id(one): one for one in (*shared.values(), *problem.parameters()) if isinstance(one, Tensor)}
         return lambda count: getattr(copy.deepcopy(problem, dict(kept)), name)(count)
 
     vars(twin).update({name: drawing(name) for name in ("contexts", "held_out")})
     return twin
 
 
-def _large(value: object) -> Iterator[Any]:
-    """The large tensors and arrays in a value, or in lists, tuples and dicts of it; no parameters, which move in place."""
+def _large(value: object, seen: set[int]) -> Iterator[Any]:
+    """The large tensors and arrays in a value, or in lists, tuples and dicts of it; no parameters, which move in place.
+
+    Containers in `seen`, to which it adds, are passed over: they may hold each other.
+    """
     if isinstance(value, dict | list | tuple):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _large(one)
+            yield from _large(one, seen)
     elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
         yield from [value] if value.numel() >= LARGE else []
     elif isinstance(value, np.ndarray) and value.dtype != object:
