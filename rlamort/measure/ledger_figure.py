@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,7 +75,7 @@ def draw_ledger(ledger: Ledger, results: Results, out: Path) -> None:
     for axes, lines in labelled:  # when the limits are known, which the panels of a task share
         _label(axes, lines)
     about = "means over seeds; bands from the worst seed to the best; dashed: target, dotted: goal"
-    figure.suptitle(about, fontsize=9, color="0.3")
+    figure.suptitle(textwrap.fill(about, 60 * len(envs)), fontsize=9, color="0.3")
     with published_file(out) as fresh:
         figure.savefig(fresh, dpi=110)
 
