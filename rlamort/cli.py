@@ -45,7 +45,8 @@ RUN is a run directory, the last line that `train` prints. PROBLEM is module:Cla
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit codes: 0; 1, a claim failed; 2, an invalid request; 3, an environment or agent failed; 4, storage
-    failed; 75, stopped and saved; 130, interrupted twice. RLAMORT_TRACEBACK=1 shows where an error came from."""
+    failed; 75, stopped and saved; 130, interrupted twice; 141, nobody reads its output. RLAMORT_TRACEBACK=1 shows where an
+    error came from."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]

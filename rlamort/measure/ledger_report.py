@@ -87,7 +87,7 @@ def _together(ledger: Ledger, stored: Sequence[Run], results: Results) -> list[s
         f"seeds and tasks of scores after {ledger.steps:,} steps, and of mean scores over all evaluations (area);",
         f"probability that a run is above one of {ledger.reference}. Intervals are of a 95 % stratified bootstrap",
         "(Agarwal et al., 2021), which are too narrow for so few seeds: with three tasks of three seeds they would hold",
-        "the true score in about 85 % of cases, of five in 93 %. Seeds are counted by task.",
+        "the true score in about 87 % of cases, of five in 90 %. Seeds are counted by task.",
         "",
         f"| arm | seeds | score | above {ledger.reference} | area |",
         "|---|---|---|---|---|",

@@ -29,7 +29,7 @@ import psutil
 from rlamort.config import Run, config_of, locate
 from rlamort.errors import UserError
 from rlamort.run.checkpoint import Checkpoints
-from rlamort.run.track import Records, read_records
+from rlamort.run.track import Records, recorded_step
 
 NEEDS = {"wandb": "wandb", "tensorboard": "tensorboard"}
 SOON = 1.0  # seconds of waiting after which a message is printed
@@ -275,7 +275,7 @@ def catch_up(run: Path, changes: Mapping[str, Any], anew: bool) -> str:
 
 def _final(run: Path, config: Mapping[str, Any], size: int) -> int:
     """The bytes of a run's records that no resume writes again, of `size` in all."""
-    over = any(record["env_step"] >= config["steps"] for record in read_records(run))
+    over = recorded_step(run) >= config["steps"]
     try:
         newest = Checkpoints(run / "ckpt").newest()
     except UserError:  # all are damaged: no resume goes on from them

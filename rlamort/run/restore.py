@@ -18,7 +18,7 @@ from rlamort.run.learner import Learner, learner_class
 from rlamort.run.mirror import forget
 from rlamort.run.sb3_file import read_sb3
 from rlamort.run.stored import agent_in, run_facts, trusted, values_of
-from rlamort.run.track import read_records
+from rlamort.run.track import recorded_step
 
 
 def load(path: str | Path, env: Any = None, method: str | None = None, eval_env: Any = None) -> Learner:
@@ -151,12 +151,6 @@ def resume(
             warnings.warn(f"{name} is {new_versions[name]} now; the run was made with {old_versions.get(name)}", stacklevel=2)
     same = old_versions == new_versions and learner.device.type == "cpu" and not changed
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
-
-
-def recorded_step(path: Path) -> int:
-    """The environment step of a run's last record."""
-    step: Any = next((record["env_step"] for record in reversed(read_records(path))), 0)
-    return int(step)
 
 
 def over(path: Path, facts: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rlamort.env import Episode
+from rlamort.host.command import unread
 from rlamort.train import Clock, Enough, Pace, Values
 
 # prints a line about slow work in progress; does nothing without a terminal
@@ -108,7 +109,7 @@ class Unread(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unread()
 
 
 class Terminal:
@@ -182,6 +183,12 @@ def read_records(run: Path) -> list[dict[str, float | list[float]]]:
     file = run / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def recorded_step(run: Path) -> int:
+    """The environment step of a run's last record; 0 without one."""
+    step: Any = next((record["env_step"] for record in reversed(read_records(run))), 0)
+    return int(step)
 
 
 def last_evaluation(run: Path) -> Evaluation | None:
