@@ -2,15 +2,14 @@
 
 import contextlib
 import gzip
-import io
 import json
-import os
 import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -25,8 +24,7 @@ from test_learner import SMALL
 from wandb.proto import wandb_internal_pb2
 
 import rlamort as ra
-from rlamort.config import check_names, config_of, fields, read_row
-from rlamort.run.mirror import copy
+from rlamort.config import check_names, fields, read_row
 from rlamort.run.track import read_records
 
 COMMON = [
@@ -94,6 +92,13 @@ def test_an_offline_run_holds_every_row_once(tmp_path):
     assert config["versions"]["mujoco"]
     metrics = [r.metric for r in records if r.HasField("metric")]
     assert any(m.glob_name == "*" and m.step_metric == "env_step" for m in metrics)
+
+
+def test_the_client_of_a_program_that_has_ended_does_not_matter(tmp_path):
+    """A program's own W&B client names its service in the environment, and the service ends with the program."""
+    tracked = ["track=wandb", "wandb_mode=offline"]
+    rlamort("train", *COMMON, *tracked, cwd=tmp_path, WANDB_SERVICE=f"3-1-unix-{tmp_path}/ended")
+    assert_same_rows(scalars(tmp_path / "run"), history(tmp_path / "run"))
 
 
 def test_a_killed_and_resumed_run_is_one_run_with_every_row_once(tmp_path):
@@ -438,5 +443,8 @@ def test_a_first_record_may_be_long_in_coming(backend, tmp_path):
     learner = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), track=backend, wandb_mode="offline", **SMALL)
     learner.close()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    copy(tmp_path / "run", config_of(tmp_path / "run"), backend, io.StringIO("0\npreempted\nend\n"), os.getpid(), 5.0)
+    # In a process of its own, as mirrors run: the W&B client names its service in the environment of its process,
+    # and every command started later from this one would share it.
+    copier = [sys.executable, "-P", "-m", "rlamort.run.mirror", str(tmp_path / "run"), backend]
+    subprocess.run(copier, input=b"0\npreempted\nend\n", check=True, timeout=120)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b""

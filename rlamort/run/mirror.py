@@ -76,6 +76,8 @@ class Wandb:
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")  # also what it says before it has read the settings
+        # Another program's client names its service here, which ends with that program.
+        os.environ.pop("WANDB_SERVICE", None)
         settings = wandb.Settings(console="off", silent=True, x_stats_pid=watched, init_timeout=patience)
         try:
             self.run = wandb.init(
