@@ -23,6 +23,7 @@ import odd_envs
 import pytest
 import torch
 import yaml
+from counting import Factor
 from test_cli import HERE, RLAMORT, rlamort
 
 import rlamort as ra
@@ -457,10 +458,49 @@ def test_a_run_that_has_not_begun_may_be_on_another_environment(env, tmp_path):
 
 def test_where_a_run_is_evaluated_may_change(tmp_path):
     run_with_checkpoints(tmp_path / "run")
-    for changes in ({"eval_env": "Pendulum-v1"}, {}):
+    for changes, where in (
+        ({"eval_env": "Pendulum-v1"}, "Pendulum-v1"),
+        ({}, "Pendulum-v1"),
+        ({"eval_env": None}, None),
+        ({}, None),
+    ):
         again, exactness = resume(tmp_path / "run", changes)
-        assert (again.config.run.eval_env, exactness) == ("Pendulum-v1", "exact")
+        assert (again.config.run.eval_env, exactness) == (where, "exact")
         again.close()
+
+
+@pytest.mark.filterwarnings("ignore:eval_env. <lambda> is a function")
+def test_an_evaluation_environment_that_had_to_be_passed_may_be_given_up(tmp_path):
+    run = tmp_path / "run"
+    learner = ra.TD3("Pendulum-v1", eval_env=lambda: gymnasium.make("Pendulum-v1"), dir=str(run), **SMALL).learn(60)
+    learner.durable.save()
+    learner.close()
+    with pytest.raises(ra.UserError, match=r"eval_env: .* is a function"):
+        resume(run)
+    for changes in ({"eval_env": None}, {}):
+        again, _ = resume(run, changes)
+        assert again.config.run.eval_env is None
+        again.close()
+
+
+def test_an_environment_that_is_made_is_the_run_s_own(tmp_path):
+    """Its arguments may differ where its name does not."""
+    run = tmp_path / "run"
+    learner = ra.TD3(gymnasium.make("Pendulum-v1", g=5.0), max_episode_steps=50, dir=str(run), **SMALL).learn(60)
+    learner.durable.save()
+    learner.close()
+    refused = {
+        r"env_kwargs: the run in .* has \{'g': 5.0\}, and None would": gymnasium.make("Pendulum-v1"),
+        r"env_kwargs: the run in .* has \{'g': 5.0\}, and \{'g': 9.0\} would": gymnasium.make("Pendulum-v1", g=9.0),
+        "max_episode_steps: the run in .* has 50, and 70 would": gymnasium.make("Pendulum-v1", g=5.0, max_episode_steps=70),
+        "env: the run in .* has Pendulum-v1, and an instance with wrappers": Factor(gymnasium.make("Pendulum-v1", g=5.0)),
+    }
+    for message, env in refused.items():
+        with pytest.raises(ra.UserError, match=message):
+            resume(run, env=env)
+    again, exactness = resume(run, env=gymnasium.make("Pendulum-v1", g=5.0))
+    assert (exactness, again.clock.env_step) == ("exact", 60)
+    again.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*from here on")

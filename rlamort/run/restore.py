@@ -13,7 +13,7 @@ from rlamort.host.machine import versions
 from rlamort.run.checkpoint import Checkpoints
 from rlamort.run.directory import ASKED, Directory
 from rlamort.run.durable import Durable
-from rlamort.run.environments import INSTANCES, environment_values
+from rlamort.run.environments import INSTANCES, KEYS, environment_values
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.mirror import forget
 from rlamort.run.sb3_file import read_sb3
@@ -90,17 +90,9 @@ def resume(
     before = resolve(method, values_of(method, facts["values"]))
     recorded = path / "metrics.jsonl"
     begun = Checkpoints(path / "ckpt").latest() >= 0 or (recorded.exists() and recorded.stat().st_size > 0)
-    environments = {"env": changes.pop("env", env), "eval_env": changes.pop("eval_env", eval_env)}
-    for key, one in environments.items():
-        other = "eval_env" if key == "env" else "env"
-        values, unnamed = environment_values(one if key == "env" else None, one if key == "eval_env" else None, {})
-        made = key == "env" and not begun and isinstance(one, INSTANCES)  # its arguments may differ where its name does not
-        if one is None or key in facts["unnamed"] or (values[key] == before.values[key] and not made):
-            continue
-        if key == "env" and begun:
-            raise another_run(key, path, before.values[key], values[key])
-        changes = {name: value for name, value in values.items() if name != other} | changes
-        facts["unnamed"] |= unnamed
+    passed = {key: one for key, one in (("env", env), ("eval_env", eval_env)) if one is not None}
+    passed |= {key: changes.pop(key) for key in KEYS if key in changes}
+    changes = _of_environments(path, before.values, facts["unnamed"], passed, begun) | changes
     config = resolve(method, {**changes, "dir": str(path)}, before.values)
     marked, then, now = marks(config), before.leaves(), config.leaves()
     changed = [name for name, value in now.items() if marked[name] is not FREE and value != then.get(name)]
@@ -109,8 +101,8 @@ def resume(
         if marked[name] is FIXED and begun:
             raise another_run(name, path, old, new)
         warnings.warn(f"{name}: {new} from here on, {old} until now", stacklevel=2)
-    learner = learner_class(method).unbuilt(config, environments["env"], environments["eval_env"], facts["unnamed"])
-    for key in environments:
+    learner = learner_class(method).unbuilt(config, passed.get("env"), passed.get("eval_env"), facts["unnamed"])
+    for key in KEYS:
         learner.environments.find(key)
     learner.environments.require_second(must=True)
     directory = Directory(path, learner.description(), fresh=False)
@@ -151,6 +143,44 @@ def resume(
             warnings.warn(f"{name} is {new_versions[name]} now; the run was made with {old_versions.get(name)}", stacklevel=2)
     same = old_versions == new_versions and learner.device.type == "cpu" and not changed
     return learner, (EXACT if exact else EXCEPT_EPISODE) if same else STATISTICAL
+
+
+def _of_environments(
+    path: Path, run: Mapping[str, Any], unnamed: dict[str, str], passed: Mapping[str, Any], begun: bool
+) -> dict[str, Any]:
+    """The changes that environments make to a run's configuration; `unnamed` is brought up to date.
+
+    Args:
+        path: the run directory.
+        run: the configuration's values.
+        unnamed: by key, why the run's environment cannot be constructed by its name.
+        passed: those that are passed, by key; None takes back what the run has.
+        begun: whether the training environment must stay the same.
+
+    Raises:
+        UserError: it would not.
+    """
+    changes: dict[str, Any] = {}
+    for key, one in passed.items():
+        values, reasons = environment_values(one if key == "env" else None, one if key == "eval_env" else None, {})
+        if one is None:
+            unnamed.pop(key, None)
+        if key in unnamed:  # nothing about it is on record but that it has to be passed
+            continue
+        if key == "eval_env" or not begun:
+            changes |= {name: value for name, value in values.items() if name not in KEYS or name == key}
+            unnamed |= reasons
+            continue
+        if values[key] != run[key]:
+            raise another_run(key, path, run[key], values[key])
+        if isinstance(one, INSTANCES):
+            if key in reasons:
+                raise UserError(f"{key}: the run in {path} has {run[key]}, and {reasons[key]}, which would make it another run")
+            for name in ("env_kwargs", "max_episode_steps"):
+                own = values[name]
+                if own != run[name] and not (own is None and name == "max_episode_steps"):  # the run's limit is put around it
+                    raise another_run(name, path, run[name], own)
+    return changes
 
 
 def over(path: Path, facts: Mapping[str, Any]) -> bool:
