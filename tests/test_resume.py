@@ -547,7 +547,7 @@ def test_a_finished_run_without_checkpoints_is_not_begun_anew(tmp_path):
     config = (run / "config.yaml").read_text()
     for steps in (64, 100_000):  # which says nothing of how many Python was to learn
         (run / "config.yaml").write_text(config.replace("steps: 64", f"steps: {steps}"))
-        with pytest.raises(ra.UserError, match="no checkpoint to go on from, and beginning anew would lose its records"):
+        with pytest.raises(ra.UserError, match="has finished, and sb3/ppo keeps no checkpoints to go on from, and beginning"):
             resume(run)
     assert (run / "metrics.jsonl").read_bytes() == records
 

@@ -114,8 +114,9 @@ def resume(
         done = recorded_step(path)
         stopped = (path / ASKED).is_file() and done < min(before.run.steps, config.run.steps)  # Python may learn fewer steps
         if (path / "agent").is_dir() and (learner.source.resumable or not stopped):
+            none = "has no checkpoint" if learner.source.resumable else f"has finished, and {method} keeps no checkpoints"
             raise UserError(
-                f"{path}: it has no checkpoint to go on from, and beginning anew would lose its records; "
+                f"{path}: it {none} to go on from, and beginning anew would lose its records; "
                 f"rlamort.load({str(path)!r}) gives its agent, and `rlamort train` with another dir trains anew"
             )
         if not learner.source.resumable:
