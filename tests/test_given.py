@@ -19,7 +19,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
 import rlamort as ra
+from rlamort.env.copies import Copies, play
 from rlamort.env.make import open_env
+from rlamort.env.record import Recorded, recorded
 from rlamort.run.restore import resume
 
 HERE = Path(__file__).parent
@@ -542,3 +544,20 @@ def test_forgiveness_is_what_was_asked_for_also_of_an_instance():
         agent = ra.TD3(Fails(), max_env_faults=10_000, **SMALL).learn(300)
     assert agent.source.env.faults > 3
     assert moves(agent) == [1.0]
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_copies_of_mujoco_instances_are_what_was_given(rows):
+    """Gymnasium copies these from their constructor's arguments alone, which loses what was changed in them since."""
+    env = SyncVectorEnv([lambda: gymnasium.make("Hopper-v5")] * rows) if rows else gymnasium.make("Hopper-v5")
+    assert recorded(env, None, None) == Recorded("Hopper-v5", None, None)
+    for row in env.envs if rows else [env]:
+        row.unwrapped._forward_reward_weight = 100.0
+        row.unwrapped.model.opt.gravity[2] = -3.0
+    assert recorded(env, None, None).unnamed
+    copied = Copies(env)()
+    for one, other in zip(*(given.envs if rows else [given] for given in (env, copied)), strict=True):
+        assert one is not other
+        assert play([one]) == play([other])
+        other.unwrapped.model.opt.gravity[2] = -9.81
+        assert one.unwrapped.model.opt.gravity[2] == -3.0

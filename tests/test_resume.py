@@ -503,6 +503,26 @@ def test_an_environment_that_is_made_is_the_run_s_own(tmp_path):
     again.close()
 
 
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Hopper-v5"])
+def test_a_run_in_an_environment_that_is_made_goes_on_exactly_by_its_name_and_back(name, tmp_path):
+    """Gymnasium puts a checker around what its users make, and none around what is made here."""
+    whole, broken = (ra.TD3(gymnasium.make(name), dir=str(tmp_path / run), **SMALL) for run in ("whole", "broken"))
+    whole.learn(300)
+    with pytest.raises(Preempted):
+        broken.learn(300, stop=lambda: broken.clock.env_step >= 100)
+    broken.close()
+    again, exactness = resume(tmp_path / "broken")
+    assert exactness == "exact"
+    with pytest.raises(Preempted):
+        again.learn(300 - again.clock.env_step, reset_num_timesteps=False, stop=lambda: again.clock.env_step >= 200)
+    again.close()
+    back, exactness = resume(tmp_path / "broken", env=gymnasium.make(name))
+    assert exactness == "exact"
+    back.learn(300 - back.clock.env_step, reset_num_timesteps=False)
+    assert_equal([whole.agent.state_dict(), whole.source.x], [back.agent.state_dict(), back.source.x])
+    assert timeless(tmp_path / "whole") == timeless(tmp_path / "broken")
+
+
 @pytest.mark.filterwarnings("ignore:.*from here on")
 def test_an_environment_that_is_made_comes_with_its_arguments_before_anything_is_recorded(tmp_path):
     for old, new in (("Pendulum-v1", "MountainCarContinuous-v0"), ("Pendulum-v1", "Pendulum-v1")):

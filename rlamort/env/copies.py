@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from rlamort.env.snapshot import layers, preserved, seed_globals
-from rlamort.env.state import Reader
+from rlamort.env.state import Reader, Writer
 from rlamort.errors import UserError
 
 STEPS = 8  # that two environments are compared over
@@ -69,9 +69,35 @@ def _copied(env: Player) -> Any:
             mode: Any = base.observation_mode  # the two declare its type differently
             rows = SyncVectorEnv(base.env_fns, observation_mode=mode, autoreset_mode=base.autoreset_mode)
             return copy.deepcopy(env, {id(base): rows})
-        return copy.deepcopy(env)
+        copied = copy.deepcopy(env)
+        _bring_state(env, copied)
     except Exception as error:
         raise UserError(f"it cannot be copied ({type(error).__name__}: {error})") from error
+    return copied
+
+
+def _bring_state(env: Player, copied: Any) -> None:
+    """Restore in a copy what copying loses: Gymnasium makes its MuJoCo environments anew, from constructor arguments."""
+    ours, theirs = _parts(env), _parts(copied)
+    for one, other in zip(ours, theirs, strict=True):
+        if isinstance(one, gymnasium.Env) and one is one.unwrapped and other.spec is None:
+            other.spec = one.spec
+    state = _read(ours)
+    if not equal(state, _read(theirs)):
+        writer = Writer(theirs)
+        for tree, part in zip(state, theirs, strict=True):
+            writer.what_fits(tree, part)
+
+
+def _parts(env: Player) -> list[Any]:
+    """Its layers, and those of its rows."""
+    rows = env.unwrapped.envs if isinstance(env.unwrapped, SyncVectorEnv) else []
+    return [*layers(env), *(layer for row in rows for layer in layers(row))]
+
+
+def _read(parts: Sequence[Any]) -> list[Any]:
+    reader = Reader(parts)
+    return [reader.layer(part) for part in parts]
 
 
 def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
@@ -113,6 +139,9 @@ def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, An
                 return False
         trees = []
         for inside in (layers(one), layers(other)):
+            for layer in inside:  # vector environments draw from those of their rows, and every training seeds them
+                layer.action_space.seed(0)
+                layer.observation_space.seed(0)
             reader = Reader(inside)
             trees.append([reader.layer(layer) for layer in inside])
             if reader.lost:

@@ -8,6 +8,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.wrappers import PassiveEnvChecker
 
 from rlamort.env.objects import name_of, value_in
 from rlamort.env.state import Reader, Tree, Unlike, Writer
@@ -18,6 +19,9 @@ TRIAL = 1_100  # steps and resets for which a copy is stepped beside the environ
 PROVED = 16  # environments that are tested so, of any number of one kind
 SETTLED = 5  # steps before that, so that its state differs from that of a new environment
 LIBRARY = "gymnasium."
+CHECKER = name_of(
+    PassiveEnvChecker
+)  # around an instance that users make, not around one that is made by name; it changes nothing
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -116,12 +120,14 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         return reason
 
     def _put_back(self, state: dict[str, Tree]) -> str:
-        inside = layers(self.env)
-        if len(inside) != len(state["layers"]):
-            return f"it has {len(inside)} layers; there were {len(state['layers'])}"
+        inside = [layer for layer in layers(self.env) if type(layer) is not PassiveEnvChecker]
+        trees = [tree for tree in state["layers"] if tree["class"] != CHECKER]
+        if len(inside) != len(trees):
+            return f"it has {len(inside)} layers; there were {len(trees)}"
+        at = [sum(tree["class"] != CHECKER for tree in state["layers"][:i]) for i in range(len(state["layers"]))]
         try:
-            writer = Writer(inside)
-            for tree, layer in zip(state["layers"], inside, strict=True):
+            writer = Writer(inside, [inside[i] for i in at])
+            for tree, layer in zip(trees, inside, strict=True):
                 writer.layer(tree, layer)
             writer.shared(state["shared"])
         except Unlike as error:

@@ -190,16 +190,17 @@ class Writer:
 
     Args:
         layers: those of `Reader`, of the objects that are written to.
+        instead: what stands for each of the layers that were read; the same ones by default.
 
     Raises:
         Unlike: an object has another structure, or something in the tree cannot be constructed.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], instead: Sequence[Any] | None = None) -> None:
         self.reader = Reader(layers)  # knows the classes that may be made
         for layer in layers:
             self.reader.layer(layer)
-        self._objects: dict[int, Any] = dict(enumerate(layers))
+        self._objects: dict[int, Any] = dict(enumerate(layers if instead is None else instead))
         ours = {kind.__module__ for kind in self.reader.classes.values()}
         self._module = "" if "__main__" in ours or not layers else type(layers[-1]).__module__
 
