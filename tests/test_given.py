@@ -1,9 +1,11 @@
 """What is given is what is trained in, evaluated in, resumed and loaded; what is evaluated in is never what is trained in."""
 
+import functools
 import json
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import gymnasium
@@ -561,3 +563,52 @@ def test_copies_of_mujoco_instances_are_what_was_given(rows):
         assert play([one]) == play([other])
         other.unwrapped.model.opt.gravity[2] = -9.81
         assert one.unwrapped.model.opt.gravity[2] == -3.0
+
+
+def jump(x_velocity, action):
+    return 7.0, {}
+
+
+CHANGES = {
+    "a function": lambda env: setattr(env, "_get_rew", jump),
+    "a function of its own": lambda env: setattr(env, "_get_rew", lambda x_velocity, action: jump(x_velocity, action)),
+    "a method": lambda env: setattr(env, "_get_rew", types.MethodType(lambda self, *args: jump(*args), env)),
+    "a partial function": lambda env: setattr(env, "_get_rew", functools.partial(jump)),
+    "bounds of actions": lambda env: setattr(env, "action_space", Box(-0.1, 0.1, (3,), np.float32)),
+    "bounds of observations": lambda env: setattr(env, "observation_space", Box(-9, 9, (11,), np.float64)),
+    "steps of the solver": lambda env: setattr(env.model.opt, "iterations", 1),
+    "switches of the simulator": lambda env: setattr(env.model.opt, "disableflags", 1),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("what", CHANGES)
+def test_copies_of_mujoco_instances_have_whatever_was_changed(what, inside):
+    """Also what no checkpoint can hold, which a copy can; and the run is not taken for one in what its id makes."""
+    env = gymnasium.make("Hopper-v5")
+    if not inside:
+        CHANGES[what](env.unwrapped)
+        one, other, plain = env, Copies(env)(), gymnasium.make("Hopper-v5")
+        assert recorded(env, None, None).unnamed
+    else:
+        nested, named = Around(env), Around(gymnasium.make("Hopper-v5"))
+        CHANGES[what](env.unwrapped)
+        one, other, plain = nested.sim, Copies(nested)().sim, named.sim
+    assert one.unwrapped is not other.unwrapped
+    assert other.unwrapped.data.model is other.unwrapped.model
+    assert play([one]) == play([other])
+    assert (one.observation_space, one.action_space) == (other.observation_space, other.action_space)
+    assert what == "bounds of observations" or play([plain]) != play([other])
+
+
+class Around(gymnasium.Env):
+    """An environment that plays another, in an attribute."""
+
+    def __init__(self, sim):
+        self.sim, self.observation_space, self.action_space = sim, sim.observation_space, sim.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.sim.reset(seed=seed)
+
+    def step(self, action):
+        return self.sim.step(action)

@@ -61,6 +61,10 @@ class Reader:
         self._alive = list(layers)  # an id names an object only as long as it lives
         self._seen = {id(layer): i for i, layer in enumerate(layers)}
 
+    def objects(self) -> list[Any]:
+        """The layers, and all objects found in them so far."""
+        return list(self._alive)
+
     def layer(self, value: Any) -> Tree:
         """The class and the attributes of one of the layers."""
         return self._attributes(value, type(value).__qualname__)
