@@ -612,3 +612,7 @@ class Around(gymnasium.Env):
 
     def step(self, action):
         return self.sim.step(action)
+
+
+def test_an_instance_without_gymnasiums_checker_has_its_name():
+    assert recorded(gymnasium.make("Hopper-v5", disable_env_checker=True), None, None) == Recorded("Hopper-v5", None, None)
