@@ -120,11 +120,14 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
         return reason
 
     def _put_back(self, state: dict[str, Tree]) -> str:
-        inside = [layer for layer in layers(self.env) if type(layer) is not PassiveEnvChecker]
-        trees = [tree for tree in state["layers"] if tree["class"] != CHECKER]
+        inside, trees = layers(self.env), state["layers"]
+        at = list(range(len(trees)))
+        if len(inside) != len(trees):
+            at = [sum(tree["class"] != CHECKER for tree in trees[:i]) for i in at]
+            inside = [layer for layer in inside if type(layer) is not PassiveEnvChecker]
+            trees = [tree for tree in trees if tree["class"] != CHECKER]
         if len(inside) != len(trees):
             return f"it has {len(inside)} layers; there were {len(trees)}"
-        at = [sum(tree["class"] != CHECKER for tree in state["layers"][:i]) for i in range(len(state["layers"]))]
         try:
             writer = Writer(inside, [inside[i] for i in at])
             for tree, layer in zip(trees, inside, strict=True):
