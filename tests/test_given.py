@@ -616,3 +616,61 @@ class Around(gymnasium.Env):
 
 def test_an_instance_without_gymnasiums_checker_has_its_name():
     assert recorded(gymnasium.make("Hopper-v5", disable_env_checker=True), None, None) == Recorded("Hopper-v5", None, None)
+
+
+class Odd(Pay):
+    """What it returns is not what it should be: `step` says what."""
+
+    def __init__(self, **answer):
+        super().__init__()
+        self.answer = {"observation": np.zeros(1, np.float32), "reward": 1.0, "terminated": False} | answer
+
+    def step(self, action):
+        super().step(action)
+        return *self.answer.values(), self.t == 7, {}
+
+
+class Old(Pay):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Bare(gymnasium.Env):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Odd(observation=[0.0]), "env Odd: step returned an observation of type list; an array of shape"),
+        (Odd(observation=np.zeros(1, np.int64)), "env Odd: step returned an observation of dtype int64; it declares shape"),
+        (Odd(reward=np.ones(1)), r"env Odd: step returned reward array\(\[1\.\]\); a finite number is needed"),
+        (Odd(reward="1.0 and more"), "env Odd: step returned reward '1.0 and more'; a finite number is needed"),
+        (Odd(reward=None), "env Odd: step returned reward None; a finite number is needed"),
+        (Odd(terminated=0), "env Odd: step returned terminated=0; a bool is needed"),
+        (Old(), r"env Old: reset must return \(observation, info\), got array"),
+        (Bare(), "env=Bare: its observation_space is None; a gymnasium.spaces.Box is needed"),
+    ],
+)
+def test_what_is_wrong_with_an_instance_shows_at_once_as_with_a_class(env, message):
+    """Not at the first evaluation, in which its copies are tested, after all training."""
+    with pytest.raises((ra.Fault, ra.UserError), match=message):
+        ra.TD3(env, **SMALL)
+    with pytest.raises((ra.Fault, ra.UserError), match=message):
+        ra.TD3(Pay, eval_env=env, **SMALL)
+
+
+def test_rewards_of_another_shape_are_named_also_of_a_vector_environment():
+    class Column(gymnasium.vector.VectorWrapper):
+        def step(self, actions):
+            observation, reward, *more = self.env.step(actions)
+            return observation, reward[:, None], *more
+
+    with pytest.raises(
+        ra.Fault, match=r"env Column, step 1: reward is \[\[1\.\]\n \[1\.\]\]; a float32 for each of 2 is needed"
+    ):
+        ra.TD3(Column(SyncVectorEnv([Pay] * 2)), **SMALL).learn(30)
+
+
+def test_copies_are_called_by_the_name_of_what_they_are_of():
+    assert ra.TD3(Pay(), **SMALL).environments.evaluation(1).name == "Pay"

@@ -112,6 +112,8 @@ def _of_rows(env: VectorEnv[Any, Any, Any]) -> Recorded:
 
 def name_of(env: Any) -> str:
     """An environment's name in messages."""
+    if isinstance(env, Copies):
+        env = env.env
     if env is None or isinstance(env, str):
         return str(env)
     if isinstance(env, type) or not isinstance(env, gymnasium.Env | VectorEnv | Problem):
