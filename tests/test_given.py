@@ -674,3 +674,15 @@ def test_rewards_of_another_shape_are_named_also_of_a_vector_environment():
 
 def test_copies_are_called_by_the_name_of_what_they_are_of():
     assert ra.TD3(Pay(), **SMALL).environments.evaluation(1).name == "Pay"
+
+
+def test_an_instance_that_was_drawn_is_copied_all_the_same():
+    pytest.importorskip("pygame")
+    env = gymnasium.make("Pendulum-v1", render_mode="rgb_array", g=3.0)
+    env.reset(seed=0)
+    env.render()
+    copied = Copies(env)()
+    assert play([copied]) == play([env])
+    assert copied.unwrapped.screen is None
+    copied.reset(seed=0)
+    assert copied.render().shape == (500, 500, 3)

@@ -16,7 +16,7 @@ import torch
 from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from rlamort.env.objects import RENDERERS, attributes
+from rlamort.env.objects import RENDERERS, attributes, drawn
 from rlamort.env.physics import model_arrays, read_data, write_data, write_model
 from rlamort.env.snapshot import layers, preserved, seed_globals
 from rlamort.env.state import Reader, Writer
@@ -86,6 +86,8 @@ def _deep(env: Player) -> Any:
         reader.layer(part)
     anew = [(one, copy.deepcopy(one)) for one in reader.objects() if type(one).__getstate__ is EzPickle.__getstate__]
     memo: dict[int, Any] = {id(one): other for one, other in anew}
+    held = [one for part in parts for one in attributes(part).values()]
+    memo |= {id(one): None for one in held if drawn(one) and not _copyable(one)}  # a window, which a copy opens of its own
     for one, other in anew:
         for name, live in attributes(other).items():
             if _bound(live) and type(value := attributes(one).get(name)) is type(live):
@@ -103,6 +105,14 @@ def _deep(env: Player) -> Any:
             memos.append(memo)
             object.__setattr__(other, name, part)
     return copied
+
+
+def _copyable(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # whatever the library says
+        return False
+    return True
 
 
 def _bound(value: Any) -> bool:
