@@ -84,7 +84,7 @@ def _deep(env: Player) -> Any:
     reader = Reader(parts := _parts(env))
     for part in parts:
         reader.layer(part)
-    anew = [(one, copy.deepcopy(one)) for one in reader.objects() if type(one).__getstate__ is EzPickle.__getstate__]
+    anew = [(one, copy.deepcopy(one)) for one in reader.objects() if _made_anew(one)]
     memo: dict[int, Any] = {id(one): other for one, other in anew}
     held = [one for part in parts for one in attributes(part).values()]
     memo |= {id(one): None for one in held if drawn(one) and not _copyable(one)}  # a window, which a copy opens of its own
@@ -105,6 +105,12 @@ def _deep(env: Player) -> Any:
             memos.append(memo)
             object.__setattr__(other, name, part)
     return copied
+
+
+def _made_anew(value: Any) -> bool:
+    """Whether a deep copy calls its constructor."""
+    ours = isinstance(value, EzPickle) and type(value).__getstate__ is EzPickle.__getstate__
+    return ours and not hasattr(value, "__deepcopy__")
 
 
 def _copyable(value: Any) -> bool:

@@ -193,7 +193,7 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         second, reward, terminated, truncated, _ = outcome
         for when, observation in (("reset", first), ("step", second)):
             _check_observation(name, when, observation, env.observation_space)
-        if np.shape(reward) or not isinstance(reward, SupportsFloat) or not np.isfinite(float(reward)):
+        if not isinstance(reward, SupportsFloat) or np.asarray(reward).shape or not np.isfinite(float(reward)):
             raise Fault(f"env {name}: step returned reward {reward!r}; a finite number is needed")
         for flag, value in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(value, bool | np.bool_):
