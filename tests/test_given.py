@@ -1,9 +1,11 @@
 """What is given is what is trained in, evaluated in, resumed and loaded; what is evaluated in is never what is trained in."""
 
+import functools
 import json
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import gymnasium
@@ -561,3 +563,126 @@ def test_copies_of_mujoco_instances_are_what_was_given(rows):
         assert play([one]) == play([other])
         other.unwrapped.model.opt.gravity[2] = -9.81
         assert one.unwrapped.model.opt.gravity[2] == -3.0
+
+
+def jump(x_velocity, action):
+    return 7.0, {}
+
+
+CHANGES = {
+    "a function": lambda env: setattr(env, "_get_rew", jump),
+    "a function of its own": lambda env: setattr(env, "_get_rew", lambda x_velocity, action: jump(x_velocity, action)),
+    "a method": lambda env: setattr(env, "_get_rew", types.MethodType(lambda self, *args: jump(*args), env)),
+    "a partial function": lambda env: setattr(env, "_get_rew", functools.partial(jump)),
+    "bounds of actions": lambda env: setattr(env, "action_space", Box(-0.1, 0.1, (3,), np.float32)),
+    "bounds of observations": lambda env: setattr(env, "observation_space", Box(-9, 9, (11,), np.float64)),
+    "steps of the solver": lambda env: setattr(env.model.opt, "iterations", 1),
+    "switches of the simulator": lambda env: setattr(env.model.opt, "disableflags", 1),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("what", CHANGES)
+def test_copies_of_mujoco_instances_have_whatever_was_changed(what, inside):
+    """Also what no checkpoint can hold, which a copy can; and the run is not taken for one in what its id makes."""
+    env = gymnasium.make("Hopper-v5")
+    if not inside:
+        CHANGES[what](env.unwrapped)
+        one, other, plain = env, Copies(env)(), gymnasium.make("Hopper-v5")
+        assert recorded(env, None, None).unnamed
+    else:
+        nested, named = Around(env), Around(gymnasium.make("Hopper-v5"))
+        CHANGES[what](env.unwrapped)
+        one, other, plain = nested.sim, Copies(nested)().sim, named.sim
+    assert one.unwrapped is not other.unwrapped
+    assert other.unwrapped.data.model is other.unwrapped.model
+    assert play([one]) == play([other])
+    assert (one.observation_space, one.action_space) == (other.observation_space, other.action_space)
+    assert what == "bounds of observations" or play([plain]) != play([other])
+
+
+class Around(gymnasium.Env):
+    """An environment that plays another, in an attribute."""
+
+    def __init__(self, sim):
+        self.sim, self.observation_space, self.action_space = sim, sim.observation_space, sim.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.sim.reset(seed=seed)
+
+    def step(self, action):
+        return self.sim.step(action)
+
+
+def test_an_instance_without_gymnasiums_checker_has_its_name():
+    assert recorded(gymnasium.make("Hopper-v5", disable_env_checker=True), None, None) == Recorded("Hopper-v5", None, None)
+
+
+class Odd(Pay):
+    """What it returns is not what it should be: `step` says what."""
+
+    def __init__(self, **answer):
+        super().__init__()
+        self.answer = {"observation": np.zeros(1, np.float32), "reward": 1.0, "terminated": False} | answer
+
+    def step(self, action):
+        super().step(action)
+        return *self.answer.values(), self.t == 7, {}
+
+
+class Old(Pay):
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0]
+
+
+class Bare(gymnasium.Env):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Odd(observation=[0.0]), "env Odd: step returned an observation of type list; an array of shape"),
+        (Odd(observation=np.zeros(1, np.int64)), "env Odd: step returned an observation of dtype int64; it declares shape"),
+        (Odd(reward=np.ones(1)), r"env Odd: step returned reward array\(\[1\.\]\); a finite number is needed"),
+        (Odd(reward="1.0 and more"), "env Odd: step returned reward '1.0 and more'; a finite number is needed"),
+        (Odd(reward=None), "env Odd: step returned reward None; a finite number is needed"),
+        (Odd(terminated=0), "env Odd: step returned terminated=0; a bool is needed"),
+        (Old(), r"env Old: reset must return \(observation, info\), got array"),
+        (Bare(), "env=Bare: its observation_space is None; a gymnasium.spaces.Box is needed"),
+    ],
+)
+def test_what_is_wrong_with_an_instance_shows_at_once_as_with_a_class(env, message):
+    """Not at the first evaluation, in which its copies are tested, after all training."""
+    with pytest.raises((ra.Fault, ra.UserError), match=message):
+        ra.TD3(env, **SMALL)
+    with pytest.raises((ra.Fault, ra.UserError), match=message):
+        ra.TD3(Pay, eval_env=env, **SMALL)
+
+
+def test_rewards_of_another_shape_are_named_also_of_a_vector_environment():
+    class Column(gymnasium.vector.VectorWrapper):
+        def step(self, actions):
+            observation, reward, *more = self.env.step(actions)
+            return observation, reward[:, None], *more
+
+    with pytest.raises(
+        ra.Fault, match=r"env Column, step 1: reward is \[\[1\.\]\n \[1\.\]\]; a float32 for each of 2 is needed"
+    ):
+        ra.TD3(Column(SyncVectorEnv([Pay] * 2)), **SMALL).learn(30)
+
+
+def test_copies_are_called_by_the_name_of_what_they_are_of():
+    assert ra.TD3(Pay(), **SMALL).environments.evaluation(1).name == "Pay"
+
+
+def test_an_instance_that_was_drawn_is_copied_all_the_same():
+    pytest.importorskip("pygame")
+    env = gymnasium.make("Pendulum-v1", render_mode="rgb_array", g=3.0)
+    env.reset(seed=0)
+    env.render()
+    copied = Copies(env)()
+    assert play([copied]) == play([env])
+    assert copied.unwrapped.screen is None
+    copied.reset(seed=0)
+    assert copied.render().shape == (500, 500, 3)

@@ -269,6 +269,16 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     assert ra.load(tmp_path / "run").clock.env_step == 220
 
 
+def test_a_run_that_is_closed_is_free_whatever_was_forked_meanwhile(tmp_path):
+    """As by Gymnasium's worker processes, which inherit what is open."""
+    agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(30)
+    workers = gymnasium.make_vec("Pendulum-v1", 1, "async")
+    agent.close()
+    again, _ = resume(tmp_path / "run")
+    again.close()
+    workers.close()
+
+
 def test_two_processes_do_not_share_a_run(tmp_path):
     first = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(80)
     done = rlamort("resume", "run", cwd=tmp_path, code=2)

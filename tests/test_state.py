@@ -1,6 +1,7 @@
 """What an environment holds is saved, or named, and a resume is called what it is."""
 
 import collections
+import types
 from pathlib import Path
 
 import counting
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from counting import SMALL
+from gymnasium.wrappers import FrameStackObservation, TransformReward
 from test_resume import assert_equal, everything
 
 import rlamort as ra
@@ -105,6 +107,44 @@ def test_what_cannot_be_saved_is_named_and_the_episode_ends(kind, part, tmp_path
     assert again.clock.env_step == whole.clock.env_step == 90
     whole.close()
     again.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda env: FrameStackObservation(env, 3), lambda env: TransformReward(env, of_a_script)])
+def test_wrappers_are_put_back_exactly(wrap):
+    """Of frames that are one array after a reset, and with functions of a script around an environment of a library."""
+    row = Snapshot(lambda: wrap(gymnasium.make("Pendulum-v1")), 0)
+    row.reset(seed=0)
+    row.prove()
+    for _ in range(30):
+        row.step(np.ones(1, np.float32))
+    assert row.snapshot()["unsaved"] == []
+
+
+def of_a_script(reward):
+    return 2 * reward
+
+
+of_a_script.__module__ = "__main__"
+
+
+def test_arrays_that_were_one_do_not_overwrite_each_other():
+    one, other = Anything(a=np.zeros(2), b=np.ones(2), c=[1], d=[2]), Anything(a=np.zeros(2), c=[])
+    other.b, other.d = other.a, other.c
+    there_and_back(one, other)
+    assert (other.a.tolist(), other.b.tolist(), other.c, other.d) == ([0, 0], [1, 1], [1], [2])
+
+
+def test_a_method_that_was_put_in_the_place_of_another_stays_there():
+    def method(self):
+        return "another"
+
+    one, other, without = Anything(), Anything(), Anything()
+    for changed in (one, other):
+        changed.method = types.MethodType(method, changed)
+    there_and_back(one, other)
+    assert other.method() == "another"
+    with pytest.raises(Unlike, match="method is no method of a Anything"):
+        there_and_back(one, without)
 
 
 def test_a_hidden_state_shows_when_a_copy_plays_beside(tmp_path):

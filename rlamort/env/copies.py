@@ -13,8 +13,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.utils import EzPickle
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
+from rlamort.env.objects import RENDERERS, attributes, drawn
+from rlamort.env.physics import model_arrays, read_data, write_data, write_model
 from rlamort.env.snapshot import layers, preserved, seed_globals
 from rlamort.env.state import Reader, Writer
 from rlamort.errors import UserError
@@ -69,15 +72,69 @@ def _copied(env: Player) -> Any:
             mode: Any = base.observation_mode  # the two declare its type differently
             rows = SyncVectorEnv(base.env_fns, observation_mode=mode, autoreset_mode=base.autoreset_mode)
             return copy.deepcopy(env, {id(base): rows})
-        copied = copy.deepcopy(env)
+        copied = _deep(env)
         _bring_state(env, copied)
     except Exception as error:
         raise UserError(f"it cannot be copied ({type(error).__name__}: {error})") from error
     return copied
 
 
+def _deep(env: Player) -> Any:
+    """A deep copy, also of what Gymnasium's `EzPickle` makes anew, from constructor arguments, as all MuJoCo environments."""
+    reader = Reader(parts := _parts(env))
+    for part in parts:
+        reader.layer(part)
+    anew = [(one, copy.deepcopy(one)) for one in reader.objects() if _made_anew(one)]
+    memo: dict[int, Any] = {id(one): other for one, other in anew}
+    held = [one for part in parts for one in attributes(part).values()]
+    memo |= {id(one): None for one in held if drawn(one) and not _copyable(one)}  # a window, which a copy opens of its own
+    for one, other in anew:
+        for name, live in attributes(other).items():
+            if _bound(live) and type(value := attributes(one).get(name)) is type(live):
+                _write(live, value)
+                memo[id(value)] = live
+    copied = copy.deepcopy(env, memo)
+    memos = [memo]  # all of them, since they hold their own ids, which nothing else may have
+    for one, other in anew:
+        for name, value in attributes(one).items():
+            memo = dict(memos[-1])  # a copy that fails leaves half-filled containers in it
+            try:
+                part = copy.deepcopy(value, memo)
+            except Exception:  # a simulator's object in C, of which the new one has its own
+                continue
+            memos.append(memo)
+            object.__setattr__(other, name, part)
+    return copied
+
+
+def _made_anew(value: Any) -> bool:
+    """Whether a deep copy calls its constructor."""
+    ours = isinstance(value, EzPickle) and type(value).__getstate__ is EzPickle.__getstate__
+    return ours and not hasattr(value, "__deepcopy__")
+
+
+def _copyable(value: Any) -> bool:
+    try:
+        copy.deepcopy(value)
+    except Exception:  # whatever the library says
+        return False
+    return True
+
+
+def _bound(value: Any) -> bool:
+    """Whether it belongs to one environment's simulator, so that another has to keep its own."""
+    return type(value).__name__ in ("MjModel", "MjData", *RENDERERS)
+
+
+def _write(live: Any, value: Any) -> None:
+    if type(value).__name__ == "MjModel":
+        write_model(live, dict(model_arrays(value)))
+    elif type(value).__name__ == "MjData":
+        write_data(live, read_data(value))
+
+
 def _bring_state(env: Player, copied: Any) -> None:
-    """Restore in a copy what copying loses: Gymnasium makes its MuJoCo environments anew, from constructor arguments."""
+    """Restore in a copy what a `__deepcopy__` of its class loses."""
     ours, theirs = _parts(env), _parts(copied)
     for one, other in zip(ours, theirs, strict=True):
         if isinstance(one, gymnasium.Env) and one is one.unwrapped and other.spec is None:
@@ -135,7 +192,7 @@ def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, An
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = make()
-            if play([one]) != play([other]):
+            if play([one]) != play([other]) or _spaces(one) != _spaces(other):
                 return False
         trees = []
         for inside in (layers(one), layers(other)):
@@ -149,6 +206,10 @@ def alike(one: gymnasium.Env[Any, Any], make: Callable[[], gymnasium.Env[Any, An
         return equal(*trees)
     except Exception:  # whatever a user's environment raises, it is not known to be the same
         return False
+
+
+def _spaces(env: Any) -> list[Any]:
+    return [(layer.observation_space, layer.action_space) for layer in layers(env)]
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -87,9 +87,8 @@ class GymEnv(Env):
         observation, reward, terminated, truncated, info = self._call(lambda: self.vector.step(action))
         self._steps += 1
         successor, raw_reward = self._rows(observation), reward
-        with np.errstate(over="ignore"):  # what float32 cannot hold is said below
-            reward = np.array(reward, dtype=np.float32)
-        terminated, truncated = np.array((terminated, truncated), dtype=bool)
+        reward = self._numbers("reward", reward, np.float32)
+        terminated, truncated = self._numbers("terminated", terminated, bool), self._numbers("truncated", truncated, bool)
         valid, ended = ~self._ended if self.mode is AutoresetMode.NEXT_STEP else self._every, terminated | truncated
         if not (np.isfinite(reward).all() and np.isfinite(successor).all()):
             sound = np.isfinite(reward) & np.isfinite(successor).all(-1)
@@ -252,6 +251,19 @@ class GymEnv(Env):
                 f"env {self.name}, step {self._steps}: {rows.shape[1]} numbers in an observation; it declares {self.spec.x_dim}"
             )
         return rows
+
+    def _numbers(self, what: str, given: Any, dtype: Any) -> np.ndarray:
+        """(B,) as the environment returned it -> (B,), copied."""
+        try:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is said by `_odd`
+                array = np.array(given, dtype=dtype)
+        except (ValueError, TypeError):
+            array = None
+        if array is None or array.shape != (self.count,):
+            raise Fault(
+                f"env {self.name}, step {self._steps}: {what} is {given}; a {dtype.__name__} for each of {self.count} is needed"
+            )
+        return array
 
     def _finite(self, array: np.ndarray, what: str, raw: Any) -> np.ndarray:
         """`array` if it is finite; messages show the `raw` values."""

@@ -5,7 +5,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -179,18 +179,22 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
         raise UserError(f"env={name}: it cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(env, gymnasium.Env):
         raise UserError(f"env={name}: it makes a {type(env).__name__}; a gymnasium.Env is needed")
+    require_spaces(env)
     spec = spec_of(name, env.observation_space, env.action_space)
     env.action_space.seed(0)
     try:
-        first, _ = env.reset(seed=0, options=options)
+        begun = env.reset(seed=0, options=options)
+        if not (isinstance(begun, tuple) and len(begun) == 2):
+            raise Fault(f"env {name}: reset must return (observation, info), got {begun!r}")
+        first, _ = begun
         outcome = env.step(env.action_space.sample())
         if not (isinstance(outcome, tuple) and len(outcome) == 5):
             raise Fault(f"env {name}: step must return (observation, reward, terminated, truncated, info), got {outcome!r}")
         second, reward, terminated, truncated, _ = outcome
         for when, observation in (("reset", first), ("step", second)):
             _check_observation(name, when, observation, env.observation_space)
-        if not np.isfinite(float(reward)):
-            raise Fault(f"env {name}: step returned reward {reward}; a finite number is needed")
+        if not isinstance(reward, SupportsFloat) or np.asarray(reward).shape or not np.isfinite(float(reward)):
+            raise Fault(f"env {name}: step returned reward {reward!r}; a finite number is needed")
         for flag, value in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(value, bool | np.bool_):
                 raise Fault(f"env {name}: step returned {flag}={value!r}; a bool is needed")
@@ -207,6 +211,13 @@ def probe(name: str, make: Factory, options: dict[str, Any] | None = None) -> tu
     finally:
         env.close()
     return _with_dynamics(spec, env, lambda: Simulator(make, name)), declares_limit(env), env.unwrapped
+
+
+def require_spaces(env: gymnasium.Env[Any, Any]) -> None:
+    """Raises UserError where an environment does not say what it takes and gives."""
+    for space in ("observation_space", "action_space"):
+        if not isinstance(found := getattr(env, space, None), gymnasium.Space):
+            raise UserError(f"env={name_of(env)}: its {space} is {found}; a gymnasium.spaces.Box is needed")
 
 
 def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
@@ -331,6 +342,7 @@ def open_gym(
     first, probed, before, grown = None, None, resident(), math.inf
     if isinstance(env, gymnasium.Env):
         _refuse_kwargs(name, env_kwargs or {})
+        require_spaces(env)
         spec, first = spec_of(name, env.observation_space, env.action_space), limited(env, name, max_episode_steps)
         spec, declared = _with_dynamics(spec, first, lambda: Simulator(copies_of(env), name)), declares_limit(first)
         try:
@@ -339,6 +351,8 @@ def open_gym(
             if count > 1 or vectorization != "sync":
                 raise
             make, max_faults = _none_left(error), 0
+        else:
+            probe(name, make, reset_options)
     else:
         make = factory(env, env_kwargs, max_episode_steps)
         spec, declared, probed = probe(name, make, reset_options)

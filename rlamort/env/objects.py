@@ -32,7 +32,12 @@ def constant(value: Any) -> bool:
     """Whether `value` is constant for an environment."""
     if isinstance(value, (*CODE, *VALUES, *SILENT)) or type(value).__name__ in RENDERERS:
         return True
-    return type(value).__module__.startswith((*DRAWING, "rlamort.run"))  # an environment may know who learns in it
+    return drawn(value) or type(value).__module__.startswith("rlamort.run")  # an environment may know who learns in it
+
+
+def drawn(value: Any) -> bool:
+    """Whether it is part of a window or a picture."""
+    return type(value).__module__.startswith(DRAWING)
 
 
 def name_of(value: Any) -> str:

@@ -20,25 +20,31 @@ def _mujoco_arrays(data: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def model_arrays(model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """What a randomised environment may change: masses, frictions, gains, heights, gravity, the time step."""
-    for holder, prefix in ((model, ""), (model.opt, "opt.")):
+    """What a randomised environment may change: masses, frictions, gains, heights, gravity, the time step, the solver."""
+    for holder, prefix in ((model, ""), (model.opt, "opt."), (model.stat, "stat.")):
         for name in dir(holder):
             if name.startswith(("_", *NOT_PHYSICS)):
                 continue
             value = getattr(holder, name)
             if isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.size and value.flags.writeable:
                 yield prefix + name, value
-            elif prefix and isinstance(value, float):
+            elif prefix and isinstance(value, int | float):
                 yield prefix + name, np.array(value)
 
 
 def write_model(model: Any, content: dict[str, np.ndarray]) -> None:
+    """Restore what `model_arrays` gave of a model of the same sizes."""
     for name, own in model_arrays(model):
+        holder, _, field = name.rpartition(".")
+        if holder and name not in content:  # an older rlamort saved it
+            continue
+        if own.shape != content[name].shape:
+            raise ValueError(f"its MuJoCo model has {own.shape} numbers in {name}; there were {content[name].shape}")
         if not np.array_equal(own, content[name]):
-            if own.ndim or not name.startswith("opt."):
+            if own.ndim or not holder:
                 own[...] = content[name]
             else:
-                setattr(model.opt, name.removeprefix("opt."), float(content[name]))
+                setattr(getattr(model, holder), field, content[name].item())
 
 
 def read_data(data: Any) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.vector.vector_env import VectorWrapper
+from gymnasium.wrappers import PassiveEnvChecker
 
 from rlamort.env.copies import Copies, alike
 from rlamort.env.snapshot import layers
@@ -71,7 +72,8 @@ def _of_instance(env: gymnasium.Env[Any, Any], max_episode_steps: int | None) ->
         return Recorded(_called(env), None, max_episode_steps, f"an instance is given, and {error}")
     if spec is not None:
         limit = spec.max_episode_steps
-        if alike(one, lambda: gymnasium.make(spec.id, max_episode_steps=limit, **spec.kwargs)):
+        bare = not any(isinstance(layer, PassiveEnvChecker) for layer in layers(one))
+        if alike(one, lambda: gymnasium.make(spec.id, max_episode_steps=limit, disable_env_checker=bare, **spec.kwargs)):
             usual = gymnasium.registry[spec.id].max_episode_steps if spec.id in gymnasium.registry else None
             return Recorded(spec.id, spec.kwargs or None, max_episode_steps or (limit if limit != usual else None))
     elif not isinstance(env, gymnasium.Wrapper) and (path := path_of(inner)) and _callable_bare(inner) and alike(one, inner):
@@ -110,6 +112,8 @@ def _of_rows(env: VectorEnv[Any, Any, Any]) -> Recorded:
 
 def name_of(env: Any) -> str:
     """An environment's name in messages."""
+    if isinstance(env, Copies):
+        env = env.env
     if env is None or isinstance(env, str):
         return str(env)
     if isinstance(env, type) or not isinstance(env, gymnasium.Env | VectorEnv | Problem):

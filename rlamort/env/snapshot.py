@@ -121,16 +121,15 @@ class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     def _put_back(self, state: dict[str, Tree]) -> str:
         inside, trees = layers(self.env), state["layers"]
-        instead = inside
+        at = list(range(len(trees)))
         if len(inside) != len(trees):
+            at = [sum(tree["class"] != CHECKER for tree in trees[:i]) for i in at]
             inside = [layer for layer in inside if type(layer) is not PassiveEnvChecker]
-            checked = [tree["class"] == CHECKER for tree in trees]
-            if len(inside) != checked.count(False):
-                return f"it has {len(inside)} layers; there were {checked.count(False)}"
-            instead = [inside[checked[:i].count(False)] for i in range(len(trees))]  # for a checker, what is inside it
             trees = [tree for tree in trees if tree["class"] != CHECKER]
+        if len(inside) != len(trees):
+            return f"it has {len(inside)} layers; there were {len(trees)}"
         try:
-            writer = Writer(inside, instead)
+            writer = Writer(inside, [inside[i] for i in at])
             for tree, layer in zip(trees, inside, strict=True):
                 writer.layer(tree, layer)
             writer.shared(state["shared"])

@@ -37,6 +37,7 @@ from rlamort.env.objects import (
 from rlamort.env.physics import model_arrays, read_data, write_data, write_model
 
 Tree = Any
+IN_PLACE = ("array", "tensor", "list", "set", "dict", "class")  # what a `Writer` changes
 
 
 class Unlike(Exception):  # noqa: N818  # it says what the object is
@@ -60,6 +61,10 @@ class Reader:
         self.functions: dict[str, types.FunctionType] = {}  # of the user's, by name
         self._alive = list(layers)  # an id names an object only as long as it lives
         self._seen = {id(layer): i for i, layer in enumerate(layers)}
+
+    def objects(self) -> list[Any]:
+        """The layers, and all objects found in them so far."""
+        return list(self._alive)
 
     def layer(self, value: Any) -> Tree:
         """The class and the attributes of one of the layers."""
@@ -131,7 +136,8 @@ class Reader:
         if isinstance(value, torch.Generator):
             return {"torch generator": value.get_state()}
         if isinstance(value, types.MethodType):
-            return {"method": value.__name__, "self": self.read(value.__self__, where)}
+            self._use(value.__func__)  # of its class or not, as one that a user puts in its place
+            return {"method": value.__name__, "function": name_of(value.__func__), "self": self.read(value.__self__, where)}
         if type(value).__name__ == "MjData" and "mujoco" in sys.modules:
             return {"mujoco data": read_data(value)}
         if type(value).__name__ == "MjModel" and "mujoco" in sys.modules:
@@ -201,7 +207,8 @@ class Writer:
         for layer in layers:
             self.reader.layer(layer)
         self._objects: dict[int, Any] = dict(enumerate(layers if instead is None else instead))
-        ours = {kind.__module__ for kind in self.reader.classes.values()}
+        self._filled: dict[int, Any] = {}  # by id, what was changed in place
+        ours = {one.__module__ for one in (*self.reader.classes.values(), *self.reader.functions.values())}
         self._module = "" if "__main__" in ours or not layers else type(layers[-1]).__module__
 
     def _here(self, name: str) -> str:
@@ -254,6 +261,8 @@ class Writer:
         if "lost" in tree:
             raise Unlike(f"the state of a {tree['lost']} was not read")
         number, kind = tree["object"], next(key for key in tree if key != "object")
+        if kind in IN_PLACE and live is not None:  # two that are one object there are not to overwrite each other
+            live = None if id(live) in self._filled else self._filled.setdefault(id(live), live)
         if kind in CONTAINERS:
             return self._container(number, kind, tree, live)
         if kind in ("dict", "class"):
@@ -357,7 +366,10 @@ class Writer:
         }
         if kind == "method":
             owner = self.put(tree["self"], live.__self__ if isinstance(live, types.MethodType) else None)
-            function = next((vars(k)[content] for k in type(owner).__mro__ if content in vars(k)), None)
+            found = [vars(k)[content] for k in type(owner).__mro__ if content in vars(k)][:1]
+            found += [live.__func__] if isinstance(live, types.MethodType) else []
+            name = self._here(tree["function"]) if "function" in tree else None  # an older rlamort saved none
+            function = next((one for one in found if name in (None, name_of(one))), None)
             if not isinstance(function, types.FunctionType):
                 raise Unlike(f"{content} is no method of a {type(owner).__qualname__}")
             return live if live == types.MethodType(function, owner) else types.MethodType(function, owner)

@@ -50,7 +50,7 @@ class Directory:
             path.mkdir(parents=True, exist_ok=True)
             if fresh:
                 self._refuse_used()
-            self.close = weakref.finalize(self, os.close, locked(path))
+            self.close = weakref.finalize(self, unlock, locked(path), os.getpid())
             if fresh:
                 self._refuse_used()  # by whoever had it until now
             for file in path.iterdir():
@@ -91,8 +91,15 @@ class Directory:
             )
 
 
+def unlock(lock: int, holder: int) -> None:
+    """Release what `locked` gave to the process `holder`, for its forks, too: the worker processes of a user's environments."""
+    if os.getpid() == holder:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
+
+
 def locked(path: Path) -> int:
-    """The descriptor of a run's lock, which the kernel releases when it is closed, or this process ends.
+    """The descriptor of a run's lock, which `unlock` releases, or the kernel when this process ends.
 
     Raises:
         UserError: another process has it, or the file is not ours.

@@ -11,7 +11,7 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from rlamort.config import Config, locate, opening
 from rlamort.env import Env, Spec
 from rlamort.env.copies import Copies
-from rlamort.env.make import copies_of
+from rlamort.env.make import copies_of, require_spaces
 from rlamort.env.record import name_of, recorded
 from rlamort.env.snapshot import layers, learned
 from rlamort.errors import UserError
@@ -192,9 +192,12 @@ def environment_values(env: Any, eval_env: Any, fields: dict[str, Any]) -> tuple
         fields: other keys.
 
     Raises:
-        UserError: a key does not apply to a vector environment.
+        UserError: a key does not apply to a vector environment, or an environment declares no spaces.
     """
     _refuse_idle(env, fields)
+    for one in (env, eval_env):
+        if isinstance(one, gymnasium.Env):
+            require_spaces(one)
     ours = recorded(env, fields.get("env_kwargs"), fields.get("max_episode_steps"))
     theirs = recorded(eval_env, None, None)
     values: dict[str, Any] = {"env": ours.name, "eval_env": theirs.name}
