@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import rlamort as ra
 from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.problem import Problem
 
@@ -191,6 +193,16 @@ class OtherSize(Sound):
 class Whole(Sound):
     def cost(self, y, x):
         return (y > 0.5).sum(-1)
+
+
+class Arrays(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x).numpy(force=True)
+
+
+class Nothing(Sound):
+    def cost(self, y, x):
+        super().cost(y, x)
 
 
 class Infinite(Sound):
@@ -441,6 +453,8 @@ BROKEN = [
     (Column, "cost", "shape (6, 1) is returned"),
     (OtherSize, "cost", "it raised RuntimeError: The size of tensor"),
     (Whole, "cost", "numbers of torch.int64 are returned; floating ones are needed"),
+    (Arrays, "cost", "Arrays.cost: a ndarray is returned; a tensor, one number per item, (6,), is needed"),
+    (Nothing, "cost", "Nothing.cost: a NoneType is returned; a tensor"),
     (Infinite, "cost, finite", "6 of 6 costs are"),
     (Holes, "cost, finite", "costs are nan at y = project(0 v)"),
     (Mixes, "cost, batch independence", "the cost of item 0 depends on y of item 1"),
@@ -483,6 +497,12 @@ def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
     assert detail in line.detail
     assert not report.ok
     assert f"fail   {kind.__name__}.{what}: " in str(report)
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Arrays, "a ndarray"), (Nothing, "a NoneType"), (Whole, "numbers of torch.int64")])
+def test_a_cost_of_the_wrong_type_is_refused_before_it_is_trained_on(kind, said):
+    with pytest.raises(UserError, match=rf"{kind.__name__}.cost: {said} \w+ returned"):
+        ra.amortize(kind, steps=1, hidden=(8,))
 
 
 @pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed, ChangesX, Spilt])

@@ -605,6 +605,9 @@ def test_what_the_problem_returns_is_checked():
     solver = made(Wider)
     with pytest.raises(UserError, match=r"Wider.residual: shape \(2, 20\)"):
         solver.solve(x, certify=True)
+    Wider.residual = lambda self, y, x: y.norm(dim=-1).numpy()
+    with pytest.raises(UserError, match=r"Wider.residual: a ndarray is returned; one number per item, \(2,\), is needed"):
+        solver.solve(x, certify=True)
     with pytest.raises(UserError, match=r"Wider.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
         solver.reference(x)
 

@@ -78,8 +78,9 @@ class Residual(Certificate):
 
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
         residual = self.problem.residual(y, self.problem.layout.unpack(x))
-        if residual is None or residual.shape != y.shape[:1]:
-            given = "None" if residual is None else f"shape {tuple(residual.shape)}"
+        if not isinstance(residual, Tensor) or residual.shape != y.shape[:1]:
+            shape = f"shape {tuple(residual.shape)}" if isinstance(residual, Tensor) else f"a {type(residual).__name__}"
+            given = "None" if residual is None else shape
             raise UserError(
                 f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
             )
