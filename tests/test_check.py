@@ -438,6 +438,29 @@ class Concave(Sound):
         return None
 
 
+class Small(Sound):
+    """In a unit in which costs are small, as daily returns are."""
+
+    def cost(self, y, x):
+        return 1e-4 * super().cost(y, x)
+
+
+class SmallWorse(Worse, Small):
+    pass
+
+
+class SmallConcave(Concave):
+    def cost(self, y, x):
+        return 1e-4 * super().cost(y, x)
+
+
+class Cancelling(Small):
+    """Small costs of terms that are not, whose rounding is as large as differences between costs."""
+
+    def cost(self, y, x):
+        return -(1 - super().cost(y, x)).log()
+
+
 BROKEN = [
     (NoDomain, "domain", "nothing is given; a domain of rlamort.domain is needed"),
     (RaisesContexts, "contexts", "it raised KeyError: 'prices'"),
@@ -486,6 +509,8 @@ BROKEN = [
     (MovesSolution, "map", "a solution must be its fixed point"),
     (ConvexOnASphere, "convex", "Sphere is not convex"),
     (Concave, "convex", "f is not convex in y"),
+    (SmallWorse, "solution", "was found in a few trials; a minimiser is needed"),
+    (SmallConcave, "convex", "f is not convex in y"),
 ]
 
 
@@ -497,6 +522,12 @@ def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
     assert detail in line.detail
     assert not report.ok
     assert f"fail   {kind.__name__}.{what}: " in str(report)
+
+
+@pytest.mark.parametrize("kind", [Small, Cancelling])
+def test_small_costs_are_judged_by_their_size_and_their_rounding_is_not(kind):
+    report = check(kind())
+    assert verdict(report, "solution").verdict == verdict(report, "convex").verdict == "pass"
 
 
 @pytest.mark.parametrize(("kind", "said"), [(Arrays, "a ndarray"), (Nothing, "a NoneType"), (Whole, "numbers of torch.int64")])

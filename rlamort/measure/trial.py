@@ -172,6 +172,16 @@ def kept(method: Callable[..., Any], y: Tensor | None, x: Parts) -> tuple[Any, O
     return found, None
 
 
+def unit(costs: Tensor) -> Tensor:
+    """costs (tries, B) -> (B,): beside what differences of costs near 0 are small: the largest of an item's costs, at most 1.
+
+    It is 1 in float32, where the rounding of terms that cancel may be as large as small costs are.
+    """
+    if costs.dtype is not torch.float64:
+        return torch.ones_like(costs[0])
+    return costs.abs().nan_to_num(0.0, 0.0, 0.0).amax(0).clamp(1e-8, 1)
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of another floating dtype."""
     return close(a.double(), b.double()) if a.is_floating_point() else torch.equal(a, b)
