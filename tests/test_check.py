@@ -536,6 +536,24 @@ def test_a_cost_of_the_wrong_type_is_refused_before_it_is_trained_on(kind, said)
         ra.amortize(kind, steps=1, hidden=(8,))
 
 
+class Logarithms(Sound):
+    """NaN where an asset is short, which makes other checks fail, and the same item cost what it does not."""
+
+    domain = Box([-1.0] * 4, [1.0] * 4)
+
+    def cost(self, y, x):
+        return -y.log().sum(-1)
+
+
+@pytest.mark.parametrize("kind", [Logarithms, Holes, Infinite])
+def test_a_cost_that_is_not_finite_is_blamed_for_that_alone(kind):
+    """Its NaN was random numbers, or another item's cost, to the checks after it, and steps were said to fit it."""
+    report = check(kind())
+    assert [line.what for line in report.lines if line.verdict == "fail"] == ["cost, finite"]
+    assert not any("random" in line.detail for line in report.lines)
+    assert not any(fits(report).values())
+
+
 @pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed, ChangesX, Spilt])
 def test_nothing_fits_what_is_broken_at_its_root(kind):
     report = check(kind())
