@@ -264,6 +264,38 @@ class ChangesPart(Bare):
         return super().cost(y, x)
 
 
+class ChangesItself(Sound):
+    """Large data in place, at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("prices", torch.ones(100_000))
+
+    def cost(self, y, x):
+        self.prices *= 0.9
+        return super().cost(y, x) * self.prices[0]
+
+
+class ChangesArray(ChangesItself):
+    def __init__(self):
+        Sound.__init__(self)
+        self.prices = np.ones(100_000)
+
+
+class Replaces(ChangesArray):
+    def cost(self, y, x):
+        self.prices = 0.9 * self.prices
+        return Sound.cost(self, y, x) * self.prices[0]
+
+
+class Settles(ChangesItself):
+    """The same, once: the cost is a function."""
+
+    def cost(self, y, x):
+        self.prices /= self.prices.sum()
+        return super(ChangesItself, self).cost(y, x) * self.prices.sum()
+
+
 class ChangesInSolution(Sound):
     def solution(self, x):
         return super().solution(x.add_(1))
@@ -488,6 +520,7 @@ BROKEN = [
     (ChangesX, "cost, in place", "it changes x in place, which its caller uses later; clone it first, x.clone()"),
     (ChangesY, "cost, in place", "it changes y in place"),
     (ChangesPart, "cost, in place", "it changes x['kind'] in place"),
+    *((kind, "cost, in place", "it changes prices of the problem: item") for kind in (ChangesItself, ChangesArray, Replaces)),
     (ChangesInSolution, "solution", "it changes x in place"),
     (ChangesInResidual, "residual", "it changes y in place"),
     (ChangesInMap, "map", "it changes x in place"),
@@ -522,6 +555,10 @@ def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
     assert detail in line.detail
     assert not report.ok
     assert f"fail   {kind.__name__}.{what}: " in str(report)
+
+
+def test_a_cost_may_change_what_the_problem_holds_where_it_stays_a_function():
+    assert check(Settles()).ok
 
 
 @pytest.mark.parametrize("kind", [Small, Cancelling])

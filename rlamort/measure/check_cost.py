@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rlamort.measure.trial import ENTROPY, ROOT, Outcome, Trial, close, kept
+from rlamort.measure.trial import ENTROPY, ROOT, Holdings, Outcome, Trial, close, kept
 
 
 def cost(trial: Trial) -> Outcome:
@@ -17,9 +17,19 @@ def cost(trial: Trial) -> Outcome:
 
 
 def in_place(trial: Trial) -> Outcome:
-    """Whether it modifies y or x in place."""
+    """Whether it modifies y or x in place, or, so that it costs something else each time, what the problem holds."""
     x, _, y = trial.sample()
-    return kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1] or ("pass", "it does not modify y or x")
+    changed = kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1]
+    if changed is not None:
+        return changed
+    before = Holdings.of(trial.problem)
+    first, again = (trial.value(y, x).detach().nan_to_num() for _ in range(2))
+    moved = before.moved(trial.problem)
+    if moved and not close(again, first):  # a workspace, or what is computed once, may change
+        i = int((again - first).abs().argmax())
+        costs = f"item {i} costs {float(first[i]):.6g}, and {float(again[i]):.6g} when asked again"
+        return "fail", f"it changes {', '.join(moved)} of the problem: {costs}; a function of y and x alone is needed"
+    return "pass", "it does not modify y or x"
 
 
 def finite(trial: Trial) -> Outcome:
