@@ -224,11 +224,15 @@ def _mapped(problem: Problem, y: Tensor, x: Parts) -> Tensor:
 
 
 def _checked(cost: Tensor, y: Tensor, what: str) -> Tensor:
+    if not isinstance(cost, Tensor):
+        raise UserError(f"{what}: a {type(cost).__name__} is returned; a tensor, one number per item, ({len(y)},), is needed")
     if cost.shape != y.shape[:1]:
         raise UserError(
             f"{what}: shape {tuple(cost.shape)} is returned for y of shape {tuple(y.shape)}; "
             f"one number per item, ({len(y)},), is needed"
         )
+    if not cost.is_floating_point():
+        raise UserError(f"{what}: numbers of {cost.dtype} are returned; floating ones are needed")
     return _narrowed(cost, y)
 
 

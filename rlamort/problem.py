@@ -51,7 +51,7 @@ class Problem(nn.Module, Generic[X]):
 
     def contexts(self, count: int) -> X:
         """x ~ p(x), `count` of them: a tensor, or a dict of tensors, with leading axis `count`; from torch's generator."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__}.contexts: it is not defined; contexts(count), the contexts x, is needed")
 
     def held_out(self, count: int) -> X:
         """x ~ p(x) that `contexts` never gives, where contexts are data and run out: what evaluations are of."""
@@ -59,7 +59,7 @@ class Problem(nn.Module, Generic[X]):
 
     def cost(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x -> f(y; x) (B,): lower is better, and no item depends on another."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__}.cost: it is not defined; cost(y, x), one number per item, is needed")
 
     def support(self, y: Tensor, x: X) -> Tensor:
         """y (B, n), x without what is hidden -> (B,), what solvers may ask while they solve; the cost itself by default."""

@@ -102,6 +102,23 @@ def test_steps_may_begin_in_the_middle_of_the_domain(model, more, device):
     assert (solver.f(path[-1], x) - exact).mean() < 0.5 * (solver.f(middle, x) - exact).mean()
 
 
+@pytest.mark.parametrize("loss", ["objective", "rl"])
+def test_steps_are_converted_as_every_other_key_is(loss):
+    solver = ra.amortize(Portfolio, loss=loss, steps="2", hidden=(8,), batch_size="4")
+    assert solver.facts["steps"] == 2
+
+
+def test_a_method_that_is_missing_is_named():
+    class Unfinished(ra.Problem):
+        domain = ra.Simplex(3)
+
+    with pytest.raises(UserError, match=r"Unfinished.contexts: it is not defined; contexts\(count\)"):
+        ra.amortize(Unfinished, steps=1)
+    Unfinished.contexts = lambda self, count: torch.randn(count, 3)
+    with pytest.raises(UserError, match=r"Unfinished.cost: it is not defined; cost\(y, x\)"):
+        ra.amortize(Unfinished, steps=1)
+
+
 def test_certified_answers_are_that_good_even_untrained():
     solver = ra.amortize(Portfolio(), model="full", seed=3, hidden=(8,), batch_size=4, steps=1)
     x = torch.randn(500, 6)

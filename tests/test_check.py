@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import rlamort as ra
 from rlamort.domain import Box, Euclid, Simplex, Sphere
+from rlamort.errors import UserError
 from rlamort.measure.check import check
 from rlamort.problem import Problem
 
@@ -193,6 +195,16 @@ class Whole(Sound):
         return (y > 0.5).sum(-1)
 
 
+class Arrays(Sound):
+    def cost(self, y, x):
+        return super().cost(y, x).numpy(force=True)
+
+
+class Nothing(Sound):
+    def cost(self, y, x):
+        super().cost(y, x)
+
+
 class Infinite(Sound):
     def cost(self, y, x):
         return super().cost(y, x) / (y[:, 0] - y[:, 1])
@@ -250,6 +262,38 @@ class ChangesPart(Bare):
     def cost(self, y, x):
         x["kind"][x["kind"] > 2] = 2
         return super().cost(y, x)
+
+
+class ChangesItself(Sound):
+    """Large data in place, at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("prices", torch.ones(100_000))
+
+    def cost(self, y, x):
+        self.prices *= 0.9
+        return super().cost(y, x) * self.prices[0]
+
+
+class ChangesArray(ChangesItself):
+    def __init__(self):
+        Sound.__init__(self)
+        self.prices = np.ones(100_000)
+
+
+class Replaces(ChangesArray):
+    def cost(self, y, x):
+        self.prices = 0.9 * self.prices
+        return Sound.cost(self, y, x) * self.prices[0]
+
+
+class Settles(ChangesItself):
+    """The same, once: the cost is a function."""
+
+    def cost(self, y, x):
+        self.prices /= self.prices.sum()
+        return super(ChangesItself, self).cost(y, x) * self.prices.sum()
 
 
 class ChangesInSolution(Sound):
@@ -426,6 +470,29 @@ class Concave(Sound):
         return None
 
 
+class Small(Sound):
+    """In a unit in which costs are small, as daily returns are."""
+
+    def cost(self, y, x):
+        return 1e-4 * super().cost(y, x)
+
+
+class SmallWorse(Worse, Small):
+    pass
+
+
+class SmallConcave(Concave):
+    def cost(self, y, x):
+        return 1e-4 * super().cost(y, x)
+
+
+class Cancelling(Small):
+    """Small costs of terms that are not, whose rounding is as large as differences between costs."""
+
+    def cost(self, y, x):
+        return -(1 - super().cost(y, x)).log()
+
+
 BROKEN = [
     (NoDomain, "domain", "nothing is given; a domain of rlamort.domain is needed"),
     (RaisesContexts, "contexts", "it raised KeyError: 'prices'"),
@@ -441,6 +508,8 @@ BROKEN = [
     (Column, "cost", "shape (6, 1) is returned"),
     (OtherSize, "cost", "it raised RuntimeError: The size of tensor"),
     (Whole, "cost", "numbers of torch.int64 are returned; floating ones are needed"),
+    (Arrays, "cost", "Arrays.cost: a ndarray is returned; a tensor, one number per item, (6,), is needed"),
+    (Nothing, "cost", "Nothing.cost: a NoneType is returned; a tensor"),
     (Infinite, "cost, finite", "6 of 6 costs are"),
     (Holes, "cost, finite", "costs are nan at y = project(0 v)"),
     (Mixes, "cost, batch independence", "the cost of item 0 depends on y of item 1"),
@@ -451,6 +520,7 @@ BROKEN = [
     (ChangesX, "cost, in place", "it changes x in place, which its caller uses later; clone it first, x.clone()"),
     (ChangesY, "cost, in place", "it changes y in place"),
     (ChangesPart, "cost, in place", "it changes x['kind'] in place"),
+    *((kind, "cost, in place", "it changes prices of the problem: item") for kind in (ChangesItself, ChangesArray, Replaces)),
     (ChangesInSolution, "solution", "it changes x in place"),
     (ChangesInResidual, "residual", "it changes y in place"),
     (ChangesInMap, "map", "it changes x in place"),
@@ -472,6 +542,8 @@ BROKEN = [
     (MovesSolution, "map", "a solution must be its fixed point"),
     (ConvexOnASphere, "convex", "Sphere is not convex"),
     (Concave, "convex", "f is not convex in y"),
+    (SmallWorse, "solution", "was found in a few trials; a minimiser is needed"),
+    (SmallConcave, "convex", "f is not convex in y"),
 ]
 
 
@@ -483,6 +555,40 @@ def test_each_way_of_being_broken_fails_on_its_own_line(kind, what, detail):
     assert detail in line.detail
     assert not report.ok
     assert f"fail   {kind.__name__}.{what}: " in str(report)
+
+
+def test_a_cost_may_change_what_the_problem_holds_where_it_stays_a_function():
+    assert check(Settles()).ok
+
+
+@pytest.mark.parametrize("kind", [Small, Cancelling])
+def test_small_costs_are_judged_by_their_size_and_their_rounding_is_not(kind):
+    report = check(kind())
+    assert verdict(report, "solution").verdict == verdict(report, "convex").verdict == "pass"
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Arrays, "a ndarray"), (Nothing, "a NoneType"), (Whole, "numbers of torch.int64")])
+def test_a_cost_of_the_wrong_type_is_refused_before_it_is_trained_on(kind, said):
+    with pytest.raises(UserError, match=rf"{kind.__name__}.cost: {said} \w+ returned"):
+        ra.amortize(kind, steps=1, hidden=(8,))
+
+
+class Logarithms(Sound):
+    """NaN where an asset is short, which makes other checks fail, and the same item cost what it does not."""
+
+    domain = Box([-1.0] * 4, [1.0] * 4)
+
+    def cost(self, y, x):
+        return -y.log().sum(-1)
+
+
+@pytest.mark.parametrize("kind", [Logarithms, Holes, Infinite])
+def test_a_cost_that_is_not_finite_is_blamed_for_that_alone(kind):
+    """Its NaN was random numbers, or another item's cost, to the checks after it, and steps were said to fit it."""
+    report = check(kind())
+    assert [line.what for line in report.lines if line.verdict == "fail"] == ["cost, finite"]
+    assert not any("random" in line.detail for line in report.lines)
+    assert not any(fits(report).values())
 
 
 @pytest.mark.parametrize("kind", [Holes, Mixes, Mean, Transposed, ChangesX, Spilt])

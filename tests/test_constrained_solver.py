@@ -75,6 +75,49 @@ def test_solutions_are_those_of_scipy_and_their_violation_is_said(solver):
     assert (wide.cost - best.cost).abs().max() < 1e-5
 
 
+class Steep(Pipe):
+    """The same in other units, of which a rounding of y to float32 is many."""
+
+    def constraints(self, y, x):
+        h, g = super().constraints(y, x)
+        return 1e5 * h, 1e5 * g
+
+
+class Measured(Steep):
+    """With a residual that rounding moves."""
+
+    def residual(self, y, x):
+        return self.constraints(y, x)[0].abs()[:, 0]
+
+
+def test_rows_that_are_steep_are_met_where_rounding_leaves_no_nearer_point():
+    """They were compared in their own units: every item was said to have no feasible point."""
+    torch.manual_seed(0)
+    solver, x = ra.amortize(Steep, loss="penalty", **QUICK), Pipe().contexts(12)
+    answer = solver.solve(x, tol=1e-4)
+    best = by_scipy(Pipe(), x.double(), answer.y.double())
+    torch.testing.assert_close(answer.cost.double(), best.cost, rtol=1e-4, atol=1e-4)
+    assert answer.violation.max() > 1e-4  # which no solution in float32 avoids
+    torch.testing.assert_close(answer.bound, answer.violation)
+    floor = "failed: KKT residual 1.0e-04 is below what float32 solutions reach here"
+    assert all(
+        status == "re-solved" if bound <= 1e-4 else status.startswith(floor)
+        for status, bound in zip(answer.status, answer.bound, strict=True)
+    )
+    assert set(solver.solve(x, tol=1e-4, dtype=torch.float64).status) == {"re-solved"}
+    rough = solver.solve(x, certify=True)
+    assert rough.bound.isinf().all()  # a violation is one, in whatever units
+    assert all(status.startswith("failed: no point") for status in rough.status)
+
+
+def test_a_residual_under_constraints_is_that_of_the_solution_as_it_is_returned():
+    torch.manual_seed(0)
+    solver, x = ra.amortize(Measured, loss="penalty", **QUICK), Pipe().contexts(12)
+    answer = solver.solve(x, tol=1e-3)
+    assert answer.kind == "residual"
+    torch.testing.assert_close(answer.bound.double(), Measured().residual(answer.y.double(), x.double()))
+
+
 def test_a_prediction_that_violates_is_never_certified(solver):
     x = Pipe().contexts(5)
     answer = solver.solve(x, certify=True)

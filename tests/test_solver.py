@@ -546,6 +546,7 @@ def test_dict_contexts_and_numpy_arrays_are_taken(device):
     ours = solver.predict({key: part.to(device) for key, part in x.items()})
     assert torch.equal(ours, theirs)
     assert torch.equal(ours, solver.predict({"shift": x["shift"].to(device), "a": x["a"].numpy().astype(np.float64)}))
+    assert torch.equal(ours, solver.predict({"shift": x["shift"].numpy().astype(np.float64), "a": x["a"].to(device)}))
 
 
 A, SHIFT = torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.long)
@@ -560,13 +561,17 @@ A, SHIFT = torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.long)
         (Portfolio, torch.zeros(3, 20, dtype=torch.float64), "x: torch.float64 is given; torch.float32 is needed"),
         (Portfolio, torch.zeros(3, 20, device="meta"), "x: it is on meta; cpu is needed"),
         (Portfolio, [[0.0] * 20], "x: a list is given; a tensor, or a NumPy array, is needed"),
-        (Portfolio, np.array([["a"] * 20]), "x: an array of <U1 is given; numbers are needed"),
+        (Portfolio, np.array([["a"] * 20]), "x: an array of <U1 is given; real numbers are needed"),
+        (Portfolio, np.full((1, 20), 1j), "x: an array of complex128 is given; real numbers are needed"),
         (Portfolio, {"x": torch.zeros(3, 20)}, "x: a dict is given; a tensor is needed"),
         (Eigen, A, "x: a Tensor is given; a dict with the keys a, shift is needed"),
         (Eigen, {"a": A}, "x: the key 'shift' is missing"),
         (Eigen, {"a": A, "shift": SHIFT, "shfit": SHIFT}, "x: the key 'shfit' is not known. Did you mean shift?"),
         (Eigen, {"a": A, "shift": SHIFT[:1]}, r"x\['shift'\]: 1 contexts are given; x\['a'\] has 2"),
         (Eigen, {"a": A, "shift": SHIFT.float()}, r"x\['shift'\]: torch.float32 is given; torch.int64 is needed"),
+        (Eigen, {"a": A, "shift": np.array([1.0, 2.9])}, r"x\['shift'\]: numbers of float64 are given that are none of"),
+        (Eigen, {"a": A, "shift": np.array([1.0, np.nan])}, r"x\['shift'\]: numbers of float64 are given that are none"),
+        (Eigen, {"a": A, "shift": SHIFT + 2**24 + 1}, r"x\['shift'\]: numbers of torch.int64 .* do not survive in"),
         (Eigen, {"a": A[:, 0], "shift": SHIFT}, r"x\['a'\]: shape \(2, 4\) is given; \(B, 4, 4\)"),
     ],
 )
@@ -604,6 +609,9 @@ def test_what_the_problem_returns_is_checked():
         solver.solve(x)
     solver = made(Wider)
     with pytest.raises(UserError, match=r"Wider.residual: shape \(2, 20\)"):
+        solver.solve(x, certify=True)
+    Wider.residual = lambda self, y, x: y.norm(dim=-1).numpy()
+    with pytest.raises(UserError, match=r"Wider.residual: a ndarray is returned; one number per item, \(2,\), is needed"):
         solver.solve(x, certify=True)
     with pytest.raises(UserError, match=r"Wider.solution: shape \(2, 3\) is returned for 2 contexts; \(2, 20\) is needed"):
         solver.reference(x)

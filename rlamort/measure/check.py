@@ -79,11 +79,11 @@ def _report(trial: Trial) -> Report:
         ("domain", check_parts.domain),
         ("contexts", check_parts.contexts),
         ("cost", check_cost.cost),
-        ("cost, in place", check_cost.in_place),  # whatever comes after would blame something else
+        ("cost, in place", check_cost.in_place),  # whatever comes after these two would blame something else
+        ("cost, finite", check_cost.finite),
     )
     optional = (
         ("contexts, seeded", check_parts.reproducible),
-        ("cost, finite", check_cost.finite),
         ("cost, batch independence", check_cost.independent),
         ("cost, gradient", check_cost.gradient),
         ("cost, second derivative", check_cost.curvature),

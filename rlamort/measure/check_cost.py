@@ -3,25 +3,33 @@
 import torch
 from torch import Tensor, nn
 
-from rlamort.measure.trial import ENTROPY, ROOT, Outcome, Trial, close, kept
+from rlamort.measure.trial import ENTROPY, ROOT, Holdings, Outcome, Trial, close, kept
 
 
 def cost(trial: Trial) -> Outcome:
     """Shape, dtype and device of f(y; x)."""
     x, _, y = trial.sample()
     for size in (trial.count, 1):
-        cost = trial.f(y[:size], x[:size])  # which checks the shape
-    if not cost.is_floating_point():
-        return "fail", f"numbers of {cost.dtype} are returned; floating ones are needed"
+        cost = trial.f(y[:size], x[:size])  # which checks the type, shape and dtype
     if cost.device != y.device:
         return "fail", f"it is on {cost.device}, y on {y.device}; one device is needed"
     return "pass", f"({trial.count},) in {cost.dtype} for y of shape {tuple(y.shape)}"
 
 
 def in_place(trial: Trial) -> Outcome:
-    """Whether it modifies y or x in place."""
+    """Whether it modifies y or x in place, or, so that it costs something else each time, what the problem holds."""
     x, _, y = trial.sample()
-    return kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1] or ("pass", "it does not modify y or x")
+    changed = kept(trial.problem.cost, y, trial.problem.layout.unpack(x))[1]
+    if changed is not None:
+        return changed
+    before = Holdings.of(trial.problem)
+    first, again = (trial.value(y, x).detach().nan_to_num() for _ in range(2))
+    moved = before.moved(trial.problem)
+    if moved and not close(again, first):  # a workspace, or what is computed once, may change
+        i = int((again - first).abs().argmax())
+        costs = f"item {i} costs {float(first[i]):.6g}, and {float(again[i]):.6g} when asked again"
+        return "fail", f"it changes {', '.join(moved)} of the problem: {costs}; a function of y and x alone is needed"
+    return "pass", "it does not modify y or x"
 
 
 def finite(trial: Trial) -> Outcome:

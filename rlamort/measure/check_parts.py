@@ -10,7 +10,7 @@ from torch import Tensor
 from rlamort.constraints import Constraints
 from rlamort.domain import Domain, within
 from rlamort.errors import UserError
-from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same
+from rlamort.measure.trial import CLOSE, Outcome, Trial, kept, parts, same, unit
 from rlamort.problem import Layout
 from rlamort.solve.classical import starting
 from rlamort.solve.constrained import met
@@ -124,18 +124,21 @@ def solution(trial: Trial) -> Outcome:
     if held is not None and not met(held, best, x).all():
         off = float(held.violation(best, x).max())
         return "fail", f"it violates the constraints by up to {off:.3g}; a point that meets them is needed"
-    cost = trial.value(best, x).detach()
+    twin, x, v, *_ = trial.widened(x, v)
+    best, domain, held = best.to(x), twin.problem.domain.at(x), held and Constraints.of(twin.problem)
+    cost = twin.value(best, x).detach()
     candidates = [domain.project(scale * torch.randn_like(v)) for scale in (0.3, 1.0, 3.0) for _ in range(8)]
     for size in (1e-1, 1e-2, 1e-3):
         candidates += [domain.nearest(best + size * torch.randn_like(best)) for _ in range(8)]
     if trial.passed("cost, gradient", "warn"):
-        slope = trial.f.oracle(x).grad(best)
+        slope = twin.f.oracle(x).grad(best)
         candidates += [domain.nearest(best - 10.0**-k * slope) for k in range(6)]
-    values = torch.stack([trial.value(candidate, x).detach() for candidate in candidates])  # (tries, B)
+    values = torch.stack([twin.value(candidate, x).detach() for candidate in candidates])  # (tries, B)
+    near = unit(torch.cat([values, cost[None]]))
     if held is not None:  # what violates them by more than it does is no rival
         least = held.violation(best, x)
         values = values.where(torch.stack([held.violation(candidate, x) <= least for candidate in candidates]), torch.inf)
-    better = (cost - values.nan_to_num(float("inf")).amin(0)) / cost.abs().clamp_min(1)
+    better = (cost - values.nan_to_num(float("inf")).amin(0)) / torch.maximum(cost.abs(), near)
     if better.max() > CLOSE or not cost.isfinite().all():
         i = int(better.argmax())
         found = float(values[:, i].nan_to_num(float("inf")).min())
@@ -194,17 +197,18 @@ def convex(trial: Trial) -> Outcome:
     if not trial.problem.convex:
         return "absent", "it is not claimed (`convex = True`), so gradients certify nothing"
     x, v, _ = trial.sample()
-    domain = trial.problem.domain.at(x)
+    twin, x, v, *_ = trial.widened(x, v)
+    domain = twin.problem.domain.at(x)
     for scale in (0.3, 1.0, 3.0):
         a, b = domain.project(scale * torch.randn_like(v)), domain.project(scale * torch.randn_like(v))
         middle = (a + b) / 2
         if (domain.violation(middle) > CLOSE * (1 + middle.norm(dim=-1))).any():
             return "fail", f"{type(domain).__name__} is not convex, so the problem is not; leave `convex` out"
-        mean = (trial.value(a, x) + trial.value(b, x)).detach() / 2
-        above = trial.value(middle, x).detach() - mean
-        if (above > CLOSE * mean.abs().clamp_min(1)).any():
+        ends = torch.stack([twin.value(a, x), twin.value(b, x)]).detach()
+        mean = ends.mean(0)
+        above = twin.value(middle, x).detach() - mean
+        if (above > CLOSE * torch.maximum(mean.abs(), unit(ends))).any():
             return "fail", f"a cost between two points is {float(above.max()):.3g} above their mean: f is not convex in y"
-    twin, x, *_ = trial.widened(x, v)
     solved = exactly(twin.f, twin.problem.domain, x)
     program = "" if solved is None or not solved.isfinite().all() else "; it is a quadratic program, which is solved exactly"
     return "pass", f"no cost between two points is above their mean{program}"

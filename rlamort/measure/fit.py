@@ -86,7 +86,8 @@ def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **f
         facts = {"loss": "rl"}
     else:
         asked = {"decay_updates": steps, "loss": loss, **asked}
-        learner = learner_class("amortize")(posed, **asked).learn(steps)
+        learner = learner_class("amortize")(posed, **asked)
+        learner.learn(learner.config.run.steps)  # a whole number, whatever was given
         model, facts = _model_of(learner), {}
     plain = learner.config.plain()
     solver = Solver(
@@ -100,7 +101,8 @@ def amortize(problem: Given, *, loss: Any = "objective", steps: int = 5_000, **f
 def _by_acting(problem: Problem, asked: dict[str, Any]) -> Learner:
     if asked.pop("model", "full") != "full":
         raise UserError("loss=rl: a policy is a full model; model=full is needed")
-    return learner_class("td3")(problem, **asked).learn(asked["steps"])
+    learner = learner_class("td3")(problem, **asked)
+    return learner.learn(learner.config.run.steps)
 
 
 def _model_of(learner: Learner) -> Model:

@@ -4,9 +4,11 @@ x context, as the user has it, and as rows (B, d) · y solution (B, n) · v unco
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -170,6 +172,39 @@ def kept(method: Callable[..., Any], y: Tensor | None, x: Parts) -> tuple[Any, O
                 "operations (add_, +=, [...] =)",
             )
     return found, None
+
+
+class Holdings(NamedTuple):
+    """Tensors and arrays that a problem holds, by name, with what tells whether they change."""
+
+    held: dict[str, tuple[Any, Any]]  # with the version of a tensor, of which there may be too much to copy, or a copy
+
+    @classmethod
+    def of(cls, problem: Problem) -> Self:
+        found: dict[str, Any] = dict(itertools.chain(problem.named_parameters(), problem.named_buffers()))
+        for prefix, module in problem.named_modules():
+            own = {name: value for name, value in vars(module).items() if isinstance(value, Tensor | np.ndarray)}
+            found |= {f"{prefix}.{name}" if prefix else name: value for name, value in own.items()}
+        return cls({name: (one, one._version if isinstance(one, Tensor) else one.copy()) for name, one in found.items()})
+
+    def moved(self, problem: Problem) -> list[str]:
+        """The names of those that changed since, or were replaced."""
+        now = type(self).of(problem).held
+        return [
+            name
+            for name, (one, mark) in self.held.items()
+            if name not in now or now[name][0] is not one or not np.array_equal(now[name][1], mark)
+        ]
+
+
+def unit(costs: Tensor) -> Tensor:
+    """costs (tries, B) -> (B,): beside what differences of costs near 0 are small: the largest of an item's costs, at most 1.
+
+    It is 1 in float32, where the rounding of terms that cancel may be as large as small costs are.
+    """
+    if costs.dtype is not torch.float64:
+        return torch.ones_like(costs[0])
+    return costs.abs().nan_to_num(0.0, 0.0, 0.0).amax(0).clamp(1e-8, 1)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

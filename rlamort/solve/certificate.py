@@ -40,6 +40,14 @@ class Tolerance(NamedTuple):
         return ", ".join(f"{name}={value:g}" for name, value in named.items() if value)
 
 
+class Improved(NamedTuple):
+    """Solutions that were improved, with their certificates."""
+
+    y: Tensor  # (B, n)
+    reached: Tensor  # (B,) their bound
+    rounded: Tensor  # (B,) that of y rounded, as it is returned
+
+
 class Certificate:
     """A bound on the suboptimality of a solution, without a known optimum.
 
@@ -57,10 +65,19 @@ class Certificate:
         raise NotImplementedError
 
     def improve(
-        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: Tolerance, iterations: int, solution: Field
-    ) -> tuple[Tensor, Tensor]:
-        """Solve from y until the bound is at most `tol`, or for `iterations` -> y (B, n), bound (B,)."""
-        return solve_from(f, domain, x, y, tol, self, iterations, solution)
+        self,
+        f: Objective,
+        domain: Domain,
+        x: Tensor,
+        y: Tensor,
+        tol: Tolerance,
+        iterations: int,
+        solution: Field,
+        dtype: torch.dtype,
+    ) -> Improved:
+        """Solve from y until the bound is at most `tol`, or for `iterations`; `dtype` is what solutions are rounded to."""
+        y, reached = solve_from(f, domain, x, y, tol, self, iterations, solution)
+        return Improved(y, reached, self.bound(y.to(dtype).to(y), x, dtype))
 
 
 class Residual(Certificate):
@@ -78,8 +95,9 @@ class Residual(Certificate):
 
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
         residual = self.problem.residual(y, self.problem.layout.unpack(x))
-        if residual is None or residual.shape != y.shape[:1]:
-            given = "None" if residual is None else f"shape {tuple(residual.shape)}"
+        if not isinstance(residual, Tensor) or residual.shape != y.shape[:1]:
+            shape = f"shape {tuple(residual.shape)}" if isinstance(residual, Tensor) else f"a {type(residual).__name__}"
+            given = "None" if residual is None else shape
             raise UserError(
                 f"{type(self.problem).__name__}.residual: {given} is returned; one number per item, ({len(y)},), is needed"
             )
@@ -181,10 +199,19 @@ class Conformal(Certificate):
         return torch.where(y.isfinite().all(-1), self.quantile, torch.inf).to(y.dtype)
 
     def improve(
-        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: Tolerance, iterations: int, solution: Field
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        f: Objective,
+        domain: Domain,
+        x: Tensor,
+        y: Tensor,
+        tol: Tolerance,
+        iterations: int,
+        solution: Field,
+        dtype: torch.dtype,
+    ) -> Improved:
         found = best_found(f, domain, x, extra=y, solution=solution)
-        return found.y, torch.where(found.cost.isfinite(), 0.0, torch.inf).to(y.dtype)
+        bound = torch.where(found.cost.isfinite(), 0.0, torch.inf).to(y.dtype)
+        return Improved(found.y, bound, bound)
 
 
 def _claimed(bound: Tensor, y: Tensor, domain: Domain, rounded: torch.dtype | None) -> Tensor:

@@ -10,7 +10,7 @@ from rlamort.constraints import Constraints, Multipliers
 from rlamort.domain import Domain, slack, within
 from rlamort.objective import Cost, Objective
 from rlamort.problem import Problem
-from rlamort.solve.certificate import Certificate, Tolerance
+from rlamort.solve.certificate import Certificate, Improved, Tolerance
 from rlamort.solve.classical import CHUNK, STARTS, Field, Reference, answers, solution_of, starting
 from rlamort.solve.lagrangian import SOLVED, Constrained, augmented_lagrangian, kkt
 from rlamort.solve.precision import widened
@@ -31,37 +31,39 @@ class UnderConstraints(Certificate):
         f: the cost.
         constraints: h and g.
         domain: Y.
-        rounded: the dtype that solutions are rounded to; None if it is theirs.
     """
 
-    def __init__(
-        self,
-        inner: Certificate | None,
-        f: Objective,
-        constraints: Constraints,
-        domain: Domain,
-        rounded: torch.dtype | None = None,
-    ) -> None:
-        self.inner, self.f, self.constraints, self.domain, self.rounded = inner, f, constraints, domain, rounded
+    def __init__(self, inner: Certificate | None, f: Objective, constraints: Constraints, domain: Domain) -> None:
+        self.inner, self.f, self.constraints, self.domain = inner, f, constraints, domain
         self.kind = "KKT residual" if inner is None else inner.kind
 
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
+        return self._bound(y, x, rounded, None)
+
+    def improve(
+        self,
+        f: Objective,
+        domain: Domain,
+        x: Tensor,
+        y: Tensor,
+        tol: Tolerance,
+        iterations: int,
+        solution: Field,
+        dtype: torch.dtype,
+    ) -> Improved:
+        found = solved(self.f, self.constraints, domain, x, y)
+        reached = self._bound(found.y, x, None, found.multipliers)  # which nobody keeps
+        return Improved(found.y, reached, self._bound(found.y.to(dtype).to(found.y), x, dtype, found.multipliers))
+
+    def _bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None, multipliers: Multipliers | None) -> Tensor:
+        """`bound`, with estimated multipliers where none are given."""
         if self.inner is None:
-            found = self._residual(y, x, estimated(self.f, self.constraints, y, x))
+            multipliers = estimated(self.f, self.constraints, y, x) if multipliers is None else multipliers
+            found = self._residual(y, x, multipliers)
         else:
             found = self.inner.bound(y, x, rounded)
         inside = feasible(self.constraints, self.domain, y, x, rounded)
         return found.masked_fill(~inside | found.isnan(), torch.inf)
-
-    def improve(
-        self, f: Objective, domain: Domain, x: Tensor, y: Tensor, tol: Tolerance, iterations: int, solution: Field
-    ) -> tuple[Tensor, Tensor]:
-        found = solved(self.f, self.constraints, domain, x, y)
-        if self.inner is not None:
-            return found.y, self.bound(found.y, x)
-        y = found.y if self.rounded is None else found.y.to(self.rounded).to(x)  # with the multipliers, which nobody keeps
-        residual = self._residual(y, x, found.multipliers)
-        return y, residual.masked_fill(~feasible(self.constraints, domain, y, x, self.rounded), torch.inf)
 
     def _residual(self, y: Tensor, x: Tensor, multipliers: Multipliers) -> Tensor:
         parts = kkt(self.f, self.constraints, self.domain, y, x, multipliers)
@@ -69,25 +71,32 @@ class UnderConstraints(Certificate):
 
 
 def feasible(constraints: Constraints, domain: Domain, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
-    """(B,) bool: y (B, n) is in Y, and within `FEASIBLE` of its constraints; `rounded` as in `within`."""
-    allowed = FEASIBLE.get(rounded or y.dtype, FEASIBLE[torch.float32])
-    return within(domain.at(x), y, rounded) & (constraints.violation(y.nan_to_num(0.0, 0.0, 0.0), x) <= allowed)
+    """(B,) bool: y (B, n) is in Y, and within `FEASIBLE` of its constraints, or as near as rounding lets it be.
+
+    Rounding y moves a row in proportion to its gradient, so that of a steep one no point in float32 may be within 1e-5.
+    `rounded` as in `within`.
+    """
+    dtype = rounded or y.dtype
+    least = y.new_full((len(y),), FEASIBLE.get(dtype, FEASIBLE[torch.float32]))
+    return within(domain.at(x), y, rounded) & _held(constraints, y, x, least, torch.finfo(dtype).eps * y.norm(dim=-1))
 
 
 def met(constraints: Constraints, y: Tensor, x: Tensor) -> Tensor:
-    """(B,) bool: y (B, n) meets its constraints to the rounding that `within` excuses, as is asked of what users give.
+    """(B,) bool: y (B, n) meets its constraints to the rounding that `within` excuses, as is asked of what users give."""
+    return _held(constraints, y, x, slack(y), slack(y))
 
-    What rounding moves y by is multiplied by the length of a row's gradient where that is above 1: a row's unit may be small.
-    """
+
+def _held(constraints: Constraints, y: Tensor, x: Tensor, least: Tensor, moved: Tensor) -> Tensor:
+    """(B,) bool: y (B, n) violates no row by more than `least` (B,), or than a step of length `moved` (B,) changes it."""
     at = y.detach().nan_to_num(0.0, 0.0, 0.0)
-    good = constraints.violation(at, x).detach() <= slack(y)
+    good = constraints.violation(at, x).detach() <= least
     for items in torch.split((~good).nonzero()[:, 0], CHUNK):  # of the others no gradient is needed
         with torch.enable_grad():
             some = at[items].requires_grad_()
             h, g = constraints(some, x[items])
             length = _jacobian(torch.cat([h, g], -1), some).norm(dim=-1)  # (B, m + k)
-        allowed = slack(y[items])[:, None] * length.nan_to_num(1.0, 1.0).clamp_min(1)  # where it is infinite it says nothing
-        good[items] = (torch.cat([h.abs(), g], -1).detach() <= allowed).all(-1)
+        steep = moved[items, None] * length.nan_to_num(0.0, 0.0)  # where it is infinite it says nothing
+        good[items] = (torch.cat([h.abs(), g], -1).detach() <= torch.maximum(least[items, None], steep)).all(-1)
     return good
 
 

@@ -54,9 +54,14 @@ def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, lik
     allowed = dict.fromkeys([like.dtype, dtype] if dtype.is_floating_point else [dtype])
     needed = next(iter(allowed))
     if isinstance(given, np.ndarray):
-        if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool):
-            raise UserError(f"{name}: an array of {given.dtype} is given; numbers are needed")
-        given = torch.from_numpy(np.ascontiguousarray(given)).to(like.device, needed)  # NumPy's floats are float64 unasked
+        if not (np.issubdtype(given.dtype, np.number) or given.dtype == bool) or np.iscomplexobj(given):
+            raise UserError(f"{name}: an array of {given.dtype} is given; real numbers are needed")
+        array = np.ascontiguousarray(given)
+        given = torch.from_numpy(array).to(like.device, needed)  # NumPy's floats are float64 unasked
+        if not needed.is_floating_point and not np.array_equal(given.numpy(force=True), array):  # it was rounded, or wrapped
+            raise UserError(
+                f"{name}: numbers of {array.dtype} are given that are none of {needed}; whole ones in its range are needed"
+            )
     if not isinstance(given, Tensor):
         raise UserError(f"{name}: a {type(given).__name__} is given; a tensor, or a NumPy array, is needed")
     if given.ndim != len(shape) + 1 or tuple(given.shape[1:]) != shape or not len(given):
@@ -67,4 +72,6 @@ def _part(name: str, given: Any, shape: tuple[int, ...], dtype: torch.dtype, lik
         raise UserError(f"{name}: {given.dtype} is given; {' or '.join(map(str, allowed))} is needed")
     if given.device != like.device:
         raise UserError(f"{name}: it is on {given.device}; {like.device} is needed, where the solver is")
+    if not dtype.is_floating_point and not torch.equal(given.to(like.dtype).to(dtype), given):
+        raise UserError(f"{name}: numbers of {dtype} are given that do not survive in {like.dtype}, in which models see them")
     return given.detach()

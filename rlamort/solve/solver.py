@@ -141,7 +141,7 @@ class Solver(nn.Module):
         cost, bound, poor = f(y.to(x), x), torch.full_like(x[:, 0], torch.inf), torch.zeros_like(finite)
         allowed, reached, kind = bound, bound, "none"  # reached: by what is solved again, before it is rounded
         if certified:
-            certificate = self.certificate(by, problem, y.dtype)
+            certificate = self.certificate(by, problem)
             kind, bound = certificate.kind, certificate.bound(y.to(x), x, y.dtype)
             bound = bound.where(within(domain, y.to(x), y.dtype), torch.inf)  # whatever the kind
         if tolerance is not None:
@@ -149,14 +149,11 @@ class Solver(nn.Module):
             poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
         if tolerance is not None and certified and bool(poor.any()):
             aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
-            again, claimed = certificate.improve(
-                f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem)
+            again = certificate.improve(
+                f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem), y.dtype
             )
-            y[poor], reached = again.to(y), bound.index_put((poor,), claimed)
-            # a statistical bound is of predictions, and what is solved again is its own reference; multipliers are not kept
-            keeps = isinstance(certificate, Conformal | UnderConstraints)
-            rounded = claimed if keeps else certificate.bound(y[poor].to(x), x[poor], y.dtype)
-            bound = bound.index_put((poor,), rounded)
+            y[poor], reached = again.y.to(y), bound.index_put((poor,), again.reached)
+            bound = bound.index_put((poor,), again.rounded)
             cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
         point = y.nan_to_num(0.0, 0.0, 0.0).to(x)
         violation, outside = domain.violation(point), finite & ~within(domain, point, y.dtype)
@@ -180,15 +177,12 @@ class Solver(nn.Module):
             )
         return problem
 
-    def certificate(
-        self, by: str | None = None, problem: Problem | None = None, rounded: torch.dtype | None = None
-    ) -> Certificate:
+    def certificate(self, by: str | None = None, problem: Problem | None = None) -> Certificate:
         """The certificate of a kind of CERTIFICATES, or the strongest that the problem allows.
 
         Args:
             by: the kind; None chooses.
             problem: a copy of the problem in another dtype; None takes the problem itself.
-            rounded: the dtype that solutions are rounded to; None if it is that of the problem.
 
         Raises:
             UserError: the problem does not allow that kind.
@@ -204,7 +198,7 @@ class Solver(nn.Module):
             if by in ("duality gap", "split-conformal"):
                 raise UserError(f"by: {by} is given; {name} has constraints: residual or KKT residual is allowed with them")
             inner = Residual(problem, domain) if own and by != "KKT residual" else None
-            return UnderConstraints(inner, f, constraints, domain, rounded)
+            return UnderConstraints(inner, f, constraints, domain)
         if by == "residual" or (by is None and own):
             return Residual(problem, domain)
         if problem.convex and by in (None, "duality gap"):
