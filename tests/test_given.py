@@ -667,7 +667,7 @@ def test_rewards_of_another_shape_are_named_also_of_a_vector_environment():
             return observation, reward[:, None], *more
 
     with pytest.raises(
-        ra.Fault, match=r"env Column, step 1: reward is \[\[1\.\]\n \[1\.\]\]; a float32 for each of 2 is needed"
+        ra.Fault, match=r"env Column, step 1: reward is \[\[1\.\]\n \[1\.\]\], term.* a number and two flags for each of 2"
     ):
         ra.TD3(Column(SyncVectorEnv([Pay] * 2)), **SMALL).learn(30)
 

@@ -87,8 +87,7 @@ class GymEnv(Env):
         observation, reward, terminated, truncated, info = self._call(lambda: self.vector.step(action))
         self._steps += 1
         successor, raw_reward = self._rows(observation), reward
-        reward = self._numbers("reward", reward, np.float32)
-        terminated, truncated = self._numbers("terminated", terminated, bool), self._numbers("truncated", truncated, bool)
+        reward, (terminated, truncated) = self._outcome(reward, terminated, truncated)
         valid, ended = ~self._ended if self.mode is AutoresetMode.NEXT_STEP else self._every, terminated | truncated
         if not (np.isfinite(reward).all() and np.isfinite(successor).all()):
             sound = np.isfinite(reward) & np.isfinite(successor).all(-1)
@@ -252,18 +251,20 @@ class GymEnv(Env):
             )
         return rows
 
-    def _numbers(self, what: str, given: Any, dtype: Any) -> np.ndarray:
-        """(B,) as the environment returned it -> (B,), copied."""
+    def _outcome(self, reward: Any, terminated: Any, truncated: Any) -> tuple[np.ndarray, np.ndarray]:
+        """A number (B,) and two flags (2, B) of each environment, copied."""
         try:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is said by `_odd`
-                array = np.array(given, dtype=dtype)
+            with np.errstate(over="ignore"):  # what float32 cannot hold is said by the caller
+                numbers = np.array(reward, dtype=np.float32)
+            flags = np.array((terminated, truncated), dtype=bool)
         except (ValueError, TypeError):
-            array = None
-        if array is None or array.shape != (self.count,):
+            numbers = flags = np.empty(0)
+        if numbers.shape != (self.count,) or flags.shape != (2, self.count):
             raise Fault(
-                f"env {self.name}, step {self._steps}: {what} is {given}; a {dtype.__name__} for each of {self.count} is needed"
+                f"env {self.name}, step {self._steps}: reward is {reward}, terminated {terminated}, truncated {truncated}; "
+                f"a number and two flags for each of {self.count} are needed"
             )
-        return array
+        return numbers, flags
 
     def _finite(self, array: np.ndarray, what: str, raw: Any) -> np.ndarray:
         """`array` if it is finite; messages show the `raw` values."""
