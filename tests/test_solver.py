@@ -582,8 +582,9 @@ def test_contexts_that_do_not_fit_are_named(kind, x, message):
 
 def test_arguments_out_of_range_are_named():
     solver, x = made(Portfolio), rows(Portfolio, 2)
-    with pytest.raises(UserError, match="tol: 0 is given"):
-        solver.solve(x, tol=0)
+    for tol in (0, "1e-4"):
+        with pytest.raises(UserError, match=f"tol: {tol!r} is given; a positive number"):
+            solver.solve(x, tol=tol)
     with pytest.raises(UserError, match="max_iterations: 0 is given"):
         solver.solve(x, tol=1.0, max_iterations=0)
     with pytest.raises(UserError, match=r"level: 1\.5 is given"):

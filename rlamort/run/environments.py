@@ -66,7 +66,9 @@ class Environments:
     def _env(self) -> Any:
         found = self.find("env")
         if found is None:
-            raise UserError("env: this agent was loaded without one; pass one to load, for training and evaluation")
+            raise UserError(
+                "env: None is given, or this agent was loaded without one; pass one to load, for training and evaluation"
+            )
         return found
 
     def require_second(self, must: bool) -> None:

@@ -7,6 +7,7 @@ import itertools
 import math
 import zipfile
 from collections.abc import Callable
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -103,8 +104,8 @@ class Solver(nn.Module):
                 the wrong shape.
         """
         for name, number in {"tol": tol, "rtol": rtol}.items():
-            if number is not None and not number > 0:
-                raise UserError(f"{name}: {number} is given; a positive number, or None, is needed")
+            if number is not None and not (isinstance(number, Real) and number > 0):
+                raise UserError(f"{name}: {number!r} is given; a positive number, or None, is needed")
         if max_iterations < 1:
             raise UserError(f"max_iterations: {max_iterations} is given; at least 1 is needed")
         if dtype not in (None, torch.float32, torch.float64):
