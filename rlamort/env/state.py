@@ -143,7 +143,7 @@ class Reader:
         if type(value).__name__ == "MjModel" and "mujoco" in sys.modules:
             return {"mujoco model": {name: array.copy() for name, array in model_arrays(value)}}
         if isinstance(value, Env):
-            return {"native": self.read(value.state(), where)}
+            return {"native": self.read(value.state(), where) if hasattr(value, "x") else None}  # else it was never reset
         return self._attributes(value, where)
 
     def _array(self, value: np.ndarray, where: str) -> dict[str, Tree]:
@@ -386,6 +386,6 @@ class Writer:
             self.put(tree, part)
 
 
-def _restore_native(live: Env, state: dict[str, Any]) -> None:
-    if not live.restore(state):
+def _restore_native(live: Env, state: dict[str, Any] | None) -> None:
+    if state is not None and not live.restore(state):
         raise ValueError("it cannot go on there")
