@@ -86,9 +86,21 @@ def test_plans_of_several_actions_are_flat_and_no_item_depends_on_another():
     assert torch.equal(f(y, x)[2:3], f(y[2:3], x[2:3]))
 
 
+class Paying(gymnasium.wrappers.TimeLimit):
+    """A user's time limit that pays for every step."""
+
+    def __init__(self, env):
+        super().__init__(env, 50)
+
+    def step(self, action):
+        x, reward, *rest = super().step(action)
+        return x, reward + 5, *rest
+
+
 @pytest.mark.parametrize(
     "around",
     [
+        Paying,
         lambda env: gymnasium.wrappers.NormalizeObservation(env),
         lambda env: gymnasium.wrappers.TransformReward(env, lambda r: 0.1 * r),
         lambda env: gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)),

@@ -7,12 +7,12 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeS
 from torch import Tensor
 
 from rlamort.config import locate
-from rlamort.env.snapshot import layers
+from rlamort.env.snapshot import Snapshot, layers
 
 Equations = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # see `rlamort.dynamics.Known`
 # what gives the equations of an environment of the class
 HOMES = {"gymnasium.envs.classic_control.pendulum.PendulumEnv": "rlamort.envs.pendulum.dynamics"}
-TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit)
+TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, Snapshot, TimeLimit)
 
 
 def equations_of(env: Any) -> Equations | None:
@@ -37,5 +37,5 @@ def longest_of(env: Any) -> int | None:
 
 
 def transparent(env: Any) -> bool:
-    """Whether no wrapper may change what an environment observes, does or is rewarded with."""
-    return all(isinstance(layer, TRANSPARENT) for layer in layers(env)[:-1])
+    """Whether no wrapper may change what an environment observes, does or is rewarded with; subclasses of these may."""
+    return all(type(layer) in TRANSPARENT for layer in layers(env)[:-1])
