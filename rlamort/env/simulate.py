@@ -15,7 +15,7 @@ from rlamort.dynamics import Dynamics, Ends, Moved, Rewards
 from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
-from rlamort.env.known import transparent
+from rlamort.env.known import longest_of, transparent
 from rlamort.env.tasks import LEARNED, Stepped, Task, task_of
 from rlamort.errors import UserError
 
@@ -208,8 +208,9 @@ class RolloutSimulator:
         from mujoco import mj_getState, mjtState
 
         single, count, self.env, self.device = _single(env), len(saved.rows), env, env.device
-        base = cast(Any, single.unwrapped)
-        limit = single.spec.max_episode_steps if single.spec else None
+        if not transparent(single):
+            raise UserError(f"env={env.name}: something is wrapped around it that may change it, so it must be stepped itself")
+        base, limit = cast(Any, single.unwrapped), longest_of(single)
         self.left = np.full(count, np.inf) if limit is None else limit - saved.time  # steps until it is truncated
         self.physics = Physics(task_of(base, env.name), env.units)
         if not self.physics.task.continued:
@@ -232,8 +233,8 @@ class RolloutSimulator:
         if not (np.allclose(task.observed(step)[0], x, atol=1e-5) and np.allclose(ours, reward, atol=1e-5)):
             self.physics.close()
             raise UserError(
-                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours:g}, it itself {reward[0]:g}: "
-                f"something is wrapped around it, so it must be stepped itself"
+                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours:g}, it itself {reward[0]:g}, "
+                f"so it must be stepped itself"
             )
 
     def __enter__(self) -> Self:
