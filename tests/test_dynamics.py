@@ -1,9 +1,13 @@
 """Dynamics against the environments that they are of, and plans through them as solutions of an objective."""
 
+import types
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
+from rlamort.envs.cartpole import CartPole
 
 from rlamort.domain import Box
 from rlamort.dynamics import Dynamics, Known, Moved, Trajectory
@@ -111,6 +115,61 @@ def test_equations_are_not_those_of_what_a_wrapper_changes(around):
     assert open_env(lambda: around(gymnasium.make("Pendulum-v1"))).spec.equations is None
     assert open_env(around(gymnasium.make("Pendulum-v1"))).spec.equations is None
     assert open_env("InvertedPendulum-v5").spec.equations is None
+
+
+class Doubling(CartPole):
+    """A user's reward in `step`, which its equations do not know of."""
+
+    def step(self, action):
+        x, reward, *rest = super().step(action)
+        return x, 2 * reward, *rest
+
+
+class Described(CartPole):
+    """It says that its equations are the same."""
+
+    dynamics = CartPole.dynamics
+
+    def step(self, action):
+        *found, _ = super().step(action)
+        return *found, {"power": 1.0}
+
+
+class Equal:
+    def dynamics(self, x, u):
+        return x, x[:, 0], torch.ones(len(x))
+
+
+class Still(Equal, gymnasium.Env):
+    """Its equations come from a base that has no step."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, **keywords):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def stepping():
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.step = types.MethodType(lambda self, u: (type(self).step(self, u)[0], 1.0, False, False, {}), env.unwrapped)
+    return env
+
+
+def beginning():
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.render = lambda: None
+    return env
+
+
+@pytest.mark.parametrize(
+    ("env", "known"), [(Doubling, False), (Described, True), (Still, True), (stepping, False), (beginning, True)]
+)
+def test_nor_of_what_another_step_changes(env, known):
+    for one in (env, env()):
+        assert (open_env(one).spec.equations is not None) == known
 
 
 def test_a_step_of_other_shapes_is_said():
