@@ -172,6 +172,17 @@ def test_nor_of_what_another_step_changes(env, known):
         assert (open_env(one).spec.equations is not None) == known
 
 
+def test_equations_have_the_constants_of_the_moment():
+    env = gymnasium.make("Pendulum-v1")
+    step = open_env(env).spec.equations
+    env.unwrapped.g, env.unwrapped.m, env.unwrapped.dt = 4.0, 2.0, 0.1
+    x, _ = env.reset(seed=0)
+    after, reward, *_ = env.step(np.float32([0.5]))
+    ours = step(torch.tensor(x)[None], torch.tensor([[0.5]]))
+    np.testing.assert_allclose(ours[0][0], after, atol=1e-6)
+    assert ours[1].item() == pytest.approx(reward, abs=1e-5)
+
+
 def test_a_step_of_other_shapes_is_said():
     for step in (lambda x, u: (x[:, :2], x[:, 0], x[:, 0]), lambda x, u: x[:, 9], lambda x, u: (x, u, x[:, 0])):
         with pytest.raises(UserError, match=r"dynamics=mine: for x of shape \(2, 3\) and u of shape \(2, 1\) it gives"):
