@@ -172,6 +172,20 @@ def test_nor_of_what_another_step_changes(env, known):
         assert (open_env(one).spec.equations is not None) == known
 
 
+def test_equations_are_those_of_all_environments_side_by_side():
+    class Doubled(SyncVectorEnv):
+        def step(self, actions):
+            x, reward, *rest = super().step(actions)
+            return x, 2 * reward, *rest
+
+    def pendulum(g):
+        return lambda: gymnasium.make("Pendulum-v1", g=g)
+
+    assert open_env(SyncVectorEnv([pendulum(3.0), pendulum(3.0)])).spec.equations is not None
+    assert open_env(SyncVectorEnv([pendulum(3.0), pendulum(9.0)])).spec.equations is None
+    assert open_env(Doubled([pendulum(3.0)])).spec.equations is None
+
+
 def test_equations_have_the_constants_of_the_moment():
     env = gymnasium.make("Pendulum-v1")
     step = open_env(env).spec.equations

@@ -1,13 +1,19 @@
 """MuJoCo itself as dynamics: plans are scored as the environment would score them, bit for bit."""
 
 import copy
+import types
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.envs.mujoco.inverted_double_pendulum_v5 import InvertedDoublePendulumEnv
+from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv
 from rlamort.agents.plan import MPC
 
 import rlamort as ra
@@ -209,6 +215,15 @@ def test_a_users_own_task_gives_its_rewards(kind):
             break
     assert terminated
     assert -agent.f(y, torch.tensor(x)[None].float()).item() == pytest.approx(value, abs=1e-5)
+
+
+def test_side_by_side_all_have_to_be_alike():
+    def weighing(weight):
+        return lambda: gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=weight)
+
+    assert open_env(SyncVectorEnv([weighing(0.1), weighing(0.1)])).spec.simulator()
+    with pytest.raises(UserError, match="its environments give the same actions other results"):
+        open_env(SyncVectorEnv([weighing(0.1), weighing(0.5)])).spec.simulator()
 
 
 def wrapped():
