@@ -217,6 +217,38 @@ def test_a_users_own_task_gives_its_rewards(kind):
     assert -agent.f(y, torch.tensor(x)[None].float()).item() == pytest.approx(value, abs=1e-5)
 
 
+class Noting(Rewarding):
+    def __init__(self):
+        self.states = []  # of its own use
+        super().__init__()
+
+
+def test_something_else_called_states_is_no_method():
+    assert open_env(Noting).spec.simulator()
+
+
+def capped():
+    """HalfCheetah whose rewards are cut where the first steps do not come."""
+    env = gymnasium.make("HalfCheetah-v5")
+    usual = HalfCheetahEnv._get_rew
+    env.unwrapped._get_rew = types.MethodType(lambda self, *args: (min(usual(self, *args)[0], 0.3), {}), env.unwrapped)
+    return env
+
+
+@pytest.mark.parametrize("env", [capped, capped()])
+def test_a_known_task_whose_instance_has_another_function_is_refused(env):
+    with pytest.raises(UserError, match=r"this instance has another _get_rew than its class, and its rewards .* are not known"):
+        open_env(env).spec.simulator()
+
+
+@pytest.mark.parametrize("kind", [ReacherEnv, InvertedDoublePendulumEnv])
+def test_small_differences_of_rewards_are_found_where_there_should_be_none(kind, monkeypatch):
+    usual = kind._get_rew
+    monkeypatch.setattr(kind, "_get_rew", lambda self, *args: (0.95 * usual(self, *args)[0], {}))
+    with pytest.raises(UserError, match="step 1 of an episode has the reward"):
+        open_env(kind).spec.simulator()
+
+
 def test_side_by_side_all_have_to_be_alike():
     def weighing(weight):
         return lambda: gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=weight)
