@@ -249,6 +249,31 @@ def test_small_differences_of_rewards_are_found_where_there_should_be_none(kind,
         open_env(kind).spec.simulator()
 
 
+def runge_kutta():
+    env = gymnasium.make("Pusher-v5")
+    env.unwrapped.model.opt.integrator = 1
+    return env
+
+
+def test_positions_of_bodies_are_those_at_the_end_of_a_step_by_any_integrator():
+    env, simulator = runge_kutta(), Simulator(runge_kutta)
+    x, _ = env.reset(seed=3)
+    y = np.random.default_rng(0).uniform(-1, 1, (25, 1, 7)).astype(np.float32)
+    for moved, action in zip(simulator.follow(torch.tensor(x)[None], torch.tensor(y).unbind()), y[:, 0], strict=True):
+        _, reward, *_ = env.step(simulator.physics.units.decode(action[None])[0])
+        assert moved.reward.item() == pytest.approx(reward, abs=1e-4)  # 2e-3 by those of the beginning
+
+
+def rebuilt():
+    """Ant with another model than that of its file."""
+    env = gymnasium.make("Ant-v5")
+    spec = mujoco.MjSpec.from_file(env.unwrapped.fullpath)
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[1, 1, 0.1], pos=[9, 0, 0])
+    env.unwrapped.model = spec.compile()
+    env.unwrapped.data = mujoco.MjData(env.unwrapped.model)
+    return env
+
+
 def test_side_by_side_all_have_to_be_alike():
     def weighing(weight):
         return lambda: gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=weight)
@@ -284,6 +309,7 @@ def unseen():
             "step 1 of an episode has the reward 1.49.*, and replayed .* 0.99.*: it is no",
         ),
         (lambda: Rewarding(growing=0.3), "step 1 of an episode has the velocity 1 .*, and replayed .* function of the state"),
+        (rebuilt, r"its MuJoCo model has .* in .*ant.xml, which sensors would be added to"),
         (wrapped, "wrapped: a wrapper may change what it observes"),
     ],
 )

@@ -203,6 +203,7 @@ class Pusher(Task):
     """
 
     continued = False
+    late = True
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -347,7 +348,10 @@ def _with_sensors(env: Any, wanted: Sequence[tuple[str, int]]) -> Any:
         spec.add_sensor(name=f"rlamort sensor {number}", type=which, objtype=what, objname=element.name, **extra)
     model = spec.compile()
     own = {key: one for key, one in model_arrays(env.model) if not key.startswith(("sensor", "name"))}
-    write_model(model, dict(model_arrays(model)) | own)
+    try:
+        write_model(model, dict(model_arrays(model)) | own)
+    except ValueError as error:
+        raise UserError(f"dynamics=simulator: {error} in {env.fullpath}, which sensors would be added to; {LEARNED}") from error
     for name in dir(model.opt):
         if not name.startswith("_") and isinstance(getattr(model.opt, name), int):
             setattr(model.opt, name, getattr(env.model.opt, name))
