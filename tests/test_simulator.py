@@ -217,6 +217,39 @@ def test_a_users_own_task_gives_its_rewards(kind):
     assert -agent.f(y, torch.tensor(x)[None].float()).item() == pytest.approx(value, abs=1e-5)
 
 
+class Moving(Cart):
+    """It pays for the cart's speed, by positions that it does not observe."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Box(-np.inf, np.inf, (3,))
+
+    def state_vector(self):
+        return np.array([self.data.qpos[1], *self.data.qvel])
+
+    def states(self, x):
+        return np.pad(x[:, :1], ((0, 0), (1, 0))), x[:, 1:]
+
+    def step(self, action):
+        before = self.data.qpos[0]
+        x, _, _, _, info = super().step(action)
+        return x, self.data.qpos[0] - before, False, False, info
+
+    def rewards(self, step):
+        return step.qpos[..., 0] - step.before[..., 0], np.zeros(step.qpos.shape[:-1], bool)
+
+
+def test_rewards_by_what_is_observed_are_those_that_are_met():
+    simulator = open_env(Moving).spec.simulator()  # plans are right: they begin at any place
+    message = (
+        "dynamics.rewards=own: by what it observes, step 1 of an episode has 0, where it gives .*rewards=learned is needed"
+    )
+    with pytest.raises(UserError, match=message):
+        simulator.rewards()
+    assert callable(simulator.ends())
+    assert callable(open_env(Rewarding).spec.simulator().rewards())
+
+
 class Noting(Rewarding):
     def __init__(self):
         self.states = []  # of its own use
