@@ -13,10 +13,10 @@ Moved = tuple[Tensor, Tensor, Tensor]  # x_next (B, 3), reward (B,), continues (
 
 
 def dynamics(env: Any) -> Callable[[Tensor, Tensor], Moved]:
-    """The step of such an environment, with its own constants; gradients stop where velocity or torque are clipped."""
-    pull, push = 3 * env.g / (2 * env.l), 3 / (env.m * env.l**2)
+    """The step of such an environment, with its constants of the moment; gradients stop where speed or torque are clipped."""
 
     def step(x: Tensor, u: Tensor) -> Moved:
+        pull, push = 3 * env.g / (2 * env.l), 3 / (env.m * env.l**2)
         theta, velocity = torch.atan2(x[:, 1], x[:, 0]), x[:, 2]
         torque = u[:, 0].clamp(-env.max_torque, env.max_torque)
         reward = -(theta.square() + 0.1 * velocity.square() + 0.001 * torque.square())

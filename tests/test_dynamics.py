@@ -1,9 +1,13 @@
 """Dynamics against the environments that they are of, and plans through them as solutions of an objective."""
 
+import types
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import SyncVectorEnv
+from rlamort.envs.cartpole import CartPole
 
 from rlamort.domain import Box
 from rlamort.dynamics import Dynamics, Known, Moved, Trajectory
@@ -86,9 +90,21 @@ def test_plans_of_several_actions_are_flat_and_no_item_depends_on_another():
     assert torch.equal(f(y, x)[2:3], f(y[2:3], x[2:3]))
 
 
+class Paying(gymnasium.wrappers.TimeLimit):
+    """A user's time limit that pays for every step."""
+
+    def __init__(self, env):
+        super().__init__(env, 50)
+
+    def step(self, action):
+        x, reward, *rest = super().step(action)
+        return x, reward + 5, *rest
+
+
 @pytest.mark.parametrize(
     "around",
     [
+        Paying,
         lambda env: gymnasium.wrappers.NormalizeObservation(env),
         lambda env: gymnasium.wrappers.TransformReward(env, lambda r: 0.1 * r),
         lambda env: gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)),
@@ -99,6 +115,86 @@ def test_equations_are_not_those_of_what_a_wrapper_changes(around):
     assert open_env(lambda: around(gymnasium.make("Pendulum-v1"))).spec.equations is None
     assert open_env(around(gymnasium.make("Pendulum-v1"))).spec.equations is None
     assert open_env("InvertedPendulum-v5").spec.equations is None
+
+
+class Doubling(CartPole):
+    """A user's reward in `step`, which its equations do not know of."""
+
+    def step(self, action):
+        x, reward, *rest = super().step(action)
+        return x, 2 * reward, *rest
+
+
+class Described(CartPole):
+    """It says that its equations are the same."""
+
+    dynamics = CartPole.dynamics
+
+    def step(self, action):
+        *found, _ = super().step(action)
+        return *found, {"power": 1.0}
+
+
+class Equal:
+    def dynamics(self, x, u):
+        return x, x[:, 0], torch.ones(len(x))
+
+
+class Still(Equal, gymnasium.Env):
+    """Its equations come from a base that has no step."""
+
+    observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, **keywords):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def stepping():
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.step = types.MethodType(lambda self, u: (type(self).step(self, u)[0], 1.0, False, False, {}), env.unwrapped)
+    return env
+
+
+def beginning():
+    env = gymnasium.make("Pendulum-v1")
+    env.unwrapped.render = lambda: None
+    return env
+
+
+@pytest.mark.parametrize(
+    ("env", "known"), [(Doubling, False), (Described, True), (Still, True), (stepping, False), (beginning, True)]
+)
+def test_nor_of_what_another_step_changes(env, known):
+    for one in (env, env()):
+        assert (open_env(one).spec.equations is not None) == known
+
+
+def test_equations_are_those_of_all_environments_side_by_side():
+    class Doubled(SyncVectorEnv):
+        def step(self, actions):
+            x, reward, *rest = super().step(actions)
+            return x, 2 * reward, *rest
+
+    def pendulum(g):
+        return lambda: gymnasium.make("Pendulum-v1", g=g)
+
+    assert open_env(SyncVectorEnv([pendulum(3.0), pendulum(3.0)])).spec.equations is not None
+    assert open_env(SyncVectorEnv([pendulum(3.0), pendulum(9.0)])).spec.equations is None
+    assert open_env(Doubled([pendulum(3.0)])).spec.equations is None
+
+
+def test_equations_have_the_constants_of_the_moment():
+    env = gymnasium.make("Pendulum-v1")
+    step = open_env(env).spec.equations
+    env.unwrapped.g, env.unwrapped.m, env.unwrapped.dt = 4.0, 2.0, 0.1
+    x, _ = env.reset(seed=0)
+    after, reward, *_ = env.step(np.float32([0.5]))
+    ours = step(torch.tensor(x)[None], torch.tensor([[0.5]]))
+    np.testing.assert_allclose(ours[0][0], after, atol=1e-6)
+    assert ours[1].item() == pytest.approx(reward, abs=1e-5)
 
 
 def test_a_step_of_other_shapes_is_said():

@@ -268,9 +268,11 @@ def test_mujocos_rollout_ends_where_the_environment_does():
     np.testing.assert_allclose(*ended, rtol=1e-4)
 
 
-def test_a_time_limit_ends_a_rollout_too():
+@pytest.mark.parametrize("name", ["HalfCheetah-v5", "gymnasium.envs.mujoco.half_cheetah_v5:HalfCheetahEnv"])
+def test_a_time_limit_ends_a_rollout_too(name):
+    """Also of an environment that is not registered, so that its wrapper alone knows of it."""
     still = lambda x: torch.zeros(len(x), 6)  # noqa: E731
-    envs = [open_env("HalfCheetah-v5", count=count, max_episode_steps=10) for count in (1, 1, 1)]
+    envs = [open_env(name, count=count, max_episode_steps=10) for count in (1, 1, 1)]
     saved = save(still, envs[0], 0, np.array([0]), np.array([7]))
     stepped = EnvSimulator(envs[1], saved).returns(still(saved.x), still, 50, 1.0)
     with RolloutSimulator(envs[2], saved) as rolled:
@@ -331,6 +333,24 @@ def test_a_rollout_notices_a_reward_that_something_changes():
     saved = save(hopping, open_env(doubled), 0, np.array([0]), np.array([1]))
     with pytest.raises(ra.UserError, match="something is wrapped around it"):
         RolloutSimulator(open_env(doubled), saved)
+
+
+def test_nor_are_rollouts_those_of_what_a_wrapper_changes_later():
+    """Another gravity in every episode: at the first state that is put back, it is that of the model."""
+    import gymnasium
+
+    class Randomised(gymnasium.Wrapper):
+        def reset(self, **keywords):
+            found = super().reset(**keywords)
+            self.unwrapped.model.opt.gravity[2] = -5 * self.unwrapped.np_random.integers(1, 4)
+            return found
+
+    def randomised():
+        return Randomised(gymnasium.make("HalfCheetah-v5", disable_env_checker=True))
+
+    saved = save(hopping, open_env(randomised, count=2), 0, np.array([0, 1]), np.array([1, 1]))
+    with pytest.raises(ra.UserError, match="something is wrapped around it"):
+        RolloutSimulator(open_env(randomised), saved)
 
 
 def test_an_interval_is_over_episodes():

@@ -1,13 +1,19 @@
 """MuJoCo itself as dynamics: plans are scored as the environment would score them, bit for bit."""
 
 import copy
+import types
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
+from gymnasium.envs.mujoco.inverted_double_pendulum_v5 import InvertedDoublePendulumEnv
+from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv
 from rlamort.agents.plan import MPC
 
 import rlamort as ra
@@ -211,6 +217,105 @@ def test_a_users_own_task_gives_its_rewards(kind):
     assert -agent.f(y, torch.tensor(x)[None].float()).item() == pytest.approx(value, abs=1e-5)
 
 
+class Moving(Cart):
+    """It pays for the cart's speed, by positions that it does not observe."""
+
+    def __init__(self):
+        super().__init__()
+        self.observation_space = Box(-np.inf, np.inf, (3,))
+
+    def state_vector(self):
+        return np.array([self.data.qpos[1], *self.data.qvel])
+
+    def states(self, x):
+        return np.pad(x[:, :1], ((0, 0), (1, 0))), x[:, 1:]
+
+    def step(self, action):
+        before = self.data.qpos[0]
+        x, _, _, _, info = super().step(action)
+        return x, self.data.qpos[0] - before, False, False, info
+
+    def rewards(self, step):
+        return step.qpos[..., 0] - step.before[..., 0], np.zeros(step.qpos.shape[:-1], bool)
+
+
+def test_rewards_by_what_is_observed_are_those_that_are_met():
+    simulator = open_env(Moving).spec.simulator()  # plans are right: they begin at any place
+    message = (
+        "dynamics.rewards=own: by what it observes, step 1 of an episode has 0, where it gives .*rewards=learned is needed"
+    )
+    with pytest.raises(UserError, match=message):
+        simulator.rewards()
+    assert callable(simulator.ends())
+    assert callable(open_env(Rewarding).spec.simulator().rewards())
+
+
+class Noting(Rewarding):
+    def __init__(self):
+        self.states = []  # of its own use
+        super().__init__()
+
+
+def test_something_else_called_states_is_no_method():
+    assert open_env(Noting).spec.simulator()
+
+
+def capped():
+    """HalfCheetah whose rewards are cut where the first steps do not come."""
+    env = gymnasium.make("HalfCheetah-v5")
+    usual = HalfCheetahEnv._get_rew
+    env.unwrapped._get_rew = types.MethodType(lambda self, *args: (min(usual(self, *args)[0], 0.3), {}), env.unwrapped)
+    return env
+
+
+@pytest.mark.parametrize("env", [capped, capped()])
+def test_a_known_task_whose_instance_has_another_function_is_refused(env):
+    with pytest.raises(UserError, match=r"this instance has another _get_rew than its class, and its rewards .* are not known"):
+        open_env(env).spec.simulator()
+
+
+@pytest.mark.parametrize("kind", [ReacherEnv, InvertedDoublePendulumEnv])
+def test_small_differences_of_rewards_are_found_where_there_should_be_none(kind, monkeypatch):
+    usual = kind._get_rew
+    monkeypatch.setattr(kind, "_get_rew", lambda self, *args: (0.95 * usual(self, *args)[0], {}))
+    with pytest.raises(UserError, match="step 1 of an episode has the reward"):
+        open_env(kind).spec.simulator()
+
+
+def runge_kutta():
+    env = gymnasium.make("Pusher-v5")
+    env.unwrapped.model.opt.integrator = 1
+    return env
+
+
+def test_positions_of_bodies_are_those_at_the_end_of_a_step_by_any_integrator():
+    env, simulator = runge_kutta(), Simulator(runge_kutta)
+    x, _ = env.reset(seed=3)
+    y = np.random.default_rng(0).uniform(-1, 1, (25, 1, 7)).astype(np.float32)
+    for moved, action in zip(simulator.follow(torch.tensor(x)[None], torch.tensor(y).unbind()), y[:, 0], strict=True):
+        _, reward, *_ = env.step(simulator.physics.units.decode(action[None])[0])
+        assert moved.reward.item() == pytest.approx(reward, abs=1e-4)  # 2e-3 by those of the beginning
+
+
+def rebuilt():
+    """Ant with another model than that of its file."""
+    env = gymnasium.make("Ant-v5")
+    spec = mujoco.MjSpec.from_file(env.unwrapped.fullpath)
+    spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=[1, 1, 0.1], pos=[9, 0, 0])
+    env.unwrapped.model = spec.compile()
+    env.unwrapped.data = mujoco.MjData(env.unwrapped.model)
+    return env
+
+
+def test_side_by_side_all_have_to_be_alike():
+    def weighing(weight):
+        return lambda: gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=weight)
+
+    assert open_env(SyncVectorEnv([weighing(0.1), weighing(0.1)])).spec.simulator()
+    with pytest.raises(UserError, match="its environments give the same actions other results"):
+        open_env(SyncVectorEnv([weighing(0.1), weighing(0.5)])).spec.simulator()
+
+
 def wrapped():
     return gymnasium.wrappers.TransformReward(gymnasium.make("InvertedPendulum-v5"), lambda reward: 2 * reward)
 
@@ -237,6 +342,7 @@ def unseen():
             "step 1 of an episode has the reward 1.49.*, and replayed .* 0.99.*: it is no",
         ),
         (lambda: Rewarding(growing=0.3), "step 1 of an episode has the velocity 1 .*, and replayed .* function of the state"),
+        (rebuilt, r"its MuJoCo model has .* in .*ant.xml, which sensors would be added to"),
         (wrapped, "wrapped: a wrapper may change what it observes"),
     ],
 )

@@ -489,6 +489,14 @@ def test_an_expansion_takes_states_as_they_are(spec):
     assert isinstance(drawn("svg_h", spec), SAC)
 
 
+def test_rewards_of_a_model_are_not_scaled_so_those_of_the_critic_must_not_be():
+    with pytest.raises(
+        UserError, match=r"reward_scale=return: the critic's values would be scaled, .* an expansion none is needed"
+    ):
+        ra.SAC("Pendulum-v1", expansion={"kind": "Expanded", "dynamics": "own", "fit_every": 0}, reward_scale="return", **SMALL)
+    ra.SAC("Pendulum-v1", reward_scale="return", **SMALL).close()
+
+
 def test_sooner_compares_steps_to_a_return_and_is_incomplete_until_all_seeds_are_there():
     claim = Sooner("svg", "svg_h", "Pendulum-v1", 3000, [0, 1], -200, 0.6, "sac")
 

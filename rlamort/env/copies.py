@@ -168,6 +168,19 @@ def play(envs: Sequence[Any], options: dict[str, Any] | None = None) -> Play:
         return [answers[0] for answers in itertools.zip_longest(*plays) if answers[0] is not None]
 
 
+def same_results(envs: Sequence[gymnasium.Env[Any, Any]]) -> bool:
+    """Whether environments give the same results from the same seed and actions; copies of them are stepped.
+
+    Raises:
+        UserError: one of several cannot be copied.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plays = (play([_copied(env)]) for env in (envs if len(envs) > 1 else ()))
+        first = next(plays, None)
+        return all(one == first for one in plays)
+
+
 def _play(env: Any, seed: int, options: dict[str, Any] | None) -> Iterator[tuple[bytes, ...]]:
     space = copy.deepcopy(env.action_space)
     space.seed(seed)

@@ -3,30 +3,50 @@
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit
 from torch import Tensor
 
 from rlamort.config import locate
-from rlamort.env.snapshot import layers
+from rlamort.env.snapshot import Snapshot, layers
 
 Equations = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # see `rlamort.dynamics.Known`
 # what gives the equations of an environment of the class
 HOMES = {"gymnasium.envs.classic_control.pendulum.PendulumEnv": "rlamort.envs.pendulum.dynamics"}
-TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, TimeLimit)
+BESIDE = ("reset", "reset_model", "render", "close")  # functions that no step calls
+TRANSPARENT = (OrderEnforcing, PassiveEnvChecker, RecordEpisodeStatistics, Snapshot, TimeLimit)
 
 
 def equations_of(env: Any) -> Equations | None:
     """The equations of an environment: its own method `dynamics`, or those of its class here.
 
-    None where there is neither, or where a wrapper may change what it observes, is given or is rewarded with.
+    None where there is neither, or where a wrapper or another `step` may change what it observes, does or is rewarded with.
     """
     inner = env.unwrapped
     if not transparent(env):
         return None
     own, home = getattr(inner, "dynamics", None), HOMES.get(f"{type(inner).__module__}.{type(inner).__qualname__}")
-    found = own if callable(own) else locate(home)(inner) if home else None
+    if callable(own):
+        found = None if _stepped_anew(inner) else own
+    else:
+        found = locate(home)(inner) if home and not replaced(inner) else None
     # a function, which copies of an agent share: a method would bring its environment into each of them
     return None if found is None else lambda x, u: found(x, u)
+
+
+def replaced(env: Any) -> list[str]:
+    """Functions of its class that an instance has its own of, but for those that steps do not call."""
+    return [name for name in vars(env) if callable(getattr(type(env), name, None)) and name not in BESIDE]
+
+
+def _stepped_anew(env: Any) -> bool:
+    """Whether the `step` of the class that has `dynamics` is another one in a subclass, or in the instance."""
+    holders = [env, *type(env).__mro__]
+    step, dynamics = (next((holder for holder in holders if name in vars(holder)), None) for name in ("step", "dynamics"))
+    if dynamics is None or holders.index(step) >= holders.index(dynamics):
+        return False
+    described = getattr(dynamics, "step", gymnasium.Env.step)  # of a base that leaves it to subclasses, it is theirs
+    return described is not gymnasium.Env.step and not getattr(described, "__isabstractmethod__", False)
 
 
 def longest_of(env: Any) -> int | None:
@@ -37,5 +57,5 @@ def longest_of(env: Any) -> int | None:
 
 
 def transparent(env: Any) -> bool:
-    """Whether no wrapper may change what an environment observes, does or is rewarded with."""
-    return all(isinstance(layer, TRANSPARENT) for layer in layers(env)[:-1])
+    """Whether no wrapper may change what an environment observes, does or is rewarded with; subclasses of these may."""
+    return all(type(layer) in TRANSPARENT for layer in layers(env)[:-1])

@@ -4,29 +4,30 @@ import functools
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box as BoxSpace
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from rlamort.config.imports import class_at, module_of
 from rlamort.env import Env, Space, Spec
 from rlamort.env.bandit import Bandit
 from rlamort.env.capacity import require_memory, resident, workers_of
-from rlamort.env.copies import Copies
+from rlamort.env.copies import Copies, same_results
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
-from rlamort.env.known import equations_of, longest_of
+from rlamort.env.known import Equations, equations_of, longest_of
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.env.one_step import ENTRY, open_problem, single
 from rlamort.env.record import name_of, spec_of_instance
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
+from rlamort.env.tasks import LEARNED
 from rlamort.env.vector import Factory, vector_of
 from rlamort.errors import Fault, UserError, nearest
 from rlamort.problem import Problem
@@ -336,8 +337,9 @@ def open_gym(
         rows = getattr(env.unwrapped, "envs", [])
         if len({id(row.unwrapped) for row in rows}) < len(rows):
             raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
-        if rows and env.unwrapped is env:  # in this process, and nothing is around them
-            spec = _with_dynamics(spec, rows[0], lambda: Simulator(copies_of(rows[0]), name))
+        if rows and type(env) is SyncVectorEnv:  # in this process, and nothing is around them
+            spec = _with_dynamics(spec, rows[0], lambda: _simulator_of(rows, name))
+            spec = spec._replace(equations=spec.equations and _shared(rows, spec.equations))
         return GymEnv(env, name, spec, device)
     processes = workers_of(vectorization, count, workers)
     first, probed, before, grown = None, None, resident(), math.inf
@@ -370,6 +372,28 @@ def open_gym(
             f"environment itself"
         )
     return opened
+
+
+def _simulator_of(rows: Sequence[gymnasium.Env[Any, Any]], name: str) -> Simulator:
+    """The simulator of environments side by side.
+
+    Raises:
+        UserError: see `Simulator`; or they are not alike.
+    """
+    make = copies_of(rows[0])
+    if not same_results(rows):
+        raise UserError(
+            f"env={name}: its environments give the same actions other results, so no simulator is that of all; {LEARNED}"
+        )
+    return Simulator(make, name)
+
+
+def _shared(rows: Sequence[gymnasium.Env[Any, Any]], equations: Equations) -> Equations | None:
+    """The equations, if they are those of all environments side by side."""
+    try:
+        return equations if same_results(rows) else None
+    except UserError:
+        return None
 
 
 def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:

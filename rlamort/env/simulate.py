@@ -15,7 +15,7 @@ from rlamort.dynamics import Dynamics, Ends, Moved, Rewards
 from rlamort.env import Policy, Space, Units
 from rlamort.env.copies import equal
 from rlamort.env.gym import GymEnv
-from rlamort.env.known import transparent
+from rlamort.env.known import longest_of, transparent
 from rlamort.env.tasks import LEARNED, Stepped, Task, task_of
 from rlamort.errors import UserError
 
@@ -208,8 +208,9 @@ class RolloutSimulator:
         from mujoco import mj_getState, mjtState
 
         single, count, self.env, self.device = _single(env), len(saved.rows), env, env.device
-        base = cast(Any, single.unwrapped)
-        limit = single.spec.max_episode_steps if single.spec else None
+        if not transparent(single):
+            raise UserError(f"env={env.name}: something is wrapped around it that may change it, so it must be stepped itself")
+        base, limit = cast(Any, single.unwrapped), longest_of(single)
         self.left = np.full(count, np.inf) if limit is None else limit - saved.time  # steps until it is truncated
         self.physics = Physics(task_of(base, env.name), env.units)
         if not self.physics.task.continued:
@@ -232,8 +233,8 @@ class RolloutSimulator:
         if not (np.allclose(task.observed(step)[0], x, atol=1e-5) and np.allclose(ours, reward, atol=1e-5)):
             self.physics.close()
             raise UserError(
-                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours:g}, it itself {reward[0]:g}: "
-                f"something is wrapped around it, so it must be stepped itself"
+                f"env={self.env.name}: mujoco.rollout gives a step the reward {ours:g}, it itself {reward[0]:g}, "
+                f"so it must be stepped itself"
             )
 
     def __enter__(self) -> Self:
@@ -257,6 +258,16 @@ class RolloutSimulator:
             x = self.physics.task.observed(step)[:, 0]
             y = policy(torch.from_numpy(x.astype(np.float32)).to(self.device))
         return total
+
+
+class Met(NamedTuple):
+    """Steps that an environment was played for."""
+
+    x: Tensor  # (T, d)
+    y: Tensor  # (T, n)
+    x_next: Tensor  # (T, d)
+    reward: Tensor  # (T,)
+    ended: Tensor  # (T,) 1 where the task ended, else 0
 
 
 class Simulator(Dynamics):
@@ -307,7 +318,7 @@ class Simulator(Dynamics):
         """Its rewards as a function of observations and actions alone, for dynamics that predict observations.
 
         Raises:
-            UserError: they read positions or sensors that are not observed.
+            UserError: they read positions or sensors that are not observed; or those of the replayed steps are others.
         """
         return self._seen("rewards", lambda step: self.physics.task.rewards(step)[0])
 
@@ -332,6 +343,13 @@ class Simulator(Dynamics):
             none = np.zeros((len(x), 0))
             return torch.from_numpy(found(Stepped(before, qpos, qvel, none, none, units.decode(y.numpy(force=True))))).to(x)
 
+        theirs = self.met.reward if what == "rewards" else 1 - self.met.ended
+        for t, (own, known) in enumerate(zip(seen(*self.met[:3]).tolist(), theirs.tolist(), strict=True)):
+            if not abs(own - known) <= task.close * (1 + abs(known)):
+                raise UserError(
+                    f"env={self.name}: dynamics.{what}=own: by what it observes, step {t + 1} of an episode has {own:g}, where "
+                    f"it gives {known:g}: its {what} read what it does not observe; dynamics.{what}=learned is needed"
+                )
         return seen
 
     def _steps(self, x: np.ndarray, y: np.ndarray) -> Stepped:
@@ -346,12 +364,14 @@ class Simulator(Dynamics):
         x, _ = env.reset(seed=1)
         y = np.random.default_rng(0).uniform(-REPLAYED, REPLAYED, (STEPS, 1, int(np.prod(space.shape)))).astype(np.float32)
         step = self._steps(np.asarray(x, dtype=np.float64).reshape(1, -1), y)
+        met: list[tuple[Any, ...]] = []
         try:
             reward, terminated = (part[0].tolist() for part in self.physics.task.rewards(step))
         except Exception as error:
             raise UserError(f"env={self.name}: its method rewards raised {type(error).__name__}: {error}") from error
         for t, action in enumerate(self.physics.units.decode(y[:, 0])):
-            _, gained, ended, over, _ = env.step(action)
+            seen = np.array(x, dtype=np.float64).ravel()  # an environment may reuse its array
+            x, gained, ended, over, _ = env.step(action)
             worst = int(np.abs(data.qvel - step.qvel[0, t]).argmax())
             known = {
                 f"the velocity {worst}": (data.qvel[worst], step.qvel[0, t, worst]),
@@ -364,9 +384,11 @@ class Simulator(Dynamics):
                         f"env={self.name}: step {t + 1} of an episode has {what} {theirs:g}, and replayed by mujoco.rollout "
                         f"from its first observation {ours:g}: it is no function of the state and the action; {LEARNED}"
                     )
+            met.append((seen, y[t, 0], np.array(x, dtype=np.float64).ravel(), gained, ended))
             if ended or over:
                 break
         env.close()
+        self.met = Met(*(torch.tensor(np.array(part, dtype=np.float64)) for part in zip(*met, strict=True)))
 
 
 def _single(env: GymEnv) -> gymnasium.Env[Any, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlamort.env.known import replaced
 from rlamort.env.physics import model_arrays, write_model
 from rlamort.errors import UserError
 
@@ -145,7 +146,6 @@ class InvertedDoublePendulum(Task):
 
     continued = False
     late = True
-    close = 0.1
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -171,7 +171,6 @@ class Reacher(Task):
 
     continued = False
     late = True
-    close = 0.1
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -204,6 +203,7 @@ class Pusher(Task):
     """
 
     continued = False
+    late = True
 
     def __init__(self, env: Any) -> None:
         super().__init__(env)
@@ -239,15 +239,14 @@ class Own(Task):
     continued = False
 
     def states(self, x: np.ndarray) -> States:
-        own = getattr(self.env, "states", None)
-        if own is not None:
-            qpos, qvel = own(x)
+        if _tells_states(self.env):
+            qpos, qvel = self.env.states(x)
             return qpos, qvel
         return x[:, : self.model.nq], x[:, self.model.nq :]
 
     def observed(self, step: Stepped) -> np.ndarray:
         x = np.concatenate([step.qpos, step.qvel], -1)
-        if not hasattr(self.env, "states"):
+        if not _tells_states(self.env):
             return x
         return np.full((*x.shape[:-1], self.env.observation_space.shape[0]), np.nan)  # how it observes them is not known
 
@@ -284,21 +283,28 @@ def task_of(env: Any, name: str) -> Task:
             f"{LEARNED}"
         )
     home, _, module = type(env).__module__.rpartition(".")
-    if home == "gymnasium.envs.mujoco" and module in TASKS:
+    changed = replaced(env)
+    if home == "gymnasium.envs.mujoco" and module in TASKS and not changed:
         return TASKS[module](env)
     if not callable(getattr(env, "rewards", None)):
+        why = f"this instance has another {changed[0]} than its class, and " if changed else ""
         raise UserError(
-            f"env={name}: its rewards as a function of its physics are not known, as those of {KNOWN} are; give it a method "
-            f"rewards(step) -> (reward, terminated) in NumPy, as docs/planning.md shows, or {LEARNED}"
+            f"env={name}: {why}its rewards as a function of its physics are not known, as those of {KNOWN} are; give it a "
+            f"method rewards(step) -> (reward, terminated) in NumPy, as docs/planning.md shows, or {LEARNED}"
         )
     numbers, (nq, nv, na) = int(np.prod(env.observation_space.shape or ())), (env.model.nq, env.model.nv, env.model.na)
-    if na or (not hasattr(env, "states") and numbers != nq + nv):
+    if na or (not _tells_states(env) and numbers != nq + nv):
         raise UserError(
             f"env={name}: a plan by simulation begins at the state of the physics, {nq} positions, {nv} velocities and {na} "
             f"activations, which its observation of {numbers} numbers does not tell; without activations a method states(x) -> "
             f"(qpos, qvel) may, as docs/planning.md shows; or {LEARNED}"
         )
     return Own(env)
+
+
+def _tells_states(env: Any) -> bool:
+    """Whether a user's environment has a method `states`, and not something else of that name."""
+    return callable(getattr(env, "states", None))
 
 
 def _forward(env: Any, before: np.ndarray, after: np.ndarray, action: np.ndarray) -> np.ndarray:
@@ -342,7 +348,10 @@ def _with_sensors(env: Any, wanted: Sequence[tuple[str, int]]) -> Any:
         spec.add_sensor(name=f"rlamort sensor {number}", type=which, objtype=what, objname=element.name, **extra)
     model = spec.compile()
     own = {key: one for key, one in model_arrays(env.model) if not key.startswith(("sensor", "name"))}
-    write_model(model, dict(model_arrays(model)) | own)
+    try:
+        write_model(model, dict(model_arrays(model)) | own)
+    except ValueError as error:
+        raise UserError(f"dynamics=simulator: {error} in {env.fullpath}, which sensors would be added to; {LEARNED}") from error
     for name in dir(model.opt):
         if not name.startswith("_") and isinstance(getattr(model.opt, name), int):
             setattr(model.opt, name, getattr(env.model.opt, name))

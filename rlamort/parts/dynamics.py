@@ -38,9 +38,10 @@ class Own(Dynamics):
     def __call__(self, spec: Spec, hidden: Widths) -> made.Dynamics:
         if spec.equations is None:
             raise UserError(
-                "dynamics=own: the equations of this environment are not known, or a wrapper changes what they are about. "
-                "Those of Pendulum-v1 are; give one of your own a method dynamics(x, u) -> (x_next, reward, continues), in "
-                "torch, or name such a function, dynamics=Known dynamics.step=module:function, or learn them, dynamics=ensemble"
+                "dynamics=own: the equations of this environment are not known, or a wrapper, another step than that of the "
+                "class that has them, or another environment beside it changes what they are about. Those of Pendulum-v1 are; "
+                "give one of your own a method dynamics(x, u) -> (x_next, reward, continues), in torch, or name such a "
+                "function, dynamics=Known dynamics.step=module:function, or learn them, dynamics=ensemble"
             )
         return _checked(made.Known(spec.equations, Box(spec.low, spec.high), "own"), spec)
 

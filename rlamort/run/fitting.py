@@ -2,6 +2,7 @@
 
 from rlamort.agent import Agent
 from rlamort.config import Dtype
+from rlamort.dynamics import ValueExpansion
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import default_dtype
@@ -19,6 +20,15 @@ def require_trained(agent: Agent, dtype: Dtype) -> None:
     """Raises UserError if learning would leave out something that the agent is to train; generators stay as they are."""
     with Randomness(0, agent.device)(), default_dtype(dtype):
         agent.require_trained()
+
+
+def require_unscaled(agent: Agent, scale: str) -> None:
+    """Raises UserError if rewards of a model, which are the environment's, would be added to values of scaled ones."""
+    if scale != "none" and isinstance(f := getattr(agent, "f", None), ValueExpansion) and f.horizon:
+        raise UserError(
+            f"reward_scale={scale}: the critic's values would be scaled, and rewards of the model before them would not; with "
+            "an expansion none is needed"
+        )
 
 
 def require_enough(agent: Agent, schedule: Schedule, count: int) -> None:
