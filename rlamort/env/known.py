@@ -1,6 +1,6 @@
 """Environments with known equations in torch, for planners."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -8,7 +8,10 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, RecordEpisodeS
 from torch import Tensor
 
 from rlamort.config import locate
+from rlamort.env.copies import same_results
+from rlamort.env.record import spec_of_instance
 from rlamort.env.snapshot import Snapshot, layers
+from rlamort.errors import UserError
 
 Equations = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # see `rlamort.dynamics.Known`
 # what gives the equations of an environment of the class
@@ -34,6 +37,15 @@ def equations_of(env: Any) -> Equations | None:
     return None if found is None else lambda x, u: found(x, u)
 
 
+def equations_of_all(rows: Sequence[Any]) -> Equations | None:
+    """The equations of environments side by side; None where these are not alike, or cannot be copied to see."""
+    equations = equations_of(rows[0])
+    try:
+        return equations if equations is not None and same_results(rows) else None
+    except UserError:
+        return None
+
+
 def replaced(env: Any) -> list[str]:
     """Functions of its class that an instance has its own of, but for those that steps do not call."""
     return [name for name in vars(env) if callable(getattr(type(env), name, None)) and name not in BESIDE]
@@ -54,6 +66,12 @@ def longest_of(env: Any) -> int | None:
     limits = [layer._max_episode_steps for layer in layers(env) if isinstance(layer, TimeLimit)]
     own = getattr(env.unwrapped, "max_episode_steps", None)
     return min((int(limit) for limit in [*limits, *([own] if isinstance(own, int) else [])]), default=None)
+
+
+def declares_limit(env: Any) -> bool:
+    """Whether it has a time limit, around it or in Gymnasium's spec."""
+    spec = spec_of_instance(env)
+    return any(isinstance(layer, TimeLimit) for layer in layers(env)) or bool(spec and spec.max_episode_steps)
 
 
 def transparent(env: Any) -> bool:

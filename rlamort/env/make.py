@@ -21,10 +21,10 @@ from rlamort.env.capacity import require_memory, resident, workers_of
 from rlamort.env.copies import Copies, same_results
 from rlamort.env.gym import LARGEST, GymEnv
 from rlamort.env.imports import here
-from rlamort.env.known import Equations, equations_of, longest_of
+from rlamort.env.known import declares_limit, equations_of, equations_of_all, longest_of
 from rlamort.env.native import NativeEnv, NativeVectorEnv
 from rlamort.env.one_step import ENTRY, open_problem, single
-from rlamort.env.record import name_of, spec_of_instance
+from rlamort.env.record import name_of
 from rlamort.env.simulate import Simulator
 from rlamort.env.snapshot import layers
 from rlamort.env.tasks import LEARNED
@@ -222,12 +222,6 @@ def require_spaces(env: gymnasium.Env[Any, Any]) -> None:
             raise UserError(f"env={name_of(env)}: its {space} is {found}; a gymnasium.spaces.Box is needed")
 
 
-def declares_limit(env: gymnasium.Env[Any, Any]) -> bool:
-    """Whether it has a time limit."""
-    spec = spec_of_instance(env)
-    return any(isinstance(layer, TimeLimit) for layer in layers(env)) or bool(spec and spec.max_episode_steps)
-
-
 def _hear_mujoco_once() -> None:
     """Print each of MuJoCo's warnings once per process, instead of at every construction and to a log file."""
     try:
@@ -339,7 +333,7 @@ def open_gym(
             raise UserError(f"env={name}: the same environment is twice in the vector environment; different ones are needed")
         if rows and type(env) is SyncVectorEnv:  # in this process, and nothing is around them
             spec = _with_dynamics(spec, rows[0], lambda: _simulator_of(rows, name))
-            spec = spec._replace(equations=spec.equations and _shared(rows, spec.equations))
+            spec = spec._replace(equations=equations_of_all(rows))
         return GymEnv(env, name, spec, device)
     processes = workers_of(vectorization, count, workers)
     first, probed, before, grown = None, None, resident(), math.inf
@@ -386,14 +380,6 @@ def _simulator_of(rows: Sequence[gymnasium.Env[Any, Any]], name: str) -> Simulat
             f"env={name}: its environments give the same actions other results, so no simulator is that of all; {LEARNED}"
         )
     return Simulator(make, name)
-
-
-def _shared(rows: Sequence[gymnasium.Env[Any, Any]], equations: Equations) -> Equations | None:
-    """The equations, if they are those of all environments side by side."""
-    try:
-        return equations if same_results(rows) else None
-    except UserError:
-        return None
 
 
 def _with_dynamics(spec: Spec, env: Any, simulator: Callable[[], Simulator]) -> Spec:

@@ -1,7 +1,7 @@
 """What a run's updates will train, and what its fits will find, known before a step is taken."""
 
 from rlamort.agent import Agent
-from rlamort.config import Dtype
+from rlamort.config import Config
 from rlamort.dynamics import ValueExpansion
 from rlamort.env import Spec
 from rlamort.errors import UserError
@@ -16,15 +16,15 @@ def require_frozen(spec: Spec) -> None:
         spec.frozen()
 
 
-def require_trained(agent: Agent, dtype: Dtype) -> None:
-    """Raises UserError if learning would leave out something that the agent is to train; generators stay as they are."""
-    with Randomness(0, agent.device)(), default_dtype(dtype):
+def require_trained(agent: Agent, config: Config) -> None:
+    """Raises UserError if learning would leave out something that the agent is to train; generators stay as they are.
+
+    Or if rewards of a model, which are the environment's, would be added to values of scaled ones.
+    """
+    with Randomness(0, agent.device)(), default_dtype(config.run.dtype):
         agent.require_trained()
-
-
-def require_unscaled(agent: Agent, scale: str) -> None:
-    """Raises UserError if rewards of a model, which are the environment's, would be added to values of scaled ones."""
-    if scale != "none" and isinstance(f := getattr(agent, "f", None), ValueExpansion) and f.horizon:
+    expanded = isinstance(f := getattr(agent, "f", None), ValueExpansion) and f.horizon
+    if expanded and (scale := config.plain()["reward_scale"]) != "none":
         raise UserError(
             f"reward_scale={scale}: the critic's values would be scaled, and rewards of the model before them would not; with "
             "an expansion none is needed"

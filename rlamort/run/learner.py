@@ -25,7 +25,7 @@ from rlamort.run.callback import Callback, Called
 from rlamort.run.directory import Directory
 from rlamort.run.durable import Durable
 from rlamort.run.environments import Environments, environment_values
-from rlamort.run.fitting import require_enough, require_frozen, require_trained, require_unscaled
+from rlamort.run.fitting import require_enough, require_frozen, require_trained
 from rlamort.run.mirror import require
 from rlamort.run.overlap import require_apart
 from rlamort.run.resets import require_resets
@@ -66,8 +66,7 @@ class Learner:
         self.environments.require_second(must=bool(directory) or self.config.run.num_envs > 1)
         self._begin()
         self.build(self.source.env.spec)
-        require_trained(self.agent, self.config.run.dtype)  # these are not asked of loaded agents, which may only act
-        require_unscaled(self.agent, str(self.config.values.get("reward_scale", "none")))
+        require_trained(self.agent, self.config)  # these are not asked of loaded agents, which may only act
         require_enough(self.agent, self._schedule(0), self.config.run.num_envs)
         self.durable = Durable(self, Directory(Path(directory), self.description())) if directory else None
         if self.tracked and not directory:
