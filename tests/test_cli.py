@@ -570,6 +570,9 @@ def test_nothing_is_written_over_unasked(run, tmp_path):
         assert said == f"rlamort: --out {out}: it exists already; --force overwrites it\n"
         other = "curves.png" if command[0] == "amortize" else "kept"
         assert f"--out {other}: it is a f" in rlamort(*command, "--out", other, cwd=tmp_path, code=2).stderr
+        said = rlamort(*command, "--out", "curves.png/new", cwd=tmp_path, code=2)
+        assert said.stderr == f"rlamort: --out curves.png/new: {tmp_path}/curves.png is a file; a folder is needed\n"
+        assert not said.stdout  # nothing has begun
     assert (tmp_path / "curves.png").read_text() == "mine"
     rlamort("plot", run, "--out", "curves.png", "--force", cwd=tmp_path)
     assert imageio.imread(tmp_path / "curves.png").std() > 10

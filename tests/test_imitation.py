@@ -397,6 +397,8 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"shown.npz: it exists already"):
         demonstrate("agent", "shown.npz", "Pendulum-v1")
+    with pytest.raises(UserError, match=r"--out shown.npz/new.npz: .*/shown.npz is a file; a folder is needed"):
+        demonstrate("nobody", "shown.npz/new.npz", "Pendulum-v1")
     with pytest.raises(UserError, match=r"FILE.npz or minari:ID is needed"):
         demonstrate("agent", "shown", "Pendulum-v1")
 
