@@ -500,6 +500,31 @@ def test_reporting_says_what_it_does(capsys, monkeypatch):
     assert capsys.readouterr().out.splitlines() == told
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"iteration": 3}, "iteration: there is no such key"),
+        ({"learning_rate": -1}, "learning_rate=-1: a number > 0 is needed"),
+        ({"model": {"steps": 0}}, "model.steps=0: a whole number >= 1 is needed"),  # of the second model
+        ({"seeds": (0, 0)}, r"seeds=\[0, 0\]: one or more are needed, each another"),
+        ({"seeds": ()}, r"seeds=\[\]: one or more"),
+        ({"seed": 1}, "seed=1: a comparison has seeds, a training each, as in seeds=0,1,2"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:loss=rl")
+def test_values_that_a_later_training_would_refuse_are_said_before_any_work(fields, message, capsys):
+    for command in (report, compare) if not fields.keys() & {"seed", "seeds"} else (compare,):
+        with pytest.raises(UserError, match=message):
+            command(Known, ["full", "semi"], ["objective", "rl"] if "learning_rate" in fields else ["objective"], **fields)
+        assert not capsys.readouterr().out
+
+
+def test_one_seed_has_no_interval(monkeypatch):
+    monkeypatch.setattr("rlamort.measure.fit.HELD_OUT", 20)
+    (row,) = [line for line in compare(Portfolio, seeds=(0,), **QUICK).lines if line.startswith("| full")]
+    assert [cell.strip() for cell in row.split("|")][4] == "-"
+
+
 def test_wrong_names_and_wrong_problems_are_said_before_any_work():
     with pytest.raises(UserError, match=r"loss=objectiv.*Did you mean objective"):
         ra.amortize(Portfolio, loss="objectiv")

@@ -360,6 +360,25 @@ def test_a_job_that_fails_leaves_the_others_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["seed=0,x"], "seed=x: a whole number >= 0"),
+        (["seed=0,1", "hidden=[8],[0]"], r"hidden=\[0\]: a list of a whole number >= 1"),
+        (["model=full,semi", "model.steps=0"], "model.steps"),
+        (["model=semi", "model.steps=1,0"], "model.steps=0: a whole number >= 1"),
+        (["seed=range(0,3)", "dir='x ${seed}'", "tau=2"], "tau=2"),
+    ],
+)
+def test_what_a_later_run_would_refuse_is_said_before_the_first(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    composition, begun = Composition("td3", read_row("td3"), ["-m", "env=Pendulum-v1", *given]), []
+    with pytest.raises(UserError, match=message):
+        composition.run(lambda *asked: begun.append(asked) or tmp_path)
+    assert not begun
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("given", "folders"),
     [
         (["seed=3", "dir=x"], ["x"]),
@@ -570,6 +589,9 @@ def test_nothing_is_written_over_unasked(run, tmp_path):
         assert said == f"rlamort: --out {out}: it exists already; --force overwrites it\n"
         other = "curves.png" if command[0] == "amortize" else "kept"
         assert f"--out {other}: it is a f" in rlamort(*command, "--out", other, cwd=tmp_path, code=2).stderr
+        said = rlamort(*command, "--out", "curves.png/new", cwd=tmp_path, code=2)
+        assert said.stderr == f"rlamort: --out curves.png/new: {tmp_path}/curves.png is a file; a folder is needed\n"
+        assert not said.stdout  # nothing has begun
     assert (tmp_path / "curves.png").read_text() == "mine"
     rlamort("plot", run, "--out", "curves.png", "--force", cwd=tmp_path)
     assert imageio.imread(tmp_path / "curves.png").std() > 10

@@ -275,11 +275,47 @@ ODD_NAN = np.where(np.arange(30)[:, None] == 7, np.nan, ODD)
         ({"low": -1.0, "high": 1.0}, r"are of Box\(\[-1.\], \[1.\].*Box\(\[-3.\], \[5.\].*units must be the same"),
         ({"actions": np.ones((30, 1), int)}, "discrete"),
         ({"episode": np.arange(30)[::-1]}, "never fall"),
+        ({"observations": 1.0}, "observations is one value, 1.0; an array of one for every step is needed"),
+        ({"low": np.zeros(2), "high": 5.0}, r"low has shape \(2,\), of float64; numbers in Box\(\[-3.\], \[5.\]"),
+        ({"low": -3.0, "high": "five"}, r"high has shape \(\), of <U4; numbers in Box"),
+        ({"low": np.nan, "high": 5.0}, r"low is \[nan\]; numbers are needed, in Box"),
     ],
 )
 def test_data_that_does_not_fit_is_said(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         bc(expert=arrays(tmp_path / "shown.npz", **changes))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def changed(path):
+    content = bytearray(path.read_bytes())
+    content[200] ^= 255
+    path.write_bytes(content)
+
+
+def one_array(path):
+    with path.open("wb") as file:
+        np.save(file, ODD)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "not a zip file"),
+        (changed, "Bad CRC-32 for file 'observations.npy'"),
+        (lambda path: path.write_bytes(b""), "No data left"),
+        (one_array, "it holds one array, without a name"),
+    ],
+)
+def test_a_damaged_file_is_said(damage, message, tmp_path):
+    path = tmp_path / "shown.npz"
+    arrays(path)
+    damage(path)
+    with pytest.raises(UserError, match=f"shown.npz: it cannot be read: .*{message}"):
+        bc(expert=str(path))
 
 
 def test_an_episode_that_is_cut_off_is_said():
@@ -296,6 +332,9 @@ def test_an_episode_that_is_cut_off_is_said():
         ({"expert": None}, "expert: it is missing"),
         ({"expert": "nowhere"}, "expert=nowhere: it is no folder of a run"),
         ({"expert": "none.npz"}, "cannot be read"),
+        ({"expert": "sb3:none.zip"}, "expert=sb3:none.zip: none.zip: there is no such file"),
+        ({"expert": "sb3:none.npz"}, "expert=sb3:none.npz: none.npz: "),
+        ({"expert": "/"}, "expert=/: /: no agent is saved there"),
         ({"expert": f"{ME}:nan"}, "its label is .nan.; finite"),
         ({"expert": f"{ME}:shape"}, r"floats of shape \(1, 1\) in Box"),
         ({"expert": f"{ME}:units"}, r"between 100 and 100, lie outside Box\(\[-3.\], \[5.\]"),
@@ -361,6 +400,8 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"shown.npz: it exists already"):
         demonstrate("agent", "shown.npz", "Pendulum-v1")
+    with pytest.raises(UserError, match=r"--out shown.npz/new.npz: .*/shown.npz is a file; a folder is needed"):
+        demonstrate("nobody", "shown.npz/new.npz", "Pendulum-v1")
     with pytest.raises(UserError, match=r"FILE.npz or minari:ID is needed"):
         demonstrate("agent", "shown", "Pendulum-v1")
 

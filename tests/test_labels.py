@@ -277,6 +277,13 @@ def test_what_does_not_fit_is_said_before_anything_starts(fields, message):
         Amortize(Portfolio, **{**TAUGHT, **QUICK, **fields})
 
 
+def test_a_file_that_was_cut_off_is_an_error(tmp_path):
+    path = stored(tmp_path / "cut.npz", torch.zeros(4, 6), torch.zeros(4, 6))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:200])
+    with pytest.raises(UserError, match=r"cut.npz: it cannot be read: File is not a zip file"):
+        Amortize(Known, labels={"kind": "file", "path": str(path)}, **TAUGHT, **QUICK)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [

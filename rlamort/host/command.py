@@ -40,7 +40,7 @@ def free(options: argparse.Namespace, folder: bool = False) -> Path | None:
     """The path of --out, None without it.
 
     Raises:
-        UserError: it exists and would be overwritten, or is of the wrong kind.
+        UserError: it exists and would be overwritten, is of the wrong kind, or cannot be written there.
     """
     out: Path | None = options.out
     if out is None:
@@ -50,7 +50,21 @@ def free(options: argparse.Namespace, folder: bool = False) -> Path | None:
         raise UserError(f"--out {out}: it is a {there}; a {needed} is needed")
     if out.exists() and not options.force and not (folder and not any(out.iterdir())):
         raise UserError(f"--out {out}: it exists already; --force overwrites it")
+    require_room(out)
     return out
+
+
+def require_room(out: Path) -> None:
+    """Whether --out can be written, asked before the work, whose result would be lost.
+
+    Raises:
+        UserError: what is there of its path is no folder, or may not be written to.
+    """
+    above = next(place for place in out.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise UserError(f"--out {out}: {above} is a file; a folder is needed")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: nothing may be written to {above}")
 
 
 def guarded(work: Callable[[], Any]) -> int:

@@ -3,10 +3,13 @@
 import contextlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -25,6 +28,23 @@ LARGEST_JSON = 64 * 2**20  # bytes
 
 class Damaged(Exception):  # noqa: N818  # it says what the checkpoint is
     """A checkpoint or an agent is damaged; the message says how."""
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file.
+
+    Raises:
+        Damaged: it cannot be read, as where it was cut off.
+    """
+    try:
+        with path.open("rb") as file:  # np.load leaves a damaged file open
+            opened = np.load(file, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise Damaged("it holds one array, without a name; `numpy.savez` writes arrays with names")
+            with opened:
+                return {name: opened[name] for name in opened.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
+        raise Damaged(str(error)) from error
 
 
 class Saved(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.config import KIND, Dtype, Part, convert, fields_of, nested
+from rlamort.config import KIND, Dtype, Part, convert, fields_of, nested, resolve
 from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
@@ -168,6 +168,7 @@ def report(
             raise UserError("\n  ".join([f"{looked.name}: what does not fit together", *wrong]))
     solvers: dict[str, Solver] = {}
     exact = {} if dtype == "float32" else {"dtype": dtype}
+    _require_values(chosen, fields | exact)
     for model, loss in chosen:
         name = model if len(losses) == 1 else f"{model}, {loss}"
         print(f"training: {name}", flush=True)
@@ -219,6 +220,16 @@ def _require_keys(models: Sequence[str], losses: Sequence[str], fields: dict[str
         for key, value in fields.get(name, {}).items():
             if not any(key in _keys(name, kind, fields) for kind in kinds):
                 convert(name, {KIND: kinds[0], key: value}, BASES[name])
+
+
+def _require_values(chosen: Sequence[tuple[str, str]], fields: dict[str, Any]) -> None:
+    """Raises UserError for a key or a value that one of several trainings would refuse, after those before it."""
+    for model, loss in chosen:
+        asked = _asked(model, loss, fields)
+        if loss == "rl":
+            resolve("td3", {name: value for name, value in asked.items() if name not in BASES})
+        else:
+            resolve("amortize", asked)
 
 
 def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
@@ -340,12 +351,16 @@ def compare(
         models: of MODELS.
         losses: of LOSSES; None takes objective, and regress for a problem with a `solution`; otherwise a teacher would have to
             solve every batch.
-        seeds: of the trainings.
+        seeds: of the trainings, each another.
         fields: as for `amortize`.
 
     Raises:
-        UserError: a name is unknown; before any work starts.
+        UserError: a name is unknown, a value is not allowed, or a seed is given twice; before any work starts.
     """
+    if "seed" in fields:
+        raise UserError(f"seed={fields['seed']}: a comparison has seeds, a training each, as in seeds=0,1,2")
+    if not seeds or len(set(seeds)) < len(seeds):  # the same training twice would narrow the interval
+        raise UserError(f"seeds={list(seeds)}: one or more are needed, each another")
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
     if Constraints.of(given[1]) is not None:
         name = type(given[1]).__name__
@@ -354,6 +369,7 @@ def compare(
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
     chosen, fields = pairs(models, losses), nested(fields)
     _require_keys(models, losses, fields)
+    _require_values(chosen, fields)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():
@@ -371,7 +387,8 @@ def compare(
             gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)
-        rows.append([model, loss, f"{mean:.3e}", f"[{low:.2e}, {high:.2e}]", f"{sum(seconds) / len(seconds):.1f}"])
+        bounds = f"[{low:.2e}, {high:.2e}]" if len(gaps) > 1 else "-"
+        rows.append([model, loss, f"{mean:.3e}", bounds, f"{sum(seconds) / len(seconds):.1f}"])
         data[f"{model}, {loss}"] = {"gaps": gaps, "seconds": seconds}
     head = ["model", "loss", "mean gap", f"95 % over seeds {list(seeds)}", "seconds to train"]
     lines = [f"{type(testing).__name__}: {len(x):,} contexts held out, reference: {reference.label}", "", *table(head, rows)]

@@ -18,6 +18,7 @@ from rlamort.config import Fixed, Size
 from rlamort.constraints import Constraints
 from rlamort.domain import within
 from rlamort.errors import UserError
+from rlamort.host.saved import Damaged, read_arrays
 from rlamort.objective import Cost
 from rlamort.problem import Parts, Problem, presented
 from rlamort.solve import constrained
@@ -118,11 +119,10 @@ class File(Labels):
             if path.suffix == ".safetensors":
                 arrays: dict[str, np.ndarray] = load_file(path)
             elif path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as opened:
-                    arrays = {name: opened[name] for name in opened.files}
+                arrays = read_arrays(path)
             else:
                 raise self._wrong("a .npz or .safetensors file is needed")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, SafetensorError, Damaged) as error:
             raise self._wrong(f"it cannot be read: {error}") from error
         for name, array in arrays.items():
             if array.dtype.kind not in "fiub" or not array.ndim:

@@ -1,5 +1,6 @@
 """Composition of `rlamort train METHOD` by Hydra: one run, or with -m a run for each of several values."""
 
+import itertools
 import json
 import os
 import sys
@@ -18,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlamort.config import KIND, Field, Part, check_names, defaults, fields, full, part_of, renamed, short, short_name
+from rlamort.config import KIND, Field, Part, check_names, defaults, fields, full, part_of, renamed, resolve, short, short_name
 from rlamort.errors import Preempted, UserError
 from rlamort.host.command import INTERRUPTED, Parser, guarded, say
-from rlamort.run.overrides import spelled, split, swept
+from rlamort.run.overrides import each, spelled, split, swept, values
 from rlamort.run.search import Search, Trial
 from rlamort.run.track import last_evaluation
 
@@ -63,7 +64,7 @@ class Composition:
             start: trains a method with values, and returns the run directory.
 
         Raises:
-            UserError: Hydra refuses an override of a single run.
+            UserError: Hydra refuses an override of a single run, or a run of several has a value that is not allowed.
         """
         if not self.several:
             return self._hydra(start, [], lambda trial: None)
@@ -72,6 +73,7 @@ class Composition:
                 f"dir={self.given['dir']}: each of several runs needs its own; dir='{self.given['dir']}-${{seed}}', say, or "
                 "leave dir out for new ones under runs/"
             )
+        self._require_values()
         # for Hydra's multirun.yaml and its launchers' files: in the current folder, which a cluster's nodes share
         with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
             shared = {"wandb_group": self.name, "hydra.sweep.dir": folder, **(self.search.overrides if self.search else {})}
@@ -87,6 +89,18 @@ class Composition:
                 code = say(refusal, refusal.exit_code)
             self.trials = _noted(Path(folder))
         return code or next((trial.code for trial in self.trials if trial.code), 0)
+
+    def _require_values(self) -> None:
+        """Raises UserError for a value that one of several runs would refuse, after those before it have been trained.
+
+        What a search chooses, and what an interpolation gives, is known only then.
+        """
+        if self.given.get("hydra/sweeper", "basic") != "basic":
+            return
+        known = [one.lstrip("+") for one in self.overrides if _root(one) in self.known and "${" not in one]
+        kinds = {name: field.type for name, field in self.known.items()}
+        for chosen in itertools.product(*map(each, known)):
+            resolve(self.method, values(chosen, kinds))
 
     def _share_a_folder(self) -> bool:
         """Whether several runs would have the same `dir`."""

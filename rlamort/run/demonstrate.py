@@ -12,6 +12,7 @@ from rlamort.config import Seed, Size, convert, fields_of
 from rlamort.env import Spec
 from rlamort.env.make import open_env
 from rlamort.errors import UserError
+from rlamort.host.command import require_room
 from rlamort.host.publish import published_file
 from rlamort.host.randomness import Randomness
 from rlamort.run.experts import Expert
@@ -42,7 +43,7 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
         seed: of the environment and of what the expert draws.
 
     Raises:
-        UserError: the expert does not fit the environment, or the place is taken.
+        UserError: the expert does not fit the environment, or the place is taken or cannot be written.
     """
     labels, seed = convert("labels", labels, Size), convert("seed", seed, Seed)
     if env is None:
@@ -52,6 +53,8 @@ def demonstrate(expert: str, out: str, env: str | None = None, labels: Any = LAB
     taken = out in _local() if out.startswith("minari:") else Path(out).exists()
     if taken:
         raise UserError(f"--out {out}: it exists already")
+    if not out.startswith("minari:"):
+        require_room(Path(out))
     with Randomness(seed, torch.device("cpu"))():
         opened = open_env(env)
         opened.reset(seed)

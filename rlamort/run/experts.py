@@ -46,7 +46,7 @@ class Expert(Part):
         """As of any part; or by what it is: a run or a saved agent, sb3:FILE.zip, FILE.npz, minari:ID, module:object."""
         if name.startswith("minari:"):
             return Minari(name.removeprefix("minari:"))
-        if name.endswith(".npz"):
+        if name.endswith(".npz") and not name.startswith("sb3:"):
             return Arrays(name)
         if name.startswith("sb3:") or (name not in cls.names() and Path(name).is_dir()):
             return Trained(name)
@@ -103,7 +103,10 @@ class Trained(Expert):
         return f"expert={self.path}"
 
     def advice(self, env: Env) -> "Asked":
-        learner = load(self.path)
+        try:
+            learner = load(self.path)
+        except UserError as error:  # it names a file, of which there may be several in a command
+            raise UserError(f"{self.name}: {error}") from error
         learner.agent.spec.require(env.spec, f"{self.name}, in env={env.name}")
         if learner.environments.saved is not None:  # of wrappers whose statistics are part of what it has learned
             env.take(learner.environments.saved, frozen=True)

@@ -115,6 +115,16 @@ def swept(override: str) -> bool:
     return bool(OverridesParser.create().parse_override(override).is_sweep_override())
 
 
+def each(override: str) -> list[str]:
+    """The overrides that one in Hydra's grammar is of several runs; it alone if it gives one value, none of an interval."""
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return [override]
+    if not parsed.is_discrete_sweep():
+        return []  # only a search chooses from it
+    return [f"{split(override)[0]}={text}" for text in parsed.sweep_string_iterator()]
+
+
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(f"key={text}")

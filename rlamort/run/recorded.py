@@ -10,7 +10,9 @@ import numpy as np
 
 from rlamort.env import Space, Spec
 from rlamort.errors import UserError
+from rlamort.host.saved import Damaged, read_arrays
 
+BOUNDS = ("low", "high")  # of an action space
 TOLERANCE = 1e-4  # of the larger bound, by which rounding may carry an action out of its box
 
 
@@ -38,27 +40,40 @@ def from_npz(path: Path, name: str, spec: Spec) -> Recorded:
         UserError: it cannot be read, or does not fit the environment of `spec`.
     """
     try:
-        with np.load(path, allow_pickle=False) as opened:
-            arrays = {key: opened[key] for key in opened.files}
-    except (OSError, ValueError) as error:
+        arrays = read_arrays(path)
+    except Damaged as error:
         raise UserError(f"{name}: it cannot be read: {error}") from error
     lacking = [key for key in ("observations", "actions") if key not in arrays]
     if lacking:
         raise UserError(f"{name}: it lacks {', '.join(lacking)}, and has {', '.join(arrays) or 'nothing'}")
     observations, actions = arrays["observations"], arrays["actions"]
+    for key, array in arrays.items():
+        if not array.ndim and key not in BOUNDS:
+            raise UserError(f"{name}: {key} is one value, {array}; an array of one for every step is needed")
     number = arrays.get("episode", np.zeros(len(actions), dtype=np.int64))
     if not len(observations) == len(actions) == len(number) or number.ndim != 1 or not len(number):
         lengths = f"{len(observations)} observations, {len(actions)} actions and {number.shape} episodes"
         raise UserError(f"{name}: {lengths} are given; equally many, and at least one, are needed")
     if number.dtype.kind not in "iu" or (np.diff(number) < 0).any():
         raise UserError(f"{name}: `episode` holds {number.dtype}; whole numbers that never fall, step by step, are needed")
-    if "low" in arrays and "high" in arrays:
-        low, high = (np.broadcast_to(arrays[key], spec.action.shape).ravel() for key in ("low", "high"))
+    if all(key in arrays for key in BOUNDS):
+        low, high = (_bound(name, key, arrays[key], spec.action) for key in BOUNDS)
         theirs = Space.of(gymnasium.spaces.Box(low.astype("f4"), high.astype("f4")))._replace(shape=spec.action.shape)
         _require_box(name, theirs, spec)
     cuts = np.flatnonzero(np.diff(number)) + 1
     parts = zip(np.split(observations, cuts), np.split(actions, cuts), strict=True)
     return joined([Episode(*part) for part in parts], name, spec)
+
+
+def _bound(name: str, key: str, array: np.ndarray, action: Space) -> np.ndarray:
+    """A bound of the action space that a file was made in, (n,)."""
+    try:
+        bound = np.broadcast_to(array.astype(np.float64), action.shape).ravel()
+    except ValueError as error:
+        raise UserError(f"{name}: {key} has shape {array.shape}, of {array.dtype}; numbers in {action} are needed") from error
+    if np.isnan(bound).any():
+        raise UserError(f"{name}: {key} is {bound}; numbers are needed, in {action}")
+    return bound
 
 
 def from_minari(identifier: str, name: str, spec: Spec) -> Recorded:
