@@ -258,7 +258,7 @@ class GymEnv(Env):
                 numbers = np.array(reward, dtype=np.float32)
             flags = np.array((terminated, truncated), dtype=bool)
         except (ValueError, TypeError):
-            numbers = flags = np.empty(0)
+            numbers, flags = np.empty(0, np.float32), np.empty(0, bool)
         if numbers.shape != (self.count,) or flags.shape != (2, self.count):
             raise Fault(
                 f"env {self.name}, step {self._steps}: reward is {reward}, terminated {terminated}, truncated {truncated}; "
