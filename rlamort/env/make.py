@@ -141,10 +141,10 @@ def spec_of(name: str, observation: gymnasium.Space[Any], action: gymnasium.Spac
     if not isinstance(action, BoxSpace) or np.dtype(action.dtype).kind != "f":
         raise UserError(f"env={name}: its action space is {action}; a Box of bounded floats is needed, by every method here")
     if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
-        bounded = f"gymnasium.spaces.Box(low, high, {action.shape}, '{np.dtype(action.dtype).name}')"
+        bounded = f"gymnasium.spaces.Box(-1, 1, {action.shape}, '{np.dtype(action.dtype).name}')"
         raise UserError(
             f"env={name}: its action bounds are infinite ({action}); every bound must be finite. Actions here keep to the "
-            f"bounds, so leave gymnasium.wrappers.ClipAction out; or give those that are meant, as by "
+            f"bounds, so leave gymnasium.wrappers.ClipAction out; or give those that are meant, -1 and 1, say, as by "
             f"gymnasium.wrappers.TransformAction(env, lambda action: action, {bounded})"
         )
     if np.abs(np.array([action.low, action.high], np.float64)).max(initial=0) > LARGEST:

@@ -357,14 +357,14 @@ def compare(
     Raises:
         UserError: a name is unknown, a value is not allowed, or a seed is given twice; before any work starts.
     """
-    if "seed" in fields:
-        raise UserError(f"seed={fields['seed']}: a comparison has seeds, a training each, as in seeds=0,1,2")
-    if not seeds or len(set(seeds)) < len(seeds):  # the same training twice would narrow the interval
-        raise UserError(f"seeds={list(seeds)}: one or more are needed, each another")
     given = problem if isinstance(problem, tuple) else (problem_of(problem),) * 2
     if Constraints.of(given[1]) is not None:
         name = type(given[1]).__name__
         raise UserError(f"problem={name}: it has constraints, of which a mean gap says nothing; use `rlamort amortize`")
+    if "seed" in fields:
+        raise UserError(f"seed={fields['seed']}: a comparison has seeds, a training each, as in seeds=0,1,2")
+    if not seeds or len(set(seeds)) < len(seeds):  # the same training twice would narrow the interval
+        raise UserError(f"seeds={list(seeds)}: one or more are needed, each another")
     if losses is None:
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
     chosen, fields = pairs(models, losses), nested(fields)
