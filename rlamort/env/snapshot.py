@@ -19,9 +19,8 @@ TRIAL = 1_100  # steps and resets for which a copy is stepped beside the environ
 PROVED = 16  # environments that are tested so, of any number of one kind
 SETTLED = 5  # steps before that, so that its state differs from that of a new environment
 LIBRARY = "gymnasium."
-CHECKER = name_of(
-    PassiveEnvChecker
-)  # around an instance that users make, not around one that is made by name; it changes nothing
+# around an instance that users make, and not around what is made here by name; it changes nothing
+CHECKER = name_of(PassiveEnvChecker)
 
 
 class Snapshot(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -40,6 +40,15 @@ class Tolerance(NamedTuple):
         return ", ".join(f"{name}={value:g}" for name, value in named.items() if value)
 
 
+class Aim(NamedTuple):
+    """What solving again is to reach, and with what."""
+
+    tolerance: Tolerance  # of the bound
+    iterations: int  # at most
+    solution: Field  # the problem's own, if it has one
+    dtype: torch.dtype  # that solutions are rounded to
+
+
 class Improved(NamedTuple):
     """Solutions that were improved, with their certificates."""
 
@@ -64,20 +73,10 @@ class Certificate:
         """
         raise NotImplementedError
 
-    def improve(
-        self,
-        f: Objective,
-        domain: Domain,
-        x: Tensor,
-        y: Tensor,
-        tol: Tolerance,
-        iterations: int,
-        solution: Field,
-        dtype: torch.dtype,
-    ) -> Improved:
-        """Solve from y until the bound is at most `tol`, or for `iterations`; `dtype` is what solutions are rounded to."""
-        y, reached = solve_from(f, domain, x, y, tol, self, iterations, solution)
-        return Improved(y, reached, self.bound(y.to(dtype).to(y), x, dtype))
+    def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor, aim: Aim) -> Improved:
+        """Solve from y (B, n) for contexts x (B, d)."""
+        y, reached = solve_from(f, domain, x, y, aim.tolerance, self, aim.iterations, aim.solution)
+        return Improved(y, reached, self.bound(y.to(aim.dtype).to(y), x, aim.dtype))
 
 
 class Residual(Certificate):
@@ -198,18 +197,8 @@ class Conformal(Certificate):
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
         return torch.where(y.isfinite().all(-1), self.quantile, torch.inf).to(y.dtype)
 
-    def improve(
-        self,
-        f: Objective,
-        domain: Domain,
-        x: Tensor,
-        y: Tensor,
-        tol: Tolerance,
-        iterations: int,
-        solution: Field,
-        dtype: torch.dtype,
-    ) -> Improved:
-        found = best_found(f, domain, x, extra=y, solution=solution)
+    def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor, aim: Aim) -> Improved:
+        found = best_found(f, domain, x, extra=y, solution=aim.solution)
         bound = torch.where(found.cost.isfinite(), 0.0, torch.inf).to(y.dtype)
         return Improved(found.y, bound, bound)
 

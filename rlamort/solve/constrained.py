@@ -10,8 +10,8 @@ from rlamort.constraints import Constraints, Multipliers
 from rlamort.domain import Domain, slack, within
 from rlamort.objective import Cost, Objective
 from rlamort.problem import Problem
-from rlamort.solve.certificate import Certificate, Improved, Tolerance
-from rlamort.solve.classical import CHUNK, STARTS, Field, Reference, answers, solution_of, starting
+from rlamort.solve.certificate import Aim, Certificate, Improved
+from rlamort.solve.classical import CHUNK, STARTS, Reference, answers, solution_of, starting
 from rlamort.solve.lagrangian import SOLVED, Constrained, augmented_lagrangian, kkt
 from rlamort.solve.precision import widened
 
@@ -40,20 +40,10 @@ class UnderConstraints(Certificate):
     def bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None = None) -> Tensor:
         return self._bound(y, x, rounded, None)
 
-    def improve(
-        self,
-        f: Objective,
-        domain: Domain,
-        x: Tensor,
-        y: Tensor,
-        tol: Tolerance,
-        iterations: int,
-        solution: Field,
-        dtype: torch.dtype,
-    ) -> Improved:
+    def improve(self, f: Objective, domain: Domain, x: Tensor, y: Tensor, aim: Aim) -> Improved:
         found = solved(self.f, self.constraints, domain, x, y)
         reached = self._bound(found.y, x, None, found.multipliers)  # which nobody keeps
-        return Improved(found.y, reached, self._bound(found.y.to(dtype).to(found.y), x, dtype, found.multipliers))
+        return Improved(found.y, reached, self._bound(found.y.to(aim.dtype).to(found.y), x, aim.dtype, found.multipliers))
 
     def _bound(self, y: Tensor, x: Tensor, rounded: torch.dtype | None, multipliers: Multipliers | None) -> Tensor:
         """`bound`, with estimated multipliers where none are given."""

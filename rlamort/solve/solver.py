@@ -23,7 +23,7 @@ from rlamort.model import Full, Model
 from rlamort.objective import FLOATS, Cost
 from rlamort.problem import Problem, unseen
 from rlamort.solve import constrained
-from rlamort.solve.certificate import Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
+from rlamort.solve.certificate import Aim, Certificate, Conformal, DualityGap, Residual, Stationarity, Tolerance
 from rlamort.solve.classical import STARTS, Reference, best_found, extended, placed, solution_of
 from rlamort.solve.constrained import UnderConstraints, feasible
 from rlamort.solve.contexts import Given, packed
@@ -149,10 +149,9 @@ class Solver(nn.Module):
             allowed = tolerance.of(f, y.to(x), x)
             poor = ~((bound <= allowed) & cost.isfinite()) & finite & ~empty
         if tolerance is not None and certified and bool(poor.any()):
-            aimed = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
-            again = certificate.improve(
-                f, problem.domain, x[poor], y[poor].to(x), aimed, max_iterations, solution_of(problem), y.dtype
-            )
+            least = tolerance if y.dtype is x.dtype else tolerance.tighter(MARGIN)
+            aim = Aim(least, max_iterations, solution_of(problem), y.dtype)
+            again = certificate.improve(f, problem.domain, x[poor], y[poor].to(x), aim)
             y[poor], reached = again.y.to(y), bound.index_put((poor,), again.reached)
             bound = bound.index_put((poor,), again.rounded)
             cost, allowed = f(y.to(x), x), tolerance.of(f, y.to(x), x)
