@@ -107,6 +107,7 @@ class SAC(Agent):
         self.alpha = Temperature(temperature)
         self.expansion = expansion(spec, hidden, discount)
         self.fit_every, self.fit_least = self.expansion.fit_every, self.expansion.fit_least
+        self.adds_rewards = self.expansion.adds_rewards
         self.f = self.expansion.objective(Soft(MaxQ(self.critic, pessimism), self.density, self.alpha, draws), self.model)
         horizon, decay = learning_rate_horizon, (adam_beta1, 0.999)
         seldom = horizon and -(-horizon // actor_delay)  # its steps, where the critics take `horizon`

@@ -127,6 +127,7 @@ class Agent(nn.Module):
         fit_horizon: steps of one episode in a row, since the fit before, that a fit learns from; its field is `horizon`. A run
             whose fits would never find so many is refused.
         fit_field: the field that sets `fit_every`, for messages.
+        adds_rewards: whether rewards of a model, in the environment's unit, are added to values of a critic of sampled ones.
         chosen: fields that were left to the agent, and what it chose; they are recorded with the run.
         loaded: whether it is from a file, without a replay.
     """
@@ -138,6 +139,7 @@ class Agent(nn.Module):
     fit_least: int = 0
     fit_horizon: int = 0
     fit_field: str = "fit_every"
+    adds_rewards: bool = False
     loaded: bool = False
 
     def __init__(self, spec: Spec, *, normalise: bool) -> None:

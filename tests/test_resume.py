@@ -508,6 +508,8 @@ def test_an_environment_that_is_made_is_the_run_s_own(tmp_path):
     for message, env in refused.items():
         with pytest.raises(ra.UserError, match=message):
             resume(run, env=env)
+    with pytest.raises(ra.UserError, match=r"num_envs: the run in .* has 1, and 3 would"):
+        resume(run, env=gymnasium.make_vec("Pendulum-v1", 3, g=5.0))
     again, exactness = resume(run, env=gymnasium.make("Pendulum-v1", g=5.0))
     assert (exactness, again.clock.env_step) == ("exact", 60)
     again.close()

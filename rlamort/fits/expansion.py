@@ -18,10 +18,12 @@ class Expansion(nn.Module):
     Attributes:
         fit_every: environment steps between calls of `fit`; 0 for none.
         fit_least: transitions that a fit needs at least.
+        adds_rewards: whether the objective adds rewards of the model, in the environment's unit, to the critic's values.
     """
 
     fit_every: int = 0
     fit_least: int = 0
+    adds_rewards: bool = False
 
     def objective(self, soft: Soft, policy: Policy) -> Objective:
         """f, over the parameters of a density, given the critic's."""
@@ -45,7 +47,7 @@ class Modelled(Expansion):
     def __init__(self, dynamics: Dynamics, fits: Fits, horizon: int, discount: float) -> None:
         super().__init__()
         self.dynamics, self.fits, self.fit_every, self.fit_least = dynamics, fits, fits.every, fits.least
-        self.horizon, self.discount = horizon, discount
+        self.horizon, self.discount, self.adds_rewards = horizon, discount, horizon > 0
 
     def objective(self, soft: Soft, policy: Policy) -> Objective:
         return ValueExpansion(soft, self.dynamics, policy, self.horizon, self.discount)

@@ -2,7 +2,6 @@
 
 from rlamort.agent import Agent
 from rlamort.config import Config
-from rlamort.dynamics import ValueExpansion
 from rlamort.env import Spec
 from rlamort.errors import UserError
 from rlamort.host.machine import default_dtype
@@ -23,8 +22,7 @@ def require_trained(agent: Agent, config: Config) -> None:
     """
     with Randomness(0, agent.device)(), default_dtype(config.run.dtype):
         agent.require_trained()
-    expanded = isinstance(f := getattr(agent, "f", None), ValueExpansion) and f.horizon
-    if expanded and (scale := config.plain()["reward_scale"]) != "none":
+    if agent.adds_rewards and (scale := config.plain()["reward_scale"]) != "none":
         raise UserError(
             f"reward_scale={scale}: the critic's values would be scaled, and rewards of the model before them would not; with "
             "an expansion none is needed"

@@ -177,8 +177,9 @@ def _of_environments(
         if isinstance(one, INSTANCES):
             if key in reasons:
                 raise UserError(f"{key}: the run in {path} has {run[key]}, and {reasons[key]}, which would make it another run")
-            for name in ("env_kwargs", "max_episode_steps"):
-                own = values[name]
+            for name, own in values.items():
+                if name in KEYS:
+                    continue
                 if own != run[name] and not (own is None and name == "max_episode_steps"):  # the run's limit is put around it
                     raise another_run(name, path, run[name], own)
     return changes
