@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
+LISTED = 80  # names: all keys of any method, and not all environments
+
+
 class UserError(ValueError):
     """An invalid request: names the field, its value and what is allowed."""
 
@@ -35,7 +38,8 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
         near = [plain[n] for n in difflib.get_close_matches(given.lower().split("-v")[0], plain, n=3, cutoff=0.7)]
     if near:
         return "Did you mean " + " or ".join(near) + "?"
-    return "Allowed: " + ", ".join(names[:40]) + (", ..." if len(names) > 40 else "") + "."
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return "Allowed: " + ", ".join(names[:LISTED]) + more + "."
 
 
 def first_of(names: Sequence[str]) -> str:

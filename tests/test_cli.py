@@ -181,6 +181,8 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
             ["train", "sac", "env=Pendulum-v1", "leraning_rate=1"],
             "leraning_rate: there is no such key. Did you mean learning_rate",
         ),
+        (["train", "sac", "env=Pendulum-v1", "zzz=1"], "zzz: there is no such key. Allowed: actor_delay, .*, weights"),
+        (["train", "sac", "env=Pendulum-v1", "critic=zzz"], "critic=zzz: there is none of that name; .* Allowed: Critics"),
         (["train", "sac", "env=Pendulum-v1", "batch_size=-1"], "batch_size=-1: a whole number >= 1 is needed"),
         (["train", "sac"], "env: it is missing"),
         (["train", "sac", "Pendulum-v1"], "Pendulum-v1: key=value is needed"),

@@ -56,7 +56,7 @@ class Part:
         if found is None and divided(name)[0]:
             found = class_at(name, key, (cls,), f"rlamort.parts.{cls.__name__}")
         if found is None:
-            allowed = cls.names() if name[:1].isupper() else list(cls.presets)
+            allowed = cls.names() if name[:1].isupper() or not cls.presets else list(cls.presets)
             raise UserError(f"{key}={name}: there is none of that name; your own is module:Class. {nearest(name, allowed)}")
         return found()  # type: ignore[no-any-return]
 
