@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
-
 LISTED = 80  # names: all keys of any method, and not all environments
 
 
