@@ -477,11 +477,12 @@ def test_what_cannot_be_continued_begins_anew_and_ends_when_it_does(tmp_path, mo
         ends.clear()
 
 
-def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch, capsys):
-    """Two processes share the runs of a folder."""
+@pytest.mark.parametrize("arm", ["theirs", "fast"])
+def test_a_run_that_another_process_has_is_left_to_it(arm, tmp_path, monkeypatch, capsys):
+    """Two processes share the runs of a folder, those that go on from a checkpoint, too."""
     monkeypatch.chdir(tmp_path)
     ledger = small(ledger=SMALL["ledger"] | {"theirs": ["sb3/sac"]}, launch=lambda command, ends: pytest.fail("it was begun"))
-    run = Run("theirs", "A", 0, 200)
+    run = Run(arm, "A", 0, 200)
     folder = tmp_path / ledger.folder(run)
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()

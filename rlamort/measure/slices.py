@@ -16,7 +16,7 @@ import psutil
 from rlamort.config import config_of, locate, read_row
 from rlamort.errors import Fault, Preempted, UserError
 from rlamort.host.machine import device_name, device_of, processor
-from rlamort.run.directory import remove
+from rlamort.run.directory import remove, require_free
 from rlamort.run.session import Interrupts
 from rlamort.run.track import read_records
 
@@ -147,11 +147,10 @@ def train(
         Fault: it failed, or another process has it.
     """
     before = not whole and (directory / "config.yaml").is_file()
-    if not before:
-        try:
-            remove(directory)
-        except UserError as error:
-            raise Fault(str(error)) from error
+    try:
+        (require_free if before else remove)(directory)
+    except UserError as error:
+        raise Fault(str(error)) from error
     load = os.getloadavg()[0]
     if not run([*command, f"dir={directory}", "resume=auto", "video=false"], ends):
         return None

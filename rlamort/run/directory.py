@@ -122,14 +122,19 @@ def locked(path: Path) -> int:
     return lock
 
 
+def require_free(path: Path) -> None:
+    """Raises UserError if another process has the run."""
+    if (path / LOCK).exists():
+        os.close(locked(path))
+
+
 def remove(path: Path) -> None:
     """Remove what a run wrote to its folder, and folders that are empty then; anything else in it stays.
 
     Raises:
         UserError: a process has the run, which writes there still.
     """
-    if (path / LOCK).exists():
-        os.close(locked(path))
+    require_free(path)
     for file in sorted(path.rglob("*"), reverse=True):  # what is in a folder comes before it
         if file.is_dir() and not file.is_symlink():
             with contextlib.suppress(OSError):  # something is in it
