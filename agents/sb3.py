@@ -3,6 +3,7 @@
 import functools
 import time
 import warnings
+from types import MappingProxyType
 from typing import Any, Literal
 
 import gymnasium
@@ -124,7 +125,8 @@ class SB3Source:
     """
 
     resumable = False
-    unsupported = ("dtype", "overlap")
+    unsupported = ("dtype", "overlap", "update_after", "keep_checkpoints", "on_nan", "wandb_artifacts")  # no checkpoints
+    meaning = MappingProxyType({"checkpoint_every": "steps between uploads to what `track` names; there are no checkpoints."})
 
     def __init__(self, env: GymEnv, *, buffer_size: Count = 1_000_000) -> None:
         self.env, self.buffer_size = env, buffer_size
@@ -196,15 +198,7 @@ def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updat
     """Stable-Baselines3's own `learn`, with a callback that records; arguments as in `rlamort.train.train`.
 
     Its first call constructs the algorithm, whose networks begin as its seed has it, or as they were loaded.
-
-    Raises:
-        UserError: a setting that it does not support.
     """
-    if schedule.update_after != schedule.warmup_steps:
-        raise UserError(
-            f"update_after={schedule.update_after}: Stable-Baselines3 has one warm-up for random actions and updates; "
-            f"leave update_after out, or give it the value of warmup_steps ({schedule.warmup_steps})"
-        )
     if source.model is None:
         source.model = agent.build(source.vec_env(), source.env.device, source.keywords(agent.algorithm, schedule))
         if agent.loaded:
