@@ -134,7 +134,8 @@ def _leave_behind(learner: "Learner", path: Path) -> None:
 
     print(told("curve", [path], path / "plots" / "return.png"))
     if learner.config.run.video:
-        print(film_apart(path, learner.method))
+        filmed = path / "videos" / f"step-{learner.clock.env_step:09d}.mp4"
+        print(f"video: {filmed}" if filmed.exists() else film_apart(path, learner.method))  # a finished run may be resumed
 
 
 def push(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v2 as imageio
 import imageio_ffmpeg
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from preloaded import SCRIPT, Preloaded
 
 import rlamort as ra
-from rlamort.cli import COMMANDS
+from rlamort.cli import COMMANDS, _leave_behind
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
 from rlamort.measure.plot import _names, plot
@@ -727,6 +728,21 @@ def test_a_film_is_light_and_says_step_and_return(run):
     said = rlamort("video", path, cwd=folder).stdout
     assert re.fullmatch(r"video: .*step-000000300-2.mp4 \(return [\d.]+\)\n", said)  # the first one stays
     assert len(list((folder / path / "videos").glob("*.mp4"))) == 2
+
+
+def test_a_finished_run_that_is_resumed_is_not_filmed_again(tmp_path, monkeypatch, capsys):
+    """As by a job that is queued again when all is done."""
+    monkeypatch.setattr("rlamort.measure.plot.told", lambda *asked: "curve")
+    monkeypatch.setattr("rlamort.measure.video.film_apart", lambda *asked: "filmed")
+    run = SimpleNamespace(video=True)
+    learner = SimpleNamespace(clock=SimpleNamespace(env_step=300), config=SimpleNamespace(run=run), method="td3")
+    _leave_behind(learner, tmp_path)
+    assert capsys.readouterr().out.splitlines() == ["curve", "filmed"]
+    film = tmp_path / "videos" / "step-000000300.mp4"
+    film.parent.mkdir()
+    film.touch()
+    _leave_behind(learner, tmp_path)
+    assert capsys.readouterr().out.splitlines() == ["curve", f"video: {film}"]
 
 
 def test_a_module_without_its_class_is_told_the_classes_of_the_file_that_is_here(tmp_path, monkeypatch):
