@@ -21,6 +21,7 @@ from rlamort.config import Count, Fraction, Positive, Widths
 from rlamort.env import Episode, Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.local import LocalVectorEnv
+from rlamort.env.snapshot import Snapshot
 from rlamort.errors import UserError
 from rlamort.objective import MaxQ
 from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
@@ -38,6 +39,21 @@ class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, spec: Spec) -> None:
         self.observation_space, self.action_space = spec.observation.box(), spec.action.box()
+
+
+class _Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment of ours without what forgives its failures, which Stable-Baselines3 does not know of.
+
+    Args:
+        ours: it, with the options of every reset.
+    """
+
+    def __init__(self, ours: Snapshot) -> None:
+        super().__init__(ours.env)
+        self.options = ours.options
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=seed, options=self.options)
 
 
 class Critics(nn.Module):
@@ -140,15 +156,15 @@ class SB3Source:
         ours = self.env.ours
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
-        if isinstance(ours, LocalVectorEnv):  # not what is around each, which forgives what Stable-Baselines3 does not know of
-            return DummyVecEnv([functools.partial(Monitor, row.env) for row in ours.envs])
+        if isinstance(ours, LocalVectorEnv):
+            return DummyVecEnv([functools.partial(Monitor, _Asked(row)) for row in ours.envs])
         if self.env.statistics() is not None:
             warnings.warn(
                 f"env={self.env.name}: running statistics of wrappers in Stable-Baselines3's worker processes are not visible "
                 f"to evaluations and saved agents; use vectorization=sync",
                 stacklevel=2,
             )
-        return SubprocVecEnv([lambda make=make: Monitor(make().env) for make in ours.makers])
+        return SubprocVecEnv([lambda make=make: Monitor(_Asked(make())) for make in ours.makers])
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
         """Schedule and seed as its keywords."""
