@@ -3,7 +3,9 @@
 import functools
 import time
 import warnings
-from typing import Any, Literal
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Literal, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -20,9 +22,10 @@ from rlamort.config import Count, Fraction, Positive, Widths
 from rlamort.env import Episode, Spec
 from rlamort.env.gym import GymEnv
 from rlamort.env.local import LocalVectorEnv
-from rlamort.errors import UserError
+from rlamort.env.snapshot import Snapshot
+from rlamort.errors import Fault, UserError
 from rlamort.objective import MaxQ
-from rlamort.train import Clock, Journal, Schedule, Updates, crosses, speed, summary
+from rlamort.train import Clock, Journal, Schedule, Updates, crosses, finite, speed, summary
 
 NEW = {  # where an agent from a file learns on, since its policy is all that was saved
     "SAC": "the optimisers, the temperature and the replay are new",
@@ -30,6 +33,7 @@ NEW = {  # where an agent from a file learns on, since its policy is all that wa
     "DDPG": "the optimisers and the replay are new",
     "PPO": "the optimiser is new",
 }
+NEEDED = "in training, Stable-Baselines3 needs an environment without a failure"
 
 
 class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -37,6 +41,38 @@ class _Shape(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(self, spec: Spec) -> None:
         self.observation_space, self.action_space = spec.observation.box(), spec.action.box()
+
+
+class _Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment of ours without what forgives its failures, which Stable-Baselines3 would learn from.
+
+    Args:
+        name: for messages.
+        ours: it, with the options of every reset.
+    """
+
+    def __init__(self, name: str, ours: Snapshot) -> None:
+        super().__init__(ours.env)
+        self.name, self.options, self.taken = name, ours.options, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self._sound("its reset", lambda: self.env.reset(seed=seed, options=self.options), 1)  # type: ignore[no-any-return]
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        self.taken += 1
+        return self._sound("it", lambda: self.env.step(action), 2)  # type: ignore[no-any-return]
+
+    def _sound(self, what: str, call: Callable[[], Any], numbers: int) -> Any:
+        """What it answers, if it does and the first `numbers` parts are finite."""
+        where = f"env {self.name}, step {self.taken}: {what}"
+        try:
+            answer = call()
+        except Exception as error:
+            raise Fault(f"{where} raised {type(error).__name__}: {error}; {NEEDED}") from error
+        if not all(np.isfinite(part).all() for part in answer[:numbers]):
+            given = ", ".join(map(str, answer[:numbers]))
+            raise Fault(f"{where} returned {given}; {NEEDED}")
+        return answer
 
 
 class Critics(nn.Module):
@@ -124,7 +160,11 @@ class SB3Source:
     """
 
     resumable = False
-    unsupported = ("dtype", "overlap")
+    unsupported = ("dtype", "overlap", "update_after", "keep_checkpoints", "on_nan", "wandb_artifacts")  # no checkpoints
+    meaning = MappingProxyType({
+        "checkpoint_every": "steps between uploads to what `track` names; there are no checkpoints.",
+        "max_env_faults": "number of steps of evaluations that may raise or return NaN; one in training ends it.",
+    })  # fmt: skip
 
     def __init__(self, env: GymEnv, *, buffer_size: Count = 1_000_000) -> None:
         self.env, self.buffer_size = env, buffer_size
@@ -138,15 +178,16 @@ class SB3Source:
         ours = self.env.ours
         if ours is None:
             raise UserError(f"env={self.env.name}: Stable-Baselines3 takes single environments, not a vector environment")
-        if isinstance(ours, LocalVectorEnv):  # not what is around each, which forgives what Stable-Baselines3 does not know of
-            return DummyVecEnv([functools.partial(Monitor, row.env) for row in ours.envs])
+        if isinstance(ours, LocalVectorEnv):
+            return DummyVecEnv([functools.partial(Monitor, _Asked(self.env.name, row)) for row in ours.envs])
         if self.env.statistics() is not None:
             warnings.warn(
                 f"env={self.env.name}: running statistics of wrappers in Stable-Baselines3's worker processes are not visible "
                 f"to evaluations and saved agents; use vectorization=sync",
                 stacklevel=2,
             )
-        return SubprocVecEnv([lambda make=make: Monitor(make().env) for make in ours.makers])
+        name = self.env.name
+        return SubprocVecEnv([lambda make=make: Monitor(_Asked(name, make())) for make in ours.makers])
 
     def keywords(self, algorithm: str, schedule: Schedule) -> dict[str, Any]:
         """Schedule and seed as its keywords."""
@@ -182,8 +223,8 @@ class _Follow(BaseCallback):  # type: ignore[misc]  # untyped here
         clock.episodes += [Episode(i["episode"]["r"], i["episode"]["l"]) for i in self.locals["infos"] if "episode" in i]
         self.journal.progress(clock, fit_every=0)
         if crosses(before, clock.env_step, self.schedule.log_every):
-            losses = {name: float(value) for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
-            self.journal.record(clock, {**losses, **summary(clock.episodes), **speed(clock, self.journal.pace)})
+            clock.metrics = {name: value for name, value in self.logger.name_to_value.items() if name.startswith("train/")}
+            self.journal.record(clock, {**finite(clock), **summary(clock.episodes), **speed(clock, self.journal.pace)})
             clock.episodes.clear()
         if crosses(before, clock.env_step, self.schedule.eval_every):
             self.journal.measure(self.agent, clock)
@@ -198,13 +239,8 @@ def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updat
     Its first call constructs the algorithm, whose networks begin as its seed has it, or as they were loaded.
 
     Raises:
-        UserError: a setting that it does not support.
+        Fault: an environment failed, which Stable-Baselines3 does not tolerate.
     """
-    if schedule.update_after != schedule.warmup_steps:
-        raise UserError(
-            f"update_after={schedule.update_after}: Stable-Baselines3 has one warm-up for random actions and updates; "
-            f"leave update_after out, or give it the value of warmup_steps ({schedule.warmup_steps})"
-        )
     if source.model is None:
         source.model = agent.build(source.vec_env(), source.env.device, source.keywords(agent.algorithm, schedule))
         if agent.loaded:
@@ -217,4 +253,7 @@ def train(agent: SB3, source: SB3Source, schedule: Schedule, clock: Clock, updat
             )
         agent.take(source.model)
     follow = _Follow(agent, schedule, clock, journal)
-    source.model.learn(schedule.steps, callback=follow, reset_num_timesteps=source.model.num_timesteps == 0)
+    try:
+        source.model.learn(schedule.steps, callback=follow, reset_num_timesteps=source.model.num_timesteps == 0)
+    except (EOFError, ConnectionError) as error:
+        raise Fault(f"env {source.env.name}: a worker process ended, for the reason that it said; {NEEDED}") from error

@@ -134,7 +134,8 @@ def _leave_behind(learner: "Learner", path: Path) -> None:
 
     print(told("curve", [path], path / "plots" / "return.png"))
     if learner.config.run.video:
-        print(film_apart(path, learner.method))
+        filmed = path / "videos" / f"step-{learner.clock.env_step:09d}.mp4"
+        print(f"video: {filmed}" if filmed.exists() else film_apart(path, learner.method))  # a finished run may be resumed
 
 
 def push(arguments: list[str]) -> None:
@@ -275,21 +276,20 @@ def compare_losses(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     out = free(options)
     from rlamort.measure.fit import compare
+    from rlamort.measure.trainings import trainings
     from rlamort.run.overrides import kinds, names
 
     fields = _values(options.keys)
     models, losses = kinds(fields, "model", "full"), kinds(fields, "loss", "") or None
     seeds = convert("seeds", names(fields.pop("seeds", "0,1,2")), tuple[Seed, ...])
-    _tell(compare(_target(options.target, fields), models, losses, seeds, **fields), out)
+    target = options.target
+    if target.startswith("sb3:") or (Path(target) / "config.yaml").is_file():
+        from rlamort.measure.gap import max_q
 
-
-def _target(target: str, fields: dict[str, Any]) -> Any:
-    """A problem, or the max-Q problems of a run's critic in the `env` of the fields: for training, and held out."""
-    if not target.startswith("sb3:") and not (Path(target) / "config.yaml").is_file():
-        return target
-    from rlamort.measure.gap import max_q
-
-    return max_q(target, fields.pop("env", None))
+        env = fields.pop("env", None)
+        trainings(models, losses or ("objective",), seeds, fields)  # before anything is played
+        target = max_q(target, env)
+    _tell(compare(target, models, losses, seeds, **fields), out)
 
 
 def _tell(report: Any, out: Path | None) -> None:

@@ -14,8 +14,9 @@ from rlamort.errors import Diverged, UserError
 from rlamort.losses import Downstream, OverIterates, Regress, Smoothed, objective
 from rlamort.measure.check import MODELS, check, misfit
 from rlamort.measure.evaluate import evaluate
-from rlamort.measure.fit import behind, compare, pairs, report
+from rlamort.measure.fit import behind, compare, report
 from rlamort.measure.table import Row
+from rlamort.measure.trainings import pairs
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.parts.labels import Solved

@@ -11,6 +11,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v2 as imageio
 import imageio_ffmpeg
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 from preloaded import SCRIPT, Preloaded
 
 import rlamort as ra
-from rlamort.cli import COMMANDS
+from rlamort.cli import COMMANDS, _leave_behind
 from rlamort.config import convert, element_of, fields, methods, read_row, resolve
 from rlamort.errors import UserError
 from rlamort.measure.plot import _names, plot
@@ -223,6 +224,10 @@ def test_help_shows_every_field_with_meaning_and_default(tmp_path):
         (["eval"], "eval: the following arguments are required: run"),
         (["eval", "nowhere", "--episodes", "1e9"], "--episodes=1e9: a whole number >= 1 is needed"),
         (["plot", "nowhere", "--out", "curves.foo"], "curves.foo: no image is written under that name; allowed endings: .*png"),
+        (["train", "sb3/sac", "update_after=3"], "update_after=3: sb3/sac has no choice there; only None is allowed"),
+        (["train", "sb3/ppo", "warmup_steps=3"], "warmup_steps=3: sb3/ppo has no choice there; only 1000 is allowed"),
+        (["train", "sb3/sac", "algorithm=PPO"], "algorithm=PPO: sb3/sac has no choice there; only SAC is allowed"),
+        (["train", "sb3/sac", "on_nan=retry"], "on_nan=retry: sb3/sac has no choice there; only stop is allowed"),
         (["compare", "rlamort/Sphere-v0", "seeds=0,a"], r"seeds=\['0', 'a'\]: a list of a whole number >= 0"),
         (["push", "nowhere", "wandb_mode=on"], "wandb_mode=on: online, offline, disabled is needed"),
     ],
@@ -378,6 +383,29 @@ def test_what_a_later_run_would_refuse_is_said_before_the_first(given, message, 
         composition.run(lambda *asked: begun.append(asked) or tmp_path)
     assert not begun
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["seed=0,1", "dir='x ${seed}'"], "dir=x 1: it exists already"),
+        (["seed=0,1", "dir='x ${seed}'", "resume=auto"], None),
+        (["seed=0,1", "dir='${wandb_notes} ${seed}'", "wandb_notes='${now:%Y}'"], None),  # known only then
+        (["dir=y,file"], "dir=file: it is a file"),
+        (["dir=y,./y"], r"dir=\./y: each of several runs needs its own|dir=y: each of several runs needs its own"),
+        (["seed=0,1", "dir=y,z"], "dir=y: each of several runs needs its own"),
+    ],
+)
+def test_a_folder_that_a_later_run_cannot_have_is_said_before_the_first(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x 1").mkdir()
+    (tmp_path / "x 1" / "config.yaml").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    composition, begun = Composition("td3", read_row("td3"), ["-m", "env=Pendulum-v1", *given]), []
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        composition.run(lambda *asked: begun.append(asked) or tmp_path)
+    assert len(begun) == (0 if message else 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"x 1", "file"}
 
 
 @pytest.mark.parametrize(
@@ -702,6 +730,21 @@ def test_a_film_is_light_and_says_step_and_return(run):
     said = rlamort("video", path, cwd=folder).stdout
     assert re.fullmatch(r"video: .*step-000000300-2.mp4 \(return [\d.]+\)\n", said)  # the first one stays
     assert len(list((folder / path / "videos").glob("*.mp4"))) == 2
+
+
+def test_a_finished_run_that_is_resumed_is_not_filmed_again(tmp_path, monkeypatch, capsys):
+    """As by a job that is queued again when all is done."""
+    monkeypatch.setattr("rlamort.measure.plot.told", lambda *asked: "curve")
+    monkeypatch.setattr("rlamort.measure.video.film_apart", lambda *asked: "filmed")
+    run = SimpleNamespace(video=True)
+    learner = SimpleNamespace(clock=SimpleNamespace(env_step=300), config=SimpleNamespace(run=run), method="td3")
+    _leave_behind(learner, tmp_path)
+    assert capsys.readouterr().out.splitlines() == ["curve", "filmed"]
+    film = tmp_path / "videos" / "step-000000300.mp4"
+    film.parent.mkdir()
+    film.touch()
+    _leave_behind(learner, tmp_path)
+    assert capsys.readouterr().out.splitlines() == ["curve", f"video: {film}"]
 
 
 def test_a_module_without_its_class_is_told_the_classes_of_the_file_that_is_here(tmp_path, monkeypatch):

@@ -13,9 +13,10 @@ from test_cli import HERE, QUICK, rlamort
 
 import rlamort as ra
 from rlamort.env.make import open_env
-from rlamort.errors import Fault
+from rlamort.errors import Diverged, Fault
 from rlamort.measure.slices import evaluations
 from rlamort.run.checkpoint import Checkpoints
+from rlamort.run.learner import learner_class
 from rlamort.run.track import last_evaluation, read_records
 from rlamort.score import Score, score
 from rlamort.source import Replay
@@ -262,3 +263,32 @@ def test_divergence_stops_with_a_report_and_the_last_good_agent(tmp_path):
     again = rlamort("train", "td3", *common, "dir=again", "on_nan=retry", "learning_rate=0.01", cwd=tmp_path, code=3)
     assert "retrying from the newest checkpoint, with learning_rate=0.005" in again.stdout
     assert np.isfinite(kept.state["clock"]["env_step"])
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("Flaky", r"step \d+: it raised RuntimeError: the robot fell apart"),
+        ("FlakyNumbers", r"step \d+: it returned .*nan.*"),
+    ],
+)
+def test_an_environment_that_fails_ends_the_training_of_stable_baselines3(kind, message, vectorization):
+    """It would learn from NaN, and an exception would end in a traceback."""
+    if vectorization == "async":  # which says it on its way out
+        message = "a worker process ended, for the reason that it said"
+    fields = {"warmup_steps": 2_000, "num_envs": 2, "vectorization": vectorization, "device": "cpu", "hidden": (8,)}
+    learner = learner_class("sb3/td3")(getattr(odd_envs, kind), **fields)
+    with pytest.raises(Fault, match=f"env .*{kind}.*{message}; in training, Stable-Baselines3 needs an environment without"):
+        learner.learn(1_000)
+    learner.close()
+
+
+def test_a_loss_of_stable_baselines3_that_is_not_finite_is_said(tmp_path):
+    fields = {"warmup_steps": 10, "batch_size": 8, "hidden": (8,), "log_every": 20, "device": "cpu", "eval_episodes": 1}
+    learner = learner_class("sb3/td3")(odd_envs.Good, dir=str(tmp_path / "run"), **fields)
+    learner.learn(5)
+    learner.source.model.critic.load_state_dict({k: v * torch.nan for k, v in learner.source.model.critic.state_dict().items()})
+    with pytest.raises(Diverged, match=r"train/critic_loss is nan at update \d+, environment step 20"):
+        learner.learn(40, reset_num_timesteps=False)
+    learner.close()

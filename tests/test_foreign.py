@@ -17,8 +17,9 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import rlamort as ra
-from rlamort.config import methods, resolve
+from rlamort.config import methods, read_row, resolve
 from rlamort.run.learner import learner_class
+from rlamort.run.older import modern
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 
@@ -108,6 +109,18 @@ def test_stable_baselines3_learns_on_with_what_was_loaded(method, tmp_path):
     torch.testing.assert_close(again.agent.state_dict(), agent.agent.state_dict(), rtol=0, atol=1e-5)
     assert method == "sb3/ppo" or again.clock.updates == 2 * before > 0
     again.learn(60)  # and does not say it again
+
+
+def test_a_baseline_that_was_saved_with_keys_without_effect_still_loads(tmp_path):
+    """They are refused today; `warmup_steps` has an effect in the rows that have a choice there."""
+    agent = learner_class("sb3/ppo")("Pendulum-v1", hidden=(16,))
+    agent.save(tmp_path / "kept")
+    facts = json.loads((tmp_path / "kept" / "agent.json").read_text())
+    facts["values"] |= {"warmup_steps": 100, "update_after": 100, "on_nan": "retry", "keep_checkpoints": 5, "tau": None}
+    assert modern(read_row("sb3/sac"), facts["values"])["warmup_steps"] == 100
+    (tmp_path / "kept" / "agent.json").write_text(json.dumps(facts))
+    values = ra.load(tmp_path / "kept").config.values
+    assert [values[key] for key in ("warmup_steps", "update_after", "on_nan", "keep_checkpoints")] == [1000, None, "stop", 2]
 
 
 def test_a_file_of_ppo_learns_on_with_its_policy(tmp_path):

@@ -13,6 +13,7 @@ from rlamort.envs.maxq import MaxQProblem, Visited, visit
 
 import rlamort as ra
 from rlamort.agent import Agent
+from rlamort.cli import main
 from rlamort.domain import unit_box
 from rlamort.env.make import open_env
 from rlamort.env.simulate import EnvSimulator, RolloutSimulator, save
@@ -406,6 +407,33 @@ def test_a_run_is_a_problem_to_train_on_and_one_to_hold_out(runs, capsys):
     slope = f.oracle(x).grad(torch.zeros(32, 1))
     assert slope.shape == (32, 1)
     assert slope.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("loss=objectiv", "loss=objectiv: there is no such loss"),
+        ("model.kindd=3", "model.kindd: Full has no such key"),
+        ("hidden=0", "hidden=0: a list"),
+        ("lerning_rate=3", "lerning_rate: there is no such key"),
+        ("seeds=1,1", r"seeds=\[1, 1\]: one or more are needed, each another"),
+        ("seed=1", "seed=1: a comparison has seeds"),
+    ],
+)
+def test_a_comparison_on_a_run_is_refused_before_anything_is_played(key, message, runs, capsys):
+    assert main(["compare", f"sb3:{runs / 'sb3.zip'}", "env=Pendulum-v1", key]) == 2
+    said = capsys.readouterr()
+    assert re.match(f"rlamort: {message}", said.err)
+    assert not said.out
+
+
+def test_a_single_state_is_measured_like_many(runs):
+    alone = {"episodes": 1, "states": 1, "resimulated": 0, "acting": 0, "patience": 8}
+    report = gap(runs / "TD3", **alone)
+    assert list(report.data["critic"]["policy_seconds"]) == [1]
+    assert len({(one["kind"], one["goal"], one["starts"]) for one in report.data["critic"]["solvers"]}) == len(
+        report.data["critic"]["solvers"]
+    )
 
 
 def test_what_cannot_be_measured_is_said_before_anything_is_played(runs, tmp_path):

@@ -24,6 +24,7 @@ import rlamort as ra
 from rlamort.env.copies import Copies, play
 from rlamort.env.make import open_env
 from rlamort.env.record import Recorded, recorded
+from rlamort.run.learner import learner_class
 from rlamort.run.restore import resume
 
 HERE = Path(__file__).parent
@@ -249,6 +250,19 @@ def test_every_reset_has_the_options_that_a_key_says_and_else_none(vectorization
     agent.score(1)
     assert agent.source.env.vector.envs[0].unwrapped.options == {"level": 3}
     assert agent.environments.evaluation(1).vector.envs[0].unwrapped.options == {"level": 3}
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_stable_baselines3_trains_with_the_options_that_it_is_evaluated_with(vectorization):
+    fields = {"num_envs": 2, "vectorization": vectorization, "reset_options": {"level": 3}, "device": "cpu"}
+    learner = learner_class("sb3/td3")(Pay, **fields)
+    theirs = learner.source.vec_env()
+    theirs.reset()
+    for _ in range(8):  # beyond the end of an episode
+        theirs.step(np.zeros((2, 1), np.float32))
+    assert [env.options for env in theirs.get_attr("unwrapped")] == [{"level": 3}] * 2
+    theirs.close()
+    learner.close()
 
 
 class Takes(Pay):

@@ -278,12 +278,23 @@ ODD_NAN = np.where(np.arange(30)[:, None] == 7, np.nan, ODD)
         ({"observations": 1.0}, "observations is one value, 1.0; an array of one for every step is needed"),
         ({"low": np.zeros(2), "high": 5.0}, r"low has shape \(2,\), of float64; numbers in Box\(\[-3.\], \[5.\]"),
         ({"low": -3.0, "high": "five"}, r"high has shape \(\), of <U4; numbers in Box"),
+        ({"high": 5.0}, "it has high alone; both low and high, or neither, are needed"),
         ({"low": np.nan, "high": 5.0}, r"low is \[nan\]; numbers are needed, in Box"),
     ],
 )
 def test_data_that_does_not_fit_is_said(changes, message, tmp_path):
     with pytest.raises(UserError, match=message):
         bc(expert=arrays(tmp_path / "shown.npz", **changes))
+
+
+def test_arrays_that_nothing_reads_are_named(tmp_path):
+    """`episodes` for `episode`, or flags of ends, would make all steps one episode without a word."""
+    ends = {"episode": None, "episodes": np.arange(30) // 10, "terminals": np.zeros(30, bool)}
+    said = "shown.npz: nothing reads its episodes, terminals, only .*; without `episode` all steps are one episode"
+    with pytest.warns(UserWarning, match=said):
+        bc(expert=arrays(tmp_path / "shown.npz", **ends))
+    with pytest.warns(UserWarning, match="nothing reads its rewards, only observations, actions, episode, low, high$"):
+        bc(expert=arrays(tmp_path / "shown.npz", rewards=np.zeros(30)))
 
 
 def cut(path):

@@ -269,6 +269,17 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     assert ra.load(tmp_path / "run").clock.env_step == 220
 
 
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path):
+    ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **{**SMALL, "steps": 150}).learn(155).close()
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(ra.UserError, match=r"steps=100: the run in .*run has taken 155 already; at least as many are needed"):
+        resume(tmp_path / "run", {"steps": 100})
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    for same in (150, 155):  # the last step of several environments may go beyond what was asked
+        again, _ = resume(tmp_path / "run", {"steps": same})
+        again.close()
+
+
 def test_a_run_that_is_closed_is_free_whatever_was_forked_meanwhile(tmp_path):
     """As by Gymnasium's worker processes, which inherit what is open."""
     agent = ra.TD3("Pendulum-v1", dir=str(tmp_path / "run"), **SMALL).learn(30)

@@ -6,7 +6,6 @@ x contexts as vectors (B, d) · y solution (B, n) · f cost (B,)
 import copy
 import itertools
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,20 +14,20 @@ import torch
 from torch import Tensor
 
 from rlamort.agent import Agent
-from rlamort.config import KIND, Dtype, Part, convert, fields_of, nested, resolve
+from rlamort.config import Dtype, nested
 from rlamort.constraints import Constraints
 from rlamort.domain import Domain
 from rlamort.env.one_step import problem_of
 from rlamort.errors import UserError, nearest
 from rlamort.host.machine import default_dtype
-from rlamort.measure.check import LOSSES, MODELS, check, misfit
+from rlamort.measure.check import check, misfit
 from rlamort.measure.plot import draw_gaps
 from rlamort.measure.report import Report, table
 from rlamort.measure.table import Row, measure
+from rlamort.measure.trainings import asked_of, pairs, require_keys, require_values, trainings
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.parts import Loss
-from rlamort.parts import Model as ModelPart
 from rlamort.problem import Problem, device_of, learned, presented, unseen
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import unasked
@@ -152,7 +151,7 @@ def report(
     chosen, fields = pairs(models, losses), nested(fields)
     if dtype != "float32" and "rl" in losses:
         raise UserError(f"dtype={dtype}: loss=rl trains TD3, whose replay is float32; leave one of them out")
-    _require_keys(models, losses, fields)
+    require_keys(models, losses, fields)
     posed = problem_of(problem)
     looked = check(posed, dtype=dtype)
     if not looked.ok:
@@ -168,68 +167,12 @@ def report(
             raise UserError("\n  ".join([f"{looked.name}: what does not fit together", *wrong]))
     solvers: dict[str, Solver] = {}
     exact = {} if dtype == "float32" else {"dtype": dtype}
-    _require_values(chosen, fields | exact)
+    require_values(chosen, fields | exact)
     for model, loss in chosen:
         name = model if len(losses) == 1 else f"{model}, {loss}"
         print(f"training: {name}", flush=True)
-        solvers[name] = amortize(posed, **_asked(model, loss, fields | exact))
+        solvers[name] = amortize(posed, **asked_of(model, loss, fields | exact))
     return held_out(posed, solvers, out)
-
-
-def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]:
-    """Every model with every loss; rl, which trains a policy, with full alone, and a warning for the others.
-
-    Raises:
-        UserError: a name is unknown, or no pair remains.
-    """
-    for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
-        for name in names:
-            if name not in allowed:
-                raise UserError(f"{what}={name}: there is no such {what}. {nearest(name, allowed)}")
-    every = list(itertools.product(models, losses))
-    kept = [(model, loss) for model, loss in every if loss != "rl" or model == "full"]
-    left = ", ".join(f"{model} by {loss}" for model, loss in every if (model, loss) not in kept)
-    if not kept:
-        raise UserError(f"loss=rl: a policy is a full model, which leaves nothing of {left}; model=full is needed")
-    if left:
-        warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
-    return kept
-
-
-BASES: dict[str, type[Part]] = {"model": ModelPart, "loss": Loss}
-
-
-def _asked(model: str, loss: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields for one of several models and losses, with the keys that it has."""
-    chosen: dict[str, Any] = {name: value for name, value in fields.items() if name not in BASES}
-    for name, kind in (("model", model), ("loss", loss)):
-        keys = _keys(name, kind, fields)
-        chosen[name] = {KIND: kind, **keys} if keys else kind
-    return chosen
-
-
-def _keys(name: str, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
-    given = fields.get(name, {})
-    known = {} if kind == "rl" or not given else fields_of(type(BASES[name].named(kind, name)))
-    return {key: value for key, value in given.items() if key in known}
-
-
-def _require_keys(models: Sequence[str], losses: Sequence[str], fields: dict[str, Any]) -> None:
-    """Raises UserError for a key that none of the parts has."""
-    for name, kinds in (("model", models), ("loss", losses)):
-        for key, value in fields.get(name, {}).items():
-            if not any(key in _keys(name, kind, fields) for kind in kinds):
-                convert(name, {KIND: kinds[0], key: value}, BASES[name])
-
-
-def _require_values(chosen: Sequence[tuple[str, str]], fields: dict[str, Any]) -> None:
-    """Raises UserError for a key or a value that one of several trainings would refuse, after those before it."""
-    for model, loss in chosen:
-        asked = _asked(model, loss, fields)
-        if loss == "rl":
-            resolve("td3", {name: value for name, value in asked.items() if name not in BASES})
-        else:
-            resolve("amortize", asked)
 
 
 def held_out(problem: Problem, solvers: dict[str, Solver], out: Path | None = None) -> Report:
@@ -361,15 +304,9 @@ def compare(
     if Constraints.of(given[1]) is not None:
         name = type(given[1]).__name__
         raise UserError(f"problem={name}: it has constraints, of which a mean gap says nothing; use `rlamort amortize`")
-    if "seed" in fields:
-        raise UserError(f"seed={fields['seed']}: a comparison has seeds, a training each, as in seeds=0,1,2")
-    if not seeds or len(set(seeds)) < len(seeds):  # the same training twice would narrow the interval
-        raise UserError(f"seeds={list(seeds)}: one or more are needed, each another")
     if losses is None:
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
-    chosen, fields = pairs(models, losses), nested(fields)
-    _require_keys(models, losses, fields)
-    _require_values(chosen, fields)
+    chosen, fields = trainings(models, losses, seeds, fields)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():
@@ -383,7 +320,7 @@ def compare(
         gaps, seconds = [], []
         for seed in seeds:
             print(f"training: {model}, {loss}, seed {seed}", flush=True)
-            solver = amortize(training, seed=seed, **_asked(model, loss, fields))
+            solver = amortize(training, seed=seed, **asked_of(model, loss, fields))
             gaps.append((extended(f, testing.domain, solver.predict_rows(x), x) - reference.cost).mean().item())
             seconds.append(solver.training_seconds)
         mean, low, high = interval(gaps)

@@ -103,7 +103,7 @@ def time_to_match(
     """
     best, zero, own = (float(costs[name].mean()) for name in ("best", "zero", "policy"))
     goals = {"the policy's cost": own, f"a gap of {100 * WANTED:g} %": best + WANTED * (zero - best)}
-    batches = [x[:1], x]
+    batches = [x] if len(x) == 1 else [x[:1], x]
     forward = {len(part): timed(functools.partial(policy, part), x.device, within=2.0) for part in batches}
     weights = x.new_zeros(x.shape[1], domain.dim)  # any policy multiplies its state by some, once at least
     least = {len(part): timed(functools.partial(torch.matmul, part, weights), x.device) for part in batches}

@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rlamort.config import KIND, Field, Part, check_names, defaults, fields, full, part_of, renamed, resolve, short, short_name
 from rlamort.errors import Preempted, UserError
 from rlamort.host.command import INTERRUPTED, Parser, guarded, say
-from rlamort.run.overrides import each, spelled, split, swept, values
+from rlamort.run.directory import continues, require_unused
+from rlamort.run.overrides import each, resolved_late, spelled, split, swept, values
 from rlamort.run.search import Search, Trial
 from rlamort.run.track import last_evaluation
 
@@ -54,8 +55,8 @@ class Composition:
         self.search = Search(row, self.given) if self.several and self.given.get("hydra/sweeper") == "optuna" else None
         # of a part only overrides are composed, since its keys depend on its kind
         values = {name: {} if isinstance(value, Part) else value for name, value in defaults(row).items()}
-        node = {**values, "env_kwargs": values["env_kwargs"] or {}, "method": method}
-        ConfigStore.instance().store(name="fields", node=node)
+        self.node = {**values, "env_kwargs": values["env_kwargs"] or {}, "method": method}
+        ConfigStore.instance().store(name="fields", node=self.node)
 
     def run(self, start: Callable[[str, dict[str, Any]], Path]) -> int:
         """Run all; returns the exit code, of a failed run if one of several failed.
@@ -69,10 +70,7 @@ class Composition:
         if not self.several:
             return self._hydra(start, [], lambda trial: None)
         if self.given.get("dir", "null").lower() not in ("", "null") and self._share_a_folder():
-            raise UserError(
-                f"dir={self.given['dir']}: each of several runs needs its own; dir='{self.given['dir']}-${{seed}}', say, or "
-                "leave dir out for new ones under runs/"
-            )
+            raise self._shared(self.given["dir"])
         self._require_values()
         # for Hydra's multirun.yaml and its launchers' files: in the current folder, which a cluster's nodes share
         with tempfile.TemporaryDirectory(prefix=".multirun-", dir=Path.cwd()) as folder:
@@ -93,14 +91,29 @@ class Composition:
     def _require_values(self) -> None:
         """Raises UserError for a value that one of several runs would refuse, after those before it have been trained.
 
-        What a search chooses, and what an interpolation gives, is known only then.
+        What a search chooses, and what a resolver such as ${now:} gives, is known only then.
         """
         if self.given.get("hydra/sweeper", "basic") != "basic":
             return
-        known = [one.lstrip("+") for one in self.overrides if _root(one) in self.known and "${" not in one]
+        asked = [one.lstrip("+") for one in self.overrides if _root(one) in self.known]
+        known = [one for one in asked if not resolved_late(one)]
         kinds = {name: field.type for name, field in self.known.items()}
+        unsure = len(known) < len(asked) and "${" in self.given.get("dir", "")  # a folder may be named by what comes later
+        folders: set[Path] = set()
         for chosen in itertools.product(*map(each, known)):
-            resolve(self.method, values(chosen, kinds))
+            said = values(chosen, kinds)
+            try:
+                composed = OmegaConf.to_container(OmegaConf.create({**self.node, **said}), resolve=True)
+            except OmegaConfBaseException as error:
+                raise _refused(error) from error
+            run = resolve(self.method, {key: composed[key] for key in said}).run
+            if unsure or not run.dir:
+                continue
+            if (folder := Path(run.dir).resolve()) in folders:
+                raise self._shared(run.dir)
+            folders.add(folder)
+            if not continues(run):
+                require_unused(Path(run.dir))
 
     def _share_a_folder(self) -> bool:
         """Whether several runs would have the same `dir`."""
@@ -109,6 +122,13 @@ class Composition:
         searched = self.given.get("hydra/sweeper", "basic") != "basic"
         listed = any(key.startswith("hydra.sweeper.params") for key in self.given)
         return searched or listed or any(swept(one) for one in self.overrides)
+
+    @staticmethod
+    def _shared(folder: str) -> UserError:
+        return UserError(
+            f"dir={folder}: each of several runs needs its own; dir='{folder}-${{seed}}', say, or leave dir out for new ones "
+            "under runs/"
+        )
 
     @property
     def runs(self) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from rlamort.config import Config, short_name
+from rlamort.config import Config, Run, short_name
 from rlamort.errors import UserError
 from rlamort.host.machine import versions
 from rlamort.host.publish import published_file
@@ -47,19 +47,17 @@ class Directory:
     def __init__(self, path: Path, facts: dict[str, Any], fresh: bool = True) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
             if fresh:
-                self._refuse_used()
+                require_unused(path)
+            path.mkdir(parents=True, exist_ok=True)
             self.close = weakref.finalize(self, unlock, locked(path), os.getpid())
             if fresh:
-                self._refuse_used()  # by whoever had it until now
+                require_unused(path)  # by whoever had it until now
             for file in path.iterdir():
                 if LEFT.fullmatch(file.name) and file.is_file():
                     file.unlink()
             if fresh:
                 self.describe(facts)
-        except FileExistsError:
-            raise UserError(f"dir={path}: it is a file; a folder is needed") from None
         except OSError as error:
             raise UserError(f"dir={path}: it cannot be written: {error.strerror}") from error
         self.records = Records(path / "metrics.jsonl")
@@ -83,12 +81,21 @@ class Directory:
         except OSError as error:
             raise UserError(f"dir={self.path}: it cannot be written: {error.strerror}") from error
 
-    def _refuse_used(self) -> None:
-        if any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in self.path.iterdir()):
-            raise UserError(
-                f"dir={self.path}: it exists already; choose a new one, leave dir out for a new one under runs/, "
-                f"or continue it with `rlamort resume {self.path}`"
-            )
+
+def continues(run: Run) -> bool:
+    """Whether a command goes on with the run that is in its folder."""
+    return run.resume == "auto" and run.dir is not None and (Path(run.dir) / "config.yaml").is_file()
+
+
+def require_unused(path: Path) -> None:
+    """Raises UserError if a new run cannot have the folder `path`, since it is a file, or holds some."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"dir={path}: it is a file; a folder is needed")
+    if path.is_dir() and any(file.name != LOCK and not LEFT.fullmatch(file.name) for file in path.iterdir()):
+        raise UserError(
+            f"dir={path}: it exists already; choose a new one, leave dir out for a new one under runs/, "
+            f"or continue it with `rlamort resume {path}`"
+        )
 
 
 def unlock(lock: int, holder: int) -> None:

@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rlamort.config import KIND, renamed
+from rlamort.config import KIND, renamed, unsupported
 
 SCORED = ("objective", "regress", "es", "smoothed", "penalty", "lagrangian")  # losses that have `start` today
-AMORTIZE, PLANNER = "rlamort.agents.amortize.Amortize", "rlamort.agents.plan.MPC"
+AMORTIZE, PLANNER, BASELINE = "rlamort.agents.amortize.Amortize", "rlamort.agents.plan.MPC", "rlamort.agents.sb3.SB3"
+INERT = ("update_after", "keep_checkpoints", "on_nan", "wandb_artifacts", "warmup_steps")  # what baselines took without effect
 STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "alista", "slista": "step_ista"}  # and their steps
 
 
 def modern(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a file with former keys replaced by the parts that they chose."""
-    values = _whole(row, _headed(values))
+    values = _acting(row, _whole(row, _headed(values)))
     names = renamed(dict(row))
     old = {name: values[name] for name in names if name in values}
     current = {name: value for name, value in values.items() if name not in names}
@@ -28,6 +29,12 @@ def _whole(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values from when planners fitted their dynamics to all episodes, and none was held out."""
     before = row["agent"] == PLANNER and "fit_hold_out" not in values
     return dict(values) | ({"fit_hold_out": 0} if before else {})
+
+
+def _acting(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without those that had no effect on the rows of Stable-Baselines3, and are refused today."""
+    inert = set(INERT) & set(unsupported(dict(row))) if row["agent"] == BASELINE else set()
+    return {name: value for name, value in values.items() if name not in inert}
 
 
 def _headed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,11 @@ def each(override: str) -> list[str]:
     return [f"{split(override)[0]}={text}" for text in parsed.sweep_string_iterator()]
 
 
+def resolved_late(override: str) -> bool:
+    """Whether one in Hydra's grammar asks a resolver, which answers when the run is composed."""
+    return any(colon for _, colon in INTERPOLATION.findall(override))
+
+
 def _parsed(text: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(f"key={text}")

@@ -1,6 +1,7 @@
 """Data sets of demonstrations, read from disk. N steps · d = x_dim · n = dim of an action"""
 
 import importlib
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from rlamort.env import Space, Spec
 from rlamort.errors import UserError
 from rlamort.host.saved import Damaged, read_arrays
 
-BOUNDS = ("low", "high")  # of an action space
+ARRAYS, BOUNDS = ("observations", "actions", "episode"), ("low", "high")  # of steps, and of an action space
 TOLERANCE = 1e-4  # of the larger bound, by which rounding may carry an action out of its box
 
 
@@ -35,6 +36,7 @@ def from_npz(path: Path, name: str, spec: Spec) -> Recorded:
     """Arrays `observations` (N, ...) and `actions` (N, ...), and perhaps `episode` (N,), whole numbers that never fall.
 
     Without `episode` all are one. `low` and `high`, if they are there, are the bounds of the action space that it was made in.
+    What else is there is named in a warning: it may be a slip, or say where episodes end.
 
     Raises:
         UserError: it cannot be read, or does not fit the environment of `spec`.
@@ -46,6 +48,11 @@ def from_npz(path: Path, name: str, spec: Spec) -> Recorded:
     lacking = [key for key in ("observations", "actions") if key not in arrays]
     if lacking:
         raise UserError(f"{name}: it lacks {', '.join(lacking)}, and has {', '.join(arrays) or 'nothing'}")
+    if len(bounds := [key for key in BOUNDS if key in arrays]) == 1:
+        raise UserError(f"{name}: it has {bounds[0]} alone; both low and high, or neither, are needed")
+    if unread := [key for key in arrays if key not in (*ARRAYS, *BOUNDS)]:
+        one = "" if "episode" in arrays else "; without `episode` all steps are one episode"
+        warnings.warn(f"{name}: nothing reads its {', '.join(unread)}, only {', '.join((*ARRAYS, *BOUNDS))}{one}", stacklevel=2)
     observations, actions = arrays["observations"], arrays["actions"]
     for key, array in arrays.items():
         if not array.ndim and key not in BOUNDS:

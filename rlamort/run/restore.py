@@ -109,6 +109,9 @@ def resume(
     learner.durable = Durable(learner, directory)
     directory.checkpoints.sweep()
     loaded = directory.checkpoints.newest()
+    taken = 0 if loaded is None else loaded.saved.facts["env_step"]
+    if config.run.steps < taken and config.run.steps != before.run.steps:  # the last step of all environments may go beyond
+        raise UserError(f"steps={config.run.steps}: the run in {path} has taken {taken:,} already; at least as many are needed")
     learner.build(learner.source.env.spec)
     if loaded is None and begun:
         done = recorded_step(path)

@@ -12,7 +12,7 @@ from rlamort.config import read_row, resolve, short_name
 from rlamort.errors import Diverged, Preempted, UserError
 from rlamort.host.publish import published_file
 from rlamort.host.saved import Damaged, read_json
-from rlamort.run.directory import ASKED, claimed
+from rlamort.run.directory import ASKED, claimed, continues
 from rlamort.run.durable import Durable
 from rlamort.run.learner import Learner, learner_class
 from rlamort.run.restore import EXCEPT_EPISODE, another_run, over, resume
@@ -49,7 +49,7 @@ class Session:
         if config.run.resume == "auto":
             if config.run.dir is None:
                 raise UserError("resume=auto: it needs dir=..., the run directory to look for")
-            if (Path(config.run.dir) / "config.yaml").is_file():
+            if continues(config.run):
                 return self._repeat(Path(config.run.dir), overrides, method)
         with contextlib.nullcontext(Path(config.run.dir)) if config.run.dir else claimed(config) as path:
             learner = learner_class(method)(**{**config.values, "dir": str(path)})
