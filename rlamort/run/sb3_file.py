@@ -117,6 +117,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _member(path: Path, name: str, largest: int) -> bytes:
     with _reading(path), zipfile.ZipFile(path) as archive:
+        if name not in archive.namelist():
+            raise UserError(f"{path}: it is not a Stable-Baselines3 file, since it has no member {name!r}")
         size = archive.getinfo(name).file_size  # as declared; reading more than that is an error
         if size > largest:
             raise UserError(f"{path}: its member {name!r} would unpack to {size} bytes; {largest} are allowed")
