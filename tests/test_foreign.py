@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(ra.UserError, match="there is no such file"):
         ra.load(f"sb3:{path}")
     np.savez(tmp_path / "data.npz", observations=OBSERVATIONS)
-    with pytest.raises(ra.UserError, match="data.npz: it is not a Stable-Baselines3 file, since it has no member 'data'"):
+    with pytest.raises(ra.UserError, match=r"data\.npz: it is not a Stable-Baselines3 file, since it has no member 'data'"):
         ra.load(f"sb3:{tmp_path / 'data.npz'}")
     path.write_bytes(b"no zip")
     with pytest.raises(ra.UserError, match="BadZipFile"):
