@@ -67,9 +67,10 @@ class _Asked(gymnasium.Wrapper[Any, Any, Any, Any]):
         where = f"env {self.name}, step {self.taken}: {what}"
         try:
             answer = call()
-        except Exception as error:
+            sound = all(np.isfinite(part).all() for part in answer[:numbers])
+        except Exception as error:  # whatever a user's environment raises, or returns instead of numbers
             raise Fault(f"{where} raised {type(error).__name__}: {error}; {NEEDED}") from error
-        if not all(np.isfinite(part).all() for part in answer[:numbers]):
+        if not sound:
             given = ", ".join(map(str, answer[:numbers]))
             raise Fault(f"{where} returned {given}; {NEEDED}")
         return answer

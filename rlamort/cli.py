@@ -276,7 +276,7 @@ def compare_losses(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     out = free(options)
     from rlamort.measure.fit import compare
-    from rlamort.measure.trainings import trainings
+    from rlamort.measure.trainings import require_trainings
     from rlamort.run.overrides import kinds, names
 
     fields = _values(options.keys)
@@ -287,7 +287,7 @@ def compare_losses(arguments: list[str]) -> None:
         from rlamort.measure.gap import max_q
 
         env = fields.pop("env", None)
-        trainings(models, losses or ("objective",), seeds, fields)  # before anything is played
+        require_trainings(models, losses or ("objective",), seeds, fields)  # before anything is played
         target = max_q(target, env)
     _tell(compare(target, models, losses, seeds, **fields), out)
 

@@ -16,7 +16,7 @@ from rlamort.measure.check import MODELS, check, misfit
 from rlamort.measure.evaluate import evaluate
 from rlamort.measure.fit import behind, compare, report
 from rlamort.measure.table import Row
-from rlamort.measure.trainings import pairs
+from rlamort.measure.trainings import pairs, require_trainings
 from rlamort.model import Expert, Full, Unroll
 from rlamort.objective import Cost
 from rlamort.parts.labels import Solved
@@ -540,6 +540,7 @@ def test_wrong_names_and_wrong_problems_are_said_before_any_work():
             command(Portfolio, ["semi"], ["rl"])
     with pytest.warns(UserWarning, match="left out: semi by rl"):
         assert pairs(["full", "semi"], ["rl"]) == [("full", "rl")]
+    require_trainings(["full", "semi"], ["rl"], [0], {})  # which comes before, and leaves the warning to that
     with pytest.raises(UserError, match=r"loss=regress.*parameters of Learnt"):
         ra.amortize(Learnt, loss="regress")
     with pytest.raises(UserError, match=r"loss=regress: Outside\.solution returns points .* outside Simplex; points in it"):

@@ -24,7 +24,7 @@ from rlamort.measure.check import check, misfit
 from rlamort.measure.plot import draw_gaps
 from rlamort.measure.report import Report, table
 from rlamort.measure.table import Row, measure
-from rlamort.measure.trainings import asked_of, pairs, require_keys, require_values, trainings
+from rlamort.measure.trainings import asked_of, pairs, require_keys, require_trainings, require_values
 from rlamort.model import Model
 from rlamort.objective import Cost, Oracle
 from rlamort.parts import Loss
@@ -306,7 +306,8 @@ def compare(
         raise UserError(f"problem={name}: it has constraints, of which a mean gap says nothing; use `rlamort amortize`")
     if losses is None:
         losses = ("objective", "regress") if type(given[0]).solution is not Problem.solution else ("objective",)
-    chosen, fields = trainings(models, losses, seeds, fields)
+    require_trainings(models, losses, seeds, fields)
+    chosen, fields = pairs(models, losses), nested(fields)
     training, testing = (copy.deepcopy(one).requires_grad_(False) for one in given)
     f = Cost(testing)
     with torch.random.fork_rng():

@@ -19,6 +19,14 @@ def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]
     Raises:
         UserError: a name is unknown, or no pair remains.
     """
+    kept, left = _divided(models, losses)
+    if left:
+        warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
+    return kept
+
+
+def _divided(models: Sequence[str], losses: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """The pairs that remain, and what is left out, in words."""
     for names, allowed, what in ((models, MODELS, "model"), (losses, LOSSES, "loss")):
         for name in names:
             if name not in allowed:
@@ -28,9 +36,7 @@ def pairs(models: Sequence[str], losses: Sequence[str]) -> list[tuple[str, str]]
     left = ", ".join(f"{model} by {loss}" for model, loss in every if (model, loss) not in kept)
     if not kept:
         raise UserError(f"loss=rl: a policy is a full model, which leaves nothing of {left}; model=full is needed")
-    if left:
-        warnings.warn(f"loss=rl: a policy is a full model, so this is left out: {left}", stacklevel=3)
-    return kept
+    return kept, left
 
 
 def asked_of(model: str, loss: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -66,19 +72,12 @@ def require_values(chosen: Sequence[tuple[str, str]], fields: dict[str, Any]) ->
             resolve("amortize", asked)
 
 
-def trainings(
-    models: Sequence[str], losses: Sequence[str], seeds: Sequence[int], fields: dict[str, Any]
-) -> tuple[list[tuple[str, str]], dict[str, Any]]:
-    """Pairs and nested fields of a comparison, whatever its problem: a run's takes long to make.
-
-    Raises:
-        UserError: as of `compare`.
-    """
+def require_trainings(models: Sequence[str], losses: Sequence[str], seeds: Sequence[int], fields: dict[str, Any]) -> None:
+    """Raises UserError for what a comparison would refuse whatever its problem is: a run's takes long to make."""
     if "seed" in fields:
         raise UserError(f"seed={fields['seed']}: a comparison has seeds, a training each, as in seeds=0,1,2")
     if not seeds or len(set(seeds)) < len(seeds):  # the same training twice would narrow the interval
         raise UserError(f"seeds={list(seeds)}: one or more are needed, each another")
-    chosen, fields = pairs(models, losses), nested(fields)
+    (chosen, _), fields = _divided(models, losses), nested(fields)
     require_keys(models, losses, fields)
     require_values(chosen, fields)
-    return chosen, fields

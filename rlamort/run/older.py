@@ -6,7 +6,7 @@ from typing import Any
 from rlamort.config import KIND, renamed, unsupported
 
 SCORED = ("objective", "regress", "es", "smoothed", "penalty", "lagrangian")  # losses that have `start` today
-AMORTIZE, PLANNER, BASELINE = "rlamort.agents.amortize.Amortize", "rlamort.agents.plan.MPC", "rlamort.agents.sb3.SB3"
+AMORTIZE, PLANNER = "rlamort.agents.amortize.Amortize", "rlamort.agents.plan.MPC"
 INERT = ("update_after", "keep_checkpoints", "on_nan", "wandb_artifacts", "warmup_steps")  # what baselines took without effect
 STEPPED = {"psd": "psd", "lista": "lista", "lista_cp": "lista_cp", "alista": "alista", "slista": "step_ista"}  # and their steps
 
@@ -32,8 +32,8 @@ def _whole(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _acting(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values without those that had no effect on the rows of Stable-Baselines3, and are refused today."""
-    inert = set(INERT) & set(unsupported(dict(row))) if row["agent"] == BASELINE else set()
+    """Values without those that had no effect in this row, and are refused today."""
+    inert = set(INERT) & set(unsupported(dict(row)))
     return {name: value for name, value in values.items() if name not in inert}
 
 
